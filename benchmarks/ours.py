@@ -1,0 +1,122 @@
+"""Our side of the comparison: the same job as the peer's script, in a process of its own.
+
+    python benchmarks/ours.py --tools TOOLS --case mobilenet_v1 --samples 100 --output ours.onnx
+
+prints `OURS {json}`: the figures of peer_quark.py, by that script's reader and evaluation, and the memory of
+the call. With --finetune MODEL the job is finetune() on that Q/DQ model instead of quantize_model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from memory import resident_memory
+from quark.onnx import ModelQuantizer, finetune
+from quark.onnx.quantization.config import QConfig
+from quark.onnx.quantization.config.algorithm import AdaRoundConfig
+from quark.onnx.quantization.config.spec import CalibMethod, Int8Spec, QLayerConfig, UInt8Spec
+
+_MIB = 2**20
+
+
+class RandomReader:
+    """Uniform samples in [-1, 1), made when they are asked for: the reader itself holds nothing."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], samples: int) -> None:
+        self._name, self._shape, self._left = name, shape, samples
+        self._rng = np.random.default_rng(0)
+
+    def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
+        if not self._left:
+            return None
+        self._left -= 1
+        return {self._name: 2 * self._rng.random((1, *self._shape), dtype=np.float32) - 1}
+
+
+def main() -> None:
+    a = _arguments()
+    sys.path.insert(0, str(a.tools))
+    peer = importlib.import_module(
+        "peer_quark"
+    )  # its reader and its evaluation, so that both sides have the same
+    case = importlib.import_module("datasets").load(a.case)
+    model = str(case.model)
+    name = ort.InferenceSession(model).get_inputs()[0].name
+    reader = peer.Reader(name, case.calib[: a.samples])
+    if a.random_data:
+        reader = RandomReader(name, case.calib.shape[1:], a.samples)
+        case = None  # its arrays are freed before memory is measured
+    job = _job(a, model, reader)
+    with resident_memory() as memory:
+        start = time.perf_counter()
+        job()
+        wall = time.perf_counter() - start
+    result: dict[str, Any] = {
+        "model": model,
+        "output": a.output,
+        "wall_s": round(wall, 3),
+        **memory.figures(),
+    }
+    if case is not None:
+        result["case_data_mib"] = round((case.calib.nbytes + case.eval_x.nbytes) / _MIB, 1)
+        reference = peer.outputs(model, case.eval_x, True)
+        for key, optimise in (("plain", False), ("ort_default", True)):
+            result[key] = _agreement(peer.outputs(a.output, case.eval_x, optimise), reference, case.eval_y)
+    print("OURS " + json.dumps(result))
+
+
+def _job(a: argparse.Namespace, model: str, reader: Any) -> Callable[[], object]:
+    adaround = AdaRoundConfig(
+        batch_size=a.batch_size, num_iterations=a.iterations, learning_rate=0.1, mem_opt_level=a.mem_opt_level
+    )
+    if a.finetune:
+        return lambda: finetune(model, a.finetune, a.output, reader, adaround)
+    weight = Int8Spec(calibration_method=CalibMethod.MinMax) if a.weight_method == "MinMax" else Int8Spec()
+    layer = QLayerConfig(activation=UInt8Spec(), weight=weight)
+    algorithms = [adaround] if a.algorithm == "adaround" else []
+    quantizer = ModelQuantizer(QConfig(global_config=layer, algo_config=algorithms))
+    return lambda: quantizer.quantize_model(model, a.output, reader)
+
+
+def _agreement(
+    got: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], labels: Any
+) -> dict[str, float | None]:
+    """agree, top1: percent. mse: of the logits, against the float model's. As peer_quark.py computes them."""
+    top = got.argmax(1)
+    return {
+        "agree": round(100 * float((top == reference.argmax(1)).mean()), 2),
+        "mse": float(((got - reference) ** 2).mean()),
+        "top1": None if labels is None else round(100 * float((top == labels).mean()), 2),
+    }
+
+
+def _arguments() -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--tools", type=Path, required=True, help="folder with datasets.py and peer_quark.py")
+    p.add_argument("--case", required=True)
+    p.add_argument("--samples", type=int, required=True)
+    p.add_argument("--output", required=True)
+    p.add_argument("--algorithm", choices=("none", "adaround"), default="adaround")
+    p.add_argument("--weight-method", choices=("default", "MinMax"), default="default")
+    p.add_argument("--finetune", help="Q/DQ model of another tool to finetune")
+    p.add_argument("--batch-size", type=int, default=1)
+    p.add_argument("--iterations", type=int, default=1000)
+    p.add_argument("--mem-opt-level", type=int, default=1)
+    p.add_argument(
+        "--random-data", action="store_true", help="calibrate on samples made on the fly; memory only"
+    )
+    return p.parse_args()
+
+
+if __name__ == "__main__":
+    main()

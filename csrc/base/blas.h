@@ -1,0 +1,31 @@
+/* The only place that spells BLAS names. OpenBLAS, LP64, with or without a symbol prefix. Every call runs in
+ * the calling thread (our own pool makes the parallelism), so results do not depend on OpenBLAS's threads. */
+#ifndef QK_BLAS_H
+#define QK_BLAS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* OpenBLAS's thread count is process-wide: set to 1 while any section is open, restored after the last. */
+void qk_blas_enter(void);
+void qk_blas_leave(void);
+/* "OpenBLAS 0.3.34 DYNAMIC_ARCH ..." */
+const char *qk_blas_config(void);
+
+/* Row-major. c (m,n) = a (m,k) b (k,n), with b given as (n,k) when b_transposed; leading dimensions in
+ * elements. accumulate: c += instead. */
+typedef struct {
+    int64_t m, n, k;
+    int64_t lda, ldb, ldc;
+    bool b_transposed;
+    bool accumulate;
+} qk_gemm_shape;
+void qk_sgemm(float *c, const float *a, const float *b, qk_gemm_shape s);
+void qk_dgemm(double *c, const double *a, const double *b, qk_gemm_shape s);
+
+/* Lower triangle of a (n,n) becomes its Cholesky factor L, a = L L'. false: not positive definite. */
+bool qk_cholesky(double *a, int64_t n);
+/* Rows of x (m,n) become rows of x (L L')^-1. */
+void qk_cholesky_solve(double *x, int64_t m, const double *l, int64_t n);
+
+#endif

@@ -1,0 +1,120 @@
+#include "base/pool.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/memory.h"
+
+struct qk_pool {
+    int threads; /* the caller is worker 0 */
+    int started; /* helper threads that exist */
+    pthread_t *helpers;
+    pthread_mutex_t run_lock; /* one run at a time: two Python threads may share a pool */
+    pthread_mutex_t lock;
+    pthread_cond_t wake, done;
+    qk_task task;
+    void *context;
+    int64_t count;
+    atomic_llong next;
+    uint64_t generation; /* of the current run */
+    int busy;            /* helpers that have not finished it */
+    bool stop;
+};
+
+typedef struct {
+    qk_pool *pool;
+    int worker;
+} helper_argument;
+
+static void drain(qk_pool *pool, int worker) {
+    long long i;
+    while ((i = atomic_fetch_add(&pool->next, 1)) < pool->count) pool->task(pool->context, i, worker);
+}
+
+static void *help(void *argument) {
+    helper_argument self = *(helper_argument *)argument;
+    free(argument);
+    qk_pool *pool = self.pool;
+    uint64_t seen = 0;
+    pthread_mutex_lock(&pool->lock);
+    for (;;) {
+        while (!pool->stop && pool->generation == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+        if (pool->stop) break;
+        seen = pool->generation;
+        pthread_mutex_unlock(&pool->lock);
+        drain(pool, self.worker);
+        pthread_mutex_lock(&pool->lock);
+        if (--pool->busy == 0) pthread_cond_signal(&pool->done);
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return NULL;
+}
+
+qk_pool *qk_pool_new(int threads) {
+    if (threads < 1) return NULL;
+    qk_pool *pool = QK_NEW(qk_pool, 1);
+    if (!pool) return NULL;
+    pool->threads = threads;
+    pthread_mutex_init(&pool->run_lock, NULL);
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    pthread_cond_init(&pool->done, NULL);
+    pool->helpers = QK_NEW(pthread_t, threads);
+    if (!pool->helpers) {
+        qk_pool_free(pool);
+        return NULL;
+    }
+    /* A system that refuses another thread leaves a smaller pool: slower, same results. */
+    for (int i = 1; i < threads; i++) {
+        helper_argument *argument = QK_NEW(helper_argument, 1);
+        if (!argument) break;
+        *argument = (helper_argument){pool, i};
+        if (pthread_create(&pool->helpers[pool->started], NULL, help, argument) != 0) {
+            free(argument);
+            break;
+        }
+        pool->started++;
+    }
+    return pool;
+}
+
+void qk_pool_free(qk_pool *pool) {
+    if (!pool) return;
+    pthread_mutex_lock(&pool->lock);
+    pool->stop = true;
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
+    for (int i = 0; i < pool->started; i++) pthread_join(pool->helpers[i], NULL);
+    pthread_cond_destroy(&pool->done);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->lock);
+    pthread_mutex_destroy(&pool->run_lock);
+    free(pool->helpers);
+    free(pool);
+}
+
+int qk_pool_threads(const qk_pool *pool) { return pool->threads; }
+
+void qk_pool_run(qk_pool *pool, qk_task task, void *context, int64_t count) {
+    if (count <= 0) return;
+    pthread_mutex_lock(&pool->run_lock);
+    pool->task = task;
+    pool->context = context;
+    pool->count = count;
+    atomic_store(&pool->next, 0);
+    bool shared = count > 1 && pool->started > 0;
+    if (shared) {
+        pthread_mutex_lock(&pool->lock);
+        pool->busy = pool->started;
+        pool->generation++;
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->lock);
+    }
+    drain(pool, 0);
+    if (shared) {
+        pthread_mutex_lock(&pool->lock);
+        while (pool->busy > 0) pthread_cond_wait(&pool->done, &pool->lock);
+        pthread_mutex_unlock(&pool->lock);
+    }
+    pthread_mutex_unlock(&pool->run_lock);
+}

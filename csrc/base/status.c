@@ -1,0 +1,14 @@
+#include "qk.h"
+
+const char *qk_strerror(qk_status status) {
+    switch (status) {
+    case QK_OK: return "no error";
+    case QK_E_NOMEM: return "out of memory";
+    case QK_E_ARG: return "an argument is out of range";
+    case QK_E_SHAPE: return "the shape of the data does not fit the layer";
+    case QK_E_NONFINITE: return "the data contains NaN or Inf";
+    case QK_E_CANCELLED: return "cancelled";
+    case QK_E_NO_ROWS: return "too little data: no row to fit on or none to hold out";
+    }
+    return "unknown status";
+}

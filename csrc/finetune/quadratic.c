@@ -1,0 +1,78 @@
+#include "finetune/quadratic.h"
+
+#include <math.h>
+
+#include "base/blas.h"
+#include "base/memory.h"
+#include "kernels/kernels.h"
+
+static bool all_finite(const double *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(x[i])) return false;
+    return true;
+}
+
+qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, bool with_target) {
+    const qk_geometry *g = qk_layer_geometry(layer);
+    const int64_t rows = g->groups * g->outputs, inputs = g->groups * g->inputs;
+    *q = (qk_quadratic){.groups = g->groups, .inputs = g->inputs, .outputs = g->outputs};
+    if (qk_layer_rows(layer, set) == 0) return QK_E_NO_ROWS;
+    q->gram = QK_NEW(double, inputs * g->inputs);
+    q->mean_x = QK_NEW(double, inputs);
+    q->cross = QK_NEW(double, rows * g->inputs);
+    q->mean_y = QK_NEW(double, rows);
+    q->power = QK_NEW(double, rows);
+    if (!q->gram || !q->mean_x || !q->cross || !q->mean_y || !q->power) {
+        qk_quadratic_destroy(q);
+        return QK_E_NOMEM;
+    }
+    qk_layer_moments(layer, set, q->gram, q->cross, q->mean_x, q->mean_y, q->power);
+    /* A NaN or Inf in the data reaches the mean of its input and the power of its output. */
+    if (!all_finite(q->mean_x, inputs) || !all_finite(q->gram, inputs * g->inputs) ||
+        (with_target && !all_finite(q->power, rows))) {
+        qk_quadratic_destroy(q);
+        return QK_E_NONFINITE;
+    }
+    return QK_OK;
+}
+
+void qk_quadratic_destroy(qk_quadratic *q) {
+    free(q->gram);
+    free(q->cross);
+    free(q->mean_x);
+    free(q->mean_y);
+    free(q->power);
+    *q = (qk_quadratic){0};
+}
+
+void qk_quadratic_centre(qk_quadratic *q) {
+    const int64_t K = q->inputs, O = q->outputs;
+    for (int64_t g = 0; g < q->groups; g++) {
+        const double *mu = q->mean_x + g * K;
+        for (int64_t k = 0; k < K; k++)
+            qk_kernels_get()->axpy(q->gram + (g * K + k) * K, -mu[k], mu, (size_t)K);
+        for (int64_t o = g * O; o < (g + 1) * O; o++)
+            qk_kernels_get()->axpy(q->cross + o * K, -q->mean_y[o], mu, (size_t)K);
+    }
+}
+
+void qk_quadratic_fix_bias(qk_quadratic *q, const float *bias) {
+    const int64_t K = q->inputs, O = q->outputs;
+    for (int64_t o = 0; o < q->groups * O; o++)
+        qk_kernels_get()->axpy(q->cross + o * K, -(double)bias[o], q->mean_x + o / O * K, (size_t)K);
+}
+
+void qk_output_error(const qk_quadratic *q, int64_t row, int64_t count, const double *w, const double *bias,
+                     double *scratch, double *error) {
+    const qk_kernels *kernels = qk_kernels_get();
+    const int64_t K = q->inputs, group = row / q->outputs;
+    const double *mu = q->mean_x + group * K;
+    qk_dgemm(scratch, w, q->gram + group * K * K,
+             (qk_gemm_shape){.m = count, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
+    for (int64_t i = 0; i < count; i++) {
+        const double *wi = w + i * K, *c = q->cross + (row + i) * K;
+        const double b = bias[i], wmu = kernels->dot(wi, mu, (size_t)K);
+        error[i] = kernels->dot(wi, scratch + i * K, (size_t)K) - 2 * kernels->dot(wi, c, (size_t)K) + 2 * b * wmu -
+                   2 * b * q->mean_y[row + i] + b * b + q->power[row + i];
+    }
+}

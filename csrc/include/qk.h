@@ -1,0 +1,186 @@
+/* qk: the finetune core. The one public header; plain C11, no Python.
+ *
+ * Words used everywhere
+ *   sample     one item of calibration data (one index of a batch's first axis)
+ *   row        one output position of one sample: K inputs and O float outputs per group
+ *   x          layer input as the quantized model feeds it (after its Q/DQ)
+ *   y          the float model's layer output, before any activation
+ *   G C mu m t E[x x'] (K,K), E[y x'] (O,K), E[x] (K), E[y] (O), E[y^2] (O): the moments of the rows
+ * Arrays are C-contiguous. Data is float32; sums and factorisations are float64.
+ * Results do not depend on the number of threads.
+ */
+#ifndef QK_H
+#define QK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* ---- status ---------------------------------------------------------------------------------- */
+typedef enum {
+    QK_OK = 0,
+    QK_E_NOMEM,     /* out of memory */
+    QK_E_ARG,       /* an argument is out of range */
+    QK_E_SHAPE,     /* an array's shape does not fit the layer */
+    QK_E_NONFINITE, /* NaN or Inf in the data */
+    QK_E_CANCELLED, /* the progress callback asked to stop */
+    QK_E_NO_ROWS    /* too little data: no fitted or no held-out row */
+} qk_status;
+const char *qk_strerror(qk_status status);
+
+/* ---- threads --------------------------------------------------------------------------------- */
+typedef struct qk_pool qk_pool;
+/* threads >= 1, the caller included. NULL when out of memory. */
+qk_pool *qk_pool_new(int threads);
+void qk_pool_free(qk_pool *pool);
+int qk_pool_threads(const qk_pool *pool);
+
+/* ---- numbers --------------------------------------------------------------------------------- */
+typedef struct {
+    float scale;
+    int32_t zero_point;
+} qk_affine;
+
+/* The integer grid of a tensor. */
+typedef struct {
+    int32_t qmin, qmax;
+    bool symmetric; /* zero_point 0, range widened to (-max|r|, max|r|) */
+} qk_grid;
+
+/* Scale and zero point of the value range (rmin, rmax), widened to contain 0:
+ * scale = (rmax - rmin) / (qmax - qmin), zero_point = round(qmin - rmin / scale). */
+qk_affine qk_affine_from_range(double rmin, double rmax, qk_grid grid);
+
+/* ONNX QuantizeLinear then DequantizeLinear: y = (clip(round_half_even(x / scale) + zp) - zp) * scale. */
+void qk_fake_quant(float *y, const float *x, size_t n, qk_affine affine, qk_grid grid);
+
+/* The instruction set of the kernels in use: "scalar", "avx2" or "avx512" (QK_MAX_ISA caps it). */
+const char *qk_isa(void);
+
+typedef enum { QK_F32, QK_U8, QK_I8 } qk_dtype;
+
+/* A tensor owned by the caller. 8-bit data stands for (q - zero_point) * scale. */
+typedef struct {
+    const void *data;
+    qk_dtype dtype;
+    int ndim; /* 1 .. QK_MAX_DIMS */
+    int64_t dims[8];
+    qk_affine affine; /* of 8-bit data */
+} qk_tensor;
+enum { QK_MAX_DIMS = 8, QK_MAX_SPATIAL = 3 };
+
+/* ---- value range of a tensor, streaming ------------------------------------------------------ */
+/* Minimum, maximum and a histogram of |x|. The bin width is a power of two that doubles as larger
+ * values arrive, so neither memory nor the result depends on how the data is cut into batches. */
+typedef struct qk_value_range qk_value_range;
+qk_value_range *qk_value_range_new(int bins);
+void qk_value_range_free(qk_value_range *range);
+/* Adds n[i] values x[i] to ranges[i]. QK_E_NONFINITE on NaN or Inf: *bad is then the index i. */
+qk_status qk_value_ranges_update(qk_value_range *const *ranges, const float *const *x, const size_t *n,
+                                 size_t count, qk_pool *pool, size_t *bad);
+float qk_value_range_min(const qk_value_range *range);
+float qk_value_range_max(const qk_value_range *range);
+uint64_t qk_value_range_count(const qk_value_range *range);
+/* The smallest bin edge t such that at least `percentile` percent of the values have |x| <= t. */
+float qk_value_range_percentile(const qk_value_range *range, double percentile);
+
+/* ---- a layer: from batches to moments -------------------------------------------------------- */
+typedef enum { QK_PAD_EXPLICIT, QK_PAD_SAME_UPPER, QK_PAD_SAME_LOWER, QK_PAD_VALID } qk_auto_pad;
+
+/* How rows are cut from x. spatial 0: x is (samples, ..., K) and y (samples, ..., O) (Gemm, MatMul).
+ * spatial 1 .. 3: Conv on x (samples, C, in...) and y (samples, groups * O, out...). */
+typedef struct {
+    int spatial;
+    qk_auto_pad auto_pad;
+    int64_t groups;  /* 1 when spatial is 0 */
+    int64_t outputs; /* O, per group */
+    int64_t inputs;  /* K, per group: C / groups * prod(kernel) */
+    int64_t kernel[QK_MAX_SPATIAL], stride[QK_MAX_SPATIAL], dilation[QK_MAX_SPATIAL];
+    int64_t pad_begin[QK_MAX_SPATIAL], pad_end[QK_MAX_SPATIAL];
+} qk_geometry;
+
+/* Which rows of the data are used. */
+typedef struct {
+    int64_t samples;  /* how many samples will be fed in all */
+    int64_t max_rows; /* about this many rows in all are kept, the same number from each sample */
+    int holdout;      /* every holdout-th sample (or row, with few samples) is held out; 0: none */
+    uint64_t seed;    /* of the choice of rows */
+} qk_row_choice;
+
+typedef struct qk_layer qk_layer;
+/* with_target: y is fed too. */
+qk_status qk_layer_new(qk_layer **layer, const qk_geometry *geometry, const qk_row_choice *rows,
+                       bool with_target);
+void qk_layer_free(qk_layer *layer);
+/* The next samples, in order. y is NULL without target. */
+qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y, qk_pool *pool);
+
+/* Adds what still waits in panels to the moments; call after the last feed. */
+qk_status qk_layer_flush(qk_layer *layer, qk_pool *pool);
+
+typedef enum { QK_FITTED = 0, QK_HELD_OUT = 1 } qk_set;
+int64_t qk_layer_rows(const qk_layer *layer, qk_set set);
+/* Moments of one set, divided by its rows: per group gram (K,K), cross (O,K), mean_x (K), mean_y (O), power (O).
+ * Without target cross, mean_y and power are left alone. */
+void qk_layer_moments(const qk_layer *layer, qk_set set, double *gram, double *cross, double *mean_x,
+                      double *mean_y, double *power);
+const qk_geometry *qk_layer_geometry(const qk_layer *layer);
+
+/* ---- weight scale by output error (CalibMethod.MinOutputMSE) --------------------------------- */
+typedef struct {
+    const float *weight; /* (groups * O, K) */
+    qk_grid grid;
+    bool per_channel;    /* one scale per output channel, else one in all */
+    bool bias_free;      /* the layer has a bias, which takes up the mean of the error */
+} qk_scale_problem;
+/* affine: (groups * O) or 1 entries. */
+qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *problem, qk_affine *affine,
+                                 qk_pool *pool);
+
+/* ---- least squares over the integers --------------------------------------------------------- */
+typedef enum {
+    QK_BOX_FLOOR_CEIL, /* AdaRound: q in {floor(w/s), floor(w/s) + 1} + zp */
+    QK_BOX_FREE        /* AdaQuant: any integer of the grid */
+} qk_box;
+
+/* The quantized layer at the start. Rows are output channels, groups * O of them. */
+typedef struct {
+    const float *weight;       /* float weight (rows, K) */
+    const int32_t *weight_q;   /* (rows, K) */
+    const float *weight_scale; /* (rows) */
+    const int32_t *weight_zp;  /* (rows) */
+    int32_t qmin, qmax;
+    const float *bias;         /* the start's bias as a real number (rows), NULL: none */
+    const float *bias_scale;   /* (rows), integer bias = bias / scale; NULL: the bias stays as it is */
+    int32_t bias_qmin, bias_qmax;
+} qk_quantized_layer;
+
+typedef struct {
+    qk_box box;
+    bool update_bias;
+    int max_sweeps;        /* of coordinate descent, for each candidate */
+    const double *damping; /* candidates, relative to the mean diagonal of G */
+    int damping_count;
+    /* Called between candidates by the calling thread; true: cancel. May be NULL. */
+    bool (*cancelled)(void *user);
+    void *user;
+} qk_least_squares_options;
+
+typedef enum { QK_START, QK_BIAS_ONLY, QK_DESCENT, QK_ROUNDING_DESCENT } qk_candidate;
+
+typedef struct {
+    int32_t *weight_q; /* (rows, K), the caller's memory */
+    int32_t *bias_q;   /* (rows), the caller's memory; untouched when the bias stays */
+    /* Mean squared error of the layer's output per row, summed over outputs. */
+    double before[2], after[2]; /* indexed by qk_set */
+    double power[2];            /* E|y|^2, for relative errors */
+    qk_candidate candidate;
+    double damping;
+    bool accepted; /* held-out error below the start's */
+} qk_least_squares_result;
+
+qk_status qk_least_squares(const qk_layer *layer, const qk_quantized_layer *start,
+                           const qk_least_squares_options *options, qk_pool *pool,
+                           qk_least_squares_result *result);
+
+#endif

@@ -1,0 +1,6 @@
+/* The kernels for AVX2. */
+#if defined(__x86_64__) && defined(__GNUC__)
+#pragma GCC target("avx2")
+#define QK_ISA avx2
+#include "kernels/body.inc"
+#endif

@@ -1,0 +1,81 @@
+#include "ops/extent.h"
+
+static int64_t element_count(const qk_tensor *t) {
+    int64_t n = 1;
+    for (int i = 0; i < t->ndim; i++) n *= t->dims[i];
+    return n;
+}
+
+/* Rows of a matrix: x (samples, ..., K), y (samples, ..., O). */
+static qk_status rows_extent(const qk_geometry *g, const qk_tensor *x, const qk_tensor *y, qk_extent *e) {
+    if (g->groups != 1 || x->ndim < 2 || x->dims[x->ndim - 1] != g->inputs) return QK_E_SHAPE;
+    e->samples = x->dims[0];
+    e->positions = 1;
+    for (int i = 1; i < x->ndim - 1; i++) e->positions *= x->dims[i];
+    e->channels = g->inputs;
+    e->taps = 1;
+    e->x_sample = e->positions * g->inputs;
+    e->x_channel = 1;
+    e->y_sample = e->positions * g->outputs;
+    e->y_output = 1;
+    e->y_position = g->outputs;
+    if (y && (y->ndim < 2 || y->dims[0] != e->samples || y->dims[y->ndim - 1] != g->outputs ||
+              element_count(y) != e->samples * e->y_sample))
+        return QK_E_SHAPE;
+    return QK_OK;
+}
+
+/* Output size and padding at the beginning of one axis, as ONNX defines auto_pad. */
+static void resolve_axis(const qk_geometry *g, int axis, qk_extent *e) {
+    const int64_t in = e->in[axis], stride = g->stride[axis];
+    const int64_t window = g->dilation[axis] * (g->kernel[axis] - 1) + 1;
+    int64_t total = 0; /* padding on both sides */
+    switch (g->auto_pad) {
+    case QK_PAD_EXPLICIT:
+        e->pad[axis] = g->pad_begin[axis];
+        total = g->pad_begin[axis] + g->pad_end[axis];
+        break;
+    case QK_PAD_VALID: e->pad[axis] = 0; break;
+    case QK_PAD_SAME_UPPER:
+    case QK_PAD_SAME_LOWER: {
+        const int64_t out = (in + stride - 1) / stride;
+        total = (out - 1) * stride + window - in;
+        if (total < 0) total = 0;
+        e->pad[axis] = g->auto_pad == QK_PAD_SAME_UPPER ? total / 2 : total - total / 2;
+        break;
+    }
+    }
+    const int64_t room = in + total - window;
+    e->out[axis] = room < 0 ? 0 : room / stride + 1;
+}
+
+qk_status qk_extent_of(const qk_geometry *g, const qk_tensor *x, const qk_tensor *y, qk_extent *e) {
+    *e = (qk_extent){0};
+    if (element_count(x) > INT32_MAX) return QK_E_SHAPE; /* offsets are 32-bit: feed fewer samples at a time */
+    if (g->spatial == 0) return rows_extent(g, x, y, e);
+    if (x->ndim != g->spatial + 2) return QK_E_SHAPE;
+    e->samples = x->dims[0];
+    e->channels = x->dims[1];
+    e->taps = 1;
+    e->positions = 1;
+    e->x_channel = 1;
+    for (int i = 0; i < g->spatial; i++) {
+        e->in[i] = x->dims[i + 2];
+        resolve_axis(g, i, e);
+        e->taps *= g->kernel[i];
+        e->positions *= e->out[i];
+        e->x_channel *= e->in[i];
+    }
+    if (e->channels % g->groups || e->channels / g->groups * e->taps != g->inputs) return QK_E_SHAPE;
+    e->x_sample = e->channels * e->x_channel;
+    e->y_output = e->positions;
+    e->y_position = 1;
+    e->y_sample = g->groups * g->outputs * e->positions;
+    if (y) {
+        if (y->ndim != x->ndim || y->dims[0] != e->samples || y->dims[1] != g->groups * g->outputs)
+            return QK_E_SHAPE;
+        for (int i = 0; i < g->spatial; i++)
+            if (y->dims[i + 2] != e->out[i]) return QK_E_SHAPE;
+    }
+    return QK_OK;
+}

@@ -1,0 +1,38 @@
+/* A panel: chosen rows of a batch, transposed. panel (channels * taps, capacity) holds in line c * taps + tap the
+ * value of every row's tap, so that a Gram matrix is panel * panel'. (im2col of some positions, dequantized.) */
+#ifndef QK_PANEL_H
+#define QK_PANEL_H
+
+#include "ops/extent.h"
+
+/* The rows to be cut from one tensor, waiting in a table. */
+typedef struct {
+    int64_t taps, capacity;
+    int64_t count;    /* rows waiting */
+    int32_t *offsets; /* (taps, capacity): of the tap in channel 0, relative to the tensor; -1: padding */
+    int32_t *runs;    /* (taps, capacity): from a multiple of QK_PANEL_BLOCK, how many offsets rise by 1 each; or 0 */
+    int64_t *coordinates; /* scratch (QK_MAX_SPATIAL, capacity) */
+} qk_row_table;
+enum { QK_PANEL_BLOCK = 16 };
+
+qk_status qk_row_table_init(qk_row_table *t, int64_t taps, int64_t capacity);
+void qk_row_table_destroy(qk_row_table *t);
+/* Append n output positions of sample `sample`: their inputs (x) or their outputs (y). */
+void qk_row_table_add_inputs(qk_row_table *t, const qk_geometry *g, const qk_extent *e, int64_t sample,
+                             const int64_t *positions, int64_t n);
+void qk_row_table_add_outputs(qk_row_table *t, const qk_extent *e, int64_t sample, const int64_t *positions,
+                              int64_t n);
+/* Finds the runs; call after the last add, before filling. */
+void qk_row_table_seal(qk_row_table *t);
+
+/* Writes the table's rows of channels c0 .. c1 - 1 into columns column .. column + count - 1 of the panel. */
+typedef struct {
+    float *panel;
+    int64_t capacity, column;
+    const qk_tensor *tensor;
+    int64_t channel_stride; /* of the tensor, in elements */
+    const qk_row_table *rows;
+} qk_panel_fill_job;
+void qk_panel_fill(const qk_panel_fill_job *job, int64_t c0, int64_t c1);
+
+#endif

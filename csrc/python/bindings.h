@@ -1,0 +1,44 @@
+/* What the files of the extension module share. Only this folder includes Python.h. */
+#ifndef QK_BINDINGS_H
+#define QK_BINDINGS_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#define NPY_NO_DEPRECATED_API NPY_1_22_API_VERSION
+#define PY_ARRAY_UNIQUE_SYMBOL qk_numpy_api
+#ifndef QK_IMPORTS_NUMPY
+#define NO_IMPORT_ARRAY
+#endif
+#include <numpy/arrayobject.h>
+
+#include "qk.h"
+
+typedef struct {
+    PyTypeObject *pool_type, *ranges_type, *layer_type;
+} qk_module_state;
+
+extern PyModuleDef qk_module;
+extern PyType_Spec qk_pool_spec, qk_ranges_spec, qk_layer_spec;
+
+/* The state of the module that defined self's type. */
+qk_module_state *qk_state_of(PyObject *self);
+
+/* ---- errors.c ---- */
+/* Sets the exception for a status of the core and returns NULL. what: which call failed, for the message. */
+PyObject *qk_raise(qk_status status, const char *what);
+
+/* ---- arguments.c ---- */
+/* A C-contiguous array of the given NumPy type and element count; NULL with ValueError or TypeError naming it.
+ * Borrowed: the caller's argument keeps it alive. */
+PyArrayObject *qk_array(PyObject *object, const char *name, int numpy_type, npy_intp count);
+/* A tensor of float32, uint8 or int8, C-contiguous. false with an exception set. */
+bool qk_tensor_from(PyObject *object, const char *name, qk_affine affine, qk_tensor *tensor);
+/* A sequence of `count` integers. */
+bool qk_integers_from(PyObject *sequence, const char *name, Py_ssize_t count, int64_t *out);
+
+/* ---- pool.c ---- */
+/* The pool behind a ThreadPool object, NULL with TypeError. */
+qk_pool *qk_pool_from(qk_module_state *state, PyObject *object);
+
+#endif

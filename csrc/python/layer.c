@@ -1,0 +1,295 @@
+/* Layer: one layer from batches of data to a weight scale or to finetuned integers. */
+#include "bindings.h"
+
+typedef struct {
+    PyObject_HEAD
+    qk_layer *layer;
+    qk_affine x_affine;
+} layer_object;
+
+/* ---- construction ---------------------------------------------------------------------------- */
+
+static bool parse_geometry(PyObject *conv, qk_geometry *g) {
+    if (conv == Py_None) return true;
+    PyObject *kernel, *stride, *dilation, *pads;
+    int auto_pad;
+    if (!PyArg_ParseTuple(conv, "OOOOi;conv: (kernel, strides, dilations, pads, auto_pad) is needed", &kernel, &stride,
+                          &dilation, &pads, &auto_pad))
+        return false;
+    const Py_ssize_t n = PySequence_Size(kernel);
+    if (n < 1 || n > QK_MAX_SPATIAL || auto_pad < 0 || auto_pad > QK_PAD_VALID) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_ValueError, "conv: 1 to %d spatial axes and auto_pad 0 to 3 are needed", QK_MAX_SPATIAL);
+        return false;
+    }
+    int64_t both[2 * QK_MAX_SPATIAL];
+    if (!qk_integers_from(kernel, "kernel", n, g->kernel) || !qk_integers_from(stride, "strides", n, g->stride) ||
+        !qk_integers_from(dilation, "dilations", n, g->dilation) || !qk_integers_from(pads, "pads", 2 * n, both))
+        return false;
+    g->spatial = (int)n;
+    g->auto_pad = (qk_auto_pad)auto_pad;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        g->pad_begin[i] = both[i];
+        g->pad_end[i] = both[n + i];
+    }
+    return true;
+}
+
+static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"inputs", "outputs", "samples", "max_rows", "groups", "conv", "holdout", "seed",
+                            "target", "x_scale", "x_zero_point", NULL};
+    long long inputs, outputs, groups = 1, samples, max_rows;
+    unsigned long long seed = 0;
+    int holdout = 0, target = 1;
+    qk_affine affine = {1.0f, 0};
+    PyObject *conv = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLLL|$LOiKpfi:Layer", names, &inputs, &outputs, &samples, &max_rows,
+                                     &groups, &conv, &holdout, &seed, &target, &affine.scale, &affine.zero_point))
+        return NULL;
+    qk_geometry geometry = {.inputs = inputs, .outputs = outputs, .groups = groups};
+    if (!parse_geometry(conv, &geometry)) return NULL;
+    const qk_row_choice rows = {.samples = samples, .max_rows = max_rows, .holdout = holdout, .seed = seed};
+    layer_object *self = (layer_object *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    self->x_affine = affine;
+    const qk_status status = qk_layer_new(&self->layer, &geometry, &rows, target);
+    if (status != QK_OK) {
+        Py_DECREF(self);
+        return qk_raise(status, "Layer");
+    }
+    return (PyObject *)self;
+}
+
+static void layer_dealloc(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+    qk_layer_free(((layer_object *)object)->layer);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+/* ---- feeding --------------------------------------------------------------------------------- */
+
+static PyObject *layer_feed(PyObject *object, PyObject *args) {
+    layer_object *self = (layer_object *)object;
+    PyObject *x_argument, *y_argument, *pool_argument;
+    if (!PyArg_ParseTuple(args, "OOO:feed", &x_argument, &y_argument, &pool_argument)) return NULL;
+    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
+    qk_tensor x, y;
+    const bool has_y = y_argument != Py_None;
+    if (!pool || !qk_tensor_from(x_argument, "x", self->x_affine, &x) ||
+        (has_y && !qk_tensor_from(y_argument, "y", (qk_affine){1.0f, 0}, &y)))
+        return NULL;
+    qk_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = qk_layer_feed(self->layer, &x, has_y ? &y : NULL, pool);
+    Py_END_ALLOW_THREADS
+    if (status != QK_OK) return qk_raise(status, "feed");
+    Py_RETURN_NONE;
+}
+
+static bool flush(PyObject *object, qk_pool *pool) {
+    qk_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = qk_layer_flush(((layer_object *)object)->layer, pool);
+    Py_END_ALLOW_THREADS
+    return status == QK_OK || qk_raise(status, "Layer");
+}
+
+static PyObject *new_array(int ndim, const npy_intp *dims, int type) {
+    return PyArray_SimpleNew(ndim, (npy_intp *)dims, type);
+}
+
+/* ---- moments, for tests and reports ---------------------------------------------------------- */
+
+static PyObject *layer_moments(PyObject *object, PyObject *args) {
+    layer_object *self = (layer_object *)object;
+    PyObject *pool_argument;
+    int held_out = 0;
+    if (!PyArg_ParseTuple(args, "Op:moments", &pool_argument, &held_out)) return NULL;
+    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
+    if (!pool || !flush(object, pool)) return NULL;
+    const qk_geometry *g = qk_layer_geometry(self->layer);
+    const qk_set set = held_out ? QK_HELD_OUT : QK_FITTED;
+    const int64_t rows = qk_layer_rows(self->layer, set);
+    if (rows == 0) return qk_raise(QK_E_NO_ROWS, "moments");
+    const npy_intp gram_dims[] = {g->groups, g->inputs, g->inputs}, cross_dims[] = {g->groups, g->outputs, g->inputs};
+    const npy_intp x_dims[] = {g->groups, g->inputs}, y_dims[] = {g->groups, g->outputs};
+    PyObject *gram = new_array(3, gram_dims, NPY_FLOAT64), *cross = new_array(3, cross_dims, NPY_FLOAT64);
+    PyObject *mean_x = new_array(2, x_dims, NPY_FLOAT64), *mean_y = new_array(2, y_dims, NPY_FLOAT64);
+    PyObject *power = new_array(2, y_dims, NPY_FLOAT64), *result = NULL;
+    if (gram && cross && mean_x && mean_y && power) {
+        PyArray_FILLWBYTE((PyArrayObject *)cross, 0);
+        PyArray_FILLWBYTE((PyArrayObject *)mean_y, 0);
+        PyArray_FILLWBYTE((PyArrayObject *)power, 0);
+        qk_layer_moments(self->layer, set, PyArray_DATA((PyArrayObject *)gram), PyArray_DATA((PyArrayObject *)cross),
+                         PyArray_DATA((PyArrayObject *)mean_x), PyArray_DATA((PyArrayObject *)mean_y),
+                         PyArray_DATA((PyArrayObject *)power));
+        result = Py_BuildValue("(LOOOOO)", (long long)rows, gram, cross, mean_x, mean_y, power);
+    }
+    Py_XDECREF(gram);
+    Py_XDECREF(cross);
+    Py_XDECREF(mean_x);
+    Py_XDECREF(mean_y);
+    Py_XDECREF(power);
+    return result;
+}
+
+/* ---- weight scale ---------------------------------------------------------------------------- */
+
+static PyObject *layer_weight_scale(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"weight", "qmin", "qmax", "symmetric", "per_channel", "bias_free", "pool", NULL};
+    layer_object *self = (layer_object *)object;
+    PyObject *weight_argument, *pool_argument;
+    int symmetric, per_channel, bias_free;
+    qk_scale_problem problem = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O$iipppO:weight_scale", names, &weight_argument, &problem.grid.qmin,
+                                     &problem.grid.qmax, &symmetric, &per_channel, &bias_free, &pool_argument))
+        return NULL;
+    problem.grid.symmetric = symmetric;
+    problem.per_channel = per_channel;
+    problem.bias_free = bias_free;
+    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
+    const qk_geometry *g = qk_layer_geometry(self->layer);
+    const npy_intp rows = g->groups * g->outputs, count = per_channel ? rows : 1;
+    PyArrayObject *weight = pool ? qk_array(weight_argument, "weight", NPY_FLOAT32, rows * g->inputs) : NULL;
+    if (!weight || !flush(object, pool)) return NULL;
+    problem.weight = PyArray_DATA(weight);
+    PyObject *scale = new_array(1, &count, NPY_FLOAT32), *zero_point = new_array(1, &count, NPY_INT32), *result = NULL;
+    qk_affine *affine = PyMem_Calloc((size_t)count, sizeof *affine);
+    if (scale && zero_point && affine) {
+        qk_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_choose_weight_scale(self->layer, &problem, affine, pool);
+        Py_END_ALLOW_THREADS
+        for (npy_intp i = 0; i < count; i++) {
+            ((float *)PyArray_DATA((PyArrayObject *)scale))[i] = affine[i].scale;
+            ((int32_t *)PyArray_DATA((PyArrayObject *)zero_point))[i] = affine[i].zero_point;
+        }
+        result = status == QK_OK ? PyTuple_Pack(2, scale, zero_point) : qk_raise(status, "weight_scale");
+    } else if (!PyErr_Occurred()) {
+        PyErr_NoMemory();
+    }
+    PyMem_Free(affine);
+    Py_XDECREF(scale);
+    Py_XDECREF(zero_point);
+    return result;
+}
+
+/* ---- least squares --------------------------------------------------------------------------- */
+
+/* Called with the GIL released, by the thread that called Python. */
+static bool signal_pending(void *user) {
+    (void)user;
+    const PyGILState_STATE gil = PyGILState_Ensure();
+    const bool pending = PyErr_CheckSignals() != 0;
+    PyGILState_Release(gil);
+    return pending;
+}
+
+static const char *candidate_name(qk_candidate candidate) {
+    switch (candidate) {
+    case QK_START: return "unchanged";
+    case QK_BIAS_ONLY: return "bias only";
+    case QK_DESCENT: return "coordinate descent";
+    case QK_ROUNDING_DESCENT: return "successive rounding + coordinate descent";
+    }
+    return "unknown";
+}
+
+static PyObject *result_dict(const qk_layer *layer, const qk_least_squares_result *r, PyObject *weight_q,
+                             PyObject *bias_q) {
+    return Py_BuildValue(
+        "{s:O,s:O,s:O,s:s,s:d,s:(dd),s:(dd),s:(dd),s:(LL)}", "accepted", r->accepted ? Py_True : Py_False, "weight",
+        weight_q, "bias", bias_q, "candidate", candidate_name(r->candidate), "damping", r->damping, "before",
+        r->before[QK_FITTED], r->before[QK_HELD_OUT], "after", r->after[QK_FITTED], r->after[QK_HELD_OUT], "power",
+        r->power[QK_FITTED], r->power[QK_HELD_OUT], "rows", (long long)qk_layer_rows(layer, QK_FITTED),
+        (long long)qk_layer_rows(layer, QK_HELD_OUT));
+}
+
+static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"weight", "weight_q", "weight_scale", "weight_zero_point", "qmin", "qmax", "bias",
+                            "bias_scale", "bias_qmin", "bias_qmax", "update_bias", "free", "damping", "max_sweeps",
+                            "pool", NULL};
+    layer_object *self = (layer_object *)object;
+    PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *damping, *pool_argument;
+    qk_quantized_layer start = {0};
+    qk_least_squares_options options = {.cancelled = signal_pending};
+    int update_bias, is_free;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO$iiOOiippOiO:least_squares", names, &weight, &weight_q, &scale,
+                                     &zp, &start.qmin, &start.qmax, &bias, &bias_scale, &start.bias_qmin,
+                                     &start.bias_qmax, &update_bias, &is_free, &damping, &options.max_sweeps,
+                                     &pool_argument))
+        return NULL;
+    const qk_geometry *g = qk_layer_geometry(self->layer);
+    const npy_intp rows = g->groups * g->outputs, dims[] = {rows, g->inputs}, weights = rows * g->inputs;
+    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
+    PyArrayObject *w, *q, *s, *z, *b = NULL, *bs = NULL, *d;
+    if (!pool || !(w = qk_array(weight, "weight", NPY_FLOAT32, weights)) ||
+        !(q = qk_array(weight_q, "weight_q", NPY_INT32, weights)) ||
+        !(s = qk_array(scale, "weight_scale", NPY_FLOAT32, rows)) ||
+        !(z = qk_array(zp, "weight_zero_point", NPY_INT32, rows)) ||
+        (bias != Py_None && !(b = qk_array(bias, "bias", NPY_FLOAT32, rows))) ||
+        (bias_scale != Py_None && !(bs = qk_array(bias_scale, "bias_scale", NPY_FLOAT32, rows))) ||
+        !(d = qk_array(damping, "damping", NPY_FLOAT64,
+                       PyArray_Check(damping) ? PyArray_SIZE((PyArrayObject *)damping) : 0)) ||
+        !flush(object, pool))
+        return NULL;
+    start.weight = PyArray_DATA(w);
+    start.weight_q = PyArray_DATA(q);
+    start.weight_scale = PyArray_DATA(s);
+    start.weight_zp = PyArray_DATA(z);
+    start.bias = b ? PyArray_DATA(b) : NULL;
+    start.bias_scale = bs ? PyArray_DATA(bs) : NULL;
+    options.box = is_free ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL;
+    options.update_bias = update_bias;
+    options.damping = PyArray_DATA(d);
+    options.damping_count = (int)PyArray_SIZE(d);
+
+    PyObject *new_weight = new_array(2, dims, NPY_INT32);
+    PyObject *new_bias = b && bs && update_bias ? new_array(1, &rows, NPY_INT32) : Py_NewRef(Py_None);
+    PyObject *result = NULL;
+    if (new_weight && new_bias) {
+        qk_least_squares_result r = {.weight_q = PyArray_DATA((PyArrayObject *)new_weight)};
+        if (new_bias != Py_None) {
+            PyArray_FILLWBYTE((PyArrayObject *)new_bias, 0);
+            r.bias_q = PyArray_DATA((PyArrayObject *)new_bias);
+        }
+        qk_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_least_squares(self->layer, &start, &options, pool, &r);
+        Py_END_ALLOW_THREADS
+        result = status == QK_OK ? result_dict(self->layer, &r, new_weight, new_bias)
+                                 : qk_raise(status, "least_squares");
+    }
+    Py_XDECREF(new_weight);
+    Py_XDECREF(new_bias);
+    return result;
+}
+
+/* ---- type ------------------------------------------------------------------------------------ */
+
+#define KEYWORDS(function) (PyCFunction)(void (*)(void))(function)
+static PyMethodDef layer_methods[] = {
+    {"feed", layer_feed, METH_VARARGS,
+     "feed($self, x, y, pool, /)\n--\n\n"
+     "The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. y: float32, None without target."},
+    {"moments", layer_moments, METH_VARARGS,
+     "moments($self, pool, held_out, /)\n--\n\n(rows, gram, cross, mean_x, mean_y, power) per row and group."},
+    {"weight_scale", KEYWORDS(layer_weight_scale), METH_VARARGS | METH_KEYWORDS,
+     "weight_scale($self, weight, *, qmin, qmax, symmetric, per_channel, bias_free, pool)\n--\n\n"
+     "(scale, zero_point) of the weight (rows, K) with the least output error."},
+    {"least_squares", KEYWORDS(layer_least_squares), METH_VARARGS | METH_KEYWORDS,
+     "least_squares($self, weight, weight_q, weight_scale, weight_zero_point, *, qmin, qmax, bias, bias_scale,"
+     " bias_qmin, bias_qmax, update_bias, free, damping, max_sweeps, pool)\n--\n\n"
+     "Integer weight and bias with the least output error, chosen on held-out rows."},
+    {NULL, NULL, 0, NULL}};
+static PyType_Slot layer_slots[] = {
+    {Py_tp_doc, "Layer(inputs, outputs, samples, max_rows, *, groups=1, conv=None, holdout=0, seed=0, target=True,"
+                " x_scale=1.0, x_zero_point=0)\n--\n\n"
+                "Moments of one layer's data: feed batches, then ask for a weight scale or for finetuned integers."},
+    {Py_tp_new, layer_new},
+    {Py_tp_dealloc, layer_dealloc},
+    {Py_tp_methods, layer_methods},
+    {0, NULL}};
+PyType_Spec qk_layer_spec = {.name = "quark.onnx._core.Layer", .basicsize = sizeof(layer_object),
+                             .flags = Py_TPFLAGS_DEFAULT, .slots = layer_slots};

@@ -1,0 +1,115 @@
+/* The extension module quark.onnx._core: multi-phase initialisation, state in the module, no globals. */
+#define QK_IMPORTS_NUMPY
+#include "bindings.h"
+
+#include "base/blas.h"
+
+static PyObject *module_isa(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyUnicode_FromString(qk_isa());
+}
+
+static PyObject *module_blas_config(PyObject *module, PyObject *unused) {
+    (void)module, (void)unused;
+    return PyUnicode_FromString(qk_blas_config());
+}
+
+static PyObject *module_fake_quant(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *object;
+    qk_affine affine;
+    qk_grid grid = {0};
+    if (!PyArg_ParseTuple(args, "Ofiii:fake_quant", &object, &affine.scale, &affine.zero_point, &grid.qmin, &grid.qmax))
+        return NULL;
+    PyArrayObject *x =
+        qk_array(object, "x", NPY_FLOAT32, PyArray_Check(object) ? PyArray_SIZE((PyArrayObject *)object) : 0);
+    if (!x) return NULL;
+    PyArrayObject *y = (PyArrayObject *)PyArray_SimpleNew(PyArray_NDIM(x), PyArray_DIMS(x), NPY_FLOAT32);
+    if (!y) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    qk_fake_quant(PyArray_DATA(y), PyArray_DATA(x), (size_t)PyArray_SIZE(x), affine, grid);
+    Py_END_ALLOW_THREADS
+    return (PyObject *)y;
+}
+
+static PyObject *module_affine_from_range(PyObject *module, PyObject *args) {
+    (void)module;
+    double rmin, rmax;
+    int symmetric;
+    qk_grid grid;
+    if (!PyArg_ParseTuple(args, "ddiip:affine_from_range", &rmin, &rmax, &grid.qmin, &grid.qmax, &symmetric))
+        return NULL;
+    grid.symmetric = symmetric;
+    const qk_affine affine = qk_affine_from_range(rmin, rmax, grid);
+    return Py_BuildValue("(fi)", affine.scale, affine.zero_point);
+}
+
+static PyMethodDef module_methods[] = {
+    {"isa", module_isa, METH_NOARGS,
+     "isa()\n--\n\nThe kernels in use: 'scalar', 'avx2' or 'avx512'. QK_MAX_ISA caps them."},
+    {"blas_config", module_blas_config, METH_NOARGS, "blas_config()\n--\n\nOpenBLAS's description of itself."},
+    {"fake_quant", module_fake_quant, METH_VARARGS,
+     "fake_quant(x, scale, zero_point, qmin, qmax, /)\n--\n\n"
+     "ONNX QuantizeLinear then DequantizeLinear of a float32 array."},
+    {"affine_from_range", module_affine_from_range, METH_VARARGS,
+     "affine_from_range(rmin, rmax, qmin, qmax, symmetric, /)\n--\n\n"
+     "(scale, zero_point) of a value range, as onnxruntime.quantization computes them."},
+    {NULL, NULL, 0, NULL}};
+
+static qk_module_state *state_of_module(PyObject *module) { return PyModule_GetState(module); }
+
+qk_module_state *qk_state_of(PyObject *self) { return PyType_GetModuleState(Py_TYPE(self)); }
+
+static bool add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type) {
+    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    return *type && PyModule_AddType(module, *type) == 0;
+}
+
+static int module_exec(PyObject *module) {
+    import_array1(-1);
+    qk_module_state *state = state_of_module(module);
+    return add_type(module, &qk_pool_spec, &state->pool_type) &&
+                   add_type(module, &qk_ranges_spec, &state->ranges_type) &&
+                   add_type(module, &qk_layer_spec, &state->layer_type)
+               ? 0
+               : -1;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg) {
+    qk_module_state *state = state_of_module(module);
+    Py_VISIT(state->pool_type);
+    Py_VISIT(state->ranges_type);
+    Py_VISIT(state->layer_type);
+    return 0;
+}
+
+static int module_clear(PyObject *module) {
+    qk_module_state *state = state_of_module(module);
+    Py_CLEAR(state->pool_type);
+    Py_CLEAR(state->ranges_type);
+    Py_CLEAR(state->layer_type);
+    return 0;
+}
+
+static void module_free(void *module) { module_clear(module); }
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED}, /* as NumPy */
+#endif
+    {0, NULL}};
+
+PyModuleDef qk_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "quark.onnx._core",
+    .m_doc = "The C core: calibration statistics, layer moments and solvers.",
+    .m_size = sizeof(qk_module_state),
+    .m_methods = module_methods,
+    .m_slots = module_slots,
+    .m_traverse = module_traverse,
+    .m_clear = module_clear,
+    .m_free = module_free,
+};
+
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&qk_module); }

@@ -1,0 +1,122 @@
+/* ValueRanges: minimum, maximum and histogram of many tensors from one streaming pass. */
+#include "bindings.h"
+
+typedef struct {
+    PyObject_HEAD
+    Py_ssize_t count;
+    qk_value_range **ranges;
+} ranges_object;
+
+static PyObject *ranges_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"tensors", "bins", NULL};
+    Py_ssize_t count;
+    int bins = 2048;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "n|i:ValueRanges", names, &count, &bins)) return NULL;
+    if (count < 0 || bins < 2 || bins % 2)
+        return PyErr_Format(PyExc_ValueError, "ValueRanges: tensors >= 0 and an even number of bins >= 2 are needed");
+    ranges_object *self = (ranges_object *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    self->count = count;
+    self->ranges = PyMem_Calloc(count > 0 ? (size_t)count : 1, sizeof *self->ranges);
+    bool ok = self->ranges != NULL;
+    for (Py_ssize_t i = 0; ok && i < count; i++) ok = (self->ranges[i] = qk_value_range_new(bins)) != NULL;
+    if (!ok) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
+}
+
+static void ranges_dealloc(PyObject *object) {
+    PyTypeObject *type = Py_TYPE(object);
+    ranges_object *self = (ranges_object *)object;
+    for (Py_ssize_t i = 0; self->ranges && i < self->count; i++) qk_value_range_free(self->ranges[i]);
+    PyMem_Free(self->ranges);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+static PyObject *ranges_update(PyObject *object, PyObject *args) {
+    ranges_object *self = (ranges_object *)object;
+    PyObject *arrays, *pool_argument;
+    if (!PyArg_ParseTuple(args, "OO:update", &arrays, &pool_argument)) return NULL;
+    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
+    if (!pool) return NULL;
+    PyObject *items = PySequence_Fast(arrays, "update: a sequence of arrays is needed");
+    if (!items) return NULL;
+    const float **x = PyMem_Calloc((size_t)self->count + 1, sizeof *x);
+    size_t *n = PyMem_Calloc((size_t)self->count + 1, sizeof *n), bad = 0;
+    bool ok = x && n;
+    if (!ok) PyErr_NoMemory();
+    if (ok && PySequence_Fast_GET_SIZE(items) != self->count) {
+        PyErr_Format(PyExc_ValueError, "update: %zd arrays are needed, one per tensor", self->count);
+        ok = false;
+    }
+    for (Py_ssize_t i = 0; ok && i < self->count; i++) {
+        PyObject *item = PySequence_Fast_GET_ITEM(items, i);
+        PyArrayObject *array =
+            qk_array(item, "update", NPY_FLOAT32, PyArray_Check(item) ? PyArray_SIZE((PyArrayObject *)item) : 0);
+        ok = array != NULL;
+        if (!ok) break;
+        x[i] = PyArray_DATA(array);
+        n[i] = (size_t)PyArray_SIZE(array);
+    }
+    if (ok) {
+        qk_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_value_ranges_update((qk_value_range *const *)self->ranges, x, n, (size_t)self->count, pool, &bad);
+        Py_END_ALLOW_THREADS
+        ok = status == QK_OK;
+        if (status == QK_E_NONFINITE)
+            PyErr_Format(PyExc_ValueError, "tensor %zu contains NaN or Inf", bad);
+        else if (!ok)
+            qk_raise(status, "update");
+    }
+    PyMem_Free(x);
+    PyMem_Free(n);
+    Py_DECREF(items);
+    if (!ok) return NULL;
+    Py_RETURN_NONE;
+}
+
+static qk_value_range *range_at(ranges_object *self, Py_ssize_t i) {
+    if (i >= 0 && i < self->count) return self->ranges[i];
+    PyErr_Format(PyExc_IndexError, "tensor %zd of %zd", i, self->count);
+    return NULL;
+}
+
+static PyObject *ranges_min_max(PyObject *object, PyObject *args) {
+    Py_ssize_t i;
+    if (!PyArg_ParseTuple(args, "n:min_max", &i)) return NULL;
+    const qk_value_range *r = range_at((ranges_object *)object, i);
+    return r ? Py_BuildValue("(ff)", qk_value_range_min(r), qk_value_range_max(r)) : NULL;
+}
+
+static PyObject *ranges_percentile(PyObject *object, PyObject *args) {
+    Py_ssize_t i;
+    double percentile;
+    if (!PyArg_ParseTuple(args, "nd:percentile", &i, &percentile)) return NULL;
+    if (!(percentile > 0 && percentile <= 100))
+        return PyErr_Format(PyExc_ValueError, "percentile: a number in (0, 100] is needed");
+    const qk_value_range *r = range_at((ranges_object *)object, i);
+    return r ? PyFloat_FromDouble(qk_value_range_percentile(r, percentile)) : NULL;
+}
+
+static PyMethodDef ranges_methods[] = {
+    {"update", ranges_update, METH_VARARGS,
+     "update($self, arrays, pool, /)\n--\n\nAdds one float32 array per tensor. ValueError on NaN or Inf."},
+    {"min_max", ranges_min_max, METH_VARARGS, "min_max($self, tensor, /)\n--\n\nThe smallest and the largest value."},
+    {"percentile", ranges_percentile, METH_VARARGS,
+     "percentile($self, tensor, percentile, /)\n--\n\n"
+     "The smallest bin edge t with at least that percentage of |x| <= t."},
+    {NULL, NULL, 0, NULL}};
+static PyType_Slot ranges_slots[] = {
+    {Py_tp_doc, "ValueRanges(tensors, bins=2048)\n--\n\n"
+                "Minimum, maximum and a histogram of |x| for each of many tensors, streaming.\n"
+                "Memory depends on neither the data's size nor its batches, and neither does the result."},
+    {Py_tp_new, ranges_new},
+    {Py_tp_dealloc, ranges_dealloc},
+    {Py_tp_methods, ranges_methods},
+    {0, NULL}};
+PyType_Spec qk_ranges_spec = {.name = "quark.onnx._core.ValueRanges", .basicsize = sizeof(ranges_object),
+                              .flags = Py_TPFLAGS_DEFAULT, .slots = ranges_slots};

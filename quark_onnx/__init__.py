@@ -1,0 +1,1 @@
+"""placeholder, the lead writes this file."""

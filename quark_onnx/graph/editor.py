@@ -1,0 +1,141 @@
+"""Rewrite an ONNX graph in place: constants, readers and fresh names at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+__all__ = ["GraphEditor", "attribute", "reads", "subgraphs"]
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The bodies of If, Loop and Scan."""
+    for item in node.attribute:
+        if item.type == onnx.AttributeProto.GRAPH:
+            yield item.g
+        elif item.type == onnx.AttributeProto.GRAPHS:
+            yield from item.graphs
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node reads; all that its subgraphs read are among them."""
+    yield from filter(None, node.input)
+    for graph in subgraphs(node):
+        yield from (name for inner in graph.node for name in reads(inner))
+        yield from (output.name for output in graph.output)
+
+
+def attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    """A number attribute of a node, or its default."""
+    for item in node.attribute:
+        if item.name == name:
+            return item.f if item.type == onnx.AttributeProto.FLOAT else item.i
+    return default
+
+
+class GraphEditor:
+    """A graph whose initializers, readers and names are indexed, and kept so by every method here."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self.graph = graph
+        self.interface = frozenset(value.name for value in (*graph.input, *graph.output))
+        self.initializers = {tensor.name: tensor for tensor in graph.initializer}
+        self._readers: dict[str, list[onnx.NodeProto | None]] = {value.name: [None] for value in graph.output}
+        for node in graph.node:
+            for name in reads(node):
+                self._readers.setdefault(name, []).append(node)
+        self.names = {*self.interface, *self.initializers, *self._readers}
+        self.names.update(name for node in graph.node for name in node.output)
+
+    def constant(self, node: onnx.NodeProto, index: int) -> NDArray[np.float32] | None:
+        """Input `index` of a node, or None where it is absent, not constant or not float32."""
+        tensor = self.initializers.get(node.input[index]) if index < len(node.input) else None
+        if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT:
+            return None
+        return numpy_helper.to_array(tensor)
+
+    def set_constant(self, node: onnx.NodeProto, index: int, value: NDArray[np.floating], *, like: str) -> None:
+        """Give input `index` of a node a float32 initializer of its own, named like `like`."""
+        name = self.fresh_name(like)
+        tensor = numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), name)
+        self.graph.initializer.append(tensor)
+        self.initializers[name] = self.graph.initializer[-1]
+        if index < len(node.input):
+            self._readers[node.input[index]].remove(node)
+            node.input[index] = name
+        else:
+            node.input.append(name)
+        self._readers[name] = [node]
+
+    def split_off_bias(self, node: onnx.NodeProto) -> None:
+        """Turn the third input of a Gemm into an Add behind it."""
+        product, output, bias = self.fresh_name(node.output[0] + "_product"), node.output[0], node.input[2]
+        self.drop_last_input(node)
+        node.output[0] = product
+        add = onnx.helper.make_node("Add", [product, bias], [output], node.name and node.name + "_bias")
+        self.graph.node.insert(list(self.graph.node).index(node) + 1, add)
+        self._readers[product] = [add]
+        self._readers[bias].append(add)
+
+    def split_off_bias(self, node: onnx.NodeProto) -> None:
+        """Turn the third input of a Gemm into an Add behind it."""
+        output, bias = node.output[0], node.input[2]
+        node.output[0] = self.fresh_name(output + "_product")
+        self.drop_last_input(node)
+        add = onnx.helper.make_node("Add", [node.output[0], bias], [output])
+        self.graph.node.insert(list(self.graph.node).index(node) + 1, add)
+        self._readers[node.output[0]] = [add]
+        self._readers[bias].append(add)
+
+    def drop_last_input(self, node: onnx.NodeProto) -> None:
+        """Take the last input of a node away."""
+        self._readers[node.input.pop()].remove(node)
+
+    def readers(self, tensor: str) -> list[onnx.NodeProto | None]:
+        """One entry per use of a tensor: the node, or None for a graph output."""
+        return self._readers.get(tensor, [])
+
+    def sole_reader(self, tensor: str) -> onnx.NodeProto | None:
+        """The node that alone reads a tensor, and is no graph output."""
+        readers = self.readers(tensor)
+        return readers[0] if len(readers) == 1 else None
+
+    def absorb(self, node: onnx.NodeProto, after: onnx.NodeProto) -> None:
+        """Remove `after`, the sole reader of `node`, which makes its output from now on."""
+        for name in after.input:
+            self._readers[name].remove(after)
+        node.output[0] = after.output[0]
+        self.graph.node.remove(after)
+
+    def fresh_name(self, like: str) -> str:
+        """`like` itself, or with the first number that makes it the name of no tensor here."""
+        name, count = like, 0
+        while name in self.names:
+            name, count = f"{like}_{count}", count + 1
+        self.names.add(name)
+        return name
+
+    def rename(self, mapping: Mapping[str, str]) -> None:
+        """Rename tensors that are neither inputs nor outputs of the graph; the editor must not be used afterwards."""
+        _rename(self.graph, mapping)
+
+    def remove_unused_initializers(self) -> None:
+        """Drop the initializers that no node reads and that are no output."""
+        used = {name for node in self.graph.node for name in reads(node)} | self.interface
+        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
+        self.graph.ClearField("initializer")
+        self.graph.initializer.extend(kept)
+
+
+def _rename(graph: onnx.GraphProto, mapping: Mapping[str, str]) -> None:
+    for value in (*graph.initializer, *graph.value_info):
+        value.name = mapping.get(value.name, value.name)
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [mapping.get(name, name) for name in names]
+        for inner in subgraphs(node):
+            _rename(inner, mapping)

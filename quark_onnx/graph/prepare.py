@@ -1,0 +1,175 @@
+"""Prepare: from the user's model to the float model that is quantized, which computes the same."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import onnx
+import onnxruntime
+import onnxslim
+from onnx.checker import MAXIMUM_PROTOBUF
+
+from quark.onnx.errors import ModelError
+from quark.onnx.graph.editor import GraphEditor
+from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
+
+__all__ = ["is_quantized", "prepare"]
+
+_MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-channel weights need
+
+_OPS_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm", "InstanceNormalization", "LayerNormalization"})
+
+_QUANTIZED_OP = re.compile(r"Quantize|Integer|^Q[A-Z]|NBits$|Bnb4$|FixNeuron")
+
+# What onnxruntime.quantization appends to a tensor's name for the parameters of its quantization. It takes an
+# initializer that already has such a name for its own, without a word.
+_QDQ_SUFFIX = re.compile(
+    r"_(scale|zero_point|quantized|quantized_(scale|zero_point)|(Deq|Q)uantizeLinear_(In|Out)put)$"
+)
+
+
+def is_quantized(model: onnx.ModelProto) -> bool:
+    """Whether any node computes on, or makes, quantized tensors: Q/DQ, QLinear*, *Integer, in any domain."""
+    graphs = (model.graph, *model.functions)
+    return any(_QUANTIZED_OP.search(node.op_type) for graph in graphs for node in graph.node)
+
+
+def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Simplify a float model and give it the form that quantization needs.
+
+    Opset at least 13; constants folded and held in initializers that are no inputs; BatchNormalization folded
+    into the Conv, ConvTranspose, Gemm or MatMul before it; MatMul + Add of two dimensions written as Gemm, and
+    every Gemm with alpha = beta = 1; no bias shared; nodes with unique names, their own where they had one;
+    shapes inferred. Inputs, outputs and metadata stay as they are.
+
+    Args:
+        model: a float32 model; not changed.
+
+    Raises:
+        ModelError: the model computes in float16, is larger than protobuf's 2 GB, cannot be raised to opset 13,
+            or onnxruntime cannot run it.
+    """
+    if model.ByteSize() >= MAXIMUM_PROTOBUF:
+        raise ModelError("the model is larger than 2 GB, which onnx cannot transform in memory")
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    if result.functions:
+        result = onnx.inliner.inline_local_functions(result)
+    result = _simplified(_at_least_opset(result, _MIN_OPSET))
+    result = onnx.shape_inference.infer_shapes(result, data_prop=True)
+    _refuse_float16(result.graph)
+    editor = GraphEditor(result.graph)
+    write_matmul_as_gemm(editor, _ranks(result.graph))
+    fold_gemm_factors(editor)
+    fold_batch_normalization(editor)
+    _unshare_biases(editor)
+    editor.remove_unused_initializers()
+    _rename_clashes(editor)
+    _name_nodes(result.graph)
+    result = onnx.shape_inference.infer_shapes(result, data_prop=True)
+    _check_runs(result)
+    return result
+
+
+def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    if all(entry.version >= opset for entry in model.opset_import if entry.domain in ("", "ai.onnx")):
+        return model
+    try:
+        raised = onnx.version_converter.convert_version(model, opset)
+    except Exception as error:  # the converter raises RuntimeError, an error of its own, or the checker's
+        raise ModelError(f"the model cannot be raised to opset {opset}, which Q/DQ need: {error}") from error
+    raised.ir_version = max(raised.ir_version, onnx.helper.find_min_ir_version_for(raised.opset_import))
+    return raised
+
+
+def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Take over the nodes and constants that onnxslim makes, not its inputs, outputs, names and metadata."""
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initializers]
+    names = {node.name for node in model.graph.node}
+    name_of_producer = {output: node.name for node in model.graph.node for output in node.output}
+    slim = onnx.ModelProto()
+    slim.CopyFrom(model)
+    try:
+        # Weight tying would make layers share a weight or bias that each of them should tune on its own.
+        slim = onnxslim.slim(slim, skip_optimizations=["weight_tying"])
+    except Exception as error:
+        raise ModelError(f"onnxslim cannot simplify the model: {type(error).__name__}: {error}") from error
+    for node in slim.graph.node:
+        if node.name not in names:  # onnxslim names a fused node after the output of its first part
+            node.name = name_of_producer.get(node.name, "")
+    for field, values in (("input", inputs), ("output", model.graph.output)):
+        slim.graph.ClearField(field)
+        getattr(slim.graph, field).extend(values)
+    model.graph.CopyFrom(slim.graph)
+    return model
+
+
+def _refuse_float16(graph: onnx.GraphProto) -> None:
+    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    values = (*graph.input, *graph.value_info, *graph.output)
+    names = [value.name for value in values if value.type.tensor_type.elem_type in half]
+    names += [tensor.name for tensor in graph.initializer if tensor.data_type in half]
+    if names:
+        raise ModelError(f"the model computes in 16-bit float (tensor {names[0]!r}): quantize its float32 version")
+
+
+def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
+    return {
+        value.name: len(value.type.tensor_type.shape.dim)
+        for value in (*graph.input, *graph.value_info)
+        if value.type.tensor_type.HasField("shape")
+    }
+
+
+def _unshare_biases(editor: GraphEditor) -> None:
+    """Give each layer a bias of its own: its int32 scale is the layer's own, and so is what finetune makes of it."""
+    for node in editor.graph.node:
+        bias = editor.constant(node, 2) if node.op_type in _OPS_WITH_BIAS else None
+        if bias is not None and len(editor.readers(node.input[2])) > 1:
+            editor.set_constant(node, 2, bias, like=node.input[2])
+
+
+def _rename_clashes(editor: GraphEditor) -> None:
+    """Rename tensors whose name onnxruntime would give to a scale, zero point, ... of another tensor."""
+    mapping = {}
+    for name in sorted(editor.names):
+        tensor = _QDQ_SUFFIX.sub("", name)
+        if tensor == name or tensor not in editor.names:
+            continue
+        if name in editor.interface:
+            raise ModelError(
+                f"the model has an input or output {name!r} and a tensor {tensor!r}, whose quantization parameters "
+                f"get that name: rename {name!r}"
+            )
+        mapping[name] = editor.fresh_name(name + "_")
+    if mapping:
+        editor.rename(mapping)
+
+
+def _name_nodes(graph: onnx.GraphProto) -> None:
+    """Unnamed nodes become <op_type>_<i>; of several nodes with one name, the first keeps it."""
+    taken = {node.name for node in graph.node} | {""}
+    named: set[str] = set()
+    counts: Counter[str] = Counter()
+    for node in graph.node:
+        if node.name and node.name not in named:
+            named.add(node.name)
+            continue
+        stem, name = node.name or node.op_type, ""
+        while name in taken:
+            name = f"{stem}_{counts[stem]}"
+            counts[stem] += 1
+        taken.add(name)
+        node.name = name
+
+
+def _check_runs(model: onnx.ModelProto) -> None:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # the exception says it all
+    try:
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no base of their own
+        raise ModelError(f"onnxruntime cannot run the model: {error}") from error

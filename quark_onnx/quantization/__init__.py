@@ -1,0 +1,1 @@
+"""Quantization: its configuration and its entry points."""

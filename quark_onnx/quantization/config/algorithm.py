@@ -1,0 +1,166 @@
+"""The fast finetune algorithms and their options: `AdaRoundConfig` and `AdaQuantConfig`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from .frozen import NamedConfig, strict_keywords
+from .validate import Check, Flag, FlagOrNone, PathOrNone, integer, optional, real, string, strings
+
+__all__ = ["TUNABLE_OP_TYPES", "AdaQuantConfig", "AdaRoundConfig", "AlgoConfig", "FastFinetuneConfig"]
+
+TUNABLE_OP_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul", "InstanceNormalization", "LayerNormalization")
+_SOLVERS = ("auto", "gradient", "least_squares")
+
+
+def _pair(value: object) -> tuple[float, float]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    if len(value) != 2:
+        raise ValueError
+    first, second = (real("", lambda x: x > 0).convert(item) for item in value)
+    return first, second
+
+
+def _start_end(value: object) -> tuple[float, float]:
+    start, end = _pair(value)
+    if start < end:
+        raise ValueError
+    return start, end
+
+
+def _lr_adjust(value: object) -> object:
+    return value if callable(value) else _pair(value)
+
+
+Count = Annotated[int, integer("an int >= 1", lambda n: n >= 1)]
+Index = Annotated[int, integer("an int >= 0", lambda n: n >= 0)]
+Seed = Annotated[int, integer("an int from 0 to 2**64 - 1", lambda n: 0 <= n < 2**64)]
+Level = Annotated[int, integer("0, 1 or 2", lambda n: 0 <= n <= 2)]
+Rate = Annotated[float, real("a number > 0", lambda x: x > 0)]
+Penalty = Annotated[float, real("a number >= 0", lambda x: x >= 0)]
+Share = Annotated[float, real("a number from 0 to 1", lambda x: 0 <= x <= 1)]
+ShareBelowOne = Annotated[float, real("a number >= 0 and < 1", lambda x: 0 <= x < 1)]
+Device = Annotated[
+    str, string('"cpu", "cuda" or "cuda:N"', lambda device: bool(re.fullmatch(r"cpu|cuda(:[0-9]+)?", device)))
+]
+OpTypes = Annotated[
+    tuple[str, ...] | list[str],
+    strings(f"a list of one or more of {', '.join(TUNABLE_OP_TYPES)}", known=TUNABLE_OP_TYPES),
+]
+StartEnd = Annotated[tuple[float, float], Check("two numbers (start, end), start >= end > 0", _start_end)]
+LrAdjust = Annotated[
+    tuple[float, float] | Callable[[float], float] | None,
+    optional(Check("two numbers > 0 (error threshold, new learning rate), or a callable", _lr_adjust)),
+]
+Solver = Annotated[
+    Literal["auto", "gradient", "least_squares"],
+    string(f"one of {', '.join(_SOLVERS)}", lambda solver: solver in _SOLVERS),
+]
+
+
+@dataclass(frozen=True, repr=False)
+class AlgoConfig(NamedConfig):
+    """Abstract base of everything that `QConfig.algo_config` can list."""
+
+
+@strict_keywords
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FastFinetuneConfig(AlgoConfig):
+    """The options that AdaRound and AdaQuant share. Abstract; the classes below differ in two defaults.
+
+    Args:
+        optim_device: where layers are tuned: "cpu", "cuda" or "cuda:N".
+        infer_device: where onnxruntime runs the models.
+        fixed_seed: seeds everything that is random.
+        data_size: how many calibration samples are used, at most; counts samples whatever the reader's batch.
+        batch_size: samples per optimiser step.
+        num_batches: the early-stop window in steps; 1 means num_iterations / 10.
+        num_iterations: optimiser steps per layer.
+        learning_rate: Adam's step size.
+        early_stop: end a layer when the mean loss of a window is no better than that of the windows before.
+        output_index: which model output `selective_update` judges.
+        lr_adjust: (threshold, new rate): a layer whose mean squared output error is above the threshold
+            before it is tuned uses the new rate; or a callable from that error to the rate. None:
+            `learning_rate` everywhere.
+        target_op_type: the op types that are tuned.
+        selective_update: keep a layer only if the error of the whole model falls.
+        update_bias: tune the bias too. None: yes with least squares, where the best bias has a closed form;
+            no with the gradient solver, as in AMD Quark.
+        output_qdq: judge the layer after the quantization of its output.
+        drop_ratio: the share of input elements taken from the quantized model; the rest comes from the float
+            one.
+        mem_opt_level: 0 holds the data of all layers in memory, 1 that of one layer, 2 one batch, the rest in
+            files.
+        cache_dir: where level 2 puts its files; None: a temporary directory.
+        log_period: steps between two lines of the log.
+        ref_model_path: a model that replaces the float model as the reference.
+        dynamic_batch: take all the data as one batch.
+        parallel: gather all layers' inputs from the model as it is before finetuning, and tune layers side by
+            side.
+        reg_param: weight of AdaRound's rounding regulariser.
+        beta_range: (start, end) of the regulariser's exponent, annealed by a cosine.
+        warm_start: share of the steps before the regulariser sets in.
+        select_max_mem_layer: tune only the layer that needs the most memory.
+        num_workers: loader processes of AMD Quark's level 2.
+        pin_memory: page-locked buffers of AMD Quark's level 2.
+        use_gds: GPU-direct file reading of AMD Quark's level 2.
+        solver: "least_squares" solves each layer from the moments of its data, "gradient" runs the published
+            loops, "auto" picks for each layer. Not in AMD Quark.
+
+    Raises:
+        ConfigError: a wrong value; ConfigTypeError: a wrong type, or an unknown keyword.
+    """
+
+    optim_device: Device = "cpu"
+    infer_device: Device = "cpu"
+    fixed_seed: Seed = 1705472343
+    data_size: Count = 1_000_000_000
+    batch_size: Count = 1
+    num_batches: Count = 1
+    num_iterations: Count = 1000
+    learning_rate: Rate = 0.1
+    early_stop: Flag = False
+    output_index: Index = 0
+    lr_adjust: LrAdjust = None
+    target_op_type: OpTypes = TUNABLE_OP_TYPES
+    selective_update: Flag = False
+    update_bias: FlagOrNone = None
+    output_qdq: Flag = False
+    drop_ratio: Share = 1.0
+    mem_opt_level: Level = 1
+    cache_dir: PathOrNone = None
+    log_period: Count = 100
+    ref_model_path: PathOrNone = None
+    dynamic_batch: Flag = False
+    parallel: Flag = False
+    reg_param: Penalty = 0.01
+    beta_range: StartEnd = (20.0, 2.0)
+    warm_start: ShareBelowOne = 0.2
+    select_max_mem_layer: Flag = False
+    num_workers: Index = 1
+    pin_memory: Flag = False
+    use_gds: Flag = False
+    solver: Solver = "auto"
+
+
+@strict_keywords
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AdaRoundConfig(FastFinetuneConfig):
+    """AdaRound (arXiv 2004.10568): every weight is rounded down or up. Keywords: `FastFinetuneConfig`."""
+
+    name: ClassVar[str] = "adaround"
+
+
+@strict_keywords
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AdaQuantConfig(FastFinetuneConfig):
+    """AdaQuant (arXiv 2006.10518): weights may move to any integer. Keywords: `FastFinetuneConfig`."""
+
+    name: ClassVar[str] = "adaquant"
+
+    num_iterations: Count = 3000
+    learning_rate: Rate = 1e-5

@@ -1,0 +1,202 @@
+"""How a tensor is quantized (`Int8Spec`, ...), and which tensors of a layer are (`QLayerConfig`)."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from quark.onnx.errors import ConfigError
+
+from .data_type import DataType, Int8, UInt8
+from .frozen import FrozenConfig, NamedConfig, instance, strict_keywords
+from .validate import Check, Flag, member, optional, problem
+
+__all__ = [
+    "CalibMethod",
+    "Int8Spec",
+    "QLayerConfig",
+    "QTensorConfig",
+    "QuantGranularity",
+    "ScaleType",
+    "UInt8Spec",
+]
+
+
+class _Named(enum.Enum):
+    """An enum whose members print as they are written in code."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}.{self.name}"
+
+
+class CalibMethod(_Named):
+    """How the value range of a tensor is chosen.
+
+    MinOutputMSE, not in AMD Quark, is for weights only: the scale with the least error of the layer's output.
+    """
+
+    MinMax = enum.auto()
+    MinMSE = enum.auto()
+    Percentile = enum.auto()
+    Entropy = enum.auto()
+    LayerwisePercentile = enum.auto()
+    Distribution = enum.auto()
+    MinOutputMSE = enum.auto()
+
+
+class ScaleType(_Named):
+    """Which values a scale can have."""
+
+    Float32 = enum.auto()
+    PowerOf2 = enum.auto()
+    Int16 = enum.auto()
+
+
+class QuantGranularity(_Named):
+    """What shares one scale and zero point: the tensor, one output channel of a weight, or a group in it."""
+
+    Tensor = enum.auto()
+    Channel = enum.auto()
+    Group = enum.auto()
+
+
+_DATA_TYPES = {kind.name: kind for kind in (Int8, UInt8)}
+
+
+def _data_type(value: object) -> DataType:
+    if not isinstance(value, DataType):
+        raise TypeError
+    return value
+
+
+def _data_type_from_name(written: object) -> object:
+    return _DATA_TYPES.get(written, written) if isinstance(written, str) else written
+
+
+Scale = Annotated[ScaleType, member(ScaleType)]
+Granularity = Annotated[QuantGranularity, member(QuantGranularity)]
+MethodOrNone = Annotated[CalibMethod | None, optional(member(CalibMethod))]
+Type = Annotated[DataType, Check(f"a data type ({', '.join(_DATA_TYPES)})", _data_type, _data_type_from_name)]
+Spec = TypeVar("Spec", bound="QTensorConfig")
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class QTensorConfig(NamedConfig):
+    """How a tensor is quantized.
+
+    Args:
+        symmetric: the range is symmetric around 0, so that the zero point is 0 (128 for an unsigned type).
+        scale_type: which values the scale can have.
+        calibration_method: how the range is chosen. None is the default of the tensor's role: Percentile for
+            an activation, MinOutputMSE for a weight. A weight takes every other method but MinMSE as MinMax,
+            which is what AMD Quark does with them.
+        quant_granularity: what shares one scale.
+        data_type: the integer format.
+
+    Raises:
+        ConfigError: a wrong value; ConfigTypeError: a wrong type, or an unknown keyword.
+    """
+
+    name: ClassVar[str] = "QTensorConfig"
+
+    symmetric: Flag = True
+    scale_type: Scale = ScaleType.Float32
+    calibration_method: MethodOrNone = None
+    quant_granularity: Granularity = QuantGranularity.Tensor
+    data_type: Type = Int8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind = type(self)
+        if kind is not QTensorConfig and self.data_type != kind.data_type:
+            expected = f"{kind.data_type}; {self.data_type} has a spec of its own"
+            raise ConfigError(problem(f"{kind.__name__}.data_type", self.data_type, expected))
+
+    @property
+    def activation_calibration(self) -> CalibMethod:
+        """The calibration method of an activation with this spec."""
+        return self.calibration_method or CalibMethod.Percentile
+
+    @property
+    def weight_calibration(self) -> CalibMethod:
+        """The calibration method of a weight with this spec: MinOutputMSE, MinMSE or MinMax."""
+        if self.calibration_method is None:
+            return CalibMethod.MinOutputMSE
+        if self.calibration_method in (CalibMethod.MinOutputMSE, CalibMethod.MinMSE):
+            return self.calibration_method
+        return CalibMethod.MinMax
+
+    @classmethod
+    def from_dict(cls: type[Spec], written: Mapping[str, Any]) -> Spec:
+        """The spec that `to_dict` wrote; without `name`, as AMD Quark writes it, the data type tells."""
+        if cls is QTensorConfig and isinstance(written, Mapping) and "data_type" in written:
+            written = {"name": f"{written['data_type']}Spec", **written}
+        return super().from_dict(written)
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class Int8Spec(QTensorConfig):
+    """8-bit signed, symmetric; the arguments of `QTensorConfig`."""
+
+    name: ClassVar[str] = "Int8Spec"
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class UInt8Spec(QTensorConfig):
+    """8-bit unsigned, asymmetric; the arguments of `QTensorConfig`."""
+
+    name: ClassVar[str] = "UInt8Spec"
+
+    symmetric: Flag = False
+    data_type: Type = UInt8
+
+
+_Tensor = Annotated[QTensorConfig | None, optional(instance(QTensorConfig))]
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class QLayerConfig(FrozenConfig):
+    """Which tensors of a layer are quantized, and how. None leaves a tensor to the default, or to float.
+
+    Args:
+        input_tensors: the activations.
+        activation: the older name of `input_tensors`; give one of the two.
+        weight: the constant weight.
+        bias: the bias. Without a spec it is int32 with the scale input_scale * weight_scale.
+        output_tensors: the layer's outputs, where they differ from `input_tensors`.
+
+    Raises:
+        ConfigError: both names of the input are given, or MinOutputMSE for something else than a weight.
+        ConfigTypeError: a wrong type, or an unknown keyword.
+    """
+
+    input_tensors: _Tensor = None
+    activation: _Tensor = None
+    weight: _Tensor = None
+    bias: _Tensor = None
+    output_tensors: _Tensor = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.input_tensors is not None and self.activation is not None:
+            raise ConfigError(
+                problem("QLayerConfig", self, "input_tensors or activation, not both: they are one thing")
+            )
+        for field in fields(self):
+            spec = getattr(self, field.name)
+            if field.name != "weight" and spec and spec.calibration_method is CalibMethod.MinOutputMSE:
+                where = f"QLayerConfig.{field.name}.calibration_method"
+                raise ConfigError(
+                    problem(where, spec.calibration_method, "another one: it is for weights only")
+                )
+
+    @property
+    def inputs(self) -> QTensorConfig | None:
+        """The spec of the input activations, under whichever name it was given."""
+        return self.input_tensors or self.activation
