@@ -1,4 +1,4 @@
-"""The build: the package map, one extension module, and OpenBLAS. Metadata stands in pyproject.toml."""
+"""The build: the package map, the C core with OpenBLAS, the dependencies. The rest is in pyproject.toml."""
 
 from __future__ import annotations
 
@@ -7,78 +7,104 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy
 from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
-NO_BLAS = """\
+
+DEPENDENCIES = [  # why each is there: docs/decisions/0001-dependencies.md
+    "numpy>=1.25",
+    "onnx>=1.17",
+    "onnxruntime>=1.20",
+    "onnxslim>=0.1.50",
+    "rich>=13",
+]
+
+NO_OPENBLAS = """\
 OpenBLAS was not found, and quark-onnx needs it to build. Either of these helps:
-    pip install scipy-openblas32                              (the default: a wheel for every platform)
-    apt install libopenblas-dev && QK_BLAS=system pip install .   (the distribution's own)"""
+    pip install scipy-openblas32                                            (the default: a wheel)
+    apt install libopenblas-dev pkg-config && QK_BLAS=system pip install .  (the distribution's own)"""
 
 
-def scipy_openblas() -> dict[str, list[str]] | None:
-    """OpenBLAS from the wheel scipy-openblas32: symbols prefixed, found at run time beside this package."""
+class OpenBlas(NamedTuple):
+    """How to compile and link against OpenBLAS, and what it needs at run time."""
+
+    name: str
+    compile_args: list[str]
+    link_args: list[str]
+    requires: list[str]
+
+
+def scipy_openblas() -> OpenBlas | None:
+    """The wheel scipy-openblas32: its symbols have a prefix, its library stands beside this package."""
     try:
         import scipy_openblas32 as blas
     except ImportError:
         return None
-    lib = blas.get_lib_dir()
-    # $ORIGIN is .../site-packages/quark/onnx. An absolute path would point into pip's temporary build environment.
-    return {
-        "include_dirs": [blas.get_include_dir()],
-        "extra_compile_args": ["-DBLAS_SYMBOL_PREFIX=scipy_"],
-        "extra_link_args": [f"-L{lib}", f"-l{blas.get_library()}", "-Wl,-rpath,$ORIGIN/../../scipy_openblas32/lib"],
-    }
+    return OpenBlas(
+        name="scipy",
+        compile_args=[f"-I{blas.get_include_dir()}", "-DBLAS_SYMBOL_PREFIX=scipy_"],
+        # $ORIGIN is site-packages/quark/onnx. An absolute path would name pip's temporary environment.
+        link_args=[
+            f"-L{blas.get_lib_dir()}",
+            f"-l{blas.get_library()}",
+            "-Wl,-rpath,$ORIGIN/../../scipy_openblas32/lib",
+        ],
+        requires=["scipy-openblas32>=0.3.27"],
+    )
 
 
-def system_openblas() -> dict[str, list[str]] | None:
+def system_openblas() -> OpenBlas | None:
     """The distribution's OpenBLAS, found by pkg-config."""
+
+    def flags(kind: str) -> list[str]:
+        return shlex.split(subprocess.check_output(["pkg-config", kind, "openblas"], text=True))
+
     try:
-        flags = subprocess.run(["pkg-config", "--cflags", "--libs", "openblas"], capture_output=True, text=True)
-    except OSError:
+        return OpenBlas("system", flags("--cflags"), flags("--libs"), requires=[])
+    except (OSError, subprocess.CalledProcessError):
         return None
-    if flags.returncode != 0:
-        return None
-    words = shlex.split(flags.stdout)
-    return {
-        "include_dirs": [],
-        "extra_compile_args": [w for w in words if not w.startswith(("-l", "-L"))],
-        "extra_link_args": [w for w in words if w.startswith(("-l", "-L"))],
-    }
 
 
-def openblas() -> dict[str, list[str]]:
+def openblas() -> OpenBlas:
+    """The OpenBLAS that QK_BLAS names; unset, the first that is there."""
+    finders = {"scipy": scipy_openblas, "system": system_openblas}
     choice = os.environ.get("QK_BLAS", "")
-    if choice not in ("", "scipy", "system"):
-        sys.exit(f"QK_BLAS={choice!r} is not known; use QK_BLAS=scipy or QK_BLAS=system")
-    finders = {"scipy": [scipy_openblas], "system": [system_openblas]}.get(choice, [scipy_openblas, system_openblas])
-    for find in finders:
+    if choice and choice not in finders:
+        sys.exit(f"QK_BLAS={choice} is not known; use QK_BLAS=scipy or QK_BLAS=system")
+    for find in [finders[choice]] if choice else finders.values():
         if found := find():
             return found
-    sys.exit(NO_BLAS)
+    sys.exit(NO_OPENBLAS)
 
 
-def core() -> Extension:
-    # isa_avx2.c and isa_avx512.c choose their instruction set themselves; no contraction, so that all give the same bits.
-    blas = openblas()
-    return Extension(
-        "quark.onnx._core",
-        sources=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.c")),
-        depends=sorted(str(p.relative_to(ROOT)) for s in ("*.h", "*.inc") for p in (ROOT / "csrc").rglob(s)),
-        include_dirs=["csrc", "csrc/include", numpy.get_include(), *blas["include_dirs"]],
-        extra_compile_args=[
-            "-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread", *blas["extra_compile_args"],
-        ],
-        extra_link_args=["-pthread", *blas["extra_link_args"]],
-    )  # fmt: skip
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in (ROOT / "csrc").glob(pattern))
 
+
+blas = openblas()
+# kernels/isa_*.c choose their instruction sets themselves; without contraction to FMA all give the same bits.
+core = Extension(
+    "quark.onnx._core",
+    sources=sources("*/*.c"),
+    depends=["setup.py", *sources("*/*.h", "*/*.inc")],
+    include_dirs=["csrc", "csrc/include", numpy.get_include()],
+    extra_compile_args=[
+        *("-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"),
+        *blas.compile_args,
+    ],
+    extra_link_args=["-pthread", *blas.link_args, "-lm"],
+)
 
 # `quark` is a namespace package: it is never listed, and has no folder and no __init__.py.
 setup(
-    packages=["quark.onnx", *(f"quark.onnx.{p}" for p in find_packages("quark_onnx"))],
+    packages=["quark.onnx", *(f"quark.onnx.{name}" for name in find_packages("quark_onnx"))],
     package_dir={"quark.onnx": "quark_onnx"},
     package_data={"quark.onnx": ["py.typed", "_core.pyi"]},
-    ext_modules=[core()],
+    ext_modules=[core],
+    install_requires=[*DEPENDENCIES, *blas.requires],
+    # What was compiled for one OpenBLAS must not be taken for the other.
+    options={"build": {"build_base": f"build/{blas.name}"}},
 )

@@ -1,8 +1,10 @@
 /* CalibMethod.MinOutputMSE: the weight scale with the least error of the layer's output.
  *
  * MinMax lets one outlier set the scale, often in a channel whose input hardly varies, where clipping it costs nothing.
- * With D = W^ - W the mean squared output error is tr(D G D'), G the Gram matrix of the float inputs (centred when a
- * bias takes up the mean), so every scale can be judged without running the model. */
+ * With D = W^ - W the mean squared error of output o is d_o G d_o', G the Gram matrix of the float inputs (centred when a
+ * bias takes up the mean), so every scale can be judged without running the model. A scale that several outputs share is
+ * judged by the sum of their errors relative to their power w_o G w_o': the layers behind can make a faint channel loud
+ * (scaling a channel down here and up there leaves a network as it is), so each channel counts alike. */
 #include <math.h>
 
 #include "base/blas.h"
@@ -25,6 +27,7 @@ typedef struct {
     int factor_count;
     const double *factors; /* (rows, factor_count) */
     double *error;         /* (rows, factor_count) */
+    double *power;         /* (rows) */
     double *scratch;       /* (threads, 2, QK_ROW_BLOCK, K) */
 } search;
 
@@ -60,13 +63,27 @@ static void search_task(void *context, int64_t task, int worker) {
     }
 }
 
+/* power[row] = w G w', of a block of rows. */
+static void power_task(void *context, int64_t task, int worker) {
+    const search *s = context;
+    const int64_t K = s->q->inputs, O = s->q->outputs, group = task / s->blocks;
+    const int64_t first = group * O + task % s->blocks * QK_ROW_BLOCK, end = (group + 1) * O;
+    const int64_t m = end - first < QK_ROW_BLOCK ? end - first : QK_ROW_BLOCK;
+    double *w = s->scratch + (int64_t)worker * 2 * QK_ROW_BLOCK * K, *wg = w + QK_ROW_BLOCK * K;
+    for (int64_t i = 0; i < m * K; i++) w[i] = s->problem->weight[first * K + i];
+    qk_dgemm(wg, w, s->q->gram + group * K * K,
+             (qk_gemm_shape){.m = m, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
+    for (int64_t i = 0; i < m; i++) s->power[first + i] = qk_kernels_get()->dot(w + i * K, wg + i * K, (size_t)K);
+}
+
 /* The best factor of each row, or of all together. Equal errors: the earlier, which clips less. */
 static void pick(const search *s, int64_t rows, bool per_channel, double *best, double *best_error) {
     const int n = s->factor_count;
     for (int64_t row = 0; row < (per_channel ? rows : 1); row++)
         for (int f = 0; f < n; f++) {
             double error = 0;
-            for (int64_t r = row; r < (per_channel ? row + 1 : rows); r++) error += s->error[r * n + f];
+            for (int64_t r = row; r < (per_channel ? row + 1 : rows); r++)
+                if (s->power[r] > 0) error += s->error[r * n + f] / s->power[r];
             if (error < best_error[row]) {
                 best_error[row] = error;
                 best[row] = s->factors[row * n + f];
@@ -109,20 +126,21 @@ qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *
     const int64_t blocks = (q.outputs + QK_ROW_BLOCK - 1) / QK_ROW_BLOCK;
     double *lo = QK_NEW(double, rows), *hi = QK_NEW(double, rows), *best = QK_NEW(double, rows);
     double *best_error = QK_NEW(double, rows), *factors = QK_NEW(double, rows * MAX_FACTORS);
-    double *error = QK_NEW(double, rows * MAX_FACTORS);
+    double *error = QK_NEW(double, rows * MAX_FACTORS), *power = QK_NEW(double, rows);
     double *scratch = QK_NEW(double, (int64_t)qk_pool_threads(pool) * 2 * QK_ROW_BLOCK * K);
     qk_status status = QK_E_NOMEM;
-    if (lo && hi && best && best_error && factors && error && scratch) {
+    if (lo && hi && best && best_error && factors && error && power && scratch) {
         if (problem->bias_free) qk_quadratic_centre(&q);
         damp(&q);
         ranges_of_weight(problem, rows, K, lo, hi);
-        search s = {&q, problem, lo, hi, blocks, COARSE, factors, error, scratch};
+        search s = {&q, problem, lo, hi, blocks, COARSE, factors, error, power, scratch};
         for (int64_t r = 0; r < rows; r++) {
             best[r] = 1;
             best_error[r] = INFINITY;
             for (int f = 0; f < COARSE; f++) factors[r * COARSE + f] = exp2(-f / 4.0);
         }
         qk_blas_enter();
+        qk_pool_run(pool, power_task, &s, q.groups * blocks);
         qk_pool_run(pool, search_task, &s, q.groups * blocks);
         pick(&s, rows, problem->per_channel, best, best_error);
         s.factor_count = FINE;
@@ -141,6 +159,7 @@ qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *
     free(best_error);
     free(factors);
     free(error);
+    free(power);
     free(scratch);
     qk_quadratic_destroy(&q);
     return status;

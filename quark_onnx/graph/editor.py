@@ -9,10 +9,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-__all__ = ["GraphEditor", "attribute", "reads", "subgraphs"]
+__all__ = ["GraphEditor", "attribute", "reads", "rename_tensors"]
 
 
-def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The bodies of If, Loop and Scan."""
     for item in node.attribute:
         if item.type == onnx.AttributeProto.GRAPH:
@@ -24,7 +24,7 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """The tensors that a node reads; all that its subgraphs read are among them."""
     yield from filter(None, node.input)
-    for graph in subgraphs(node):
+    for graph in _subgraphs(node):
         yield from (name for inner in graph.node for name in reads(inner))
         yield from (output.name for output in graph.output)
 
@@ -33,7 +33,7 @@ def attribute(node: onnx.NodeProto, name: str, default: float) -> float:
     """A number attribute of a node, or its default."""
     for item in node.attribute:
         if item.name == name:
-            return item.f if item.type == onnx.AttributeProto.FLOAT else item.i
+            return float(item.f if item.type == onnx.AttributeProto.FLOAT else item.i)
     return default
 
 
@@ -56,9 +56,12 @@ class GraphEditor:
         tensor = self.initializers.get(node.input[index]) if index < len(node.input) else None
         if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT:
             return None
-        return numpy_helper.to_array(tensor)
+        values: NDArray[np.float32] = numpy_helper.to_array(tensor)
+        return values
 
-    def set_constant(self, node: onnx.NodeProto, index: int, value: NDArray[np.floating], *, like: str) -> None:
+    def set_constant(
+        self, node: onnx.NodeProto, index: int, value: NDArray[np.floating], *, like: str
+    ) -> None:
         """Give input `index` of a node a float32 initializer of its own, named like `like`."""
         name = self.fresh_name(like)
         tensor = numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), name)
@@ -70,26 +73,6 @@ class GraphEditor:
         else:
             node.input.append(name)
         self._readers[name] = [node]
-
-    def split_off_bias(self, node: onnx.NodeProto) -> None:
-        """Turn the third input of a Gemm into an Add behind it."""
-        product, output, bias = self.fresh_name(node.output[0] + "_product"), node.output[0], node.input[2]
-        self.drop_last_input(node)
-        node.output[0] = product
-        add = onnx.helper.make_node("Add", [product, bias], [output], node.name and node.name + "_bias")
-        self.graph.node.insert(list(self.graph.node).index(node) + 1, add)
-        self._readers[product] = [add]
-        self._readers[bias].append(add)
-
-    def split_off_bias(self, node: onnx.NodeProto) -> None:
-        """Turn the third input of a Gemm into an Add behind it."""
-        output, bias = node.output[0], node.input[2]
-        node.output[0] = self.fresh_name(output + "_product")
-        self.drop_last_input(node)
-        add = onnx.helper.make_node("Add", [node.output[0], bias], [output])
-        self.graph.node.insert(list(self.graph.node).index(node) + 1, add)
-        self._readers[node.output[0]] = [add]
-        self._readers[bias].append(add)
 
     def drop_last_input(self, node: onnx.NodeProto) -> None:
         """Take the last input of a node away."""
@@ -111,6 +94,13 @@ class GraphEditor:
         node.output[0] = after.output[0]
         self.graph.node.remove(after)
 
+    def insert_after(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
+        """Put a copy of `new` right behind `node`."""
+        index = list(self.graph.node).index(node) + 1
+        self.graph.node.insert(index, new)
+        for name in reads(new):
+            self._readers.setdefault(name, []).append(self.graph.node[index])
+
     def fresh_name(self, like: str) -> str:
         """`like` itself, or with the first number that makes it the name of no tensor here."""
         name, count = like, 0
@@ -119,23 +109,21 @@ class GraphEditor:
         self.names.add(name)
         return name
 
-    def rename(self, mapping: Mapping[str, str]) -> None:
-        """Rename tensors that are neither inputs nor outputs of the graph; the editor must not be used afterwards."""
-        _rename(self.graph, mapping)
-
     def remove_unused_initializers(self) -> None:
         """Drop the initializers that no node reads and that are no output."""
         used = {name for node in self.graph.node for name in reads(node)} | self.interface
         kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
         self.graph.ClearField("initializer")
         self.graph.initializer.extend(kept)
+        self.initializers = {tensor.name: tensor for tensor in self.graph.initializer}
 
 
-def _rename(graph: onnx.GraphProto, mapping: Mapping[str, str]) -> None:
-    for value in (*graph.initializer, *graph.value_info):
+def rename_tensors(graph: onnx.GraphProto, mapping: Mapping[str, str]) -> None:
+    """Rename tensors, inside subgraphs too."""
+    for value in (*graph.input, *graph.initializer, *graph.value_info, *graph.output):
         value.name = mapping.get(value.name, value.name)
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [mapping.get(name, name) for name in names]
-        for inner in subgraphs(node):
-            _rename(inner, mapping)
+        for inner in _subgraphs(node):
+            rename_tensors(inner, mapping)

@@ -1,7 +1,8 @@
 """Matrix products in one form: Gemm with alpha = beta = 1 and a bias of one value per output channel.
 
-The bias of a quantized Gemm is an int32 vector with the scale input_scale * weight_scale (or one such scale per
-output channel). onnxruntime's quantizer relies on this form: it forgets beta, and gives a bias matrix the wrong axis.
+onnxruntime's quantizer relies on this form: it quantizes the bias to int32 with the scale
+input_scale * weight_scale, or one such scale per output channel; it forgets beta, and takes the first axis of
+a bias for its channels.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from quark.onnx.graph.editor import GraphEditor, attribute
 
@@ -51,32 +51,35 @@ def fold_gemm_factors(editor: GraphEditor) -> None:
         weight, bias = editor.constant(node, 1), editor.constant(node, 2)
         alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
         if weight is not None and alpha != 1.0:
-            editor.set_constant(node, 1, np.float64(alpha) * weight, like=node.input[1])
+            editor.set_constant(node, 1, alpha * weight.astype(np.float64), like=node.input[1])
             _remove_attribute(node, "alpha")
         if bias is None:
             continue
         if beta == 0.0:
             editor.drop_last_input(node)
         else:
-            bias = np.float64(beta) * bias
-            outputs = bias.shape[-1:] if weight is None else (_output_count(node, weight),)
-            if bias.size == 1 or bias.size == bias.shape[-1] == outputs[0]:
-                bias = np.broadcast_to(bias.reshape(-1), outputs)
-            if beta != 1.0 or bias.shape != tuple(editor.initializers[node.input[2]].dims):
-                editor.set_constant(node, 2, bias, like=node.input[2])
-            if bias.ndim > 1:
-                editor.split_off_bias(node)
+            scaled = beta * bias.astype(np.float64)
+            if weight is not None:
+                channels = weight.shape[0 if attribute(node, "transB", 0) else 1]
+                if scaled.size == 1 or scaled.size == scaled.shape[-1] == channels:
+                    scaled = np.broadcast_to(scaled.reshape(-1), (channels,))
+            if beta != 1.0 or scaled.shape != bias.shape:
+                editor.set_constant(node, 2, scaled, like=node.input[2])
+            if weight is not None and scaled.ndim != 1:
+                _split_off_bias(editor, node)
         _remove_attribute(node, "beta")
 
 
 def fold_batch_normalization(editor: GraphEditor) -> None:
-    """Fold BatchNormalization (inference form) into the Gemm that it alone reads; alpha = beta = 1 are assumed.
+    """Fold BatchNormalization at inference into the Gemm before it, whose factors are folded already.
 
     onnxslim does the same for Conv and ConvTranspose.
     """
     for node in list(editor.graph.node):
         after = editor.sole_reader(node.output[0])
-        if node.op_type != "Gemm" or after is None or after.op_type != "BatchNormalization" or any(after.output[1:]):
+        if node.op_type != "Gemm" or after is None or after.op_type != "BatchNormalization":
+            continue
+        if any(after.output[1:]) or attribute(after, "training_mode", 0):
             continue
         weight, bias = editor.constant(node, 1), editor.constant(node, 2)
         gamma, shift, mean, variance = (editor.constant(after, index) for index in range(1, 5))
@@ -93,8 +96,11 @@ def fold_batch_normalization(editor: GraphEditor) -> None:
         editor.absorb(node, after)
 
 
-def _output_count(node: onnx.NodeProto, weight: NDArray[np.float32]) -> int:
-    return weight.shape[0 if attribute(node, "transB", 0) else 1]
+def _split_off_bias(editor: GraphEditor, node: onnx.NodeProto) -> None:
+    output, bias = node.output[0], node.input[2]
+    editor.drop_last_input(node)
+    node.output[0] = editor.fresh_name(output + "_product")
+    editor.insert_after(node, onnx.helper.make_node("Add", [node.output[0], bias], [output]))
 
 
 def _remove_attribute(node: onnx.NodeProto, name: str) -> None:

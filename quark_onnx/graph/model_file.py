@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Union
+from typing import TypeAlias
 
 import onnx
 from onnx.checker import MAXIMUM_PROTOBUF
@@ -16,7 +17,7 @@ from quark.onnx.errors import ModelError
 
 __all__ = ["ModelLike", "check_output_path", "load_model", "save_model"]
 
-ModelLike = Union[str, "os.PathLike[str]", onnx.ModelProto]
+ModelLike: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 
 
 def load_model(model: ModelLike, *, role: str) -> onnx.ModelProto:
@@ -42,6 +43,12 @@ def load_model(model: ModelLike, *, role: str) -> onnx.ModelProto:
         raise TypeError(f"the {role} must be a path or an onnx.ModelProto, not {type(model).__name__}")
     if not loaded.opset_import or not loaded.graph.node:
         raise ModelError(f"{where} is not a complete ONNX model: it has no opset or no nodes")
+    for tensor in loaded.graph.initializer:
+        size = 4 * math.prod(tensor.dims)
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.raw_data) not in (0, size):
+            raise ModelError(
+                f"{where} is cut short: {tensor.name!r} has {len(tensor.raw_data)} of {size} bytes"
+            )
     return loaded
 
 
@@ -73,13 +80,15 @@ def check_output_path(path: str | os.PathLike[str], *inputs: ModelLike) -> None:
     if target.is_dir():
         raise IsADirectoryError(f"the output path {shown} is a directory: add a file name")
     if not target.parent.exists():
-        raise FileNotFoundError(f"the output path {shown} lies in a directory that does not exist: create it first")
+        raise FileNotFoundError(
+            f"the output path {shown} lies in a directory that does not exist: create it first"
+        )
     if not target.parent.is_dir():
         raise NotADirectoryError(f"the output path {shown} lies below a file, not a directory")
     for source in inputs:
         if not isinstance(source, onnx.ModelProto) and _overwrites(target, Path(source)):
             raise shutil.SameFileError(
-                f"the output path {shown} would overwrite the input model {os.fspath(source)!r}: choose another"
+                f"the output path {shown} would overwrite the input model {os.fspath(source)!r}"
             )
     try:
         os.rmdir(tempfile.mkdtemp(dir=target.parent))

@@ -6,12 +6,15 @@ import re
 from collections import Counter
 
 import onnx
+import onnx.inliner
+import onnx.shape_inference
+import onnx.version_converter
 import onnxruntime
 import onnxslim
 from onnx.checker import MAXIMUM_PROTOBUF
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.editor import GraphEditor
+from quark.onnx.graph.editor import GraphEditor, rename_tensors
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
 
 __all__ = ["is_quantized", "prepare"]
@@ -20,7 +23,7 @@ _MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-ch
 
 _OPS_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm", "InstanceNormalization", "LayerNormalization"})
 
-_QUANTIZED_OP = re.compile(r"Quantize|Integer|^Q[A-Z]|NBits$|Bnb4$|FixNeuron")
+_QUANTIZED_OP = re.compile(r"[Qq]uantize|Integer|^Q[A-Z]|NBits$|Bnb4$|FixNeuron")
 
 # What onnxruntime.quantization appends to a tensor's name for the parameters of its quantization. It takes an
 # initializer that already has such a name for its own, without a word.
@@ -38,17 +41,17 @@ def is_quantized(model: onnx.ModelProto) -> bool:
 def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     """Simplify a float model and give it the form that quantization needs.
 
-    Opset at least 13; constants folded and held in initializers that are no inputs; BatchNormalization folded
-    into the Conv, ConvTranspose, Gemm or MatMul before it; MatMul + Add of two dimensions written as Gemm, and
-    every Gemm with alpha = beta = 1; no bias shared; nodes with unique names, their own where they had one;
-    shapes inferred. Inputs, outputs and metadata stay as they are.
+    Opset at least 13; constants folded and held in initializers that are no inputs; BatchNormalization
+    folded into the Conv, ConvTranspose, Gemm or MatMul before it; MatMul + Add of two dimensions written as
+    Gemm, and every Gemm with alpha = beta = 1; no bias shared; nodes with unique names, their own where they
+    had one; shapes inferred. Inputs, outputs and metadata stay as they are.
 
     Args:
         model: a float32 model; not changed.
 
     Raises:
-        ModelError: the model computes in float16, is larger than protobuf's 2 GB, cannot be raised to opset 13,
-            or onnxruntime cannot run it.
+        ModelError: the model computes in float16, is larger than protobuf's 2 GB, cannot be raised to opset
+            13, or onnxruntime cannot run it.
     """
     if model.ByteSize() >= MAXIMUM_PROTOBUF:
         raise ModelError("the model is larger than 2 GB, which onnx cannot transform in memory")
@@ -58,7 +61,6 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         result = onnx.inliner.inline_local_functions(result)
     result = _simplified(_at_least_opset(result, _MIN_OPSET))
     result = onnx.shape_inference.infer_shapes(result, data_prop=True)
-    _refuse_float16(result.graph)
     editor = GraphEditor(result.graph)
     write_matmul_as_gemm(editor, _ranks(result.graph))
     fold_gemm_factors(editor)
@@ -69,6 +71,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     _name_nodes(result.graph)
     result = onnx.shape_inference.infer_shapes(result, data_prop=True)
     _check_runs(result)
+    _refuse_float16(result.graph)
     return result
 
 
@@ -76,11 +79,9 @@ def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     if all(entry.version >= opset for entry in model.opset_import if entry.domain in ("", "ai.onnx")):
         return model
     try:
-        raised = onnx.version_converter.convert_version(model, opset)
+        return onnx.version_converter.convert_version(model, opset)
     except Exception as error:  # the converter raises RuntimeError, an error of its own, or the checker's
         raise ModelError(f"the model cannot be raised to opset {opset}, which Q/DQ need: {error}") from error
-    raised.ir_version = max(raised.ir_version, onnx.helper.find_min_ir_version_for(raised.opset_import))
-    return raised
 
 
 def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -99,10 +100,14 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in slim.graph.node:
         if node.name not in names:  # onnxslim names a fused node after the output of its first part
             node.name = name_of_producer.get(node.name, "")
-    for field, values in (("input", inputs), ("output", model.graph.output)):
+    values = {value.name: value for value in slim.graph.value_info}  # some come twice
+    for field, kept in (("input", inputs), ("output", model.graph.output), ("value_info", values.values())):
         slim.graph.ClearField(field)
-        getattr(slim.graph, field).extend(values)
+        getattr(slim.graph, field).extend(kept)
     model.graph.CopyFrom(slim.graph)
+    # Old versions want every initializer to be an input as well.
+    needed = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+    model.ir_version = max(model.ir_version, needed)
     return model
 
 
@@ -112,7 +117,9 @@ def _refuse_float16(graph: onnx.GraphProto) -> None:
     names = [value.name for value in values if value.type.tensor_type.elem_type in half]
     names += [tensor.name for tensor in graph.initializer if tensor.data_type in half]
     if names:
-        raise ModelError(f"the model computes in 16-bit float (tensor {names[0]!r}): quantize its float32 version")
+        raise ModelError(
+            f"the model computes in 16-bit float (tensor {names[0]!r}): quantize its float32 version"
+        )
 
 
 def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
@@ -124,7 +131,7 @@ def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def _unshare_biases(editor: GraphEditor) -> None:
-    """Give each layer a bias of its own: its int32 scale is the layer's own, and so is what finetune makes of it."""
+    """Give each layer its own bias: its int32 scale differs, and so does what finetune makes of it."""
     for node in editor.graph.node:
         bias = editor.constant(node, 2) if node.op_type in _OPS_WITH_BIAS else None
         if bias is not None and len(editor.readers(node.input[2])) > 1:
@@ -140,12 +147,12 @@ def _rename_clashes(editor: GraphEditor) -> None:
             continue
         if name in editor.interface:
             raise ModelError(
-                f"the model has an input or output {name!r} and a tensor {tensor!r}, whose quantization parameters "
-                f"get that name: rename {name!r}"
+                f"the model has an input or output {name!r} and a tensor {tensor!r}, whose quantization "
+                f"parameters get that name: rename {name!r}"
             )
         mapping[name] = editor.fresh_name(name + "_")
     if mapping:
-        editor.rename(mapping)
+        rename_tensors(editor.graph, mapping)
 
 
 def _name_nodes(graph: onnx.GraphProto) -> None:
@@ -166,10 +173,23 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
 
 
 def _check_runs(model: onnx.ModelProto) -> None:
+    """Have onnxruntime accept the model, and add the types of tensors that only its own operators make."""
+    graph = model.graph
+    typed = {value.name for value in (*graph.input, *graph.value_info, *graph.output)}
+    untyped = [name for node in graph.node for name in node.output if name and name not in typed]
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in untyped)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # the exception says it all
     try:
-        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         raise ModelError(f"onnxruntime cannot run the model: {error}") from error
+    for value in session.get_outputs()[len(graph.output) :]:
+        if value.type.startswith("tensor("):
+            element = onnx.TensorProto.DataType.Value(value.type[len("tensor(") : -1].upper())
+            graph.value_info.append(onnx.helper.make_tensor_value_info(value.name, element, None))

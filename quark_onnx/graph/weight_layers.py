@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import onnx
 
-__all__ = ["ConvAttributes", "GemmAttributes", "WeightLayer", "weight_layers"]
+__all__ = ["ConvAttributes", "GemmAttributes", "WeightLayer", "weight_layer", "weight_layers"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConvAttributes:
     """The attributes of ONNX Conv, defaults filled in; one entry per spatial dimension.
 
     Attributes:
         kernel_shape: taken from the weight.
-        pads: starts of all dimensions, then ends; zeros unless `auto_pad` is "NOTSET".
+        strides: defaults to ones.
+        dilations: defaults to ones.
+        pads: the starts of all dimensions, then the ends; zeros unless auto_pad is "NOTSET".
+        auto_pad: "NOTSET", "VALID", or "SAME_UPPER" and "SAME_LOWER", which depend on the input's size.
+        group: the number of groups.
     """
 
     kernel_shape: tuple[int, ...]
     strides: tuple[int, ...]
     dilations: tuple[int, ...]
     pads: tuple[int, ...]
-    auto_pad: Literal["NOTSET", "SAME_UPPER", "SAME_LOWER", "VALID"]
+    auto_pad: str
     group: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GemmAttributes:
     """The attributes of ONNX Gemm; MatMul has the defaults."""
 
@@ -37,26 +42,26 @@ class GemmAttributes:
     trans_b: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightLayer:
-    """One node that is linear in a float32 initializer.
+    """A node that applies a float32 initializer linearly to its first input.
 
     Attributes:
         node_name: unique in a prepared model.
-        op_type: "Conv" (1-D or 2-D), "Gemm" or "MatMul".
-        weight: name of the weight initializer; several layers may share it.
-        weight_shape: Conv: (outputs, inputs / group, *kernel). Gemm: (inputs, outputs), the other way round if
-            trans_b. MatMul: (..., inputs, outputs).
-        bias: name of the bias, a float32 initializer, or None.
-        has_dynamic_bias: the node adds a third input that is not constant.
-        input: name of the tensor that the weight is applied to.
-        output: name of the node's output.
+        op_type: "Conv" (one or two spatial dimensions), "Gemm" or "MatMul".
+        weight: the weight's initializer; layers may share it.
+        weight_shape: Conv: (outputs, inputs / group, *kernel). Gemm: (inputs, outputs), swapped if trans_b.
+            MatMul: (..., inputs, outputs).
+        bias: the bias's initializer, or None.
+        has_dynamic_bias: the node adds a third input that is no float32 initializer.
+        input: the tensor that the weight is applied to.
+        output: the node's output.
         channel_axis: the axis of the weight that counts output channels, not negative.
-        attributes: of the node.
+        attributes: ConvAttributes of a Conv, GemmAttributes otherwise.
     """
 
     node_name: str
-    op_type: Literal["Conv", "Gemm", "MatMul"]
+    op_type: str
     weight: str
     weight_shape: tuple[int, ...]
     bias: str | None
@@ -70,13 +75,66 @@ class WeightLayer:
 def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
     """The Conv (1-D, 2-D), Gemm and MatMul nodes whose second input is a float32 initializer, in graph order.
 
-    A weight that two nodes share is listed for each of them.
+    Args:
+        model: a prepared model. Nodes inside the subgraphs of If, Loop and Scan are not looked at.
+    """
+    constants = {
+        t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT
+    }
+    layers = (weight_layer(node, constants) for node in model.graph.node)
+    return tuple(layer for layer in layers if layer is not None)
+
+
+def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]]) -> WeightLayer | None:
+    """The layer that a node is, or None.
 
     Args:
-        model: a prepared model; nodes inside subgraphs are not looked at.
+        node: of a float or of a quantized model.
+        constants: the shapes of the float32 tensors that do not depend on the model's inputs.
     """
-    constants = {t.name: t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    layers = []
-    for node in model.graph.node:
-        ...
-    return tuple(layers)
+    if node.domain not in ("", "ai.onnx") or len(node.input) < 2 or node.input[1] not in constants:
+        return None
+    shape = constants[node.input[1]]
+    given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    attributes: ConvAttributes | GemmAttributes
+    if node.op_type == "Conv" and len(shape) in (3, 4):
+        attributes, channel_axis = _conv_attributes(given, shape[2:]), 0
+    elif node.op_type == "Gemm":
+        attributes = GemmAttributes(
+            alpha=given.get("alpha", 1.0),
+            beta=given.get("beta", 1.0),
+            trans_a=bool(given.get("transA", 0)),
+            trans_b=bool(given.get("transB", 0)),
+        )
+        channel_axis = 0 if attributes.trans_b else 1
+    elif node.op_type == "MatMul" and len(shape) > 1:
+        attributes, channel_axis = GemmAttributes(), len(shape) - 1
+    else:
+        return None
+    bias = node.input[2] if len(node.input) > 2 else ""
+    return WeightLayer(
+        node_name=node.name,
+        op_type=node.op_type,
+        weight=node.input[1],
+        weight_shape=shape,
+        bias=bias if bias in constants else None,
+        has_dynamic_bias=bool(bias) and bias not in constants,
+        input=node.input[0],
+        output=node.output[0],
+        channel_axis=channel_axis,
+        attributes=attributes,
+    )
+
+
+def _conv_attributes(given: dict[str, Any], kernel_shape: tuple[int, ...]) -> ConvAttributes:
+    ones = (1,) * len(kernel_shape)
+    auto_pad = given.get("auto_pad", b"NOTSET").decode()
+    explicit_pads = tuple(given.get("pads", ())) if auto_pad == "NOTSET" else ()
+    return ConvAttributes(
+        kernel_shape=kernel_shape,
+        strides=tuple(given.get("strides", ones)),
+        dilations=tuple(given.get("dilations", ones)),
+        pads=explicit_pads or (0, 0) * len(kernel_shape),
+        auto_pad=auto_pad,
+        group=given.get("group", 1),
+    )

@@ -71,7 +71,7 @@ def _layers_from_pairs(written: object) -> object:
     pairs = written if isinstance(written, (list, tuple)) else ()
     if not pairs or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
         return written
-    return {layer and QLayerConfig.from_dict(layer): names for layer, names in pairs}
+    return {None if layer is None else QLayerConfig.from_dict(layer): names for layer, names in pairs}
 
 
 def _algorithms(value: object) -> tuple[AlgoConfig, ...]:

@@ -15,18 +15,19 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from quark.onnx.errors import ConfigError, ConfigTypeError
 
 from .data_type import DataType
 from .validate import Check, checks, nearest, problem
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 Class = TypeVar("Class", bound=type)
-Config = TypeVar("Config", bound="FrozenConfig")
-Named = TypeVar("Named", bound="NamedConfig")
 
 
 class FrozenMapping(Mapping[Key, Value], Generic[Key, Value]):
@@ -102,7 +103,7 @@ class FrozenConfig:
         return {name: _plain(f"{kind}.{name}", value) for name, value in self.changed().items()}
 
     @classmethod
-    def from_dict(cls: type[Config], written: Mapping[str, Any]) -> Config:
+    def from_dict(cls, written: Mapping[str, Any]) -> Self:
         """The configuration that `to_dict` wrote.
 
         Raises:
@@ -137,7 +138,7 @@ class NamedConfig(FrozenConfig):
         super().__post_init__()
 
     @classmethod
-    def _kinds(cls: type[Named]) -> dict[str, type[Named]]:
+    def _kinds(cls) -> dict[str, type[Self]]:
         own = {cls.name: cls} if "name" in vars(cls) else {}
         return own | {name: kind for sub in cls.__subclasses__() for name, kind in sub._kinds().items()}
 
@@ -145,7 +146,7 @@ class NamedConfig(FrozenConfig):
         return {"name": self.name, **super().to_dict()}
 
     @classmethod
-    def from_dict(cls: type[Named], written: Mapping[str, Any]) -> Named:
+    def from_dict(cls, written: Mapping[str, Any]) -> Self:
         if not isinstance(written, Mapping) or ("name" not in written and "name" in vars(cls)):
             return super().from_dict(written)
         kinds = cls._kinds()

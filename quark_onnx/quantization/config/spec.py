@@ -5,13 +5,16 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from quark.onnx.errors import ConfigError
 
 from .data_type import DataType, Int8, UInt8
 from .frozen import FrozenConfig, NamedConfig, instance, strict_keywords
 from .validate import Check, Flag, member, optional, problem
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = [
     "CalibMethod",
@@ -78,8 +81,9 @@ def _data_type_from_name(written: object) -> object:
 Scale = Annotated[ScaleType, member(ScaleType)]
 Granularity = Annotated[QuantGranularity, member(QuantGranularity)]
 MethodOrNone = Annotated[CalibMethod | None, optional(member(CalibMethod))]
-Type = Annotated[DataType, Check(f"a data type ({', '.join(_DATA_TYPES)})", _data_type, _data_type_from_name)]
-Spec = TypeVar("Spec", bound="QTensorConfig")
+Format = Annotated[
+    DataType, Check(f"a data type ({', '.join(_DATA_TYPES)})", _data_type, _data_type_from_name)
+]
 
 
 @strict_keywords
@@ -106,7 +110,7 @@ class QTensorConfig(NamedConfig):
     scale_type: Scale = ScaleType.Float32
     calibration_method: MethodOrNone = None
     quant_granularity: Granularity = QuantGranularity.Tensor
-    data_type: Type = Int8
+    data_type: Format = Int8
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,7 +134,7 @@ class QTensorConfig(NamedConfig):
         return CalibMethod.MinMax
 
     @classmethod
-    def from_dict(cls: type[Spec], written: Mapping[str, Any]) -> Spec:
+    def from_dict(cls, written: Mapping[str, Any]) -> Self:
         """The spec that `to_dict` wrote; without `name`, as AMD Quark writes it, the data type tells."""
         if cls is QTensorConfig and isinstance(written, Mapping) and "data_type" in written:
             written = {"name": f"{written['data_type']}Spec", **written}
@@ -153,10 +157,10 @@ class UInt8Spec(QTensorConfig):
     name: ClassVar[str] = "UInt8Spec"
 
     symmetric: Flag = False
-    data_type: Type = UInt8
+    data_type: Format = UInt8
 
 
-_Tensor = Annotated[QTensorConfig | None, optional(instance(QTensorConfig))]
+SpecOrNone = Annotated[QTensorConfig | None, optional(instance(QTensorConfig))]
 
 
 @strict_keywords
@@ -176,11 +180,11 @@ class QLayerConfig(FrozenConfig):
         ConfigTypeError: a wrong type, or an unknown keyword.
     """
 
-    input_tensors: _Tensor = None
-    activation: _Tensor = None
-    weight: _Tensor = None
-    bias: _Tensor = None
-    output_tensors: _Tensor = None
+    input_tensors: SpecOrNone = None
+    activation: SpecOrNone = None
+    weight: SpecOrNone = None
+    bias: SpecOrNone = None
+    output_tensors: SpecOrNone = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,6 +27,11 @@ _WEIGHT = {
     "weight_calibration": (CalibMethod.MinMax, CalibMethod.MinOutputMSE),
 }
 
+_NO_SPEC = {
+    "bias": "None: a bias is int32 with the scale input_scale * weight_scale so far",
+    "output_tensors": "None: all activations share one spec so far",
+}
+
 # Keywords that the gradient solver will act on. Without it they would silently not do what they say.
 _AWAITS_GRADIENT_SOLVER = (
     "optim_device",
@@ -73,40 +78,16 @@ def check_supported(config: QConfig) -> None:
     Raises:
         UnsupportedError: names the first field that it cannot, and what it can.
     """
+    for name in ("specific_layer_config", "layer_type_config"):
+        if given := getattr(config, name):
+            raise _unsupported(f"QConfig.{name}", given, "none: only global_config gives specs so far")
     layer = config.global_config
-    for where, given, instead in (
-        (
-            "specific_layer_config",
-            config.specific_layer_config,
-            "none: only global_config gives specs so far",
-        ),
-        ("layer_type_config", config.layer_type_config, "none: only global_config gives specs so far"),
-        (
-            "global_config.bias",
-            layer.bias,
-            "None: a bias is int32 with scale input_scale * weight_scale so far",
-        ),
-        (
-            "global_config.output_tensors",
-            layer.output_tensors,
-            "None: outputs follow the other activations so far",
-        ),
-    ):
-        if given:
-            raise UnsupportedError(problem(f"QConfig.{where}", given, instead))
-    _check_spec(
-        "input_tensors" if layer.activation is None else "activation", config.activation_spec, _ACTIVATION
-    )
-    _check_spec("weight", config.weight_spec, _WEIGHT)
-
-
-def _check_spec(role: str, spec: QTensorConfig, table: dict[str, tuple[Any, ...]]) -> None:
-    for field, supported in table.items():
-        if getattr(spec, field) not in supported:
-            name = "calibration_method" if field.endswith("_calibration") else field
-            where = f"QConfig.global_config.{role}.{name}"
-            instead = f"{' or '.join(map(repr, supported))}: nothing else is supported yet"
-            raise UnsupportedError(problem(where, getattr(spec, name), instead))
+    for name, instead in _NO_SPEC.items():
+        if given := getattr(layer, name):
+            raise _unsupported(f"QConfig.global_config.{name}", given, instead)
+    inputs = "input_tensors" if layer.activation is None else "activation"
+    _check_spec(f"QConfig.global_config.{inputs}", config.activation_spec, _ACTIVATION)
+    _check_spec("QConfig.global_config.weight", config.weight_spec, _WEIGHT)
 
 
 def check_engine_supports(config: FastFinetuneConfig) -> tuple[IgnoredOption, ...]:
@@ -122,13 +103,25 @@ def check_engine_supports(config: FastFinetuneConfig) -> tuple[IgnoredOption, ..
     changed = config.changed()
     if config.solver == "gradient":
         instead = "'auto' or 'least_squares': the gradient solver is not there yet"
-        raise UnsupportedError(problem(f"{kind.__name__}.solver", config.solver, instead))
+        raise _unsupported(f"{kind.__name__}.solver", config.solver, instead)
     for keyword in _AWAITS_GRADIENT_SOLVER:
         if keyword in changed:
             instead = f"{getattr(kind, keyword)!r}: this option arrives with the gradient solver"
-            raise UnsupportedError(problem(f"{kind.__name__}.{keyword}", changed[keyword], instead))
+            raise _unsupported(f"{kind.__name__}.{keyword}", changed[keyword], instead)
     return tuple(
         IgnoredOption(keyword, value, _NO_MEANING[keyword])
         for keyword, value in changed.items()
         if keyword in _NO_MEANING
     )
+
+
+def _check_spec(where: str, spec: QTensorConfig, table: dict[str, tuple[Any, ...]]) -> None:
+    for field, supported in table.items():
+        if getattr(spec, field) not in supported:
+            name = "calibration_method" if field.endswith("_calibration") else field
+            instead = f"{' or '.join(map(repr, supported))}: nothing else is supported yet"
+            raise _unsupported(f"{where}.{name}", getattr(spec, name), instead)
+
+
+def _unsupported(where: str, given: object, instead: str) -> UnsupportedError:
+    return UnsupportedError(problem(where, given, instead))

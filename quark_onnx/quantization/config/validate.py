@@ -46,7 +46,7 @@ class Check:
         expected: completes the sentence "expected ..." of the message.
         convert: returns the value as it is stored. It raises TypeError or ValueError for what the field does
             not accept; the text of that exception, if any, replaces `expected`.
-        decode: turns what `to_dict` wrote into what `convert` accepts; leaves alone what it does not understand.
+        decode: turns what `to_dict` wrote into what `convert` accepts; it leaves alone what it cannot read.
     """
 
     expected: str

@@ -1,0 +1,139 @@
+"""The C core: calibration statistics, layer moments and solvers (csrc/python)."""
+
+from collections.abc import Sequence
+from typing import TypedDict, final, type_check_only
+
+import numpy as np
+from numpy.typing import NDArray
+
+def isa() -> str:
+    """The kernels in use: 'scalar', 'avx2' or 'avx512'. QK_MAX_ISA caps them."""
+
+def blas_config() -> str:
+    """OpenBLAS's description of itself."""
+
+def fake_quant(
+    x: NDArray[np.float32], scale: float, zero_point: int, qmin: int, qmax: int, /
+) -> NDArray[np.float32]:
+    """ONNX QuantizeLinear then DequantizeLinear of a float32 array."""
+
+def affine_from_range(
+    rmin: float, rmax: float, qmin: int, qmax: int, symmetric: bool, /
+) -> tuple[float, int]:
+    """(scale, zero_point) of a value range, as onnxruntime.quantization computes them."""
+
+@final
+class ThreadPool:
+    """Threads of the core. Results do not depend on how many there are."""
+
+    def __new__(cls, threads: int) -> ThreadPool: ...
+    @property
+    def threads(self) -> int:
+        """Number of threads, the caller's included."""
+
+@final
+class ValueRanges:
+    """Minimum, maximum and a histogram of |x| for each of many tensors, streaming."""
+
+    def __new__(cls, tensors: int, bins: int = 2048) -> ValueRanges: ...
+    def update(self, arrays: Sequence[NDArray[np.float32]], pool: ThreadPool, /) -> None:
+        """Adds one float32 array per tensor. ValueError on NaN or Inf."""
+
+    def min_max(self, tensor: int, /) -> tuple[float, float]:
+        """The smallest and the largest value."""
+
+    def percentile(self, tensor: int, percentile: float, /) -> float:
+        """The smallest bin edge t with at least that percentage of |x| <= t."""
+
+@final
+class Layer:
+    """Moments of one layer's data: feed batches, then ask for a weight scale or for finetuned integers."""
+
+    def __new__(
+        cls,
+        inputs: int,
+        outputs: int,
+        samples: int,
+        max_rows: int,
+        *,
+        groups: int = 1,
+        conv: tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int], int] | None = None,
+        holdout: int = 0,
+        seed: int = 0,
+        target: bool = True,
+        x_scale: float = 1.0,
+        x_zero_point: int = 0,
+    ) -> Layer:
+        """inputs (K) and outputs (O) are per group. conv: (kernel, strides, dilations, pads, auto_pad), where
+        auto_pad is 0 NOTSET, 1 SAME_UPPER, 2 SAME_LOWER, 3 VALID. ValueError when the sizes make no layer."""
+
+    def feed(
+        self,
+        x: NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.int8],
+        y: NDArray[np.float32] | None,
+        pool: ThreadPool,
+        /,
+    ) -> None:
+        """The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. y: float32, None
+        without target. ValueError when a shape does not fit."""
+
+    def moments(
+        self, pool: ThreadPool, held_out: bool, /
+    ) -> tuple[
+        int,
+        NDArray[np.float64],
+        NDArray[np.float64],
+        NDArray[np.float64],
+        NDArray[np.float64],
+        NDArray[np.float64],
+    ]:
+        """(rows, gram, cross, mean_x, mean_y, power) per row and group: (groups, K, K), (groups, O, K),
+        (groups, K), (groups, O), (groups, O)."""
+
+    def weight_scale(
+        self,
+        weight: NDArray[np.float32],
+        *,
+        qmin: int,
+        qmax: int,
+        symmetric: bool,
+        per_channel: bool,
+        bias_free: bool,
+        pool: ThreadPool,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """(scale, zero_point) of the weight (rows, K) with the least output error, one each or one a row."""
+
+    def least_squares(
+        self,
+        weight: NDArray[np.float32],
+        weight_q: NDArray[np.int32],
+        weight_scale: NDArray[np.float32],
+        weight_zero_point: NDArray[np.int32],
+        *,
+        qmin: int,
+        qmax: int,
+        bias: NDArray[np.float32] | None,
+        bias_scale: NDArray[np.float32] | None,
+        bias_qmin: int,
+        bias_qmax: int,
+        update_bias: bool,
+        free: bool,
+        damping: NDArray[np.float64],
+        max_sweeps: int,
+        pool: ThreadPool,
+    ) -> LeastSquaresResult:
+        """Integer weight and bias with the least output error, chosen on held-out rows."""
+
+@type_check_only
+class LeastSquaresResult(TypedDict):
+    """Pairs are (fitted, held out)."""
+
+    accepted: bool
+    weight: NDArray[np.int32]
+    bias: NDArray[np.int32] | None
+    candidate: str
+    damping: float
+    before: tuple[float, float]
+    after: tuple[float, float]
+    power: tuple[float, float]
+    rows: tuple[int, int]

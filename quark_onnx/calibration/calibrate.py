@@ -1,0 +1,195 @@
+"""One streaming pass of the float model: the range of every activation, and the scale of every weight."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from quark.onnx import _core
+from quark.onnx.calibration.reader import Batch
+from quark.onnx.errors import DataError
+from quark.onnx.graph.insert_qdq import WeightParams
+from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer
+from quark.onnx.inference import session
+from quark.onnx.plan.build import weight_rows
+from quark.onnx.plan.layer_data import core_geometry
+
+__all__ = ["Calibration", "CalibrationSettings", "WeightGrid", "calibrate"]
+
+_LOG = logging.getLogger(__name__)
+_BINS = 4096
+# Gram matrices of all layers together, in bytes; a layer beyond it has its weight scale chosen by the weight's own error.
+_GRAM_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class WeightGrid:
+    """The integers of the weights, and how many scales they share."""
+
+    qmin: int
+    qmax: int
+    symmetric: bool
+    per_channel: bool
+
+
+@dataclass(frozen=True)
+class CalibrationSettings:
+    """How ranges and scales are chosen.
+
+    Attributes:
+        percentile: of |x| that an activation's range holds; None: minimum and maximum.
+        weights: choose weight scales by output error on this grid; None: leave them to minimum and maximum.
+    """
+
+    percentile: float | None
+    weights: WeightGrid | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the pass found.
+
+    Attributes:
+        ranges: (lowest, highest) of each tensor.
+        weights: parameters of each weight initializer whose scale was chosen.
+        samples: how many were seen.
+    """
+
+    ranges: dict[str, tuple[float, float]]
+    weights: dict[str, WeightParams]
+    samples: int
+
+
+def calibrate(
+    model: onnx.ModelProto,
+    batches: Iterable[Batch],
+    tensors: list[str],
+    layers: Iterable[WeightLayer],
+    settings: CalibrationSettings,
+    *,
+    threads: int,
+) -> Calibration:
+    """Run the float model over all batches once; memory does not depend on how many there are.
+
+    Args:
+        tensors: float32 tensors whose range is wanted.
+        layers: layers whose weight scale is to be chosen, if the settings ask for it.
+
+    Raises:
+        DataError: a tensor becomes NaN or Inf, or the model cannot run on a batch.
+    """
+    pool = _core.ThreadPool(threads)
+    ranges = _core.ValueRanges(len(tensors), _BINS)
+    search = _ScaleSearch(model, layers if settings.weights else (), pool)
+    wanted = list(dict.fromkeys([*tensors, *search.tensors()]))
+    run = _Exposed(model, wanted, threads)
+    samples = 0
+    for batch in batches:
+        values = run(batch)
+        try:
+            ranges.update([np.ascontiguousarray(values[name]) for name in tensors], pool)
+        except ValueError as error:
+            bad = next((n for n in tensors if not np.isfinite(values[n]).all()), "?")
+            raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
+        search.feed(values)
+        samples += len(next(iter(batch.values())))
+    found = {name: _range(ranges, i, settings.percentile) for i, name in enumerate(tensors)}
+    return Calibration(found, search.choose(settings.weights) if settings.weights else {}, samples)
+
+
+class _Exposed:
+    """The model with inner tensors as outputs."""
+
+    def __init__(self, model: onnx.ModelProto, tensors: list[str], threads: int) -> None:
+        exposed = onnx.ModelProto()
+        exposed.CopyFrom(model)
+        self._inputs = {i.name for i in model.graph.input}
+        self._names = [name for name in tensors if name not in self._inputs]
+        del exposed.graph.output[:]
+        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names)
+        self._session = session(exposed, threads=threads, optimise=False)
+
+    def __call__(self, batch: Batch) -> dict[str, NDArray[np.generic]]:
+        try:
+            values = self._session.run(self._names, batch)
+        except Exception as error:  # onnxruntime's exceptions have no base of their own
+            shapes = {name: array.shape for name, array in batch.items()}
+            raise DataError(f"the float model cannot run on calibration data of shape {shapes}: {error}") from error
+        return {**batch, **dict(zip(self._names, values, strict=True))}
+
+
+def _range(ranges: _core.ValueRanges, index: int, percentile: float | None) -> tuple[float, float]:
+    low, high = ranges.min_max(index)
+    if percentile is None:
+        return low, high
+    # As AMD Quark: a symmetric cut of |x|, then no wider than what was seen.
+    limit = ranges.percentile(index, percentile)
+    return max(low, -limit), min(high, limit)
+
+
+class _ScaleSearch:
+    """CalibMethod.MinOutputMSE: moments of every layer's float input, then the scale with the least output error."""
+
+    def __init__(self, model: onnx.ModelProto, layers: Iterable[WeightLayer], pool: _core.ThreadPool) -> None:
+        constants = {t.name: t for t in model.graph.initializer}
+        self._pool = pool
+        self._layers: list[tuple[WeightLayer, _core.Layer, NDArray[np.float32]]] = []
+        budget = _GRAM_BYTES
+        uses: dict[str, int] = {}
+        layers = tuple(layers)
+        for layer in layers:
+            uses[layer.weight] = uses.get(layer.weight, 0) + 1
+        for layer in layers:
+            if not _searchable(layer) or uses[layer.weight] > 1:
+                continue
+            rows = weight_rows(layer, onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
+            groups = layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
+            budget -= 8 * groups * rows.shape[1] ** 2
+            if budget < 0:
+                _LOG.warning("layer %s: too large to choose its weight scale by output error", layer.node_name)
+                continue
+            outputs, inputs = rows.shape
+            # The number of samples is not known ahead: so many rows of each.
+            core = _core.Layer(
+                inputs,
+                outputs // groups,
+                1,
+                min(max(inputs // 2, 64), 512),
+                groups=groups,
+                conv=core_geometry(layer.attributes),
+                target=False,
+            )
+            self._layers.append((layer, core, rows))
+
+    def tensors(self) -> list[str]:
+        return [layer.input for layer, _, _ in self._layers]
+
+    def feed(self, values: Mapping[str, NDArray[np.generic]]) -> None:
+        for layer, core, _ in self._layers:
+            core.feed(np.ascontiguousarray(values[layer.input]), None, self._pool)
+
+    def choose(self, grid: WeightGrid) -> dict[str, WeightParams]:
+        found = {}
+        for layer, core, rows in self._layers:
+            scale, zero_point = core.weight_scale(
+                rows,
+                qmin=grid.qmin,
+                qmax=grid.qmax,
+                symmetric=grid.symmetric,
+                per_channel=grid.per_channel,
+                bias_free=layer.bias is not None,
+                pool=self._pool,
+            )
+            found[layer.weight] = WeightParams(scale, zero_point, layer.channel_axis if grid.per_channel else None)
+        return found
+
+
+def _searchable(layer: WeightLayer) -> bool:
+    if isinstance(layer.attributes, ConvAttributes):
+        return True
+    return len(layer.weight_shape) == 2 and not layer.attributes.trans_a

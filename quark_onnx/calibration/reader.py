@@ -1,0 +1,137 @@
+"""From the user's data reader to checked batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from quark.onnx.errors import DataError
+
+__all__ = ["Batch", "DataReader", "ModelInput", "checked_items", "merged_batches", "model_inputs"]
+
+Batch = dict[str, NDArray[np.generic]]
+_MERGED_BYTES = 4 << 20  # of a merged batch's inputs: enough to keep onnxruntime busy, little enough for the cache
+_MERGED_SAMPLES = 64
+
+
+class DataReader(Protocol):
+    """Anything with get_next(), as onnxruntime's CalibrationDataReader."""
+
+    def get_next(self) -> Mapping[str, NDArray[np.generic]] | None:
+        """The next item: an array for every model input; None (or {}) at the end."""
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """One input of a model.
+
+    Attributes:
+        shape: an int for a fixed dimension, None for a free one; None as a whole when the rank is not known.
+    """
+
+    name: str
+    dtype: np.dtype[np.generic]
+    shape: tuple[int | None, ...] | None
+
+
+def model_inputs(model: onnx.ModelProto) -> tuple[ModelInput, ...]:
+    """The inputs that a reader has to give: those that are not initializers as well."""
+    constants = {t.name for t in model.graph.initializer}
+    return tuple(
+        ModelInput(value.name, onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type), _shape(value))
+        for value in model.graph.input
+        if value.name not in constants
+    )
+
+
+def _shape(value: onnx.ValueInfoProto) -> tuple[int | None, ...] | None:
+    if not value.type.tensor_type.HasField("shape"):
+        return None
+    return tuple(d.dim_value if d.dim_value > 0 else None for d in value.type.tensor_type.shape.dim)
+
+
+def checked_items(reader: DataReader, inputs: tuple[ModelInput, ...]) -> Iterator[Batch]:
+    """The reader's items, each checked against the model's inputs.
+
+    Raises:
+        DataError: there is no item; or an item has a wrong name, type, dtype or shape, or NaN or Inf.
+    """
+    index = 0
+    while item := reader.get_next():
+        where = f"item {index} of the calibration data reader"
+        if not isinstance(item, Mapping):
+            raise DataError(f"{where} is a {type(item).__name__}: yield a dict from input name to NumPy array")
+        yield {spec.name: _checked(item, spec, where) for spec in _same_names(item, inputs, where)}
+        index += 1
+    if index == 0:
+        raise DataError("the calibration data reader yields nothing: its first get_next() returned no item")
+
+
+def _same_names(item: Mapping[str, object], inputs: tuple[ModelInput, ...], where: str) -> tuple[ModelInput, ...]:
+    wanted = [spec.name for spec in inputs]
+    if set(item) != set(wanted):
+        raise DataError(f"{where} has the names {sorted(map(str, item))}: the model's inputs are {sorted(wanted)}")
+    return inputs
+
+
+def _checked(item: Mapping[str, NDArray[np.generic]], spec: ModelInput, where: str) -> NDArray[np.generic]:
+    array, what = item[spec.name], f"{where}: input {spec.name!r}"
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{what} is a {type(array).__name__}: yield a NumPy array")
+    if array.dtype != spec.dtype:
+        raise DataError(f"{what} is {array.dtype}: the model takes {spec.dtype}, convert it with astype")
+    if spec.shape is not None and (
+        array.ndim != len(spec.shape)
+        or any(want is not None and want != have for want, have in zip(spec.shape, array.shape, strict=True))
+    ):
+        wanted = ", ".join("?" if d is None else str(d) for d in spec.shape)
+        raise DataError(f"{what} has the shape {array.shape}: the model takes ({wanted})")
+    if array.size == 0:
+        raise DataError(f"{what} has the shape {array.shape} and is empty")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{what} contains NaN or Inf: clean the data first")
+    return array
+
+
+def merged_batches(items: Iterator[Batch], *, can_merge: Callable[[Batch, Batch], bool]) -> Iterator[Batch]:
+    """Items joined along their first axis into batches of a few MiB, in C order; each item copied once.
+
+    Args:
+        can_merge: whether the model gives for two items joined what it gives for each; asked once, with the first two
+            items of equal shape.
+    """
+    group: list[Batch] = []
+    allowed: bool | None = None
+    for item in items:
+        if group and not _alike(group[0], item):
+            yield _joined(group)
+            group = []
+        if group and allowed is None:
+            allowed = can_merge(group[0], item)
+        if group and not (allowed and _fits(group, item)):
+            yield _joined(group)
+            group = []
+        group.append({name: np.array(array, order="C") for name, array in item.items()})
+    if group:
+        yield _joined(group)
+
+
+def _alike(a: Batch, b: Batch) -> bool:
+    return all(a[name].ndim > 0 and a[name].shape[1:] == b[name].shape[1:] for name in a)
+
+
+def _fits(group: list[Batch], item: Batch) -> bool:
+    samples = sum(len(next(iter(batch.values()))) for batch in (*group, item))
+    size = sum(array.nbytes for batch in (*group, item) for array in batch.values())
+    return samples <= _MERGED_SAMPLES and size <= _MERGED_BYTES
+
+
+def _joined(group: list[Batch]) -> Batch:
+    if len(group) == 1:
+        return group[0]
+    return {name: np.concatenate([batch[name] for batch in group]) for name in group[0]}

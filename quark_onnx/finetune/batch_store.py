@@ -1,0 +1,89 @@
+"""Where the walk keeps tensors between segments: in memory, or in files of which one batch is read at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BatchStore", "FileStore", "MemoryStore"]
+
+Key = tuple[str, str, int]  # graph, tensor, batch
+
+
+class BatchStore:
+    """Arrays by (graph, tensor, batch). Use as a context manager: leaving it frees everything."""
+
+    def put(self, key: Key, array: NDArray[np.generic]) -> None:
+        raise NotImplementedError
+
+    def get(self, key: Key) -> NDArray[np.generic]:
+        raise NotImplementedError
+
+    def drop(self, key: Key) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> BatchStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class MemoryStore(BatchStore):
+    """Memory levels 0 and 1."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[Key, NDArray[np.generic]] = {}
+
+    def put(self, key: Key, array: NDArray[np.generic]) -> None:
+        self._arrays[key] = array
+
+    def get(self, key: Key) -> NDArray[np.generic]:
+        return self._arrays[key]
+
+    def drop(self, key: Key) -> None:
+        del self._arrays[key]
+
+    def close(self) -> None:
+        self._arrays.clear()
+
+
+class FileStore(BatchStore):
+    """Memory level 2: one file per array in a new folder under `cache_dir` (default: the system's temporary folder)."""
+
+    def __init__(self, cache_dir: str | None) -> None:
+        if cache_dir is not None:
+            Path(cache_dir).mkdir(parents=True, exist_ok=True)
+        self._folder = Path(tempfile.mkdtemp(prefix="quark_onnx_", dir=cache_dir))
+        self._paths: dict[Key, Path] = {}
+        self._count = 0
+
+    def put(self, key: Key, array: NDArray[np.generic]) -> None:
+        path = self._paths.get(key)
+        if path is None:
+            path = self._paths[key] = self._folder / f"{self._count}.npy"
+            self._count += 1
+        np.save(path, array)
+
+    def get(self, key: Key) -> NDArray[np.generic]:
+        array: NDArray[np.generic] = np.load(self._paths[key])
+        return array
+
+    def drop(self, key: Key) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._paths.pop(key).unlink()
+
+    def close(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._paths.clear()

@@ -1,0 +1,170 @@
+"""Fast finetune of a quantized model: plan, walk, and the comparison of the whole model before and after."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import onnx
+
+from quark.onnx.calibration.reader import Batch
+from quark.onnx.errors import DataError, ModelError
+from quark.onnx.finetune.batch_store import BatchStore, FileStore, MemoryStore
+from quark.onnx.finetune.run import finetune_layers
+from quark.onnx.finetune.samples import KeptSamples
+from quark.onnx.finetune.settings import HOLDOUT, LeastSquaresSettings
+from quark.onnx.plan.build import build_plan
+from quark.onnx.plan.types import Plan
+from quark.onnx.quantization.config.algorithm import AdaQuantConfig, FastFinetuneConfig
+from quark.onnx.quantization.config.supported import check_engine_supports
+from quark.onnx.report.end_to_end import Outputs, compare, outputs_of
+from quark.onnx.report.layer_report import LayerReport
+from quark.onnx.report.progress import PhaseProgress
+from quark.onnx.report.report import EndToEnd, Report
+from quark.onnx.report.resources import PhaseClock, peak_rss_mib
+
+__all__ = ["FastFinetune"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _WholeModel:
+    """Outputs on the samples set aside, before finetuning."""
+
+    reference: Outputs
+    before: Outputs
+    before_default: Outputs
+
+
+class FastFinetune:
+    """One finetuning. Use as a context manager: leaving it removes what memory level 2 keeps in files.
+
+    Args:
+        config: which algorithm, with which options.
+        threads: of onnxruntime and of the core.
+        clock: gets the phases' times.
+
+    Raises:
+        UnsupportedError: the options ask for what this version cannot do.
+    """
+
+    def __init__(self, config: FastFinetuneConfig, *, threads: int, clock: PhaseClock) -> None:
+        self._config, self._threads, self._clock = config, threads, clock
+        self._ignored = tuple(
+            f"{option.keyword}={option.value!r} has no effect: {option.reason}"
+            for option in check_engine_supports(config)
+        )
+        self._store: BatchStore = FileStore(config.cache_dir) if config.mem_opt_level == 2 else MemoryStore()
+        self._samples = KeptSamples(self._store, config.data_size, HOLDOUT)
+
+    def __enter__(self) -> FastFinetune:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._store.close()
+
+    def keep(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Passes the calibration batches on, and keeps what finetuning needs of them."""
+        return self._samples.keep(batches)
+
+    def run(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, *, samples_seen: int) -> Report:
+        """Finetune `quantized` in place; only integer weights and biases change.
+
+        Raises:
+            ModelError: no layer can be tuned, or a model cannot run.
+        """
+        for line in self._ignored:
+            _LOG.warning(line)
+        with self._clock.phase("plan"):
+            plan = build_plan(float_model, quantized, self._config.target_op_type)
+        _refuse_empty(plan, self._config)
+        with self._clock.phase("compare"):
+            whole = self._before(float_model, quantized)
+        with self._clock.phase("finetune"):
+            layers = self._tune(float_model, quantized, plan)
+        with self._clock.phase("compare"):
+            end_to_end = self._after(quantized, whole)
+        return Report(
+            algorithm=type(self._config).name,
+            samples=samples_seen,
+            layers=layers,
+            skipped=plan.skipped,
+            ignored=self._ignored,
+            warnings=_warnings(end_to_end),
+            end_to_end=end_to_end,
+            phases=self._clock.seconds,
+            peak_rss_mib=peak_rss_mib(),
+        )
+
+    def _tune(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, plan: Plan) -> tuple[LayerReport, ...]:
+        config = self._config
+        settings = LeastSquaresSettings(
+            free=isinstance(config, AdaQuantConfig), update_bias=config.update_bias is not False, seed=config.fixed_seed
+        )
+        with PhaseProgress("Finetuning layers", len(plan.layers)) as progress:
+
+            def on_layer(report: LayerReport) -> None:
+                if not report.accepted:
+                    _LOG.info("layer %s is left as it is: %s", report.name, report.reason)
+                progress.advance(note=report.name)
+
+            return finetune_layers(
+                float_model,
+                quantized,
+                plan,
+                self._samples,
+                settings,
+                threads=self._threads,
+                float_first=config.mem_opt_level == 0,
+                on_layer=on_layer,
+            )
+
+    def _outputs(self, model: onnx.ModelProto, *, optimise: bool) -> Outputs:
+        try:
+            return outputs_of(model, self._samples.compared, threads=self._threads, optimise=optimise)
+        except Exception as error:  # onnxruntime's exceptions have no base of their own
+            raise DataError(f"a model cannot run on the calibration data: {error}") from error
+
+    def _before(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> _WholeModel:
+        return _WholeModel(
+            reference=self._outputs(float_model, optimise=True),
+            before=self._outputs(quantized, optimise=False),
+            before_default=self._outputs(quantized, optimise=True),
+        )
+
+    def _after(self, quantized: onnx.ModelProto, whole: _WholeModel) -> EndToEnd:
+        return EndToEnd(
+            samples=sum(len(next(iter(batch.values()))) for batch in self._samples.compared),
+            held_out=self._samples.held_out,
+            before=compare(whole.reference, whole.before),
+            after=compare(whole.reference, self._outputs(quantized, optimise=False)),
+            before_default=compare(whole.reference, whole.before_default),
+            after_default=compare(whole.reference, self._outputs(quantized, optimise=True)),
+        )
+
+
+def _refuse_empty(plan: Plan, config: FastFinetuneConfig) -> None:
+    if plan.layers:
+        return
+    reasons = "; ".join(f"{layer.node} ({layer.op_type}): {layer.reason}" for layer in plan.skipped)
+    types = ", ".join(config.target_op_type)
+    raise ModelError(f"no layer can be finetuned: {reasons or f'the model has no node of the types {types}'}")
+
+
+def _warnings(result: EndToEnd) -> tuple[str, ...]:
+    found = []
+    if not result.after.l2 < result.before.l2:
+        found.append(
+            f"finetuning did not bring the whole model closer to the float model: L2 {result.before.l2:.4g} before, "
+            f"{result.after.l2:.4g} after"
+        )
+    if result.after_default.l2 > 1.1 * result.after.l2:
+        found.append(
+            "with onnxruntime's default optimisation the finetuned model computes something else than it defines: L2 "
+            f"{result.after_default.l2:.4g} instead of {result.after.l2:.4g}"
+        )
+    for line in found:
+        _LOG.warning(line)
+    return tuple(found)

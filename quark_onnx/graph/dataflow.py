@@ -1,0 +1,125 @@
+"""Who makes and who reads each tensor of a graph, and the cut of a graph into segments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import onnx
+
+__all__ = ["Dataflow", "Segment"]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some nodes of a graph as a model of their own.
+
+    Attributes:
+        model: its inputs are untyped until `Dataflow.typed` gives them types.
+        inputs: dynamic tensors that the nodes read and do not make.
+        outputs: tensors that the nodes make and somebody needs.
+    """
+
+    nodes: tuple[onnx.NodeProto, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Dataflow:
+    """The graph of a model, with its constants known.
+
+    A node is constant when all it reads is constant (a DequantizeLinear of a weight, say). Constant nodes belong to
+    every segment that reads them; the others run once.
+    """
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self.initializers = {t.name: t for t in model.graph.initializer}
+        self.inputs = tuple(i.name for i in model.graph.input if i.name not in self.initializers)
+        self.outputs = tuple(o.name for o in model.graph.output)
+        self.producer = {name: node for node in model.graph.node for name in node.output if name}
+        self._reads = {id(node): tuple(_read_by(node)) for node in model.graph.node}
+        constant = set(self.initializers) | {""}
+        self._constant_nodes: set[int] = set()
+        for node in model.graph.node:
+            if all(name in constant for name in self.reads(node)) and not _is_random(node):
+                constant.update(node.output)
+                self._constant_nodes.add(id(node))
+        self._constant = constant
+
+    def reads(self, node: onnx.NodeProto) -> tuple[str, ...]:
+        """What a node reads, tensors used inside its subgraphs included."""
+        return self._reads[id(node)]
+
+    def is_constant(self, tensor: str) -> bool:
+        """Whether a tensor does not depend on the model's inputs."""
+        return tensor in self._constant
+
+    def consumers(self, tensor: str) -> Iterator[onnx.NodeProto]:
+        """The nodes that read a tensor, in graph order."""
+        return (node for node in self.model.graph.node if tensor in self.reads(node))
+
+    def dynamic_nodes(self) -> list[onnx.NodeProto]:
+        """The nodes that depend on the model's inputs, in graph order."""
+        return [node for node in self.model.graph.node if id(node) not in self._constant_nodes]
+
+    def ancestors(self, targets: Iterable[str], available: Iterable[str]) -> list[onnx.NodeProto]:
+        """The dynamic nodes needed to compute `targets` from `available` tensors, in graph order."""
+        have = set(available)
+        wanted, stack = set[int](), [t for t in targets if t not in have]
+        while stack:
+            tensor = stack.pop()
+            node = self.producer.get(tensor)
+            if node is None or id(node) in wanted or id(node) in self._constant_nodes:
+                continue
+            wanted.add(id(node))
+            stack.extend(t for t in self.reads(node) if t not in have and not self.is_constant(t))
+        return [node for node in self.model.graph.node if id(node) in wanted]
+
+    def segment_model(self, segment: Segment, input_types: dict[str, int]) -> onnx.ModelProto:
+        """A segment as a model with the present initializers. input_types: ONNX element types."""
+        constants: list[onnx.NodeProto] = []
+        initializers: dict[str, onnx.TensorProto] = {}
+        seen: set[int] = set()
+
+        def need(tensor: str) -> None:
+            if tensor in self.initializers:
+                initializers[tensor] = self.initializers[tensor]
+                return
+            node = self.producer.get(tensor)
+            if node is None or id(node) not in self._constant_nodes or id(node) in seen:
+                return
+            seen.add(id(node))
+            for name in self.reads(node):
+                need(name)
+            constants.append(node)
+
+        for node in segment.nodes:
+            for tensor in self.reads(node):
+                need(tensor)
+        graph = onnx.GraphProto(name="segment")
+        graph.node.extend([*constants, *segment.nodes])
+        graph.initializer.extend(initializers.values())
+        for name in segment.inputs:
+            value = graph.input.add(name=name)
+            value.type.tensor_type.elem_type = input_types[name]
+        graph.output.extend(onnx.ValueInfoProto(name=name) for name in segment.outputs)
+        model = onnx.ModelProto(ir_version=self.model.ir_version, graph=graph)
+        model.opset_import.extend(self.model.opset_import)
+        model.functions.extend(self.model.functions)
+        return model
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    yield from (name for name in node.input if name)
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
+            made = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+            for inner in graph.node:
+                yield from (name for name in _read_by(inner) if name not in made)
+                made.update(inner.output)
+            yield from (o.name for o in graph.output if o.name not in made)
+
+
+def _is_random(node: onnx.NodeProto) -> bool:
+    return node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial")

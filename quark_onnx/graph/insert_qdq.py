@@ -1,0 +1,318 @@
+"""Insert Q/DQ: from a float model and the parameters of its quantization to the quantized model.
+
+onnxruntime.quantization's QDQ quantizer places the nodes, in the form that onnxruntime's kernels fuse; the
+ranges of the activations and, where given, the scales of the weights are ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnxruntime.quantization import QuantType
+from onnxruntime.quantization.calibrate import TensorData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+from onnxruntime.quantization.quant_utils import add_infer_metadata
+from onnxruntime.quantization.registry import CreateQDQQuantizer
+
+from quark.onnx.errors import ModelError
+from quark.onnx.graph.editor import GraphEditor, attribute, reads
+
+__all__ = ["DEFAULT_OP_TYPES", "QdqOptions", "WeightParams", "calibration_tensors", "insert_qdq"]
+
+_LOG = logging.getLogger(__name__)
+
+# What Quark quantizes by default to 8 bits. onnxruntime's quantizer has rules of its own for some of these
+# operators; the others get its general rule, Q/DQ on every float input and output.
+DEFAULT_OP_TYPES = tuple(
+    """
+    Add ArgMax AveragePool Clip Concat Conv ConvTranspose EmbedLayerNormalization Gather Gelu Gemm
+    GlobalAveragePool InstanceNormalization LayerNormalization LeakyRelu MatMul MaxPool Mul Pad Relu Reshape
+    Resize Sigmoid Softmax Split Squeeze Tanh Transpose Unsqueeze Where
+    """.split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QdqOptions:
+    """What is quantized, and to which types.
+
+    Attributes:
+        activation_type: QUInt8 or QInt8.
+        weight_type: QInt8 or QUInt8.
+        activation_symmetric: zero point in the middle of the type. Relu and Clip then stay in the graph;
+            otherwise the range of the Q/DQ behind them does their work and they go.
+        weight_symmetric: the same of weights; of QInt8 only -127 to 127 are used.
+        per_channel: one scale per output channel of a weight that `insert_qdq` gets no parameters for.
+        op_types: the operators to quantize.
+        excluded_nodes: names of nodes that stay in float.
+    """
+
+    activation_type: QuantType = QuantType.QUInt8
+    weight_type: QuantType = QuantType.QInt8
+    activation_symmetric: bool = False
+    weight_symmetric: bool = True
+    per_channel: bool = False
+    op_types: tuple[str, ...] = DEFAULT_OP_TYPES
+    excluded_nodes: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class WeightParams:
+    """How one weight is quantized: q = clip(round(w / scale) + zero_point), ties to even.
+
+    Attributes:
+        scale: float32, shape (1,), or (channels,) with an axis.
+        zero_point: integers of the same shape.
+        axis: the axis of the weight that the channels lie on, None if there is one scale for all.
+    """
+
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.integer[Any]]
+    axis: int | None = None
+
+
+def calibration_tensors(model: onnx.ModelProto, options: QdqOptions) -> list[str]:
+    """The activations whose range `insert_qdq` needs, in graph order.
+
+    These are the tensors that get Q/DQ with parameters of their own, as onnxruntime's quantizer decides. Left
+    out are outputs of operators that keep the parameters of their input (Reshape, MaxPool, ...), inputs of a
+    Relu or Clip that get the range of its output, and the output of Softmax, which gets [0, 1].
+
+    Args:
+        model: a prepared model; not changed.
+        options: those that `insert_qdq` will get.
+    """
+    options = _with_irremovable_excluded(model.graph, options)
+    # Each range is an object of its own: where the quantizer puts another one in its place, it shows.
+    ranges = {name: _tensor_data(0.0, 1.0) for name in _float_activations(model.graph)}
+    owner = {id(data): name for name, data in ranges.items()}
+    with _onnxruntime_log():
+        quantizer = _quantizer(model, dict(ranges), {}, options)
+        for node in quantizer.model.nodes():
+            if quantizer.should_quantize_node(node):
+                CreateQDQQuantizer(quantizer, node).quantize()
+    needed = {
+        owner.get(id(quantizer.tensors_range[name]))
+        for name, info in quantizer.tensors_to_quantize.items()
+        if name in quantizer.tensors_range and not info.is_shared
+    }
+    return [name for name in ranges if name in needed]
+
+
+def insert_qdq(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, tuple[float, float]],
+    weight_params: Mapping[str, WeightParams],
+    options: QdqOptions,
+) -> onnx.ModelProto:
+    """Make the quantized model: Q/DQ on activations, integer weights, int32 biases.
+
+    Scales and zero points are those of onnxruntime's quantize_static for the same ranges; as there, the scale
+    of a weight is enlarged where a bias would not fit into 32 bits.
+
+    Args:
+        model: a prepared float model; not changed.
+        ranges: tensor -> (lowest, highest) for at least the `calibration_tensors`; widened to hold 0.
+        weight_params: weight initializer -> its parameters. A weight that is missing gets those of its
+            minimum and maximum.
+        options: what is quantized.
+
+    Returns:
+        A model whose nodes are in topological order.
+
+    Raises:
+        ModelError: a range is missing or not finite, or a weight's parameters do not fit it.
+    """
+    options = _with_irremovable_excluded(model.graph, options)
+    overrides = {name: _overrides(params) for name, params in weight_params.items()}
+    if options.per_channel:
+        overrides = _per_tensor_overrides(model.graph, options) | overrides
+    try:
+        with _onnxruntime_log() as records:
+            quantizer = _quantizer(model, _tensor_ranges(model.graph, ranges, options), overrides, options)
+            result: onnx.ModelProto = quantizer.quantize_model()
+    except ValueError as error:
+        raise ModelError(f"onnxruntime cannot quantize the model: {error}") from error
+    for record in records:
+        if _LOG.isEnabledFor(record.levelno):
+            _LOG.handle(record)
+    if options.weight_symmetric and options.weight_type == QuantType.QInt8:
+        _avoid_lowest_integer(result.graph, weight_params)
+    _sort_nodes(result.graph)
+    result.producer_name, result.producer_version = "quark.onnx", ""
+    return result
+
+
+def _quantizer(
+    model: onnx.ModelProto,
+    ranges: dict[str, TensorData],
+    overrides: dict[str, list[dict[str, Any]]],
+    options: QdqOptions,
+) -> Any:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    add_infer_metadata(copy)  # or the quantizer writes the model to a file to infer the shapes that it has
+    return QDQQuantizer(
+        model=copy,
+        per_channel=options.per_channel,
+        reduce_range=False,
+        weight_qType=options.weight_type,
+        activation_qType=options.activation_type,
+        tensors_range=ranges,
+        nodes_to_quantize=[],
+        nodes_to_exclude=options.excluded_nodes,
+        op_types_to_quantize=options.op_types,
+        extra_options={
+            "ActivationSymmetric": options.activation_symmetric,
+            "WeightSymmetric": options.weight_symmetric,
+            "TensorQuantOverrides": overrides,
+        },
+    )
+
+
+def _tensor_data(lowest: float, highest: float) -> TensorData:
+    return TensorData(lowest=np.float32(lowest), highest=np.float32(highest))
+
+
+def _float_activations(graph: onnx.GraphProto) -> list[str]:
+    """The float32 inputs and node outputs, in graph order."""
+    values = (*graph.input, *graph.value_info, *graph.output)
+    floats = {v.name for v in values if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    made = (name for node in graph.node for name in node.output)
+    return [name for name in (*(value.name for value in graph.input), *made) if name in floats]
+
+
+def _tensor_ranges(
+    graph: onnx.GraphProto, ranges: Mapping[str, tuple[float, float]], options: QdqOptions
+) -> dict[str, TensorData]:
+    for name, (lowest, highest) in ranges.items():
+        if not (np.isfinite(lowest) and np.isfinite(highest) and lowest <= highest):
+            raise ModelError(f"tensor {name!r} has no finite range: lowest {lowest}, highest {highest}")
+    result = {name: _tensor_data(*limits) for name, limits in ranges.items()}
+    # The quantizer looks up the input of a Relu or Clip before it gives it the range of the output.
+    readers = Counter(name for node in graph.node for name in node.input)
+    for node in reversed(graph.node):
+        if node.op_type not in ("Relu", "Clip") or node.op_type not in options.op_types:
+            continue
+        if (
+            node.name not in options.excluded_nodes
+            and readers[node.input[0]] == 1
+            and node.output[0] in result
+        ):
+            result.setdefault(node.input[0], result[node.output[0]])
+    return result
+
+
+def _with_irremovable_excluded(graph: onnx.GraphProto, options: QdqOptions) -> QdqOptions:
+    return replace(options, excluded_nodes=options.excluded_nodes.union(_irremovable_activations(graph)))
+
+
+def _irremovable_activations(graph: onnx.GraphProto) -> Iterator[str]:
+    """Relu and Clip nodes whose work the range of a Q/DQ cannot do, although onnxruntime's quantizer lets it.
+
+    The interval of a Clip may not hold 0, as every quantizer's must, or may not be constant. The tensor
+    before the activation, which would be clipped too, may be an output of the model or be read in a subgraph.
+    """
+    editor = GraphEditor(graph)
+    for node in graph.node:
+        if node.op_type in ("Relu", "Clip"):
+            before = node.input[0]
+            read_elsewhere = any(
+                reader is None or before not in reader.input for reader in editor.readers(before)
+            )
+            if read_elsewhere or not _clips_around_zero(editor, node):
+                yield node.name
+
+
+def _clips_around_zero(editor: GraphEditor, node: onnx.NodeProto) -> bool:
+    for index, sign in ((1, -1.0), (2, 1.0)):
+        if index < len(node.input) and node.input[index]:
+            bound = editor.constant(node, index)
+            if bound is None or sign * bound.item() < 0.0:
+                return False
+    return True
+
+
+def _overrides(params: WeightParams) -> list[dict[str, Any]]:
+    """The entry of onnxruntime's option TensorQuantOverrides: one dict per scale."""
+    axis = {} if params.axis is None else {"axis": params.axis}
+    return [
+        {"scale": s, "zero_point": z, **axis} for s, z in zip(params.scale, params.zero_point, strict=True)
+    ]
+
+
+def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[str, list[dict[str, Any]]]:
+    """Give one scale to the weights that onnxruntime cannot quantize per channel.
+
+    Those of ConvTranspose with groups, where its quantizer cannot tell the channels of the bias apart, and of
+    MatMul beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any.
+    """
+    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    return {
+        node.input[1]: [{"quant_type": options.weight_type}]
+        for node in graph.node
+        if (node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1)
+        or (node.op_type == "MatMul" and ranks.get(node.input[1], 2) != 2)
+    }
+
+
+def _avoid_lowest_integer(graph: onnx.GraphProto, weights: Iterable[str]) -> None:
+    """Raise -128 to -127: a scale that clips the weight lets onnxruntime's rounding use the whole type."""
+    quantized = {f"{name}_quantized" for name in weights}
+    for tensor in graph.initializer:
+        if tensor.name in quantized:
+            integers = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.maximum(integers, np.int8(-127)), tensor.name))
+
+
+def _sort_nodes(graph: onnx.GraphProto) -> None:
+    """Move each node that the quantizer appended to just before its first reader."""
+    nodes = list(graph.node)
+    producer = {name: node for node in nodes for name in node.output}
+    order: dict[int, onnx.NodeProto] = {}
+    for node in nodes:
+        stack = [node]
+        while stack:
+            makers = (producer[name] for name in reads(stack[-1]) if name in producer)
+            pending = [maker for maker in makers if id(maker) not in order]
+            if pending:
+                stack += pending
+            else:
+                last = stack.pop()
+                order[id(last)] = last
+    graph.ClearField("node")
+    graph.node.extend(order.values())
+
+
+@contextlib.contextmanager
+def _onnxruntime_log() -> Iterator[list[logging.LogRecord]]:
+    """Collect what onnxruntime.quantization logs on the root logger.
+
+    It calls logging.warning() and logging.info(), which give a root logger without handlers one of theirs.
+    """
+    records: list[logging.LogRecord] = []
+
+    def divert(record: logging.LogRecord) -> bool:
+        if "onnxruntime" not in record.pathname:
+            return True
+        record.name = _LOG.name
+        records.append(record)
+        return False
+
+    root, handler = logging.getLogger(), logging.NullHandler()
+    root.addFilter(divert)
+    root.addHandler(handler)
+    try:
+        yield records
+    finally:
+        root.removeHandler(handler)
+        root.removeFilter(divert)

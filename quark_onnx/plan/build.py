@@ -1,0 +1,232 @@
+"""Build the plan: pair every layer of the quantized graph with the float graph, or say why it is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from quark.onnx.graph.dataflow import Dataflow
+from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layer, weight_layers
+from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
+
+__all__ = ["build_plan", "weight_rows"]
+
+_INTEGERS = {onnx.TensorProto.INT8: (-128, 127), onnx.TensorProto.UINT8: (0, 255)}
+_FAR = 2  # steps: half of a layer's integers farther than this from its rounded float weight means another weight
+
+
+class _Skip(Exception):
+    """Why a layer is left as it is."""
+
+
+def weight_rows(layer: WeightLayer, weight: NDArray[np.generic]) -> NDArray[np.generic]:
+    """A weight as (output channels, inputs per output), C-contiguous."""
+    rows = weight.reshape(weight.shape[0], -1) if layer.channel_axis == 0 else weight.T
+    return np.ascontiguousarray(rows)
+
+
+def build_plan(float_model: onnx.ModelProto, quantized: onnx.ModelProto, op_types: Collection[str]) -> Plan:
+    """The plan for a quantized Q/DQ model and the float model that it was made from.
+
+    A layer's float counterpart is the one with its node name, else the one with its output's name, else the one whose
+    weight has the name of the quantized weight (less the suffix "_quantized"); its weight must be near.
+
+    Args:
+        op_types: the op types to be tuned; nodes of other types are not mentioned.
+    """
+    graph, float_graph = Dataflow(quantized), Dataflow(float_model)
+    constants = _constant_shapes(graph)
+    counterparts = _Counterparts(float_model)
+    layers, skipped = [], []
+    for node in quantized.graph.node:
+        if node.op_type not in op_types:
+            continue
+        try:
+            layer = weight_layer(node, constants)
+            if layer is None:
+                raise _Skip(_not_a_layer(node, graph))
+            layers.append(_layer_plan(layer, graph, float_graph, counterparts))
+        except _Skip as reason:
+            skipped.append(SkippedLayer(node.name or node.output[0], node.op_type, str(reason)))
+    return _without_shared_weights(layers, skipped)
+
+
+def _without_shared_weights(layers: list[LayerPlan], skipped: list[SkippedLayer]) -> Plan:
+    uses: dict[str, int] = {}
+    for layer in layers:
+        for name in {layer.weight.initializer, layer.bias.initializer if layer.bias else None} - {None}:
+            uses[str(name)] = uses.get(str(name), 0) + 1
+    kept = []
+    for layer in layers:
+        names = [layer.weight.initializer, layer.bias.initializer if layer.bias else None]
+        shared = [name for name in names if name and uses[name] > 1]
+        if shared:
+            skipped.append(SkippedLayer(layer.node, layer.op_type, f"its initializer {shared[0]!r} serves several layers"))
+        else:
+            kept.append(layer)
+    return Plan(tuple(kept), tuple(skipped))
+
+
+def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
+    shapes = {name: tuple(t.dims) for name, t in graph.initializers.items() if t.data_type == onnx.TensorProto.FLOAT}
+    for node in graph.model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in graph.initializers:
+            shapes[node.output[0]] = tuple(graph.initializers[node.input[0]].dims)
+    return shapes
+
+
+def _not_a_layer(node: onnx.NodeProto, graph: Dataflow) -> str:
+    if len(node.input) > 1 and not graph.is_constant(node.input[1]):
+        return "its weight is computed by the model, not constant"
+    return "this kind of layer is not tuned yet"
+
+
+class _Counterparts:
+    """The float layers by name of node, output and weight."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        layers = weight_layers(model)
+        self._by_node = {layer.node_name: layer for layer in layers if layer.node_name}
+        self._by_output = {layer.output: layer for layer in layers}
+        self._by_weight = {layer.weight: layer for layer in layers}
+
+    def find(self, layer: WeightLayer, weight_initializer: str) -> WeightLayer:
+        candidates = (
+            self._by_node.get(layer.node_name),
+            self._by_output.get(layer.output),
+            self._by_weight.get(weight_initializer.removesuffix("_quantized")),
+        )
+        for found in candidates:
+            if found and (found.op_type, found.weight_shape, found.attributes) == (
+                layer.op_type, layer.weight_shape, layer.attributes
+            ):  # fmt: skip
+                return found
+        raise _Skip("the float model has no such layer: neither its name, its output's nor its weight's is there")
+
+
+def _layer_plan(
+    layer: WeightLayer, graph: Dataflow, float_graph: Dataflow, counterparts: _Counterparts
+) -> LayerPlan:
+    dequantize = graph.producer.get(layer.weight)
+    if dequantize is None:
+        raise _Skip("its weight is not quantized")
+    integers = graph.initializers[dequantize.input[0]]
+    if integers.data_type not in _INTEGERS:
+        raise _Skip(f"weights of type {onnx.TensorProto.DataType.Name(integers.data_type)} are not tuned yet")
+    if len(layer.weight_shape) > 2 and layer.op_type == "MatMul":
+        raise _Skip("its weight is a stack of matrices")
+    if isinstance(layer.attributes, GemmAttributes) and layer.attributes.trans_a:
+        raise _Skip("Gemm with transA is not tuned yet")
+    if graph.is_constant(layer.input):
+        raise _Skip("its input is constant")
+    counterpart = counterparts.find(layer, integers.name)
+    if float_graph.is_constant(counterpart.output):
+        raise _Skip("its float output is constant")
+    conv = layer.attributes if isinstance(layer.attributes, ConvAttributes) else None
+    gemm = layer.attributes if isinstance(layer.attributes, GemmAttributes) else GemmAttributes()
+    if gemm.alpha == 0:
+        raise _Skip("Gemm with alpha 0 has no weight to tune")
+    weight = _quantized_weight(layer, graph, dequantize, onnx.numpy_helper.to_array(
+        float_graph.initializers[counterpart.weight]))  # fmt: skip
+    return LayerPlan(
+        node=layer.node_name or layer.output,
+        op_type=layer.op_type,
+        groups=conv.group if conv else 1,
+        conv=conv,
+        factor=gemm.alpha,
+        input=_quantized_input(layer, graph),
+        target=counterpart.output,
+        weight=weight,
+        bias=_quantized_bias(layer, graph, len(weight.rows), gemm.beta),
+    )
+
+
+def _quantized_input(layer: WeightLayer, graph: Dataflow) -> QuantizedInput:
+    node = graph.producer.get(layer.input)
+    if node is not None and node.op_type == "DequantizeLinear":
+        scale, zero_point = _dequantize_parameters(node, graph)
+        if scale is not None and scale.size == 1 and zero_point.dtype in (np.uint8, np.int8):
+            return QuantizedInput(node.input[0], float(scale.reshape(())), int(zero_point.reshape(())))
+    return QuantizedInput(layer.input, 1.0, 0)
+
+
+def _dequantize_parameters(
+    node: onnx.NodeProto, graph: Dataflow
+) -> tuple[NDArray[np.float32] | None, NDArray[np.generic]]:
+    """Scale and zero point of a DequantizeLinear; scale None where they are not float32 initializers."""
+    scale = graph.initializers.get(node.input[1])
+    if scale is None or scale.data_type != onnx.TensorProto.FLOAT:
+        return None, np.zeros(1, np.int32)
+    zero_point = node.input[2] if len(node.input) > 2 else ""
+    if not zero_point:
+        # ONNX: uint8 zeros by default; of an initializer's type where that is known.
+        quantized = graph.initializers.get(node.input[0])
+        kind = onnx.helper.tensor_dtype_to_np_dtype(quantized.data_type) if quantized is not None else np.uint8
+        return onnx.numpy_helper.to_array(scale), np.zeros(tuple(scale.dims), kind)
+    if zero_point not in graph.initializers:
+        return None, np.zeros(1, np.int32)
+    return onnx.numpy_helper.to_array(scale), onnx.numpy_helper.to_array(graph.initializers[zero_point])
+
+
+def _quantized_weight(
+    layer: WeightLayer, graph: Dataflow, dequantize: onnx.NodeProto, float_weight: NDArray[np.float32]
+) -> QuantizedWeight:
+    integers = onnx.numpy_helper.to_array(graph.initializers[dequantize.input[0]])
+    scale, zero_point = _dequantize_parameters(dequantize, graph)
+    rows = weight_rows(layer, float_weight).astype(np.float32, copy=False)
+    rows_q = weight_rows(layer, integers).astype(np.int32)
+    axis = next((a.i for a in dequantize.attribute if a.name == "axis"), 1) % integers.ndim
+    if any(a.name == "block_size" and a.i for a in dequantize.attribute):
+        raise _Skip("blockwise scales are not tuned yet")
+    if scale is None or (scale.size > 1 and axis != layer.channel_axis) or scale.size not in (1, len(rows)):
+        raise _Skip("its weight scale is neither one constant per tensor nor one per output channel")
+    s = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), len(rows)), np.float32)
+    z = np.ascontiguousarray(np.broadcast_to(zero_point.reshape(-1), len(rows)), np.int32)
+    qmin, qmax = _INTEGERS[graph.initializers[dequantize.input[0]].data_type]
+    nearest = np.clip(np.rint(rows / s[:, None]) + z[:, None], qmin, qmax)
+    if np.median(np.abs(nearest - rows_q)) > _FAR:
+        raise _Skip("its weight is not near that of the float model: was another float model quantized?")
+    if qmin == -128 and not z.any():
+        qmin = min(-127, int(rows_q.min()))  # symmetric quantization leaves -128 out: so do we, unless it was used
+    return QuantizedWeight(
+        initializer=dequantize.input[0],
+        rows=rows,
+        rows_q=rows_q,
+        scale=s,
+        zero_point=z,
+        qmin=qmin,
+        qmax=qmax,
+        transposed=layer.channel_axis != 0,
+    )
+
+
+def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: float) -> QuantizedBias | None:
+    """The bias as the output sees it: beta is part of its scale."""
+    if layer.has_dynamic_bias:
+        raise _Skip("its bias is computed by the model, not constant")
+    if layer.bias is None or beta == 0:
+        return None
+    node = graph.producer.get(layer.bias)
+    if node is None:  # a float bias stays: only integers are changed
+        real = onnx.numpy_helper.to_array(graph.initializers[layer.bias])
+        return _fixed_bias(real, outputs, beta)
+    integers = onnx.numpy_helper.to_array(graph.initializers[node.input[0]])
+    scale, zero_point = _dequantize_parameters(node, graph)
+    if scale is None or integers.size != outputs or scale.size not in (1, outputs):
+        raise _Skip("its bias is not quantized with one constant scale per output")
+    s = np.ascontiguousarray(np.broadcast_to(beta * scale.reshape(-1), outputs), np.float32)
+    real = ((integers.reshape(-1).astype(np.int64) - zero_point.reshape(-1).astype(np.int64)) * s).astype(np.float32)
+    if zero_point.any():
+        return _fixed_bias(real, outputs, 1.0)
+    info = np.iinfo(integers.dtype)
+    return QuantizedBias(node.input[0], real, s, int(info.min), int(info.max))
+
+
+def _fixed_bias(real: NDArray[np.float32], outputs: int, beta: float) -> QuantizedBias:
+    if real.size not in (1, outputs):
+        raise _Skip("its bias differs from row to row")
+    values = np.ascontiguousarray(np.broadcast_to(beta * real.reshape(-1), outputs), np.float32)
+    return QuantizedBias(None, values, np.ones(outputs, np.float32), 0, 0)

@@ -1,0 +1,110 @@
+"""The plan: plain data, frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.onnx.graph.weight_layers import ConvAttributes
+
+__all__ = ["LayerPlan", "Plan", "QuantizedBias", "QuantizedInput", "QuantizedWeight", "SkippedLayer"]
+
+
+@dataclass(frozen=True)
+class QuantizedInput:
+    """The layer's input in the quantized graph.
+
+    Attributes:
+        tensor: what the walk fetches: the 8-bit tensor before the DequantizeLinear, or a float tensor.
+        scale, zero_point: of the 8-bit tensor; 1 and 0 for a float tensor.
+    """
+
+    tensor: str
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedWeight:
+    """A layer's weight as rows: one row per output channel, K inputs each.
+
+    Attributes:
+        initializer: name in the quantized model.
+        rows: (outputs, K) float32, the float model's weight.
+        rows_q: (outputs, K) int32, the quantized model's integers.
+        scale: (outputs,) float32; a per-tensor scale is repeated.
+        zero_point: (outputs,) int32.
+        qmin, qmax: the integers that may be used.
+        transposed: the initializer is (K, outputs).
+    """
+
+    initializer: str
+    rows: NDArray[np.float32]
+    rows_q: NDArray[np.int32]
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.int32]
+    qmin: int
+    qmax: int
+    transposed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedBias:
+    """A layer's integer bias.
+
+    Attributes:
+        initializer: name in the quantized model; None when the bias is not an integer initializer of its own, so that
+            it must stay as it is.
+        real: (outputs,) float32, what the quantized model adds.
+        scale: (outputs,) float32.
+        qmin, qmax: the integers that may be used.
+    """
+
+    initializer: str | None
+    real: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    qmin: int
+    qmax: int
+
+
+@dataclass(frozen=True, eq=False)
+class LayerPlan:
+    """One layer to be finetuned: output = factor * (W x) + bias.
+
+    Attributes:
+        node: name of the node in the quantized model.
+        groups: of a Conv; K and the outputs below are of all groups together.
+        conv: None for Gemm and MatMul.
+        factor: Gemm's alpha.
+        input: what feeds it in the quantized graph.
+        target: the tensor of the float graph that it should reproduce, before any activation.
+    """
+
+    node: str
+    op_type: str
+    groups: int
+    conv: ConvAttributes | None
+    factor: float
+    input: QuantizedInput
+    target: str
+    weight: QuantizedWeight
+    bias: QuantizedBias | None
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """A layer that is left as it is, and why."""
+
+    node: str
+    op_type: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All layers in graph order, those that are left out included."""
+
+    layers: tuple[LayerPlan, ...]
+    skipped: tuple[SkippedLayer, ...]

@@ -1,0 +1,238 @@
+"""The documented entry point, `ModelQuantizer`, and `finetune` for models that another tool quantized."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import onnx
+from onnxruntime.quantization import QuantType
+
+from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, WeightGrid, calibrate
+from quark.onnx.calibration.reader import Batch, DataReader, checked_items, merged_batches, model_inputs
+from quark.onnx.errors import ConfigTypeError, DataError, ModelError
+from quark.onnx.finetune.finetune import FastFinetune
+from quark.onnx.graph.insert_qdq import DEFAULT_OP_TYPES, QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.graph.model_file import ModelLike, check_output_path, load_model, save_model
+from quark.onnx.graph.prepare import is_quantized, prepare
+from quark.onnx.graph.weight_layers import weight_layers
+from quark.onnx.inference import BatchMerging
+from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
+from quark.onnx.quantization.config.config import QConfig
+from quark.onnx.quantization.config.data_type import Int8
+from quark.onnx.quantization.config.spec import CalibMethod, QuantGranularity
+from quark.onnx.quantization.config.supported import check_supported
+from quark.onnx.report.progress import PhaseProgress
+from quark.onnx.report.report import Report
+from quark.onnx.report.resources import PhaseClock, peak_rss_mib
+
+__all__ = ["ModelQuantizer", "finetune"]
+
+_PERCENTILE = 99.999
+_QUANT_TYPES = {"Int8": QuantType.QInt8, "UInt8": QuantType.QUInt8}
+
+
+class ModelQuantizer:
+    """Quantizes float ONNX models, and finetunes them if the configuration lists AdaRound or AdaQuant.
+
+    Attributes:
+        report: what the last `quantize_model` did; None before.
+
+    Args:
+        config: never changed.
+
+    Raises:
+        ConfigTypeError: `config` is not a QConfig.
+        UnsupportedError: it asks for what this version cannot do.
+    """
+
+    def __init__(self, config: QConfig) -> None:
+        if not isinstance(config, QConfig):
+            raise ConfigTypeError(f"ModelQuantizer takes a QConfig, not {type(config).__name__}")
+        check_supported(config)
+        self.config = config
+        self.report: Report | None = None
+
+    def quantize_model(
+        self,
+        model_input: ModelLike,
+        model_output: str | os.PathLike[str] | None = None,
+        calibration_data_reader: DataReader | None = None,
+    ) -> onnx.ModelProto | None:
+        """Quantize a float model. The input is never changed; a failed run leaves no file.
+
+        Args:
+            model_input: path of an ONNX file, or a ModelProto.
+            model_output: where the quantized model goes; None to get it back.
+            calibration_data_reader: anything with get_next() that gives a dict of arrays for the model's inputs, and
+                None at the end. Read once.
+
+        Returns:
+            The quantized model if `model_output` is None, else None.
+
+        Raises:
+            OSError: a path cannot be read or written.
+            ModelError: the model is not ONNX, is quantized already, cannot run, or has no layer to finetune.
+            DataError: the reader gives nothing, or data that does not fit the model.
+            ConfigError, UnsupportedError: the configuration does not fit the model, or this version.
+        """
+        reader = _checked_reader(calibration_data_reader)
+        if model_output is not None:
+            check_output_path(model_output, model_input)
+        clock, config = PhaseClock(), self.config
+        threads = _threads(config)
+        with clock.phase("load"):
+            original = load_model(model_input, role="float model")
+        if is_quantized(original):
+            raise ModelError("the model is quantized already: to finetune it, call quark.onnx.finetune()")
+        with clock.phase("prepare"):
+            model = prepare(original)
+            options = _qdq_options(config, model)
+        with ExitStack() as stack:
+            finetuning = None
+            if config.fast_finetune is not None:
+                finetuning = stack.enter_context(FastFinetune(config.fast_finetune, threads=threads, clock=clock))
+            with clock.phase("calibrate"):
+                calibration = _calibrate(model, reader, finetuning, options, config, threads)
+            with clock.phase("insert Q/DQ"):
+                quantized = insert_qdq(model, calibration.ranges, calibration.weights, options)
+            if finetuning is not None:
+                self.report = finetuning.run(model, quantized, samples_seen=calibration.samples)
+            else:
+                self.report = Report(
+                    algorithm=None, samples=calibration.samples, phases=clock.seconds, peak_rss_mib=peak_rss_mib()
+                )
+        return _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
+
+
+def finetune(
+    float_model: ModelLike,
+    quantized_model: ModelLike,
+    output: str | os.PathLike[str] | None,
+    reader: DataReader,
+    config: FastFinetuneConfig | QConfig,
+) -> Report | tuple[onnx.ModelProto, Report]:
+    """Finetune a Q/DQ model that any tool made: its scales, zero points and structure stay as they are.
+
+    Args:
+        float_model: the model that was quantized, as a path or ModelProto.
+        quantized_model: the Q/DQ model; not changed.
+        output: where the finetuned model goes; None to get it back.
+        reader: calibration data, as for `ModelQuantizer.quantize_model`.
+        config: AdaRoundConfig or AdaQuantConfig, or a QConfig that lists one.
+
+    Returns:
+        The report; with `output` None the finetuned model and the report.
+
+    Raises:
+        OSError: a path cannot be read or written.
+        ModelError: a model is not ONNX, cannot run, has no Q/DQ, or no layer of it can be finetuned.
+        DataError: the reader gives nothing, or data that does not fit the model.
+        ConfigError, UnsupportedError: the configuration has no algorithm, or asks for what this version cannot do.
+    """
+    algorithm = config.fast_finetune if isinstance(config, QConfig) else config
+    if not isinstance(algorithm, FastFinetuneConfig):
+        raise ConfigTypeError(f"finetune needs AdaRoundConfig or AdaQuantConfig, not {config!r}")
+    _checked_reader(reader)
+    if output is not None:
+        check_output_path(output, float_model, quantized_model)
+    clock, threads = PhaseClock(), _threads(config if isinstance(config, QConfig) else None)
+    with clock.phase("load"):
+        model = load_model(float_model, role="float model")
+        quantized = load_model(quantized_model, role="quantized model")
+    if is_quantized(model):
+        raise ModelError("the float model is quantized: pass the model that the quantized one was made from")
+    if not is_quantized(quantized):
+        raise ModelError("the quantized model has no Q/DQ: quantize it first, with ModelQuantizer or another tool")
+    with clock.phase("prepare"):
+        model = prepare(model)
+    with FastFinetune(algorithm, threads=threads, clock=clock) as finetuning:
+        with clock.phase("read data"):
+            seen = sum(
+                len(next(iter(batch.values()))) for batch in finetuning.keep(_batches(model, reader, threads))
+            )
+        report = finetuning.run(model, quantized, samples_seen=seen)
+    delivered = _deliver(quantized, output, clock, external_data=False)
+    return report if delivered is None else (delivered, report)
+
+
+def _checked_reader(reader: DataReader | None) -> DataReader:
+    if not callable(getattr(reader, "get_next", None)):
+        raise DataError(
+            f"a calibration data reader is needed: an object with get_next(), not {type(reader).__name__}"
+        )
+    assert reader is not None
+    return reader
+
+
+def _threads(config: QConfig | None) -> int:
+    chosen = config.extra_options.get("NumThreads") if config is not None else None
+    if chosen is not None:
+        return chosen
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _batches(model: onnx.ModelProto, reader: DataReader, threads: int) -> Iterator[Batch]:
+    merging = BatchMerging(model, threads=threads)
+    return merged_batches(checked_items(reader, model_inputs(model)), can_merge=merging.is_exact)
+
+
+def _qdq_options(config: QConfig, model: onnx.ModelProto) -> QdqOptions:
+    activation, weight = config.activation_spec, config.weight_spec
+    op_types = config.extra_options.get("OpTypesToQuantize", DEFAULT_OP_TYPES)
+    return QdqOptions(
+        activation_type=_QUANT_TYPES[activation.data_type.name],
+        weight_type=_QUANT_TYPES[weight.data_type.name],
+        activation_symmetric=activation.symmetric,
+        weight_symmetric=weight.symmetric,
+        per_channel=weight.quant_granularity is QuantGranularity.Channel,
+        op_types=tuple(op_types),
+        excluded_nodes=frozenset(config.excluded_nodes(node.name for node in model.graph.node)),
+    )
+
+
+def _calibrate(
+    model: onnx.ModelProto,
+    reader: DataReader,
+    finetuning: FastFinetune | None,
+    options: QdqOptions,
+    config: QConfig,
+    threads: int,
+) -> Calibration:
+    activation, weight = config.activation_spec, config.weight_spec
+    percentile = None
+    if activation.activation_calibration is CalibMethod.Percentile:
+        percentile = config.extra_options.get("Percentile", _PERCENTILE)
+    grid = None
+    if weight.weight_calibration is CalibMethod.MinOutputMSE:
+        kind = weight.data_type
+        lowest = kind.qmin + 1 if weight.symmetric and kind is Int8 else kind.qmin
+        grid = WeightGrid(lowest, kind.qmax, weight.symmetric, options.per_channel)
+    layers = [
+        layer
+        for layer in weight_layers(model)
+        if layer.op_type in options.op_types and layer.node_name not in options.excluded_nodes
+    ]
+    tensors = calibration_tensors(model, options)
+    with PhaseProgress("Calibrating samples", None) as progress:
+
+        def watched(batches: Iterator[Batch]) -> Iterator[Batch]:
+            for batch in batches:
+                yield batch
+                progress.advance(len(next(iter(batch.values()))))
+
+        batches = _batches(model, reader, threads)
+        kept = batches if finetuning is None else finetuning.keep(batches)
+        return calibrate(model, watched(kept), tensors, layers, CalibrationSettings(percentile, grid), threads=threads)
+
+
+def _deliver(
+    model: onnx.ModelProto, path: str | os.PathLike[str] | None, clock: PhaseClock, *, external_data: bool
+) -> onnx.ModelProto | None:
+    if path is None:
+        return model
+    with clock.phase("save"):
+        save_model(model, Path(path), external_data=external_data)
+    return None

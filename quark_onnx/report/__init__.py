@@ -1,0 +1,1 @@
+"""What was done: per layer, end to end, time and memory."""

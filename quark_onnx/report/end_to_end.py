@@ -1,0 +1,64 @@
+"""Compare a quantized model's outputs with the float model's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from quark.onnx.calibration.reader import Batch
+from quark.onnx.inference import session
+
+__all__ = ["Deviation", "compare", "outputs_of"]
+
+Outputs = list[list[NDArray[np.generic]]]  # by batch, by model output
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far the outputs of a quantized model are from the float model's.
+
+    Attributes:
+        l2: the L2 norm of the difference of all float outputs of one sample, mean over samples.
+        sqnr_db: signal to quantization noise ratio of all float outputs, in dB; inf when there is no difference.
+        agreement: share of samples with the same largest entry of the first output, 0 to 1; None where that output is
+            not (samples, classes).
+    """
+
+    l2: float
+    sqnr_db: float
+    agreement: float | None
+
+
+def outputs_of(model: onnx.ModelProto, batches: Sequence[Batch], *, threads: int, optimise: bool) -> Outputs:
+    """All outputs of a model, batch by batch."""
+    run = session(model, threads=threads, optimise=optimise)
+    return [list(run.run(None, batch)) for batch in batches]
+
+
+def compare(reference: Outputs, outputs: Outputs) -> Deviation:
+    """The deviation of `outputs` from `reference`, of the same model inputs."""
+    squared, signal, norms, same, counted = 0.0, 0.0, [], 0, 0
+    for want, have in zip(reference, outputs, strict=True):
+        difference = [_rows(h) - _rows(w) for w, h in zip(want, have, strict=True) if w.dtype.kind == "f"]
+        signal += sum(float((_rows(w) ** 2).sum()) for w in want if w.dtype.kind == "f")
+        squared += sum(float((d**2).sum()) for d in difference)
+        if difference and all(len(d) == len(difference[0]) for d in difference):
+            norms.extend(np.sqrt(sum((d**2).sum(axis=1) for d in difference)))
+        else:  # outputs that count something else than samples
+            norms.append(np.sqrt(sum((d**2).sum() for d in difference)))
+        if want[0].ndim == 2 and want[0].shape[1] > 1 and want[0].dtype.kind == "f":
+            same += int((want[0].argmax(axis=1) == have[0].argmax(axis=1)).sum())
+            counted += len(want[0])
+    return Deviation(
+        l2=float(np.mean(norms)) if norms else 0.0,
+        sqnr_db=float(10 * np.log10(signal / squared)) if squared > 0 and signal > 0 else float("inf"),
+        agreement=same / counted if counted else None,
+    )
+
+
+def _rows(array: NDArray[np.generic]) -> NDArray[np.float64]:
+    return array.reshape(len(array) if array.ndim else 1, -1).astype(np.float64)

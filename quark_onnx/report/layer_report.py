@@ -1,0 +1,41 @@
+"""What finetuning did to one layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["LayerReport"]
+
+_NONE = (float("nan"), float("nan"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """One layer. Pairs are (fitted rows, held-out rows).
+
+    Attributes:
+        name: of the node in the quantized model.
+        inputs, outputs: K inputs per output, and output channels of all groups.
+        accepted: the layer was changed.
+        reason: why it was not.
+        candidate: which solution won on the held-out rows.
+        damping: its damping, relative to the mean diagonal of the Gram matrix.
+        before, after: mean squared error of the layer's output before its activation, summed over output channels.
+        power: mean squared float output, for comparison.
+        rows: how many output positions were used.
+        seconds: for this layer, inference of its data included.
+    """
+
+    name: str
+    op_type: str
+    inputs: int
+    outputs: int
+    accepted: bool = False
+    reason: str = ""
+    candidate: str = "unchanged"
+    damping: float = 0.0
+    before: tuple[float, float] = _NONE
+    after: tuple[float, float] = _NONE
+    power: tuple[float, float] = _NONE
+    rows: tuple[int, int] = (0, 0)
+    seconds: float = 0.0

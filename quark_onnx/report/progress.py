@@ -1,0 +1,67 @@
+"""Progress of long work: a live bar in a terminal or notebook, a line now and then anywhere else."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+__all__ = ["PhaseProgress"]
+
+_LOG = logging.getLogger("quark.onnx")
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class PhaseProgress:
+    """Counts the steps of one phase. Use as a context manager.
+
+    On a terminal or in a notebook it draws a bar with the time left on standard error, which goes when the phase ends.
+    Elsewhere, as when standard error is a file, it logs a line at INFO level every few seconds.
+
+    Args:
+        title: of the phase.
+        total: steps; None where that is not known ahead.
+    """
+
+    def __init__(self, title: str, total: int | None) -> None:
+        console = Console(stderr=True)
+        self._title, self._total, self._done = title, total, 0
+        self._started = self._last_line = time.monotonic()
+        self._live: Progress | None = None
+        self._task: TaskID | None = None
+        if console.is_terminal or console.is_jupyter:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._live = Progress(*columns, console=console, transient=True)
+            self._task = self._live.add_task(title, total=total)
+
+    def __enter__(self) -> PhaseProgress:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if error is None:
+            _LOG.info("%s: %d done in %.1f s", self._title, self._done, time.monotonic() - self._started)
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Steps done; note: what was done last."""
+        self._done += steps
+        if self._live is not None and self._task is not None:
+            self._live.update(self._task, advance=steps, description=f"{self._title} {note}".strip())
+            return
+        now = time.monotonic()
+        if now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        if self._total:
+            left = (now - self._started) / self._done * (self._total - self._done)
+            _LOG.info("%s: %d of %d, about %.0f s left %s", self._title, self._done, self._total, left, note)
+        else:
+            _LOG.info("%s: %d %s", self._title, self._done, note)

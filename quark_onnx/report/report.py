@@ -1,0 +1,140 @@
+"""The report of one quantization: what was done, how well, in what time and memory."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from quark.onnx.plan.types import SkippedLayer
+from quark.onnx.report.end_to_end import Deviation
+from quark.onnx.report.layer_report import LayerReport
+
+__all__ = ["EndToEnd", "Report"]
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """The whole model against the float model, with onnxruntime's graph optimisation off and at its default.
+
+    Attributes:
+        samples: how many calibration samples were compared.
+        held_out: whether they were left out of the fit.
+        before, after: of finetuning, optimisation off: the model's own definition.
+        before_default, after_default: with onnxruntime's default optimisation, which users run.
+    """
+
+    samples: int
+    held_out: bool
+    before: Deviation
+    after: Deviation
+    before_default: Deviation
+    after_default: Deviation
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `ModelQuantizer.quantize_model` and `finetune` did. `print(report)` shows it, `to_json` keeps it.
+
+    Attributes:
+        algorithm: "adaround", "adaquant" or None.
+        samples: calibration samples seen.
+        layers: one entry per layer that was considered.
+        skipped: layers that were left out from the start, with the reason.
+        ignored: options that were set and mean nothing here, with the reason.
+        end_to_end: None without finetuning.
+        phases: seconds per phase.
+        peak_rss_mib: the most memory the process has had, whatever used it; None where the system does not tell.
+    """
+
+    algorithm: str | None
+    samples: int
+    layers: tuple[LayerReport, ...] = ()
+    skipped: tuple[SkippedLayer, ...] = ()
+    ignored: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    end_to_end: EndToEnd | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
+    peak_rss_mib: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; what is not a finite number is None."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The report as JSON; written to `path` too, if given."""
+        text = json.dumps(self.to_dict(), indent=1)
+        if path is not None:
+            Path(path).write_text(text + "\n", encoding="utf-8")
+        return text
+
+    def __str__(self) -> str:
+        text = io.StringIO()
+        console = Console(file=text, width=140)
+        if self.layers:
+            console.print(_layer_table(self.layers))
+        for layer in self.skipped:
+            console.print(f"left as it is: {layer.node} ({layer.op_type}): {layer.reason}", markup=False)
+        if self.end_to_end is not None:
+            console.print(_end_to_end_table(self.end_to_end))
+        for line in (*self.ignored, *self.warnings):
+            console.print(line, markup=False)
+        phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.phases.items())
+        memory = "" if self.peak_rss_mib is None else f"; peak memory of the process {self.peak_rss_mib:.0f} MiB"
+        console.print(f"{self.samples} calibration samples; {phases}{memory}", markup=False)
+        return text.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _relative(error: tuple[float, float], power: tuple[float, float], index: int) -> str:
+    """The error of a layer's output as SQNR in dB."""
+    if not (error[index] > 0 and power[index] > 0):
+        return "-"
+    return f"{10 * math.log10(power[index] / error[index]):.1f}"
+
+
+def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
+    table = Table(title="Layers: SQNR of the output before its activation, dB (fitted rows | held-out rows)", title_justify="left")
+    for name, justify in (("layer", "left"), ("op", "left"), ("K", "right"), ("O", "right"), ("before", "right"),
+                          ("after", "right"), ("result", "left"), ("s", "right")):  # fmt: skip
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for layer in layers:
+        before, after = (
+            " | ".join(_relative(error, layer.power, i) for i in range(2)) for error in (layer.before, layer.after)
+        )
+        table.add_row(
+            layer.name, layer.op_type, str(layer.inputs), str(layer.outputs), before, after,
+            layer.candidate if layer.accepted else f"unchanged: {layer.reason}", f"{layer.seconds:.2f}",
+        )  # fmt: skip
+    return table
+
+
+def _end_to_end_table(result: EndToEnd) -> Table:
+    kind = "held-out" if result.held_out else "fitted"
+    table = Table(title=f"Whole model against the float model, {result.samples} {kind} samples", title_justify="left")
+    for name in ("", "L2", "SQNR dB", "agreement"):
+        table.add_column(name, justify="right")
+    for name, deviation in (
+        ("before", result.before),
+        ("after", result.after),
+        ("before, onnxruntime's default optimisation", result.before_default),
+        ("after, onnxruntime's default optimisation", result.after_default),
+    ):
+        agreement = "-" if deviation.agreement is None else f"{100 * deviation.agreement:.1f} %"
+        table.add_row(name, f"{deviation.l2:.4g}", f"{deviation.sqnr_db:.1f}", agreement)
+    return table

@@ -1,0 +1,262 @@
+/* Moments of a layer's rows against sums in float64, and what they must not depend on. */
+#include "finetune/row_choice.h"
+#include "reference.h"
+
+typedef struct {
+    int64_t rows;
+    double *gram, *cross, *mean_x, *mean_y, *power;
+} moments;
+
+static moments moments_new(const qk_geometry *g) {
+    const int64_t inputs = g->groups * g->inputs, outputs = g->groups * g->outputs;
+    return (moments){.gram = MEMORY(double, inputs * g->inputs), .cross = MEMORY(double, outputs * g->inputs),
+                     .mean_x = MEMORY(double, inputs), .mean_y = MEMORY(double, outputs),
+                     .power = MEMORY(double, outputs)};
+}
+
+static void moments_free(moments m) {
+    free(m.gram);
+    free(m.cross);
+    free(m.mean_x);
+    free(m.mean_y);
+    free(m.power);
+}
+
+/* The same, by obvious loops over the chosen rows. */
+static moments naive_moments(const qk_geometry *g, const qk_tensor *x, const qk_tensor *y, const qk_row_choice *choice,
+                             qk_set set) {
+    const int64_t K = g->inputs, O = g->outputs, inputs = g->groups * K, outputs = g->groups * O;
+    const int64_t positions = ref_positions(g, x);
+    moments m = moments_new(g);
+    float *xs = MEMORY(float, positions * inputs), *ys = MEMORY(float, positions * outputs);
+    int64_t *rows = MEMORY(int64_t, positions), *order = MEMORY(int64_t, positions), fitted;
+    for (int64_t sample = 0; sample < x->dims[0]; sample++) {
+        ref_inputs(g, x, sample, xs);
+        ref_outputs(g, y, sample, ys);
+        const int64_t n = qk_choose_rows(choice, sample, positions, rows, order, &fitted);
+        for (int64_t i = set == QK_FITTED ? 0 : fitted; i < (set == QK_FITTED ? fitted : n); i++) {
+            const float *xr = xs + rows[i] * inputs, *yr = ys + rows[i] * outputs;
+            m.rows++;
+            for (int64_t k = 0; k < inputs; k++) m.mean_x[k] += xr[k];
+            for (int64_t k = 0; k < inputs; k++)
+                for (int64_t j = 0; j < K; j++) m.gram[k * K + j] += (double)xr[k] * xr[k / K * K + j];
+            for (int64_t o = 0; o < outputs; o++) {
+                m.mean_y[o] += yr[o];
+                m.power[o] += (double)yr[o] * yr[o];
+                for (int64_t j = 0; j < K; j++) m.cross[o * K + j] += (double)yr[o] * xr[o / O * K + j];
+            }
+        }
+    }
+    const double n = (double)m.rows;
+    for (int64_t i = 0; i < inputs * K; i++) m.gram[i] /= n;
+    for (int64_t i = 0; i < outputs * K; i++) m.cross[i] /= n;
+    for (int64_t i = 0; i < inputs; i++) m.mean_x[i] /= n;
+    for (int64_t i = 0; i < outputs; i++) m.mean_y[i] /= n, m.power[i] /= n;
+    free(order);
+    free(rows);
+    free(ys);
+    free(xs);
+    return m;
+}
+
+/* The layer's moments; samples arrive in batches of the given size, the last one smaller. */
+static moments layer_moments(const qk_geometry *g, const qk_tensor *x, const qk_tensor *y, const qk_row_choice *choice,
+                             qk_set set, int64_t batch, int threads) {
+    qk_pool *pool = qk_pool_new(threads);
+    qk_layer *layer;
+    moments m = moments_new(g);
+    CHECK(qk_layer_new(&layer, g, choice, y != NULL) == QK_OK);
+    for (int64_t at = 0; at < x->dims[0]; at += batch) {
+        const int64_t end = at + batch < x->dims[0] ? at + batch : x->dims[0];
+        const qk_tensor xb = ref_slice(x, at, end), yb = y ? ref_slice(y, at, end) : xb;
+        CHECK(qk_layer_feed(layer, &xb, y ? &yb : NULL, pool) == QK_OK);
+    }
+    CHECK(qk_layer_flush(layer, pool) == QK_OK);
+    m.rows = qk_layer_rows(layer, set);
+    qk_layer_moments(layer, set, m.gram, m.cross, m.mean_x, m.mean_y, m.power);
+    qk_layer_free(layer);
+    qk_pool_free(pool);
+    return m;
+}
+
+static void check_close(const double *a, const double *b, int64_t n) {
+    for (int64_t i = 0; i < n; i++) CHECK_CLOSE(a[i], b[i], 2e-6);
+}
+
+static void moments_are_means_of_products(void) {
+    for (int i = 0; i < REF_CASES; i++) {
+        const qk_geometry *g = &ref_cases[i].geometry;
+        qk_random r = {(uint64_t)i};
+        qk_tensor x = ref_tensor(&r, QK_F32, ref_cases[i].x_ndim, ref_cases[i].x_dims), y = ref_target(&r, g, &x);
+        const qk_row_choice all = {.samples = x.dims[0], .max_rows = 1000000, .seed = 1};
+        const qk_row_choice some = {.samples = x.dims[0], .max_rows = 200, .holdout = 2, .seed = 1};
+        for (int run = 0; run < 3; run++) { /* all rows; some, fitted; some, held out */
+            const qk_row_choice *choice = run == 0 ? &all : &some;
+            const qk_set set = run == 2 ? QK_HELD_OUT : QK_FITTED;
+            const moments got = layer_moments(g, &x, &y, choice, set, 2, 1);
+            const moments expected = naive_moments(g, &x, &y, choice, set);
+            const int64_t K = g->inputs, inputs = g->groups * K, outputs = g->groups * g->outputs;
+            CHECK(got.rows == expected.rows && got.rows > 0);
+            if (run == 0) CHECK(got.rows == x.dims[0] * ref_positions(g, &x));
+            check_close(got.gram, expected.gram, inputs * K);
+            check_close(got.cross, expected.cross, outputs * K);
+            check_close(got.mean_x, expected.mean_x, inputs);
+            check_close(got.mean_y, expected.mean_y, outputs);
+            check_close(got.power, expected.power, outputs);
+            moments_free(got);
+            moments_free(expected);
+        }
+        ref_free(&x);
+        ref_free(&y);
+    }
+}
+
+static void check_same_moments(const qk_geometry *g, moments a, moments b) {
+    CHECK(a.rows == b.rows);
+    CHECK_SAME(a.gram, b.gram, g->groups * g->inputs * g->inputs);
+    CHECK_SAME(a.cross, b.cross, g->groups * g->outputs * g->inputs);
+    CHECK_SAME(a.mean_x, b.mean_x, g->groups * g->inputs);
+    CHECK_SAME(a.mean_y, b.mean_y, g->groups * g->outputs);
+    CHECK_SAME(a.power, b.power, g->groups * g->outputs);
+}
+
+/* More rows than a panel holds, so that panels end in the middle of a batch. */
+static void batches_and_threads_do_not_change_a_bit(void) {
+    for (int i = 0; i < REF_CASES; i++) {
+        const qk_geometry *g = &ref_cases[i].geometry;
+        qk_random r = {(uint64_t)i};
+        int64_t dims[QK_MAX_DIMS];
+        memcpy(dims, ref_cases[i].x_dims, sizeof dims);
+        qk_tensor one_sample = {.ndim = ref_cases[i].x_ndim};
+        memcpy(one_sample.dims, dims, sizeof dims);
+        dims[0] = 4500 / ref_positions(g, &one_sample) + 6;
+        qk_tensor x = ref_tensor(&r, QK_F32, ref_cases[i].x_ndim, dims), y = ref_target(&r, g, &x);
+        const qk_row_choice choice = {.samples = dims[0], .max_rows = 1000000, .holdout = 3, .seed = 1};
+        for (int set = QK_FITTED; set <= QK_HELD_OUT; set++) {
+            const moments whole = layer_moments(g, &x, &y, &choice, (qk_set)set, dims[0], 1);
+            const int64_t batches[] = {1, 3, 5, dims[0]};
+            for (int run = 0; run < 4; run++) {
+                const moments other = layer_moments(g, &x, &y, &choice, (qk_set)set, batches[run], 2 + run % 2);
+                check_same_moments(g, whole, other);
+                moments_free(other);
+            }
+            moments_free(whole);
+        }
+        ref_free(&x);
+        ref_free(&y);
+    }
+}
+
+static void eight_bit_inputs_are_the_floats_they_stand_for(void) {
+    for (int i = 0; i < REF_CASES; i++)
+        for (int dtype = QK_U8; dtype <= QK_I8; dtype++) {
+            const qk_geometry *g = &ref_cases[i].geometry;
+            qk_random r = {(uint64_t)i};
+            qk_tensor x = ref_tensor(&r, (qk_dtype)dtype, ref_cases[i].x_ndim, ref_cases[i].x_dims), real = x;
+            qk_tensor y = ref_target(&r, g, &x);
+            float *values = MEMORY(float, ref_elements(&x));
+            for (int64_t k = 0; k < ref_elements(&x); k++) values[k] = ref_value(&x, k);
+            real.data = values;
+            real.dtype = QK_F32;
+            const qk_row_choice choice = {.samples = x.dims[0], .max_rows = 500, .seed = 2};
+            const moments a = layer_moments(g, &x, &y, &choice, QK_FITTED, 2, 1);
+            const moments b = layer_moments(g, &real, &y, &choice, QK_FITTED, 2, 1);
+            check_same_moments(g, a, b);
+            moments_free(a);
+            moments_free(b);
+            free(values);
+            ref_free(&x);
+            ref_free(&y);
+        }
+}
+
+static void without_target_only_the_inputs_count(void) {
+    for (int i = 0; i < REF_CASES; i++) {
+        const qk_geometry *g = &ref_cases[i].geometry;
+        qk_random r = {(uint64_t)i};
+        qk_tensor x = ref_tensor(&r, QK_F32, ref_cases[i].x_ndim, ref_cases[i].x_dims), y = ref_target(&r, g, &x);
+        const qk_row_choice choice = {.samples = x.dims[0], .max_rows = 500, .seed = 2};
+        const moments with = layer_moments(g, &x, &y, &choice, QK_FITTED, 1, 1);
+        const moments without = layer_moments(g, &x, NULL, &choice, QK_FITTED, 1, 1);
+        CHECK_SAME(with.gram, without.gram, g->groups * g->inputs * g->inputs);
+        CHECK_SAME(with.mean_x, without.mean_x, g->groups * g->inputs);
+        for (int64_t o = 0; o < g->groups * g->outputs; o++) CHECK(without.power[o] == 0); /* left alone */
+        moments_free(with);
+        moments_free(without);
+        ref_free(&x);
+        ref_free(&y);
+    }
+}
+
+static const qk_geometry matrix = {.groups = 1, .inputs = 3, .outputs = 2};
+
+static void bad_arguments_are_refused(void) {
+    const qk_row_choice rows = {.samples = 4, .max_rows = 100};
+    const qk_geometry good = {1, QK_PAD_EXPLICIT, 1, 4, 6, {3}, {2}, {2}, {1}, {3}};
+    qk_layer *layer;
+    for (int i = 0; i < 8; i++) {
+        qk_geometry g = good;
+        int64_t *fields[] = {&g.groups, &g.outputs, &g.inputs, &g.kernel[0], &g.stride[0], &g.dilation[0]};
+        if (i < 6) *fields[i] = 0;
+        if (i == 6) g.pad_begin[0] = -1;
+        if (i == 7) g.spatial = QK_MAX_SPATIAL + 1;
+        CHECK(qk_layer_new(&layer, &g, &rows, true) == QK_E_ARG);
+        CHECK(layer == NULL);
+    }
+    const qk_row_choice bad[] = {{.samples = 0, .max_rows = 1}, {.samples = 1, .max_rows = 0},
+                                 {.samples = 1, .max_rows = 1, .holdout = 1},
+                                 {.samples = 1, .max_rows = 1, .holdout = -1}};
+    for (int i = 0; i < 4; i++) CHECK(qk_layer_new(&layer, &good, &bad[i], true) == QK_E_ARG);
+}
+
+static void a_batch_that_does_not_fit_is_refused(void) {
+    const qk_row_choice rows = {.samples = 4, .max_rows = 100};
+    const float data[16] = {0};
+    const qk_tensor x = {.data = data, .ndim = 2, .dims = {2, 3}}, y = {.data = data, .ndim = 2, .dims = {2, 2}};
+    qk_pool *pool = qk_pool_new(1);
+    qk_layer *layer;
+    CHECK(qk_layer_new(&layer, &matrix, &rows, true) == QK_OK);
+    CHECK(qk_layer_feed(layer, &y, &y, pool) == QK_E_SHAPE);
+    CHECK(qk_layer_feed(layer, &x, NULL, pool) == QK_E_ARG);
+    CHECK(qk_layer_feed(layer, &x, &y, pool) == QK_OK);
+    CHECK(qk_layer_flush(layer, pool) == QK_OK);
+    CHECK(qk_layer_rows(layer, QK_FITTED) == 2);
+    qk_layer_free(layer);
+    qk_pool_free(pool);
+}
+
+typedef struct {
+    const qk_geometry *geometry;
+    qk_pool *pool;
+} attempt;
+
+static qk_status feed_and_flush(void *context) {
+    const qk_geometry *g = ((attempt *)context)->geometry;
+    qk_pool *pool = ((attempt *)context)->pool;
+    qk_random r = {1};
+    const int64_t dims[] = {6, g->groups * 2, 8, 8};
+    qk_tensor x = ref_tensor(&r, QK_F32, 4, dims), y = ref_target(&r, g, &x);
+    const qk_row_choice rows = {.samples = 6, .max_rows = 1000000, .holdout = 3};
+    qk_layer *layer;
+    qk_status status = qk_layer_new(&layer, g, &rows, true);
+    if (status == QK_OK) status = qk_layer_feed(layer, &x, &y, pool);
+    if (status == QK_OK) status = qk_layer_flush(layer, pool);
+    qk_layer_free(layer);
+    ref_free(&x);
+    ref_free(&y);
+    return status;
+}
+
+static void a_layer_may_run_out_of_memory(void) {
+    const qk_geometry dense = {2, QK_PAD_VALID, 1, 3, 18, {3, 3}, {1, 1}, {1, 1}, {0}, {0}};
+    const qk_geometry grouped = {2, QK_PAD_VALID, 4, 1, 18, {3, 3}, {1, 1}, {1, 1}, {0}, {0}};
+    qk_pool *pool = qk_pool_new(1);
+    qk_refuse_each_allocation(feed_and_flush, &(attempt){&dense, pool});
+    qk_refuse_each_allocation(feed_and_flush, &(attempt){&grouped, pool});
+    qk_pool_free(pool);
+}
+
+QK_TESTS(QK_TEST(moments_are_means_of_products), QK_TEST(batches_and_threads_do_not_change_a_bit),
+         QK_TEST(eight_bit_inputs_are_the_floats_they_stand_for), QK_TEST(without_target_only_the_inputs_count),
+         QK_TEST(bad_arguments_are_refused), QK_TEST(a_batch_that_does_not_fit_is_refused),
+         QK_TEST(a_layer_may_run_out_of_memory))

@@ -1,0 +1,317 @@
+/* The finetuned integers of a layer, judged on the rows themselves. */
+#include "finetune/row_choice.h"
+#include "reference.h"
+
+/* A layer whose target is a random float layer plus noise, and its quantized start: weights rounded to nearest on a
+ * coarse grid, an integer bias. */
+typedef struct {
+    qk_geometry geometry;
+    qk_row_choice choice;
+    qk_layer *layer;
+    qk_pool *pool;
+    qk_tensor x, y;
+    float *weight, *weight_scale, *bias, *bias_scale;
+    int32_t *weight_q, *weight_zp;
+    qk_quantized_layer start;
+    /* the result's memory */
+    int32_t *new_weight, *new_bias;
+} fixture;
+
+static int64_t rows_of(const fixture *f) { return f->geometry.groups * f->geometry.outputs; }
+
+static void make_target(fixture *f, qk_random *r) {
+    const qk_geometry *g = &f->geometry;
+    const int64_t K = g->inputs, rows = rows_of(f), inputs = g->groups * K, positions = ref_positions(g, &f->x);
+    float *xs = MEMORY(float, positions * inputs), *y = (float *)f->y.data;
+    for (int64_t sample = 0; sample < f->x.dims[0]; sample++) {
+        ref_inputs(g, &f->x, sample, xs);
+        for (int64_t p = 0; p < positions; p++)
+            for (int64_t o = 0; o < rows; o++) {
+                double sum = f->bias[o] + qk_uniform(r, -0.05, 0.05);
+                for (int64_t k = 0; k < K; k++)
+                    sum += (double)f->weight[o * K + k] * xs[p * inputs + o / g->outputs * K + k];
+                y[sample * positions * rows + (g->spatial ? o * positions + p : p * rows + o)] = (float)sum;
+            }
+    }
+    free(xs);
+}
+
+static fixture fixture_new(const ref_case *c, uint64_t seed, int threads) {
+    const qk_geometry *g = &c->geometry;
+    const int64_t rows = g->groups * g->outputs, K = g->inputs;
+    qk_random r = {seed};
+    int64_t dims[QK_MAX_DIMS];
+    memcpy(dims, c->x_dims, sizeof dims);
+    dims[0] = 12;
+    fixture f = {.geometry = *g, .pool = qk_pool_new(threads), .choice = {.samples = 12, .max_rows = 600, .holdout = 3},
+                 .x = ref_tensor(&r, QK_F32, c->x_ndim, dims), .weight = qk_floats(&r, rows * K, -1, 1),
+                 .weight_scale = MEMORY(float, rows), .weight_zp = MEMORY(int32_t, rows),
+                 .weight_q = MEMORY(int32_t, rows * K), .bias = qk_floats(&r, rows, -1, 1),
+                 .bias_scale = MEMORY(float, rows), .new_weight = MEMORY(int32_t, rows * K),
+                 .new_bias = MEMORY(int32_t, rows)};
+    f.y = ref_target(&r, g, &f.x);
+    make_target(&f, &r);
+    for (int64_t o = 0; o < rows; o++) {
+        f.weight_scale[o] = 0.12f + 0.01f * (float)(o % 5);
+        f.weight_zp[o] = (int32_t)(o % 3) - 1;
+        f.bias_scale[o] = 0.001f;
+        for (int64_t i = o * K; i < (o + 1) * K; i++) {
+            f.weight_q[i] = (int32_t)rintf(f.weight[i] / f.weight_scale[o]) + f.weight_zp[o];
+            if (f.weight_q[i] > 7) f.weight_q[i] = 7;
+            if (f.weight_q[i] < -8) f.weight_q[i] = -8;
+        }
+    }
+    f.start = (qk_quantized_layer){.weight = f.weight, .weight_q = f.weight_q, .weight_scale = f.weight_scale,
+                                   .weight_zp = f.weight_zp, .qmin = -8, .qmax = 7, .bias = f.bias,
+                                   .bias_scale = f.bias_scale, .bias_qmin = -30000, .bias_qmax = 30000};
+    CHECK(qk_layer_new(&f.layer, g, &f.choice, true) == QK_OK);
+    CHECK(qk_layer_feed(f.layer, &f.x, &f.y, f.pool) == QK_OK);
+    CHECK(qk_layer_flush(f.layer, f.pool) == QK_OK);
+    return f;
+}
+
+static void fixture_free(fixture *f) {
+    qk_layer_free(f->layer);
+    qk_pool_free(f->pool);
+    ref_free(&f->x);
+    ref_free(&f->y);
+    void *arrays[] = {f->weight, f->weight_scale, f->bias, f->bias_scale, f->weight_q, f->weight_zp, f->new_weight,
+                      f->new_bias};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+}
+
+static const double dampings[] = {1e-4, 1e-2};
+
+static qk_least_squares_options options_of(qk_box box, bool update_bias) {
+    return (qk_least_squares_options){.box = box, .update_bias = update_bias, .max_sweeps = 20, .damping = dampings,
+                                      .damping_count = 2};
+}
+
+static qk_status solve(fixture *f, const qk_least_squares_options *options, qk_least_squares_result *result) {
+    *result = (qk_least_squares_result){.weight_q = f->new_weight, .bias_q = f->new_bias};
+    return qk_least_squares(f->layer, &f->start, options, f->pool, result);
+}
+
+/* The mean over one set's rows of |W^ x + b - y|^2. */
+static double naive_error(const fixture *f, const int32_t *weight_q, const double *bias, qk_set set) {
+    const qk_geometry *g = &f->geometry;
+    const int64_t K = g->inputs, rows = rows_of(f), inputs = g->groups * K, positions = ref_positions(g, &f->x);
+    float *xs = MEMORY(float, positions * inputs), *ys = MEMORY(float, positions * rows);
+    int64_t *chosen = MEMORY(int64_t, positions), *order = MEMORY(int64_t, positions), fitted, count = 0;
+    double sum = 0;
+    for (int64_t sample = 0; sample < f->x.dims[0]; sample++) {
+        ref_inputs(g, &f->x, sample, xs);
+        ref_outputs(g, &f->y, sample, ys);
+        const int64_t n = qk_choose_rows(&f->choice, sample, positions, chosen, order, &fitted);
+        for (int64_t i = set == QK_FITTED ? 0 : fitted; i < (set == QK_FITTED ? fitted : n); i++, count++)
+            for (int64_t o = 0; o < rows; o++) {
+                double error = bias[o] - ys[chosen[i] * rows + o];
+                for (int64_t k = 0; k < K; k++)
+                    error += (double)f->weight_scale[o] * (weight_q[o * K + k] - f->weight_zp[o]) *
+                             xs[chosen[i] * inputs + o / g->outputs * K + k];
+                sum += error * error;
+            }
+    }
+    free(order);
+    free(chosen);
+    free(ys);
+    free(xs);
+    return sum / (double)count;
+}
+
+static const int some_cases[] = {0, 1, 3, 5, 11, 12, 14}; /* matrix, matrices, 1-D, 3x3, grouped, depthwise, multiplier */
+enum { SOME_CASES = sizeof some_cases / sizeof *some_cases };
+
+/* Every claim of a result, checked against the rows. */
+static void check_result(const fixture *f, const qk_least_squares_options *o, const qk_least_squares_result *r) {
+    const int64_t K = f->geometry.inputs, rows = rows_of(f);
+    double *before = MEMORY(double, rows), *after = MEMORY(double, rows);
+    for (int64_t i = 0; i < rows; i++) {
+        before[i] = after[i] = f->bias[i];
+        if (o->update_bias && r->accepted) after[i] = (double)f->bias_scale[i] * r->bias_q[i];
+    }
+    for (int set = QK_FITTED; set <= QK_HELD_OUT; set++) {
+        CHECK(fabs(r->before[set] - naive_error(f, f->weight_q, before, (qk_set)set)) <= 1e-4 * r->before[set]);
+        CHECK(fabs(r->after[set] - naive_error(f, r->weight_q, after, (qk_set)set)) <= 1e-4 * r->before[set]);
+    }
+    CHECK(r->accepted == (r->after[QK_HELD_OUT] < r->before[QK_HELD_OUT]));
+    CHECK(r->accepted == (r->candidate != QK_START));
+    CHECK(r->after[QK_HELD_OUT] <= r->before[QK_HELD_OUT]);
+    for (int64_t i = 0; i < rows * K; i++) {
+        const int32_t q = r->weight_q[i];
+        CHECK(q >= f->start.qmin && q <= f->start.qmax);
+        if (o->box == QK_BOX_FLOOR_CEIL) {
+            const double real = f->weight[i] / f->weight_scale[i / K] + f->weight_zp[i / K];
+            CHECK(fabs(q - real) < 1.0001 || q == f->start.qmin || q == f->start.qmax);
+        }
+    }
+    free(before);
+    free(after);
+}
+
+static void results_are_what_they_claim(void) {
+    for (int i = 0; i < SOME_CASES; i++)
+        for (int kind = 0; kind < 4; kind++) {
+            fixture f = fixture_new(&ref_cases[some_cases[i]], (uint64_t)kind, 1);
+            const qk_least_squares_options o = options_of(kind & 1 ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL, kind & 2);
+            qk_least_squares_result r;
+            CHECK(solve(&f, &o, &r) == QK_OK);
+            check_result(&f, &o, &r);
+            fixture_free(&f);
+        }
+}
+
+static void coarse_weights_improve(void) {
+    for (int kind = 0; kind < 2; kind++) {
+        fixture f = fixture_new(&ref_cases[5], 1, 1); /* 3x3, K = 27 */
+        const qk_least_squares_options o = options_of(kind ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL, true);
+        qk_least_squares_result r;
+        CHECK(solve(&f, &o, &r) == QK_OK);
+        CHECK(r.accepted);
+        CHECK(r.after[QK_HELD_OUT] < 0.8 * r.before[QK_HELD_OUT]);
+        fixture_free(&f);
+    }
+}
+
+static void the_start_is_kept_when_nothing_is_better(void) {
+    fixture f = fixture_new(&ref_cases[0], 1, 1);
+    const int64_t rows = rows_of(&f), K = f.geometry.inputs;
+    for (int64_t i = 0; i < rows * K; i++) { /* weights on the grid, and a target that they meet exactly */
+        f.weight[i] = f.weight_scale[i / K] * (float)(f.weight_q[i] - f.weight_zp[i / K]);
+    }
+    float *y = (float *)f.y.data;
+    const float *x = f.x.data;
+    for (int64_t p = 0; p < f.x.dims[0]; p++)
+        for (int64_t o = 0; o < rows; o++) {
+            double sum = f.bias[o];
+            for (int64_t k = 0; k < K; k++) sum += (double)f.weight[o * K + k] * x[p * K + k];
+            y[p * rows + o] = (float)sum;
+        }
+    qk_layer_free(f.layer);
+    CHECK(qk_layer_new(&f.layer, &f.geometry, &f.choice, true) == QK_OK);
+    CHECK(qk_layer_feed(f.layer, &f.x, &f.y, f.pool) == QK_OK);
+    CHECK(qk_layer_flush(f.layer, f.pool) == QK_OK);
+    const qk_least_squares_options o = options_of(QK_BOX_FREE, false);
+    qk_least_squares_result r;
+    CHECK(solve(&f, &o, &r) == QK_OK);
+    CHECK_SAME(r.weight_q, f.weight_q, rows * K);
+    fixture_free(&f);
+}
+
+static void the_bias_takes_up_the_mean_error(void) {
+    fixture f = fixture_new(&ref_cases[5], 2, 1);
+    const int64_t rows = rows_of(&f);
+    qk_least_squares_options o = options_of(QK_BOX_FLOOR_CEIL, true);
+    o.damping_count = 0; /* leaves the bias alone to move */
+    qk_least_squares_result r;
+    CHECK(solve(&f, &o, &r) == QK_OK);
+    CHECK(r.accepted && r.candidate == QK_BIAS_ONLY);
+    CHECK_SAME(r.weight_q, f.weight_q, rows * f.geometry.inputs);
+    check_result(&f, &o, &r);
+    for (int64_t i = 0; i < rows; i++) { /* one step of the integer bias either way is worse on the fitted rows */
+        double bias[16], errors[3];
+        for (int step = -1; step <= 1; step++) {
+            for (int64_t k = 0; k < rows; k++)
+                bias[k] = (double)f.bias_scale[k] * (r.bias_q[k] + (k == i ? step : 0));
+            errors[step + 1] = naive_error(&f, r.weight_q, bias, QK_FITTED);
+        }
+        CHECK(errors[1] <= errors[0] + 1e-8 && errors[1] <= errors[2] + 1e-8);
+    }
+    fixture_free(&f);
+}
+
+static void a_bias_that_may_not_move_does_not(void) {
+    for (int kind = 0; kind < 3; kind++) {
+        fixture f = fixture_new(&ref_cases[5], 3, 1);
+        if (kind == 1) f.start.bias_scale = NULL;
+        if (kind == 2) f.start.bias = NULL;
+        const qk_least_squares_options o = options_of(QK_BOX_FLOOR_CEIL, kind != 0);
+        qk_least_squares_result r;
+        for (int64_t i = 0; i < rows_of(&f); i++) f.new_bias[i] = 12345;
+        CHECK(solve(&f, &o, &r) == QK_OK);
+        for (int64_t i = 0; i < rows_of(&f); i++) CHECK(r.bias_q[i] == 12345);
+        CHECK(r.after[QK_HELD_OUT] <= r.before[QK_HELD_OUT]);
+        fixture_free(&f);
+    }
+}
+
+static void threads_do_not_change_a_bit(void) {
+    for (int i = 0; i < REF_CASES; i++) {
+        fixture one = fixture_new(&ref_cases[i], 1, 1);
+        const qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+        qk_least_squares_result a, b;
+        CHECK(solve(&one, &o, &a) == QK_OK);
+        for (int threads = 2; threads <= 3; threads++) {
+            fixture many = fixture_new(&ref_cases[i], 1, threads);
+            CHECK(solve(&many, &o, &b) == QK_OK);
+            CHECK_SAME(a.weight_q, b.weight_q, rows_of(&one) * one.geometry.inputs);
+            CHECK_SAME(a.bias_q, b.bias_q, rows_of(&one));
+            CHECK_SAME(a.before, b.before, 2);
+            CHECK_SAME(a.after, b.after, 2);
+            CHECK_SAME(a.power, b.power, 2);
+            CHECK(a.candidate == b.candidate && a.damping == b.damping && a.accepted == b.accepted);
+            fixture_free(&many);
+        }
+        fixture_free(&one);
+    }
+}
+
+static bool stop_at_second_call(void *user) { return ++*(int *)user == 2; }
+
+static void the_callback_can_cancel(void) {
+    fixture f = fixture_new(&ref_cases[0], 1, 1);
+    int calls = 0;
+    qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+    o.cancelled = stop_at_second_call;
+    o.user = &calls;
+    qk_least_squares_result r;
+    CHECK(solve(&f, &o, &r) == QK_E_CANCELLED);
+    CHECK(calls == 2);
+    fixture_free(&f);
+}
+
+static void too_little_data_is_refused(void) {
+    fixture f = fixture_new(&ref_cases[0], 1, 1);
+    qk_layer_free(f.layer);
+    f.choice.holdout = 0;
+    const qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+    qk_least_squares_result r;
+    CHECK(qk_layer_new(&f.layer, &f.geometry, &f.choice, true) == QK_OK);
+    CHECK(qk_layer_feed(f.layer, &f.x, &f.y, f.pool) == QK_OK);
+    CHECK(qk_layer_flush(f.layer, f.pool) == QK_OK);
+    CHECK(solve(&f, &o, &r) == QK_E_NO_ROWS);
+    fixture_free(&f);
+}
+
+static void nan_in_the_data_is_refused(void) {
+    for (int kind = 0; kind < 2; kind++) {
+        fixture f = fixture_new(&ref_cases[0], 1, 1);
+        qk_layer_free(f.layer);
+        *(float *)(kind ? f.y.data : f.x.data) = kind ? NAN : INFINITY;
+        const qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+        qk_least_squares_result r;
+        CHECK(qk_layer_new(&f.layer, &f.geometry, &f.choice, true) == QK_OK);
+        CHECK(qk_layer_feed(f.layer, &f.x, &f.y, f.pool) == QK_OK);
+        CHECK(qk_layer_flush(f.layer, f.pool) == QK_OK);
+        CHECK(solve(&f, &o, &r) == QK_E_NONFINITE);
+        fixture_free(&f);
+    }
+}
+
+static qk_status solve_attempt(void *context) {
+    const qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+    qk_least_squares_result r;
+    return solve(context, &o, &r);
+}
+
+static void the_solver_may_run_out_of_memory(void) {
+    fixture f = fixture_new(&ref_cases[11], 1, 1);
+    qk_refuse_each_allocation(solve_attempt, &f);
+    fixture_free(&f);
+}
+
+QK_TESTS(QK_TEST(results_are_what_they_claim), QK_TEST(coarse_weights_improve),
+         QK_TEST(the_start_is_kept_when_nothing_is_better), QK_TEST(the_bias_takes_up_the_mean_error),
+         QK_TEST(a_bias_that_may_not_move_does_not), QK_TEST(threads_do_not_change_a_bit),
+         QK_TEST(the_callback_can_cancel), QK_TEST(too_little_data_is_refused), QK_TEST(nan_in_the_data_is_refused),
+         QK_TEST(the_solver_may_run_out_of_memory))

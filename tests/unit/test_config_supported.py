@@ -1,0 +1,206 @@
+"""What is well formed and cannot be done yet is an error; what has no meaning for the solver is reported."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from quark.onnx.errors import ConfigError, QuarkError, UnsupportedError
+from quark.onnx.quantization.config import (
+    AdaQuantConfig,
+    AdaRoundConfig,
+    CalibMethod,
+    Int8Spec,
+    QConfig,
+    QLayerConfig,
+    QuantGranularity,
+    ScaleType,
+    UInt8Spec,
+)
+from quark.onnx.quantization.config.supported import check_engine_supports, check_supported
+
+LAYER = QLayerConfig(input_tensors=UInt8Spec(), weight=Int8Spec())
+
+# A value other than the default for every keyword, by what the least-squares solver makes of it.
+IN_EFFECT: dict[str, Any] = {
+    "fixed_seed": 1,
+    "data_size": 5,
+    "target_op_type": ("Conv",),
+    "update_bias": False,
+    "mem_opt_level": 2,
+    "cache_dir": "somewhere",
+    "solver": "least_squares",
+}
+IGNORED: dict[str, Any] = {
+    "batch_size": 2,
+    "num_batches": 2,
+    "num_iterations": 5,
+    "learning_rate": 0.5,
+    "early_stop": True,
+    "log_period": 5,
+    "reg_param": 0.5,
+    "beta_range": (10.0, 2.0),
+    "warm_start": 0.5,
+    "num_workers": 2,
+    "pin_memory": True,
+    "use_gds": True,
+}
+NOT_YET: dict[str, Any] = {
+    "optim_device": "cuda:0",
+    "infer_device": "cuda",
+    "output_index": 1,
+    "lr_adjust": (0.1, 0.2),
+    "selective_update": True,
+    "output_qdq": True,
+    "drop_ratio": 0.5,
+    "ref_model_path": "model.onnx",
+    "dynamic_batch": True,
+    "parallel": True,
+    "select_max_mem_layer": True,
+}
+
+
+def test_every_keyword_is_in_effect_reported_or_refused() -> None:
+    assert sorted([*IN_EFFECT, *IGNORED, *NOT_YET]) == sorted(field.name for field in fields(AdaRoundConfig))
+
+
+@pytest.mark.parametrize("keyword", IN_EFFECT)
+def test_keywords_in_effect_are_not_reported(keyword: str) -> None:
+    assert check_engine_supports(AdaRoundConfig(**{keyword: IN_EFFECT[keyword]})) == ()
+
+
+@pytest.mark.parametrize("keyword", IGNORED)
+def test_keywords_without_meaning_are_reported_with_a_reason(keyword: str) -> None:
+    (ignored,) = check_engine_supports(AdaRoundConfig(data_size=5, **{keyword: IGNORED[keyword]}))
+    assert (ignored.keyword, ignored.value) == (keyword, IGNORED[keyword])
+    assert ignored.reason
+
+
+@pytest.mark.parametrize("keyword", NOT_YET)
+def test_keywords_that_need_the_gradient_solver_are_refused(keyword: str) -> None:
+    with pytest.raises(NotImplementedError) as caught:
+        check_engine_supports(AdaRoundConfig(batch_size=2, **{keyword: NOT_YET[keyword]}))
+    default = getattr(AdaRoundConfig(), keyword)
+    assert str(caught.value) == (
+        f"AdaRoundConfig.{keyword}: got {NOT_YET[keyword]!r}, expected {default!r}:"
+        " this option arrives with the gradient solver"
+    )
+    assert isinstance(caught.value, QuarkError)
+    assert not isinstance(caught.value, ConfigError)
+
+
+def test_gradient_solver_is_refused() -> None:
+    with pytest.raises(
+        NotImplementedError, match=r"AdaQuantConfig.solver: got 'gradient', expected 'auto' or"
+    ):
+        check_engine_supports(AdaQuantConfig(solver="gradient"))
+
+
+def test_documented_example_sets_nothing_that_is_reported() -> None:
+    assert check_engine_supports(AdaRoundConfig(batch_size=1, num_iterations=1000, learning_rate=0.1)) == ()
+
+
+def test_defaults_of_the_other_algorithm_are_reported_there() -> None:
+    assert [option.keyword for option in check_engine_supports(AdaQuantConfig(num_iterations=1000))] == [
+        "num_iterations"
+    ]
+
+
+@pytest.mark.parametrize("method", [None, CalibMethod.MinMax, CalibMethod.Percentile])
+@pytest.mark.parametrize("kind", [Int8Spec, UInt8Spec])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_supported_specs(
+    method: CalibMethod | None, kind: type[Int8Spec | UInt8Spec], symmetric: bool
+) -> None:
+    activation = kind(symmetric, calibration_method=method)
+    for granularity in (QuantGranularity.Tensor, QuantGranularity.Channel):
+        weight = Int8Spec(symmetric, calibration_method=method, quant_granularity=granularity)
+        check_supported(QConfig(QLayerConfig(activation=activation, weight=weight)))
+
+
+@pytest.mark.parametrize("method", [CalibMethod.Entropy, CalibMethod.Distribution, CalibMethod.MinOutputMSE])
+def test_methods_that_a_weight_takes_as_minmax_are_supported(method: CalibMethod) -> None:
+    check_supported(QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec(calibration_method=method))))
+
+
+@pytest.mark.parametrize(
+    ("activation", "message"),
+    [
+        (
+            {"scale_type": ScaleType.PowerOf2},
+            "scale_type: got ScaleType.PowerOf2, expected ScaleType.Float32: nothing else is supported yet",
+        ),
+        ({"scale_type": ScaleType.Int16}, "scale_type: got ScaleType.Int16, expected ScaleType.Float32"),
+        *(
+            (
+                {"calibration_method": method},
+                f"calibration_method: got {method!r}, expected CalibMethod.MinMax or CalibMethod.Percentile",
+            )
+            for method in CalibMethod
+            if method not in (CalibMethod.MinMax, CalibMethod.Percentile, CalibMethod.MinOutputMSE)
+        ),
+        *(
+            (
+                {"quant_granularity": granularity},
+                f"quant_granularity: got {granularity!r}, expected QuantGranularity.Tensor",
+            )
+            for granularity in (QuantGranularity.Channel, QuantGranularity.Group)
+        ),
+    ],
+)
+@pytest.mark.parametrize("role", ["input_tensors", "activation"])
+def test_activation_specs_not_supported_yet(role: str, activation: dict[str, Any], message: str) -> None:
+    layer = QLayerConfig(**{role: UInt8Spec(**activation)}, weight=Int8Spec())
+    with pytest.raises(UnsupportedError, match=f"QConfig.global_config.{role}.{message}"):
+        check_supported(QConfig(layer))
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (
+            {"scale_type": ScaleType.PowerOf2},
+            "scale_type: got ScaleType.PowerOf2, expected ScaleType.Float32",
+        ),
+        (
+            {"calibration_method": CalibMethod.MinMSE},
+            "calibration_method: got CalibMethod.MinMSE, expected CalibMethod.MinMax or CalibMethod.MinOut",
+        ),
+        (
+            {"quant_granularity": QuantGranularity.Group},
+            "quant_granularity: got QuantGranularity.Group, expected QuantGranularity.Tensor or",
+        ),
+    ],
+)
+def test_weight_specs_not_supported_yet(weight: dict[str, Any], message: str) -> None:
+    config = QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec(**weight)))
+    with pytest.raises(UnsupportedError, match=f"QConfig.global_config.weight.{message}"):
+        check_supported(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            QConfig(LAYER, specific_layer_config={LAYER: ["conv1"]}),
+            "QConfig.specific_layer_config: .* only global_config gives specs",
+        ),
+        (
+            QConfig(LAYER, layer_type_config={None: ["Add"]}),
+            "QConfig.layer_type_config: .* only global_config",
+        ),
+        (
+            QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec(), bias=Int8Spec())),
+            r"QConfig.global_config.bias: got Int8Spec\(\), expected None: a bias is int32",
+        ),
+        (
+            QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec(), output_tensors=Int8Spec())),
+            r"QConfig.global_config.output_tensors: got Int8Spec\(\), expected None",
+        ),
+    ],
+)
+def test_parts_not_supported_yet(config: QConfig, message: str) -> None:
+    with pytest.raises(UnsupportedError, match=message):
+        check_supported(config)

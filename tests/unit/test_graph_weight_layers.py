@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layers
+
+
+def model(text: str, **shapes: tuple[int, ...]) -> onnx.ModelProto:
+    parsed = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> g {text}')
+    for name, shape in shapes.items():
+        parsed.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), name))
+    return parsed
+
+
+def test_conv_2d_with_everything_given():
+    (layer,) = weight_layers(
+        model(
+            "(float[N,4,9,9] x) => (float[N,6,A,B] y) { [first] y = Conv<strides=[2,1], pads=[0,1,2,3], "
+            "dilations=[1,2], group=2, kernel_shape=[3,2]>(x, w, b) }",
+            w=(6, 2, 3, 2),
+            b=(6,),
+        )
+    )
+    assert layer == WeightLayer(
+        node_name="first",
+        op_type="Conv",
+        weight="w",
+        weight_shape=(6, 2, 3, 2),
+        bias="b",
+        has_dynamic_bias=False,
+        input="x",
+        output="y",
+        channel_axis=0,
+        attributes=ConvAttributes(
+            kernel_shape=(3, 2),
+            strides=(2, 1),
+            dilations=(1, 2),
+            pads=(0, 1, 2, 3),
+            auto_pad="NOTSET",
+            group=2,
+        ),
+    )
+
+
+def test_conv_1d_defaults_and_auto_pad():
+    text = "(float[N,4,9] x) => (float[N,6,9] y) {{ y = Conv{}(x, w) }}"
+    for given, auto_pad in (
+        ("", "NOTSET"),
+        ('<auto_pad="SAME_UPPER">', "SAME_UPPER"),
+        ('<auto_pad="VALID">', "VALID"),
+    ):
+        (layer,) = weight_layers(model(text.format(given), w=(6, 4, 3)))
+        assert layer.attributes == ConvAttributes(
+            kernel_shape=(3,), strides=(1,), dilations=(1,), pads=(0, 0), auto_pad=auto_pad, group=1
+        )
+        assert layer.bias is None
+
+
+def test_gemm_and_matmul():
+    gemm, swapped, matmul, batched = weight_layers(
+        model(
+            "(float[N,4] x) => (float[5,N,6] y) { a = Gemm(x, w) "
+            "b = Gemm<alpha=0.5, beta=2.0, transA=1, transB=1>(a, v, c) d = MatMul(b, m) y = MatMul(d, n) }",
+            w=(4, 6),
+            v=(7, 6),
+            c=(7,),
+            m=(7, 8),
+            n=(5, 8, 6),
+        )
+    )
+    assert (gemm.op_type, gemm.channel_axis, gemm.attributes) == ("Gemm", 1, GemmAttributes())
+    assert (swapped.channel_axis, swapped.bias) == (0, "c")
+    assert swapped.attributes == GemmAttributes(alpha=0.5, beta=2.0, trans_a=True, trans_b=True)
+    assert (matmul.op_type, matmul.channel_axis, matmul.weight_shape) == ("MatMul", 1, (7, 8))
+    assert (batched.channel_axis, batched.attributes) == (2, GemmAttributes())
+
+
+def test_what_is_no_weight_layer():
+    nodes = (
+        "a = MatMul(x, x) b = MatMul(w, a) c = Add(b, w) d = Conv(z, deep) e = Gemm(c, integer) "
+        "y = MatMul(c, vector)"
+    )
+    text = f"(float[4,4] x, float[1,1,4,4,4] z) => (float[4] y, float d, float e) {{ {nodes} }}"
+    parsed = model(text, w=(4, 4), deep=(2, 1, 3, 3, 3), vector=(4,))
+    parsed.graph.initializer.append(numpy_helper.from_array(np.zeros((4, 4), np.int32), "integer"))
+    assert weight_layers(parsed) == ()
+
+
+def test_a_shared_weight_is_listed_for_each_node_in_graph_order():
+    layers = weight_layers(
+        model("(float[N,4] x) => (float[N,4] y) { [p] a = Gemm(x, w) [q] y = MatMul(a, w) }", w=(4, 4))
+    )
+    assert [(layer.node_name, layer.weight) for layer in layers] == [("p", "w"), ("q", "w")]
+
+
+def test_a_bias_that_is_computed_is_not_the_layers_own():
+    (layer,) = weight_layers(
+        model("(float[N,4] x, float[4] c) => (float[N,4] y) { y = Gemm(x, w, c) }", w=(4, 4))
+    )
+    assert layer.bias is None
+    assert layer.has_dynamic_bias
