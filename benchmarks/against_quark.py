@@ -81,8 +81,8 @@ class Comparison:
                 Row(case=case, samples=samples), output, "--random-data", "--mem-opt-level", "2"
             )
             model_checks.check_runs(output)
-            peaks[samples] = {key: done[key] for key in ("call_peak_mib", "growth_mib", "wall_s")}
-        few, many = (peaks[samples]["call_peak_mib"] for samples in _LAZY_SAMPLES)
+            peaks[samples] = {key: done[key] for key in ("peak_rss_mib", "growth_mib", "wall_s")}
+        few, many = (peaks[samples]["peak_rss_mib"] for samples in _LAZY_SAMPLES)
         more = round(many - few, 1)
         return {
             "case": case,

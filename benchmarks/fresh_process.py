@@ -7,11 +7,11 @@ import os
 import resource
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-NOISY = 0.05  # a timing is called noisy when other processes took more than this share of the machine
+_NOISY = 0.05  # share of the machine that other processes may take before a timing is called noisy
 
 
 def run(command: Sequence[str], *, cwd: Path) -> dict[str, Any]:
@@ -39,6 +39,11 @@ def run(command: Sequence[str], *, cwd: Path) -> dict[str, Any]:
         raise RuntimeError(f"{' '.join(command)}: exit status {done.returncode}, no result\n{tail}")
     found["others_cpu"] = round(max(0.0, others / (elapsed * (os.cpu_count() or 1))), 3)
     return found
+
+
+def noisy(result: Mapping[str, Any]) -> bool:
+    """Whether the timings of a result of run() are provisional: others used the machine meanwhile."""
+    return bool(result["others_cpu"] > _NOISY)
 
 
 def _busy_seconds() -> float:

@@ -14,6 +14,8 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 from memory import resident_memory
+
 from quark.onnx import ModelQuantizer, finetune
 from quark.onnx.quantization.config import QConfig
 from quark.onnx.quantization.config.algorithm import AdaRoundConfig
@@ -45,34 +48,48 @@ class RandomReader:
 
 def main() -> None:
     a = _arguments()
+    print("OURS " + json.dumps(_memory_only(a) if a.random_data else _compared(a)))
+
+
+def _compared(a: argparse.Namespace) -> dict[str, Any]:
+    """The peer's script, step by step: the same data in memory, the same reader, the same evaluation."""
     sys.path.insert(0, str(a.tools))
-    peer = importlib.import_module(
-        "peer_quark"
-    )  # its reader and its evaluation, so that both sides have the same
+    peer = importlib.import_module("peer_quark")
     case = importlib.import_module("datasets").load(a.case)
     model = str(case.model)
-    name = ort.InferenceSession(model).get_inputs()[0].name
-    reader = peer.Reader(name, case.calib[: a.samples])
-    if a.random_data:
-        reader = RandomReader(name, case.calib.shape[1:], a.samples)
-        case = None  # its arrays are freed before memory is measured
-    job = _job(a, model, reader)
+    reader = peer.Reader(_input_name(model), case.calib[: a.samples])
+    result = _timed(_job(a, model, reader)) | {"output": a.output}
+    result["case_data_mib"] = round((case.calib.nbytes + case.eval_x.nbytes) / _MIB, 1)
+    reference = peer.outputs(model, case.eval_x, True)
+    for key, optimise in (("plain", False), ("ort_default", True)):
+        result[key] = _agreement(peer.outputs(a.output, case.eval_x, optimise), reference, case.eval_y)
+    return result
+
+
+def _memory_only(a: argparse.Namespace) -> dict[str, Any]:
+    """The job on random samples, in a process that never held the case's data."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
+        model, shape = other.submit(_model_and_shape, a.tools, a.case).result()
+    return _timed(_job(a, model, RandomReader(_input_name(model), shape, a.samples)))
+
+
+def _model_and_shape(tools: Path, name: str) -> tuple[str, tuple[int, ...]]:
+    sys.path.insert(0, str(tools))
+    case = importlib.import_module("datasets").load(name)
+    return str(case.model), case.calib.shape[1:]
+
+
+def _input_name(model: str) -> str:
+    name: str = ort.InferenceSession(model).get_inputs()[0].name
+    return name
+
+
+def _timed(job: Callable[[], object]) -> dict[str, Any]:
     with resident_memory() as memory:
         start = time.perf_counter()
         job()
         wall = time.perf_counter() - start
-    result: dict[str, Any] = {
-        "model": model,
-        "output": a.output,
-        "wall_s": round(wall, 3),
-        **memory.figures(),
-    }
-    if case is not None:
-        result["case_data_mib"] = round((case.calib.nbytes + case.eval_x.nbytes) / _MIB, 1)
-        reference = peer.outputs(model, case.eval_x, True)
-        for key, optimise in (("plain", False), ("ort_default", True)):
-            result[key] = _agreement(peer.outputs(a.output, case.eval_x, optimise), reference, case.eval_y)
-    print("OURS " + json.dumps(result))
+    return {"wall_s": round(wall, 3), **memory.figures()}
 
 
 def _job(a: argparse.Namespace, model: str, reader: Any) -> Callable[[], object]:

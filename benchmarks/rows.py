@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fresh_process import noisy
+
 Figures = Mapping[str, Any]
 
 # How far onnxruntime's default optimisation may move agreement and logit mse: our reading of "by rounding".
@@ -54,12 +56,13 @@ ROWS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """One floor of one row: what was measured, the limit, and whether it holds."""
+    """One floor of one row: what was measured, the limit, whether it holds, whether its timing is noisy."""
 
     what: str
     value: float
     limit: float
     at_least: bool = False
+    noisy: bool = False
 
     @property
     def holds(self) -> bool:
@@ -79,13 +82,19 @@ def judge(row: Row, ours: Figures, peer: Figures, bound: Figures) -> list[Verdic
     at_most = (
         ("logit mse", plain["mse"], row.mse),
         ("logit mse, ratio", plain["mse"] / peer["plain"]["mse"], row.mse_of_peer),
-        ("wall, ratio", ours["wall_s"] / peer["wall_s"], row.wall_of_peer),
         ("memory, ratio", own_memory(ours) / own_memory(peer), row.memory_of_peer),
-        ("wall, multiple of the bound", ours["wall_s"] / bound["bound_s"], row.bound_multiple),
         ("default optimisation: logit mse, ratio", default["mse"] / plain["mse"], _ROUNDING_MSE),
         ("default optimisation: agreement lost", plain["agree"] - default["agree"], _ROUNDING_AGREE),
     )
     verdicts = [Verdict(what, value, limit) for what, value, limit in at_most if limit is not None]
+    timed = (
+        ("wall, ratio", peer, "wall_s", row.wall_of_peer),
+        ("wall, multiple of the bound", bound, "bound_s", row.bound_multiple),
+    )
+    for what, other, key, limit in timed:
+        if limit is not None:
+            ratio = ours["wall_s"] / other[key]
+            verdicts.append(Verdict(what, ratio, limit, noisy=noisy(ours) or noisy(other)))
     if row.agree is not None:
         verdicts.append(Verdict("agreement %", plain["agree"], row.agree, at_least=True))
     return verdicts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fresh_process import NOISY
+from fresh_process import noisy
 from rich import box
 from rich.table import Table
 from rows import own_memory
@@ -35,17 +35,17 @@ def floors_table(rows: Sequence[Figures]) -> Table:
     for row in rows:
         for floor in row["floors"]:
             limit = f"{'>=' if floor['at_least'] else '<='} {floor['limit']:.4g}"
-            verdict = "pass" if floor["holds"] else "FAIL"
+            verdict = ("pass" if floor["holds"] else "FAIL") + (" (noisy)" if floor["noisy"] else "")
             table.add_row(row["row"], floor["what"], f"{floor['value']:.4g}", limit, verdict)
     return table
 
 
 def lazy_memory_table(result: Figures) -> Table:
     """Peak memory of the call for few and for many samples, and whether the difference is small enough."""
-    table = _table("samples", "call peak MiB", "growth MiB", "wall s")
+    table = _table("samples", "peak RSS MiB", "growth MiB", "wall s")
     for samples, figures in result["samples"].items():
         table.add_row(
-            str(samples), str(figures["call_peak_mib"]), str(figures["growth_mib"]), str(figures["wall_s"])
+            str(samples), str(figures["peak_rss_mib"]), str(figures["growth_mib"]), str(figures["wall_s"])
         )
     verdict = "pass" if result["holds"] else "FAIL"
     table.add_row("more", str(result["more_mib"]), f"<= {result['limit_mib']:.1f}", verdict)
@@ -60,9 +60,9 @@ def _table(*columns: str) -> Table:
 
 
 def _side(figures: Figures, multiple: str) -> list[str]:
-    noisy = "~" if figures["others_cpu"] > NOISY else ""
+    mark = "~" if noisy(figures) else ""
     return [
-        f"{noisy}{figures['wall_s']:.2f}",
+        f"{mark}{figures['wall_s']:.2f}",
         multiple,
         f"{figures['peak_rss_mib']:.0f}",
         f"{own_memory(figures):.0f}",

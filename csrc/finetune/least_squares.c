@@ -2,7 +2,8 @@
  *
  * E |W^ x + b - y|^2 is quadratic in W^ and b, so moments replace the data. Each candidate damps the Gram matrix
  * differently (shrinking towards the float weight), rounds the shifted target W* = (C + lam W)(G + lam I)^-1
- * successively, then descends by coordinates. What is best on held-out rows wins, the start included. */
+ * successively, then descends by coordinates. Outputs are problems of their own: for each the candidate that is best on
+ * held-out rows wins, the start included. */
 #include <math.h>
 #include <string.h>
 
@@ -27,7 +28,9 @@ typedef struct {
     double damping;
     int32_t *lo, *hi;                /* (rows,K) */
     int32_t *q, *bias_q;             /* the candidate at hand */
-    double *bias_before, *error[2];  /* (rows): the start's bias; errors of the candidate at hand */
+    double *bias_before;             /* (rows): the start's bias */
+    double *error[2], *best_error[2]; /* (rows), by qk_set: of the candidate at hand, of the best one */
+    qk_candidate *winner;            /* (rows) */
     double *scratch;                 /* (threads, 3, QK_ROW_BLOCK, K) */
 } solver;
 
@@ -37,10 +40,11 @@ static void solver_destroy(solver *s) {
     for (int set = 0; set < 2; set++) {
         qk_quadratic_destroy(&s->raw[set]);
         free(s->error[set]);
+        free(s->best_error[set]);
     }
     qk_quadratic_destroy(&s->solving);
     void *arrays[] = {s->gram_diagonal, s->cross_undamped, s->factor, s->target, s->factored, s->lo, s->hi, s->q,
-                      s->bias_q, s->bias_before, s->scratch};
+                      s->bias_q, s->bias_before, s->winner, s->scratch};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
@@ -56,10 +60,15 @@ static qk_status solver_allocate(solver *s) {
     s->q = QK_NEW(int32_t, weights);
     s->bias_q = QK_NEW(int32_t, s->rows);
     s->bias_before = QK_NEW(double, s->rows);
+    s->winner = QK_NEW(qk_candidate, s->rows);
     s->scratch = QK_NEW(double, (int64_t)qk_pool_threads(s->pool) * 3 * QK_ROW_BLOCK * K);
-    for (int set = 0; set < 2; set++) s->error[set] = QK_NEW(double, s->rows);
+    for (int set = 0; set < 2; set++) {
+        s->error[set] = QK_NEW(double, s->rows);
+        s->best_error[set] = QK_NEW(double, s->rows);
+    }
     return s->gram_diagonal && s->cross_undamped && s->factor && s->target && s->factored && s->lo && s->hi && s->q &&
-                   s->bias_q && s->bias_before && s->scratch && s->error[0] && s->error[1]
+                   s->bias_q && s->bias_before && s->winner && s->scratch && s->error[0] && s->error[1] &&
+                   s->best_error[0] && s->best_error[1]
                ? QK_OK
                : QK_E_NOMEM;
 }
@@ -169,15 +178,28 @@ static void run_candidate(solver *s, qk_candidate candidate, double damping) {
     qk_pool_run(s->pool, solve_task, s, s->solving.groups * s->blocks);
 }
 
-static void keep_if_better(const solver *s, qk_least_squares_result *best) {
-    const double held_out = total(s->error[QK_HELD_OUT], s->rows);
-    if (!(held_out < best->after[QK_HELD_OUT])) return;
-    best->accepted = true;
-    best->candidate = s->candidate;
-    best->damping = s->damping;
-    for (int set = 0; set < 2; set++) best->after[set] = total(s->error[set], s->rows);
-    memcpy(best->weight_q, s->q, (size_t)(s->rows * s->solving.inputs) * sizeof *s->q);
-    if (s->bias_free) memcpy(best->bias_q, s->bias_q, (size_t)s->rows * sizeof *s->bias_q);
+/* Takes over the outputs that the candidate at hand makes better on held-out rows. */
+static void keep_better_rows(solver *s, qk_least_squares_result *best) {
+    const int64_t K = s->solving.inputs;
+    for (int64_t r = 0; r < s->rows; r++) {
+        if (!(s->error[QK_HELD_OUT][r] < s->best_error[QK_HELD_OUT][r])) continue;
+        for (int set = 0; set < 2; set++) s->best_error[set][r] = s->error[set][r];
+        memcpy(best->weight_q + r * K, s->q + r * K, (size_t)K * sizeof *s->q);
+        if (s->bias_free) best->bias_q[r] = s->bias_q[r];
+        s->winner[r] = s->candidate;
+    }
+}
+
+/* Errors of the outputs' best candidates together, and which candidate won most of the improved outputs. */
+static void sum_up(const solver *s, qk_least_squares_result *result) {
+    int64_t wins[QK_CANDIDATES] = {0};
+    for (int set = 0; set < 2; set++) result->after[set] = total(s->best_error[set], s->rows);
+    for (int64_t r = 0; r < s->rows; r++) wins[s->winner[r]]++;
+    result->improved = s->rows - wins[QK_START];
+    result->candidate = QK_START;
+    for (int c = QK_START + 1; c < QK_CANDIDATES; c++)
+        if (wins[c] > 0 && (result->candidate == QK_START || wins[c] > wins[result->candidate]))
+            result->candidate = (qk_candidate)c;
 }
 
 static bool cancelled(const qk_least_squares_options *o) { return o->cancelled && o->cancelled(o->user); }
@@ -186,22 +208,24 @@ static qk_status try_candidates(solver *s, qk_least_squares_result *result) {
     const qk_least_squares_options *o = s->options;
     run_candidate(s, QK_START, 0);
     for (int set = 0; set < 2; set++) {
-        result->before[set] = result->after[set] = total(s->error[set], s->rows);
+        result->before[set] = total(s->error[set], s->rows);
         result->power[set] = total(s->raw[set].power, s->rows);
     }
-    result->candidate = QK_START;
-    result->accepted = false;
+    for (int set = 0; set < 2; set++) memcpy(s->best_error[set], s->error[set], (size_t)s->rows * sizeof(double));
+    for (int64_t r = 0; r < s->rows && s->bias_free; r++)
+        result->bias_q[r] = (int32_t)rint((double)s->start->bias[r] / s->start->bias_scale[r]);
     memcpy(result->weight_q, s->start->weight_q, (size_t)(s->rows * s->solving.inputs) * sizeof(int32_t));
     if (s->bias_free) {
         run_candidate(s, QK_BIAS_ONLY, 0);
-        keep_if_better(s, result);
+        keep_better_rows(s, result);
     }
     for (int i = 0; i < o->damping_count; i++)
         for (qk_candidate c = QK_DESCENT; c <= QK_ROUNDING_DESCENT; c++) {
             if (cancelled(o)) return QK_E_CANCELLED;
             run_candidate(s, c, o->damping[i]);
-            keep_if_better(s, result);
+            keep_better_rows(s, result);
         }
+    sum_up(s, result);
     return QK_OK;
 }
 

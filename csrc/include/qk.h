@@ -166,7 +166,7 @@ typedef struct {
     void *user;
 } qk_least_squares_options;
 
-typedef enum { QK_START, QK_BIAS_ONLY, QK_DESCENT, QK_ROUNDING_DESCENT } qk_candidate;
+typedef enum { QK_START, QK_BIAS_ONLY, QK_DESCENT, QK_ROUNDING_DESCENT, QK_CANDIDATES } qk_candidate;
 
 typedef struct {
     int32_t *weight_q; /* (rows, K), the caller's memory */
@@ -174,9 +174,8 @@ typedef struct {
     /* Mean squared error of the layer's output per row, summed over outputs. */
     double before[2], after[2]; /* indexed by qk_set */
     double power[2];            /* E|y|^2, for relative errors */
-    qk_candidate candidate;
-    double damping;
-    bool accepted; /* held-out error below the start's */
+    int64_t improved;       /* outputs whose held-out error is below the start's; the others stay as they were */
+    qk_candidate candidate; /* the one that won most of them */
 } qk_least_squares_result;
 
 qk_status qk_least_squares(const qk_layer *layer, const qk_quantized_layer *start,

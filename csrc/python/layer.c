@@ -188,7 +188,8 @@ static bool signal_pending(void *user) {
 
 static const char *candidate_name(qk_candidate candidate) {
     switch (candidate) {
-    case QK_START: return "unchanged";
+    case QK_START:
+    case QK_CANDIDATES: return "unchanged";
     case QK_BIAS_ONLY: return "bias only";
     case QK_DESCENT: return "coordinate descent";
     case QK_ROUNDING_DESCENT: return "successive rounding + coordinate descent";
@@ -199,8 +200,9 @@ static const char *candidate_name(qk_candidate candidate) {
 static PyObject *result_dict(const qk_layer *layer, const qk_least_squares_result *r, PyObject *weight_q,
                              PyObject *bias_q) {
     return Py_BuildValue(
-        "{s:O,s:O,s:O,s:s,s:d,s:(dd),s:(dd),s:(dd),s:(LL)}", "accepted", r->accepted ? Py_True : Py_False, "weight",
-        weight_q, "bias", bias_q, "candidate", candidate_name(r->candidate), "damping", r->damping, "before",
+        "{s:O,s:L,s:O,s:O,s:s,s:(dd),s:(dd),s:(dd),s:(LL)}", "accepted", r->improved > 0 ? Py_True : Py_False, "improved",
+        (long long)r->improved, "weight",
+        weight_q, "bias", bias_q, "candidate", candidate_name(r->candidate), "before",
         r->before[QK_FITTED], r->before[QK_HELD_OUT], "after", r->after[QK_FITTED], r->after[QK_HELD_OUT], "power",
         r->power[QK_FITTED], r->power[QK_HELD_OUT], "rows", (long long)qk_layer_rows(layer, QK_FITTED),
         (long long)qk_layer_rows(layer, QK_HELD_OUT));

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx import _core
-from quark.onnx.calibration.reader import Batch
+from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError
 from quark.onnx.graph.insert_qdq import WeightParams
 from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer
@@ -23,7 +23,7 @@ __all__ = ["Calibration", "CalibrationSettings", "WeightGrid", "calibrate"]
 
 _LOG = logging.getLogger(__name__)
 _BINS = 4096
-# Gram matrices of all layers together, in bytes; a layer beyond it has its weight scale chosen by the weight's own error.
+# Gram matrices of all layers together, in bytes; beyond it a weight scale is left to minimum and maximum.
 _GRAM_BYTES = 1 << 30
 
 
@@ -97,7 +97,7 @@ def calibrate(
             bad = next((n for n in tensors if not np.isfinite(values[n]).all()), "?")
             raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
         search.feed(values)
-        samples += len(next(iter(batch.values())))
+        samples += sample_count(batch)
     found = {name: _range(ranges, i, settings.percentile) for i, name in enumerate(tensors)}
     return Calibration(found, search.choose(settings.weights) if settings.weights else {}, samples)
 
@@ -110,6 +110,7 @@ class _Exposed:
         exposed.CopyFrom(model)
         self._inputs = {i.name for i in model.graph.input}
         self._names = [name for name in tensors if name not in self._inputs]
+        self._names = self._names or [output.name for output in model.graph.output]  # data is tried in any case
         del exposed.graph.output[:]
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names)
         self._session = session(exposed, threads=threads, optimise=False)
@@ -149,11 +150,12 @@ class _ScaleSearch:
                 continue
             rows = weight_rows(layer, onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
             groups = layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
-            budget -= 8 * groups * rows.shape[1] ** 2
-            if budget < 0:
+            outputs, inputs = rows.shape
+            gram_bytes = 8 * groups * inputs**2
+            if gram_bytes > budget:
                 _LOG.warning("layer %s: too large to choose its weight scale by output error", layer.node_name)
                 continue
-            outputs, inputs = rows.shape
+            budget -= gram_bytes
             # The number of samples is not known ahead: so many rows of each.
             core = _core.Layer(
                 inputs,
@@ -170,21 +172,33 @@ class _ScaleSearch:
         return [layer.input for layer, _, _ in self._layers]
 
     def feed(self, values: Mapping[str, NDArray[np.generic]]) -> None:
-        for layer, core, _ in self._layers:
-            core.feed(np.ascontiguousarray(values[layer.input]), None, self._pool)
+        self._layers = [entry for entry in self._layers if self._fits(entry[0], entry[1], values[entry[0].input])]
+
+    def _fits(self, layer: WeightLayer, core: _core.Layer, x: NDArray[np.generic]) -> bool:
+        try:
+            core.feed(np.ascontiguousarray(x), None, self._pool)
+        except ValueError as error:
+            _LOG.warning(
+                "layer %s: its weight scale is left to minimum and maximum: %s %s", layer.node_name, error, x.shape
+            )
+            return False
+        return True
 
     def choose(self, grid: WeightGrid) -> dict[str, WeightParams]:
         found = {}
         for layer, core, rows in self._layers:
-            scale, zero_point = core.weight_scale(
-                rows,
-                qmin=grid.qmin,
-                qmax=grid.qmax,
-                symmetric=grid.symmetric,
-                per_channel=grid.per_channel,
-                bias_free=layer.bias is not None,
-                pool=self._pool,
-            )
+            try:
+                scale, zero_point = core.weight_scale(
+                    rows,
+                    qmin=grid.qmin,
+                    qmax=grid.qmax,
+                    symmetric=grid.symmetric,
+                    per_channel=grid.per_channel,
+                    bias_free=layer.bias is not None,
+                    pool=self._pool,
+                )
+            except ValueError as error:
+                raise DataError(f"input {layer.input!r} of layer {layer.node_name!r}: {error}") from error
             found[layer.weight] = WeightParams(scale, zero_point, layer.channel_axis if grid.per_channel else None)
         return found
 

@@ -12,10 +12,18 @@ from numpy.typing import NDArray
 
 from quark.onnx.errors import DataError
 
-__all__ = ["Batch", "DataReader", "ModelInput", "checked_items", "merged_batches", "model_inputs"]
+__all__ = [
+    "Batch",
+    "DataReader",
+    "ModelInput",
+    "checked_items",
+    "merged_batches",
+    "model_inputs",
+    "sample_count",
+]
 
 Batch = dict[str, NDArray[np.generic]]
-_MERGED_BYTES = 4 << 20  # of a merged batch's inputs: enough to keep onnxruntime busy, little enough for the cache
+_MERGED_BYTES = 2 << 20  # of a merged batch's inputs: enough to keep onnxruntime busy, little enough for the cache
 _MERGED_SAMPLES = 64
 
 
@@ -24,6 +32,12 @@ class DataReader(Protocol):
 
     def get_next(self) -> Mapping[str, NDArray[np.generic]] | None:
         """The next item: an array for every model input; None (or {}) at the end."""
+
+
+def sample_count(batch: Batch) -> int:
+    """Samples of a batch: the length of its arrays' first axes (scalars aside); 1 where these differ."""
+    lengths = {len(array) for array in batch.values() if array.ndim}
+    return lengths.pop() if len(lengths) == 1 else 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ def checked_items(reader: DataReader, inputs: tuple[ModelInput, ...]) -> Iterato
         DataError: there is no item; or an item has a wrong name, type, dtype or shape, or NaN or Inf.
     """
     index = 0
-    while item := reader.get_next():
+    while not _is_end(item := reader.get_next()):
         where = f"item {index} of the calibration data reader"
         if not isinstance(item, Mapping):
             raise DataError(f"{where} is a {type(item).__name__}: yield a dict from input name to NumPy array")
@@ -70,6 +84,10 @@ def checked_items(reader: DataReader, inputs: tuple[ModelInput, ...]) -> Iterato
         index += 1
     if index == 0:
         raise DataError("the calibration data reader yields nothing: its first get_next() returned no item")
+
+
+def _is_end(item: object) -> bool:
+    return item is None or (isinstance(item, Mapping) and not item)
 
 
 def _same_names(item: Mapping[str, object], inputs: tuple[ModelInput, ...], where: str) -> tuple[ModelInput, ...]:
@@ -126,7 +144,7 @@ def _alike(a: Batch, b: Batch) -> bool:
 
 
 def _fits(group: list[Batch], item: Batch) -> bool:
-    samples = sum(len(next(iter(batch.values()))) for batch in (*group, item))
+    samples = sum(map(sample_count, (*group, item)))
     size = sum(array.nbytes for batch in (*group, item) for array in batch.values())
     return samples <= _MERGED_SAMPLES and size <= _MERGED_BYTES
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import onnx
+
+from quark.onnx.graph.editor import reads
 
 __all__ = ["Dataflow", "Segment"]
 
@@ -38,7 +41,8 @@ class Dataflow:
         self.inputs = tuple(i.name for i in model.graph.input if i.name not in self.initializers)
         self.outputs = tuple(o.name for o in model.graph.output)
         self.producer = {name: node for node in model.graph.node for name in node.output if name}
-        self._reads = {id(node): tuple(_read_by(node)) for node in model.graph.node}
+        self._reads = {id(node): tuple(reads(node)) for node in model.graph.node}
+        self._readers = Counter(name for node in model.graph.node for name in set(self.reads(node)))
         constant = set(self.initializers) | {""}
         self._constant_nodes: set[int] = set()
         for node in model.graph.node:
@@ -48,20 +52,16 @@ class Dataflow:
         self._constant = constant
 
     def reads(self, node: onnx.NodeProto) -> tuple[str, ...]:
-        """What a node reads, tensors used inside its subgraphs included."""
+        """What a node reads; all that its subgraphs read, their own tensors included, are among it."""
         return self._reads[id(node)]
+
+    def reader_count(self, tensor: str) -> int:
+        """How many nodes read a tensor."""
+        return self._readers[tensor]
 
     def is_constant(self, tensor: str) -> bool:
         """Whether a tensor does not depend on the model's inputs."""
         return tensor in self._constant
-
-    def consumers(self, tensor: str) -> Iterator[onnx.NodeProto]:
-        """The nodes that read a tensor, in graph order."""
-        return (node for node in self.model.graph.node if tensor in self.reads(node))
-
-    def dynamic_nodes(self) -> list[onnx.NodeProto]:
-        """The nodes that depend on the model's inputs, in graph order."""
-        return [node for node in self.model.graph.node if id(node) not in self._constant_nodes]
 
     def ancestors(self, targets: Iterable[str], available: Iterable[str]) -> list[onnx.NodeProto]:
         """The dynamic nodes needed to compute `targets` from `available` tensors, in graph order."""
@@ -108,17 +108,6 @@ class Dataflow:
         model.opset_import.extend(self.model.opset_import)
         model.functions.extend(self.model.functions)
         return model
-
-
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
-    yield from (name for name in node.input if name)
-    for attribute in node.attribute:
-        for graph in [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs:
-            made = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-            for inner in graph.node:
-                yield from (name for name in _read_by(inner) if name not in made)
-                made.update(inner.output)
-            yield from (o.name for o in graph.output if o.name not in made)
 
 
 def _is_random(node: onnx.NodeProto) -> bool:

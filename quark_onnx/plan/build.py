@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -47,27 +48,11 @@ def build_plan(float_model: onnx.ModelProto, quantized: onnx.ModelProto, op_type
         try:
             layer = weight_layer(node, constants)
             if layer is None:
-                raise _Skip(_not_a_layer(node, graph))
+                raise _Skip(_not_a_layer(node, graph, constants))
             layers.append(_layer_plan(layer, graph, float_graph, counterparts))
         except _Skip as reason:
             skipped.append(SkippedLayer(node.name or node.output[0], node.op_type, str(reason)))
-    return _without_shared_weights(layers, skipped)
-
-
-def _without_shared_weights(layers: list[LayerPlan], skipped: list[SkippedLayer]) -> Plan:
-    uses: dict[str, int] = {}
-    for layer in layers:
-        for name in {layer.weight.initializer, layer.bias.initializer if layer.bias else None} - {None}:
-            uses[str(name)] = uses.get(str(name), 0) + 1
-    kept = []
-    for layer in layers:
-        names = [layer.weight.initializer, layer.bias.initializer if layer.bias else None]
-        shared = [name for name in names if name and uses[name] > 1]
-        if shared:
-            skipped.append(SkippedLayer(layer.node, layer.op_type, f"its initializer {shared[0]!r} serves several layers"))
-        else:
-            kept.append(layer)
-    return Plan(tuple(kept), tuple(skipped))
+    return Plan(tuple(layers), tuple(skipped))
 
 
 def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
@@ -78,10 +63,18 @@ def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _not_a_layer(node: onnx.NodeProto, graph: Dataflow) -> str:
-    if len(node.input) > 1 and not graph.is_constant(node.input[1]):
-        return "its weight is computed by the model, not constant"
-    return "this kind of layer is not tuned yet"
+def _not_a_layer(node: onnx.NodeProto, graph: Dataflow, constants: Collection[str]) -> str:
+    if len(node.input) < 2 or node.input[1] in constants:
+        return "this kind of layer is not tuned yet"
+    if graph.is_constant(node.input[1]):
+        return "its weight is neither a float32 initializer nor an integer one behind DequantizeLinear"
+    return "its weight is computed by the model, not constant"
+
+
+def _refuse_shared(initializer: str, dequantized: str, graph: Dataflow) -> None:
+    """What another node reads too must not change."""
+    if graph.reader_count(initializer) > 1 or graph.reader_count(dequantized) > 1:
+        raise _Skip(f"its initializer {initializer!r} serves several nodes")
 
 
 class _Counterparts:
@@ -100,11 +93,17 @@ class _Counterparts:
             self._by_weight.get(weight_initializer.removesuffix("_quantized")),
         )
         for found in candidates:
-            if found and (found.op_type, found.weight_shape, found.attributes) == (
-                layer.op_type, layer.weight_shape, layer.attributes
-            ):  # fmt: skip
+            if found and _kind(found) == _kind(layer):
                 return found
         raise _Skip("the float model has no such layer: neither its name, its output's nor its weight's is there")
+
+
+def _kind(layer: WeightLayer) -> tuple[object, ...]:
+    """What a float and a quantized layer share. Not beta: onnxruntime moves it into the scale of the bias."""
+    attributes = layer.attributes
+    if isinstance(attributes, GemmAttributes):
+        attributes = replace(attributes, beta=1.0)
+    return layer.op_type, layer.weight_shape, attributes
 
 
 def _layer_plan(
@@ -114,6 +113,7 @@ def _layer_plan(
     if dequantize is None:
         raise _Skip("its weight is not quantized")
     integers = graph.initializers[dequantize.input[0]]
+    _refuse_shared(integers.name, layer.weight, graph)
     if integers.data_type not in _INTEGERS:
         raise _Skip(f"weights of type {onnx.TensorProto.DataType.Name(integers.data_type)} are not tuned yet")
     if len(layer.weight_shape) > 2 and layer.op_type == "MatMul":
@@ -146,7 +146,8 @@ def _layer_plan(
 
 def _quantized_input(layer: WeightLayer, graph: Dataflow) -> QuantizedInput:
     node = graph.producer.get(layer.input)
-    if node is not None and node.op_type == "DequantizeLinear":
+    # Without a zero point the type of the quantized tensor is not known here: then the float tensor will do.
+    if node is not None and node.op_type == "DequantizeLinear" and any(node.input[2:]):
         scale, zero_point = _dequantize_parameters(node, graph)
         if scale is not None and scale.size == 1 and zero_point.dtype in (np.uint8, np.int8):
             return QuantizedInput(node.input[0], float(scale.reshape(())), int(zero_point.reshape(())))
@@ -187,7 +188,7 @@ def _quantized_weight(
     z = np.ascontiguousarray(np.broadcast_to(zero_point.reshape(-1), len(rows)), np.int32)
     qmin, qmax = _INTEGERS[graph.initializers[dequantize.input[0]].data_type]
     nearest = np.clip(np.rint(rows / s[:, None]) + z[:, None], qmin, qmax)
-    if np.median(np.abs(nearest - rows_q)) > _FAR:
+    if _median_distance(nearest, rows_q, z[:, None]) > _FAR:
         raise _Skip("its weight is not near that of the float model: was another float model quantized?")
     if qmin == -128 and not z.any():
         qmin = min(-127, int(rows_q.min()))  # symmetric quantization leaves -128 out: so do we, unless it was used
@@ -203,6 +204,12 @@ def _quantized_weight(
     )
 
 
+def _median_distance(nearest: NDArray[np.float32], rows_q: NDArray[np.int32], zero: NDArray[np.int32]) -> float:
+    """In steps, of what was not rounded to zero: zeros are near those of every weight."""
+    distance = np.abs(nearest - rows_q)[nearest != zero]
+    return float(np.median(distance)) if distance.size else 0.0
+
+
 def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: float) -> QuantizedBias | None:
     """The bias as the output sees it: beta is part of its scale."""
     if layer.has_dynamic_bias:
@@ -215,18 +222,23 @@ def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: flo
         return _fixed_bias(real, outputs, beta)
     integers = onnx.numpy_helper.to_array(graph.initializers[node.input[0]])
     scale, zero_point = _dequantize_parameters(node, graph)
-    if scale is None or integers.size != outputs or scale.size not in (1, outputs):
-        raise _Skip("its bias is not quantized with one constant scale per output")
+    if scale is None or not _is_per_output(integers, outputs) or scale.size not in (1, outputs):
+        raise _Skip("its bias is not one integer per output, quantized with constant scales")
     s = np.ascontiguousarray(np.broadcast_to(beta * scale.reshape(-1), outputs), np.float32)
     real = ((integers.reshape(-1).astype(np.int64) - zero_point.reshape(-1).astype(np.int64)) * s).astype(np.float32)
     if zero_point.any():
         return _fixed_bias(real, outputs, 1.0)
+    _refuse_shared(node.input[0], layer.bias, graph)
     info = np.iinfo(integers.dtype)
     return QuantizedBias(node.input[0], real, s, int(info.min), int(info.max))
 
 
+def _is_per_output(bias: NDArray[np.generic], outputs: int) -> bool:
+    return bias.size == outputs and bias.shape[-1:] in ((outputs,), ())
+
+
 def _fixed_bias(real: NDArray[np.float32], outputs: int, beta: float) -> QuantizedBias:
-    if real.size not in (1, outputs):
+    if real.size != 1 and not _is_per_output(real, outputs):
         raise _Skip("its bias differs from row to row")
     values = np.ascontiguousarray(np.broadcast_to(beta * real.reshape(-1), outputs), np.float32)
     return QuantizedBias(None, values, np.ones(outputs, np.float32), 0, 0)

@@ -11,19 +11,27 @@ import onnx
 from onnxruntime.quantization import QuantType
 
 from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, WeightGrid, calibrate
-from quark.onnx.calibration.reader import Batch, DataReader, checked_items, merged_batches, model_inputs
+from quark.onnx.calibration.reader import (
+    Batch,
+    DataReader,
+    checked_items,
+    merged_batches,
+    model_inputs,
+    sample_count,
+)
 from quark.onnx.errors import ConfigTypeError, DataError, ModelError
-from quark.onnx.finetune.finetune import FastFinetune
+from quark.onnx.fast_finetune.finetune import FastFinetune
 from quark.onnx.graph.insert_qdq import DEFAULT_OP_TYPES, QdqOptions, calibration_tensors, insert_qdq
 from quark.onnx.graph.model_file import ModelLike, check_output_path, load_model, save_model
 from quark.onnx.graph.prepare import is_quantized, prepare
 from quark.onnx.graph.weight_layers import weight_layers
 from quark.onnx.inference import BatchMerging
+from quark.onnx.plan.float_form import matching_form
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
 from quark.onnx.quantization.config.data_type import Int8
 from quark.onnx.quantization.config.spec import CalibMethod, QuantGranularity
-from quark.onnx.quantization.config.supported import check_supported
+from quark.onnx.quantization.config.supported import check_engine_supports, check_supported
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
 from quark.onnx.report.resources import PhaseClock, peak_rss_mib
@@ -38,7 +46,7 @@ class ModelQuantizer:
     """Quantizes float ONNX models, and finetunes them if the configuration lists AdaRound or AdaQuant.
 
     Attributes:
-        report: what the last `quantize_model` did; None before.
+        report: what the last `quantize_model` did; None before, and after a failed one.
 
     Args:
         config: never changed.
@@ -52,6 +60,8 @@ class ModelQuantizer:
         if not isinstance(config, QConfig):
             raise ConfigTypeError(f"ModelQuantizer takes a QConfig, not {type(config).__name__}")
         check_supported(config)
+        if config.fast_finetune is not None:
+            check_engine_supports(config.fast_finetune)
         self.config = config
         self.report: Report | None = None
 
@@ -78,6 +88,7 @@ class ModelQuantizer:
             DataError: the reader gives nothing, or data that does not fit the model.
             ConfigError, UnsupportedError: the configuration does not fit the model, or this version.
         """
+        self.report = None
         reader = _checked_reader(calibration_data_reader)
         if model_output is not None:
             check_output_path(model_output, model_input)
@@ -99,12 +110,14 @@ class ModelQuantizer:
             with clock.phase("insert Q/DQ"):
                 quantized = insert_qdq(model, calibration.ranges, calibration.weights, options)
             if finetuning is not None:
-                self.report = finetuning.run(model, quantized, samples_seen=calibration.samples)
+                report = finetuning.run(model, quantized, samples_seen=calibration.samples)
             else:
-                self.report = Report(
+                report = Report(
                     algorithm=None, samples=calibration.samples, phases=clock.seconds, peak_rss_mib=peak_rss_mib()
                 )
-        return _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
+        returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
+        self.report = report
+        return returned
 
 
 def finetune(
@@ -135,6 +148,7 @@ def finetune(
     algorithm = config.fast_finetune if isinstance(config, QConfig) else config
     if not isinstance(algorithm, FastFinetuneConfig):
         raise ConfigTypeError(f"finetune needs AdaRoundConfig or AdaQuantConfig, not {config!r}")
+    check_engine_supports(algorithm)
     _checked_reader(reader)
     if output is not None:
         check_output_path(output, float_model, quantized_model)
@@ -147,12 +161,10 @@ def finetune(
     if not is_quantized(quantized):
         raise ModelError("the quantized model has no Q/DQ: quantize it first, with ModelQuantizer or another tool")
     with clock.phase("prepare"):
-        model = prepare(model)
+        model = matching_form([prepare(model), model], quantized, algorithm.target_op_type)
     with FastFinetune(algorithm, threads=threads, clock=clock) as finetuning:
         with clock.phase("read data"):
-            seen = sum(
-                len(next(iter(batch.values()))) for batch in finetuning.keep(_batches(model, reader, threads))
-            )
+            seen = sum(map(sample_count, finetuning.keep(_batches(model, reader, threads), model)))
         report = finetuning.run(model, quantized, samples_seen=seen)
     delivered = _deliver(quantized, output, clock, external_data=False)
     return report if delivered is None else (delivered, report)
@@ -221,10 +233,10 @@ def _calibrate(
         def watched(batches: Iterator[Batch]) -> Iterator[Batch]:
             for batch in batches:
                 yield batch
-                progress.advance(len(next(iter(batch.values()))))
+                progress.advance(sample_count(batch))
 
         batches = _batches(model, reader, threads)
-        kept = batches if finetuning is None else finetuning.keep(batches)
+        kept = batches if finetuning is None else finetuning.keep(batches, model)
         return calibrate(model, watched(kept), tensors, layers, CalibrationSettings(percentile, grid), threads=threads)
 
 

@@ -55,9 +55,15 @@ def compare(reference: Outputs, outputs: Outputs) -> Deviation:
             counted += len(want[0])
     return Deviation(
         l2=float(np.mean(norms)) if norms else 0.0,
-        sqnr_db=float(10 * np.log10(signal / squared)) if squared > 0 and signal > 0 else float("inf"),
+        sqnr_db=_decibels(signal, squared),
         agreement=same / counted if counted else None,
     )
+
+
+def _decibels(signal: float, noise: float) -> float:
+    if noise == 0:
+        return float("inf")
+    return float(10 * np.log10(signal / noise)) if signal > 0 else float("-inf")
 
 
 def _rows(array: NDArray[np.generic]) -> NDArray[np.float64]:

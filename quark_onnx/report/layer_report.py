@@ -17,9 +17,9 @@ class LayerReport:
         name: of the node in the quantized model.
         inputs, outputs: K inputs per output, and output channels of all groups.
         accepted: the layer was changed.
+        improved: how many outputs got a smaller held-out error; the others keep their old integers.
         reason: why it was not.
-        candidate: which solution won on the held-out rows.
-        damping: its damping, relative to the mean diagonal of the Gram matrix.
+        candidate: the solution that won most of the improved outputs on held-out rows.
         before, after: mean squared error of the layer's output before its activation, summed over output channels.
         power: mean squared float output, for comparison.
         rows: how many output positions were used.
@@ -31,9 +31,9 @@ class LayerReport:
     inputs: int
     outputs: int
     accepted: bool = False
+    improved: int = 0
     reason: str = ""
     candidate: str = "unchanged"
-    damping: float = 0.0
     before: tuple[float, float] = _NONE
     after: tuple[float, float] = _NONE
     power: tuple[float, float] = _NONE

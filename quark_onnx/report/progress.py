@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
+from importlib.util import find_spec
 from types import TracebackType
 
 from rich.console import Console
@@ -18,8 +20,8 @@ _SECONDS_BETWEEN_LINES = 5.0
 class PhaseProgress:
     """Counts the steps of one phase. Use as a context manager.
 
-    On a terminal or in a notebook it draws a bar with the time left on standard error, which goes when the phase ends.
-    Elsewhere, as when standard error is a file, it logs a line at INFO level every few seconds.
+    On a terminal, or in a notebook with ipywidgets, it draws a bar with the time left on standard error, which goes
+    when the phase ends. Elsewhere, as when standard error is a file, it logs a line at INFO level every few seconds.
 
     Args:
         title: of the phase.
@@ -32,9 +34,11 @@ class PhaseProgress:
         self._started = self._last_line = time.monotonic()
         self._live: Progress | None = None
         self._task: TaskID | None = None
-        if console.is_terminal or console.is_jupyter:
+        if console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None):
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._live = Progress(*columns, console=console, transient=True)
+            # What a data reader prints belongs above the bar, but into a file where standard output is one.
+            together = sys.stdout is not None and sys.stdout.isatty()
+            self._live = Progress(*columns, console=console, transient=True, redirect_stdout=together)
             self._task = self._live.add_task(title, total=total)
 
     def __enter__(self) -> PhaseProgress:

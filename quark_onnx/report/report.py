@@ -119,7 +119,7 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
         )
         table.add_row(
             layer.name, layer.op_type, str(layer.inputs), str(layer.outputs), before, after,
-            layer.candidate if layer.accepted else f"unchanged: {layer.reason}", f"{layer.seconds:.2f}",
+            f"{layer.improved} outputs: {layer.candidate}" if layer.accepted else f"unchanged: {layer.reason}", f"{layer.seconds:.2f}",
         )  # fmt: skip
     return table
 

@@ -36,10 +36,10 @@ typedef struct {
     void (*run)(void);
 } qk_test;
 #define QK_TEST(function) {#function, function}
-#define QK_TESTS(...)                                                         \
-    int main(void) {                                                          \
-        static const qk_test tests[] = {__VA_ARGS__};                         \
-        return qk_run_tests(__FILE__, tests, sizeof tests / sizeof *tests);   \
+#define QK_TESTS(...)                                                       \
+    int main(void) {                                                        \
+        static const qk_test tests[] = {__VA_ARGS__};                       \
+        return qk_run_tests(__FILE__, tests, sizeof tests / sizeof *tests); \
     }
 
 static inline int qk_run_tests(const char *file, const qk_test *tests, size_t count) {

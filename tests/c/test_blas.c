@@ -37,8 +37,14 @@ static void gemm_multiplies_row_major(void) {
     float fa[5 * 13], fb[16 * 12], fc[5 * 9];
     for (int transposed = 0; transposed < 2; transposed++)
         for (int accumulate = 0; accumulate < 2; accumulate++) {
-            const qk_gemm_shape s = {.m = m, .n = n, .k = k, .lda = lda, .ldb = ldb, .ldc = ldc,
-                                     .b_transposed = transposed, .accumulate = accumulate};
+            const qk_gemm_shape s = {.m = m,
+                                     .n = n,
+                                     .k = k,
+                                     .lda = lda,
+                                     .ldb = ldb,
+                                     .ldc = ldc,
+                                     .b_transposed = transposed,
+                                     .accumulate = accumulate};
             memcpy(d, c, (size_t)(m * ldc) * sizeof *d);
             for (int i = 0; i < 5 * 13; i++) fa[i] = (float)a[i];
             for (int i = 0; i < 16 * 12; i++) fb[i] = (float)b[i];

@@ -22,10 +22,16 @@ static void every_auto_pad_follows_onnx(void) {
                 for (int64_t stride = 1; stride <= 4; stride++)
                     for (int64_t dilation = 1; dilation <= 3; dilation++)
                         for (int64_t pads = 0; pads < (auto_pad == QK_PAD_EXPLICIT ? 9 : 1); pads++) {
-                            const qk_geometry g = {.spatial = 1, .auto_pad = (qk_auto_pad)auto_pad, .groups = 1,
-                                                   .outputs = 1, .inputs = kernel, .kernel = {kernel},
-                                                   .stride = {stride}, .dilation = {dilation},
-                                                   .pad_begin = {pads / 3}, .pad_end = {pads % 3}};
+                            const qk_geometry g = {.spatial = 1,
+                                                   .auto_pad = (qk_auto_pad)auto_pad,
+                                                   .groups = 1,
+                                                   .outputs = 1,
+                                                   .inputs = kernel,
+                                                   .kernel = {kernel},
+                                                   .stride = {stride},
+                                                   .dilation = {dilation},
+                                                   .pad_begin = {pads / 3},
+                                                   .pad_end = {pads % 3}};
                             check_axis(&g, sizes[size]);
                         }
 }
@@ -55,8 +61,14 @@ static void strides_address_every_value(void) {
 }
 
 static void a_window_larger_than_the_input_has_no_position(void) {
-    const qk_geometry g = {.spatial = 1, .auto_pad = QK_PAD_VALID, .groups = 1, .outputs = 1, .inputs = 5,
-                           .kernel = {5}, .stride = {1}, .dilation = {1}};
+    const qk_geometry g = {.spatial = 1,
+                           .auto_pad = QK_PAD_VALID,
+                           .groups = 1,
+                           .outputs = 1,
+                           .inputs = 5,
+                           .kernel = {5},
+                           .stride = {1},
+                           .dilation = {1}};
     const qk_tensor x = {.ndim = 3, .dims = {1, 1, 4}};
     qk_extent e;
     CHECK(qk_extent_of(&g, &x, NULL, &e) == QK_OK);
@@ -70,12 +82,12 @@ static void arrays_that_do_not_fit_are_refused(void) {
         const qk_geometry *geometry;
         qk_tensor x, y;
     } wrong[] = {
-        {&conv, {.ndim = 3, .dims = {1, 4, 9}}, {.ndim = 3, .dims = {1, 6, 9}}},           /* an axis is missing */
-        {&conv, {.ndim = 4, .dims = {1, 5, 9, 9}}, {.ndim = 4, .dims = {1, 6, 9, 9}}},     /* channels */
-        {&conv, {.ndim = 4, .dims = {1, 6, 9, 9}}, {.ndim = 4, .dims = {1, 6, 9, 9}}},     /* channels per group */
-        {&conv, {.ndim = 4, .dims = {1, 4, 9, 9}}, {.ndim = 4, .dims = {1, 5, 9, 9}}},     /* outputs */
-        {&conv, {.ndim = 4, .dims = {1, 4, 9, 9}}, {.ndim = 4, .dims = {2, 6, 9, 9}}},     /* samples */
-        {&conv, {.ndim = 4, .dims = {1, 4, 9, 9}}, {.ndim = 4, .dims = {1, 6, 9, 8}}},     /* positions */
+        {&conv, {.ndim = 3, .dims = {1, 4, 9}}, {.ndim = 3, .dims = {1, 6, 9}}},       /* an axis is missing */
+        {&conv, {.ndim = 4, .dims = {1, 5, 9, 9}}, {.ndim = 4, .dims = {1, 6, 9, 9}}}, /* channels */
+        {&conv, {.ndim = 4, .dims = {1, 6, 9, 9}}, {.ndim = 4, .dims = {1, 6, 9, 9}}}, /* channels per group */
+        {&conv, {.ndim = 4, .dims = {1, 4, 9, 9}}, {.ndim = 4, .dims = {1, 5, 9, 9}}}, /* outputs */
+        {&conv, {.ndim = 4, .dims = {1, 4, 9, 9}}, {.ndim = 4, .dims = {2, 6, 9, 9}}}, /* samples */
+        {&conv, {.ndim = 4, .dims = {1, 4, 9, 9}}, {.ndim = 4, .dims = {1, 6, 9, 8}}}, /* positions */
         {&conv, {.ndim = 4, .dims = {1 << 20, 4, 32, 32}}, {.ndim = 4, .dims = {1 << 20, 6, 32, 32}}}, /* 2^32 values */
         {&matrix, {.ndim = 1, .dims = {7}}, {.ndim = 1, .dims = {3}}},
         {&matrix, {.ndim = 2, .dims = {4, 6}}, {.ndim = 2, .dims = {4, 3}}},

@@ -14,22 +14,34 @@ typedef struct {
 
 static problem problem_new(uint64_t seed, int64_t m, int64_t K, int32_t box) {
     qk_random r = {seed};
-    problem p = {.gram = MEMORY(double, K * K), .factor = MEMORY(double, K * K), .cross = MEMORY(double, m * K),
-                 .target = MEMORY(double, m * K), .scratch = MEMORY(double, 2 * m * K),
-                 .scale = qk_floats(&r, m, 0.05f, 0.2f), .zp = MEMORY(int32_t, m), .lo = MEMORY(int32_t, m * K),
+    problem p = {.gram = MEMORY(double, K * K),
+                 .factor = MEMORY(double, K * K),
+                 .cross = MEMORY(double, m * K),
+                 .target = MEMORY(double, m * K),
+                 .scratch = MEMORY(double, 2 * m * K),
+                 .scale = qk_floats(&r, m, 0.05f, 0.2f),
+                 .zp = MEMORY(int32_t, m),
+                 .lo = MEMORY(int32_t, m * K),
                  .hi = MEMORY(int32_t, m * K)};
     double *a = MEMORY(double, K * K); /* inputs that share a part: a badly conditioned G, as real layers have */
     for (int64_t i = 0; i < K * K; i++) a[i] = qk_uniform(&r, -1, 1) + 0.3 * qk_uniform(&r, 0, 1);
     for (int64_t i = 0; i < K; i++)
         for (int64_t j = 0; j < K; j++) {
             p.gram[i * K + j] = i == j ? 0.1 : 0;
-            for (int64_t k = 0; k < K; k++) p.gram[i * K + j] += (a[i * K + k] + 0.5) * (a[j * K + k] + 0.5) / (double)K;
+            for (int64_t k = 0; k < K; k++)
+                p.gram[i * K + j] += (a[i * K + k] + 0.5) * (a[j * K + k] + 0.5) / (double)K;
         }
     free(a);
     memcpy(p.factor, p.gram, (size_t)(K * K) * sizeof *p.factor);
     CHECK(qk_cholesky(p.factor, K));
-    p.rows = (qk_integer_rows){.count = m, .inputs = K, .scale = p.scale, .zp = p.zp, .lo = p.lo, .hi = p.hi,
-                               .q = MEMORY(int32_t, m * K), .w = MEMORY(double, m * K)};
+    p.rows = (qk_integer_rows){.count = m,
+                               .inputs = K,
+                               .scale = p.scale,
+                               .zp = p.zp,
+                               .lo = p.lo,
+                               .hi = p.hi,
+                               .q = MEMORY(int32_t, m * K),
+                               .w = MEMORY(double, m * K)};
     for (int64_t i = 0; i < m * K; i++) {
         if (i % K == 0) p.zp[i / K] = (int32_t)qk_random_below(&r, 11) - 5;
         p.target[i] = qk_uniform(&r, -1, 1);

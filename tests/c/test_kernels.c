@@ -50,8 +50,9 @@ static void check_fake_quant(const qk_kernels *k, size_t n, size_t shift) {
     const qk_affine affine[] = {{0.037f, 121}, {0.5f, 0}, {1.3f, -128}};
     const qk_grid grid[] = {{0, 255, false}, {-127, 127, true}, {-128, 127, false}};
     float *x = values(n + shift, n, 60), y[TAILS + SHIFTS];
-    if (n > 2) x[shift] = 0.25f, x[shift + 1] = 1e30f, x[shift + 2] = -0.75f; /* a tie, clipped, a tie */
     for (int i = 0; i < 3; i++) {
+        for (size_t j = 0; j < n; j += 2) x[shift + j] = ((float)j - 64.5f) * affine[i].scale; /* near a tie */
+        if (n > 1) x[shift + 1] = i == 1 ? -1e30f : 1e30f;
         k->fake_quant(y + shift, x + shift, n, affine[i], grid[i]);
         for (size_t j = 0; j < n; j++) CHECK(y[shift + j] == quantize_dequantize(x[shift + j], affine[i], grid[i]));
     }

@@ -9,8 +9,10 @@ typedef struct {
 
 static moments moments_new(const qk_geometry *g) {
     const int64_t inputs = g->groups * g->inputs, outputs = g->groups * g->outputs;
-    return (moments){.gram = MEMORY(double, inputs * g->inputs), .cross = MEMORY(double, outputs * g->inputs),
-                     .mean_x = MEMORY(double, inputs), .mean_y = MEMORY(double, outputs),
+    return (moments){.gram = MEMORY(double, inputs * g->inputs),
+                     .cross = MEMORY(double, outputs * g->inputs),
+                     .mean_x = MEMORY(double, inputs),
+                     .mean_y = MEMORY(double, outputs),
                      .power = MEMORY(double, outputs)};
 }
 
@@ -203,7 +205,8 @@ static void bad_arguments_are_refused(void) {
         CHECK(qk_layer_new(&layer, &g, &rows, true) == QK_E_ARG);
         CHECK(layer == NULL);
     }
-    const qk_row_choice bad[] = {{.samples = 0, .max_rows = 1}, {.samples = 1, .max_rows = 0},
+    const qk_row_choice bad[] = {{.samples = 0, .max_rows = 1},
+                                 {.samples = 1, .max_rows = 0},
                                  {.samples = 1, .max_rows = 1, .holdout = 1},
                                  {.samples = 1, .max_rows = 1, .holdout = -1}};
     for (int i = 0; i < 4; i++) CHECK(qk_layer_new(&layer, &good, &bad[i], true) == QK_E_ARG);

@@ -43,11 +43,17 @@ static fixture fixture_new(const ref_case *c, uint64_t seed, int threads) {
     int64_t dims[QK_MAX_DIMS];
     memcpy(dims, c->x_dims, sizeof dims);
     dims[0] = 12;
-    fixture f = {.geometry = *g, .pool = qk_pool_new(threads), .choice = {.samples = 12, .max_rows = 600, .holdout = 3},
-                 .x = ref_tensor(&r, QK_F32, c->x_ndim, dims), .weight = qk_floats(&r, rows * K, -1, 1),
-                 .weight_scale = MEMORY(float, rows), .weight_zp = MEMORY(int32_t, rows),
-                 .weight_q = MEMORY(int32_t, rows * K), .bias = qk_floats(&r, rows, -1, 1),
-                 .bias_scale = MEMORY(float, rows), .new_weight = MEMORY(int32_t, rows * K),
+    fixture f = {.geometry = *g,
+                 .pool = qk_pool_new(threads),
+                 .choice = {.samples = 12, .max_rows = 600, .holdout = 3},
+                 .x = ref_tensor(&r, QK_F32, c->x_ndim, dims),
+                 .weight = qk_floats(&r, rows * K, -1, 1),
+                 .weight_scale = MEMORY(float, rows),
+                 .weight_zp = MEMORY(int32_t, rows),
+                 .weight_q = MEMORY(int32_t, rows * K),
+                 .bias = qk_floats(&r, rows, -1, 1),
+                 .bias_scale = MEMORY(float, rows),
+                 .new_weight = MEMORY(int32_t, rows * K),
                  .new_bias = MEMORY(int32_t, rows)};
     f.y = ref_target(&r, g, &f.x);
     make_target(&f, &r);
@@ -61,9 +67,16 @@ static fixture fixture_new(const ref_case *c, uint64_t seed, int threads) {
             if (f.weight_q[i] < -8) f.weight_q[i] = -8;
         }
     }
-    f.start = (qk_quantized_layer){.weight = f.weight, .weight_q = f.weight_q, .weight_scale = f.weight_scale,
-                                   .weight_zp = f.weight_zp, .qmin = -8, .qmax = 7, .bias = f.bias,
-                                   .bias_scale = f.bias_scale, .bias_qmin = -30000, .bias_qmax = 30000};
+    f.start = (qk_quantized_layer){.weight = f.weight,
+                                   .weight_q = f.weight_q,
+                                   .weight_scale = f.weight_scale,
+                                   .weight_zp = f.weight_zp,
+                                   .qmin = -8,
+                                   .qmax = 7,
+                                   .bias = f.bias,
+                                   .bias_scale = f.bias_scale,
+                                   .bias_qmin = -30000,
+                                   .bias_qmax = 30000};
     CHECK(qk_layer_new(&f.layer, g, &f.choice, true) == QK_OK);
     CHECK(qk_layer_feed(f.layer, &f.x, &f.y, f.pool) == QK_OK);
     CHECK(qk_layer_flush(f.layer, f.pool) == QK_OK);
@@ -75,16 +88,16 @@ static void fixture_free(fixture *f) {
     qk_pool_free(f->pool);
     ref_free(&f->x);
     ref_free(&f->y);
-    void *arrays[] = {f->weight, f->weight_scale, f->bias, f->bias_scale, f->weight_q, f->weight_zp, f->new_weight,
-                      f->new_bias};
+    void *arrays[] = {f->weight,   f->weight_scale, f->bias,       f->bias_scale,
+                      f->weight_q, f->weight_zp,    f->new_weight, f->new_bias};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
 static const double dampings[] = {1e-4, 1e-2};
 
 static qk_least_squares_options options_of(qk_box box, bool update_bias) {
-    return (qk_least_squares_options){.box = box, .update_bias = update_bias, .max_sweeps = 20, .damping = dampings,
-                                      .damping_count = 2};
+    return (qk_least_squares_options){
+        .box = box, .update_bias = update_bias, .max_sweeps = 20, .damping = dampings, .damping_count = 2};
 }
 
 static qk_status solve(fixture *f, const qk_least_squares_options *options, qk_least_squares_result *result) {
@@ -119,7 +132,8 @@ static double naive_error(const fixture *f, const int32_t *weight_q, const doubl
     return sum / (double)count;
 }
 
-static const int some_cases[] = {0, 1, 3, 5, 11, 12, 14}; /* matrix, matrices, 1-D, 3x3, grouped, depthwise, multiplier */
+/* Matrix, matrices, 1-D, 3x3, grouped, depthwise, depth multiplier. */
+static const int some_cases[] = {0, 1, 3, 5, 11, 12, 14};
 enum { SOME_CASES = sizeof some_cases / sizeof *some_cases };
 
 /* Every claim of a result, checked against the rows. */
@@ -173,6 +187,30 @@ static void coarse_weights_improve(void) {
     }
 }
 
+/* The target wants every weight 1.6 steps higher than its float value: out of AdaRound's box, inside of AdaQuant's. */
+static void only_the_free_box_leaves_floor_and_ceil(void) {
+    for (int box = QK_BOX_FLOOR_CEIL; box <= QK_BOX_FREE; box++) {
+        fixture f = fixture_new(&ref_cases[5], 1, 1);
+        const int64_t K = f.geometry.inputs, weights = rows_of(&f) * K;
+        for (int64_t i = 0; i < weights; i++) {
+            const float scale = f.weight_scale[i / K];
+            f.weight[i] -= 1.6f * scale;
+            f.weight_q[i] = (int32_t)fmaxf(rintf(f.weight[i] / scale) + (float)f.weight_zp[i / K], -8);
+        }
+        const qk_least_squares_options o = options_of((qk_box)box, true);
+        qk_least_squares_result r;
+        int64_t outside = 0;
+        CHECK(solve(&f, &o, &r) == QK_OK);
+        check_result(&f, &o, &r);
+        for (int64_t i = 0; i < weights; i++) {
+            const double real = f.weight[i] / f.weight_scale[i / K] + f.weight_zp[i / K];
+            outside += real > f.start.qmin && fabs(r.weight_q[i] - real) > 1.0001;
+        }
+        CHECK(box == QK_BOX_FREE ? outside > weights / 4 : outside == 0);
+        fixture_free(&f);
+    }
+}
+
 static void the_start_is_kept_when_nothing_is_better(void) {
     fixture f = fixture_new(&ref_cases[0], 1, 1);
     const int64_t rows = rows_of(&f), K = f.geometry.inputs;
@@ -211,8 +249,7 @@ static void the_bias_takes_up_the_mean_error(void) {
     for (int64_t i = 0; i < rows; i++) { /* one step of the integer bias either way is worse on the fitted rows */
         double bias[16], errors[3];
         for (int step = -1; step <= 1; step++) {
-            for (int64_t k = 0; k < rows; k++)
-                bias[k] = (double)f.bias_scale[k] * (r.bias_q[k] + (k == i ? step : 0));
+            for (int64_t k = 0; k < rows; k++) bias[k] = (double)f.bias_scale[k] * (r.bias_q[k] + (k == i ? step : 0));
             errors[step + 1] = naive_error(&f, r.weight_q, bias, QK_FITTED);
         }
         CHECK(errors[1] <= errors[0] + 1e-8 && errors[1] <= errors[2] + 1e-8);
@@ -311,7 +348,7 @@ static void the_solver_may_run_out_of_memory(void) {
 }
 
 QK_TESTS(QK_TEST(results_are_what_they_claim), QK_TEST(coarse_weights_improve),
-         QK_TEST(the_start_is_kept_when_nothing_is_better), QK_TEST(the_bias_takes_up_the_mean_error),
-         QK_TEST(a_bias_that_may_not_move_does_not), QK_TEST(threads_do_not_change_a_bit),
-         QK_TEST(the_callback_can_cancel), QK_TEST(too_little_data_is_refused), QK_TEST(nan_in_the_data_is_refused),
-         QK_TEST(the_solver_may_run_out_of_memory))
+         QK_TEST(only_the_free_box_leaves_floor_and_ceil), QK_TEST(the_start_is_kept_when_nothing_is_better),
+         QK_TEST(the_bias_takes_up_the_mean_error), QK_TEST(a_bias_that_may_not_move_does_not),
+         QK_TEST(threads_do_not_change_a_bit), QK_TEST(the_callback_can_cancel), QK_TEST(too_little_data_is_refused),
+         QK_TEST(nan_in_the_data_is_refused), QK_TEST(the_solver_may_run_out_of_memory))

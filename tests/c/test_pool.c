@@ -1,11 +1,14 @@
+#define _POSIX_C_SOURCE 200809L
 #include "base/pool.h"
+
+#include <time.h>
 
 #include "qk_test.h"
 
 typedef struct {
     int64_t count;
     int threads;
-    atomic_int *runs; /* (count) of each task */
+    atomic_int *runs;               /* (count) of each task */
     atomic_int wrong_worker, *busy; /* (threads): a worker runs one task at a time */
 } tally;
 
@@ -39,6 +42,20 @@ static void every_task_runs_once(void) {
         for (int i = 0; i < 6; i++) check_every_task_runs_once(pool, counts[i]);
         qk_pool_free(pool);
     }
+}
+
+static void slow_task(void *context, int64_t task, int worker) {
+    const struct timespec pause = {.tv_nsec = worker ? 3000000 : 1000000};
+    nanosleep(&pause, NULL);
+    ((atomic_int *)context)[task] = 1;
+}
+
+static void a_run_ends_with_its_slowest_task(void) {
+    qk_pool *pool = qk_pool_new(3);
+    atomic_int done[8] = {0};
+    qk_pool_run(pool, slow_task, done, 8);
+    for (int i = 0; i < 8; i++) CHECK(done[i] == 1);
+    qk_pool_free(pool);
 }
 
 static void results_of_one_run_are_seen_by_the_next(void) {
@@ -97,6 +114,6 @@ static void bad_or_refused_pools_are_null(void) {
     }
 }
 
-QK_TESTS(QK_TEST(every_task_runs_once), QK_TEST(results_of_one_run_are_seen_by_the_next),
-         QK_TEST(two_callers_may_share_a_pool), QK_TEST(a_system_without_threads_leaves_the_caller),
-         QK_TEST(bad_or_refused_pools_are_null))
+QK_TESTS(QK_TEST(every_task_runs_once), QK_TEST(a_run_ends_with_its_slowest_task),
+         QK_TEST(results_of_one_run_are_seen_by_the_next), QK_TEST(two_callers_may_share_a_pool),
+         QK_TEST(a_system_without_threads_leaves_the_caller), QK_TEST(bad_or_refused_pools_are_null))

@@ -36,28 +36,36 @@ static void fixture_free(fixture *f) {
     free(f->rows);
 }
 
-/* The mean squared error of one output when its weights are quantized so; without its mean when a bias takes that up. */
-static double output_error(const fixture *f, int64_t row, qk_affine a, qk_grid grid, bool bias_free) {
-    const int64_t K = f->geometry.inputs, inputs = f->geometry.groups * K, group = row / f->geometry.outputs;
-    float *quantized = MEMORY(float, K);
-    const float *w = f->weight + row * K;
-    qk_fake_quant(quantized, w, (size_t)K, a, grid);
+/* E (w x)^2 for the inputs x of an output; without its mean when a bias takes that up. */
+static double power(const fixture *f, int64_t output, const double *w, bool bias_free) {
+    const int64_t K = f->geometry.inputs, inputs = f->geometry.groups * K, group = output / f->geometry.outputs;
     double sum = 0, squares = 0;
     for (int64_t i = 0; i < f->row_count; i++) {
-        double error = 0;
-        for (int64_t k = 0; k < K; k++)
-            error += ((double)quantized[k] - w[k]) * f->rows[i * inputs + group * K + k];
-        sum += error;
-        squares += error * error;
+        double y = 0;
+        for (int64_t k = 0; k < K; k++) y += w[k] * f->rows[i * inputs + group * K + k];
+        sum += y;
+        squares += y * y;
     }
-    free(quantized);
     const double mean = sum / (double)f->row_count;
     return squares / (double)f->row_count - (bias_free ? mean * mean : 0);
 }
 
-static double total_error(const fixture *f, int64_t begin, int64_t end, qk_affine a, qk_grid grid, bool bias_free) {
-    double error = 0;
-    for (int64_t row = begin; row < end; row++) error += output_error(f, row, a, grid, bias_free);
+/* The errors of outputs begin .. end - 1 under one scale, each relative to the output's own power. */
+static double total_error(const fixture *f, int64_t begin, int64_t end, qk_affine a, const qk_scale_problem *p) {
+    const int64_t K = f->geometry.inputs;
+    float *quantized = MEMORY(float, K);
+    double *w = MEMORY(double, K), *d = MEMORY(double, K), error = 0;
+    for (int64_t output = begin; output < end; output++) {
+        qk_fake_quant(quantized, f->weight + output * K, (size_t)K, a, p->grid);
+        for (int64_t k = 0; k < K; k++) {
+            w[k] = f->weight[output * K + k];
+            d[k] = (double)quantized[k] - w[k];
+        }
+        error += power(f, output, d, p->bias_free) / power(f, output, w, p->bias_free);
+    }
+    free(quantized);
+    free(w);
+    free(d);
     return error;
 }
 
@@ -69,12 +77,12 @@ static void check_chosen(const fixture *f, int64_t begin, int64_t end, qk_affine
         lo = fmin(lo, f->weight[i]);
         hi = fmax(hi, f->weight[i]);
     }
-    const double error = total_error(f, begin, end, chosen, p->grid, p->bias_free);
+    const double error = total_error(f, begin, end, chosen, p);
     CHECK(chosen.scale <= qk_affine_from_range(lo, hi, p->grid).scale);
-    CHECK(error <= total_error(f, begin, end, qk_affine_from_range(lo, hi, p->grid), p->grid, p->bias_free) * 1.001);
+    CHECK(error <= total_error(f, begin, end, qk_affine_from_range(lo, hi, p->grid), p) * 1.001);
     for (int i = 0; i <= 24; i++) {
         const qk_affine other = qk_affine_from_range(lo * exp2(-i / 4.0), hi * exp2(-i / 4.0), p->grid);
-        CHECK(error <= total_error(f, begin, end, other, p->grid, p->bias_free) * 1.02);
+        CHECK(error <= total_error(f, begin, end, other, p) * 1.02);
     }
 }
 
@@ -86,8 +94,8 @@ static void no_fraction_of_the_range_is_better(void) {
         for (int kind = 0; kind < 16; kind++) {
             fixture f = fixture_new(&ref_cases[cases[i]], (uint64_t)i, 1);
             const int64_t rows = f.geometry.groups * f.geometry.outputs;
-            const qk_scale_problem p = {.weight = f.weight, .grid = grids[kind % 4], .per_channel = kind & 4,
-                                        .bias_free = kind & 8};
+            const qk_scale_problem p = {
+                .weight = f.weight, .grid = grids[kind % 4], .per_channel = kind & 4, .bias_free = kind & 8};
             qk_affine *affine = MEMORY(qk_affine, rows);
             CHECK(qk_choose_weight_scale(f.layer, &p, affine, f.pool) == QK_OK);
             if (p.per_channel)

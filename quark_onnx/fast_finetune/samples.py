@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from quark.onnx.calibration.reader import Batch
-from quark.onnx.finetune.batch_store import BatchStore
+from quark.onnx.calibration.reader import Batch, sample_count
+from quark.onnx.fast_finetune.batch_store import BatchStore
 
 __all__ = ["KeptSamples"]
 
@@ -22,7 +22,7 @@ class KeptSamples:
         samples: kept so far.
         batches: batches kept so far.
         compared: the batches to compare whole models on: held-out samples where whole samples are held out (as the
-            core does with at least twice `holdout` samples), else the first ones.
+            core does with at least twice `holdout` samples) and batches can be divided, else the first ones.
         held_out: whether they were held out.
 
     Args:
@@ -38,36 +38,40 @@ class KeptSamples:
         self.samples = 0
         self.batches = 0
 
-    def keep(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Passes all batches on, and keeps the first `limit` samples."""
+    def keep(self, batches: Iterator[Batch], *, divisible: bool) -> Iterator[Batch]:
+        """Passes all batches on, and keeps the first `limit` samples.
+
+        Args:
+            divisible: the model takes a part of a batch too. Otherwise whole batches are kept, at least one.
+        """
         for batch in batches:
             if self.samples < self._limit:
-                self._keep(batch)
+                self._keep(batch, divisible=divisible and all(array.ndim for array in batch.values()))
             yield batch
 
-    def _keep(self, batch: Batch) -> None:
-        count = _count(batch)
-        if self.samples + count > self._limit and all(len(a) == count for a in batch.values()):
-            count = self._limit - self.samples
-            batch = {name: array[:count] for name, array in batch.items()}
+    def _keep(self, batch: Batch, *, divisible: bool) -> None:
+        count, room = sample_count(batch), self._limit - self.samples
+        if count > room and divisible:
+            batch, count = {name: array[:room] for name, array in batch.items()}, room
+        elif count > room and self.batches:
+            self._limit = self.samples
+            return
         for name, array in batch.items():
             self.store.put(("samples", name, self.batches), array)
         self._names = tuple(batch)
-        self._set_aside(batch, count)
+        self._set_aside(batch, count, divisible=divisible)
         self.samples += count
         self.batches += 1
 
-    def _set_aside(self, batch: Batch, count: int) -> None:
-        if sum(map(_count, self._first)) < 2 * self._holdout:
+    def _set_aside(self, batch: Batch, count: int, *, divisible: bool) -> None:
+        if sum(map(sample_count, self._first)) < 2 * self._holdout:
             self._first.append(batch)
-        if sum(map(_count, self._sampled)) >= _MOST_COMPARED:
+        if sum(map(sample_count, self._sampled)) >= _MOST_COMPARED:
             return
         chosen = [i for i in range(count) if (self.samples + i) % self._holdout == self._holdout - 1]
-        if not chosen:
-            return
-        if count == 1 or any(len(a) != count for a in batch.values()):
+        if count == 1 and chosen:
             self._sampled.append(batch)
-        else:
+        elif divisible and chosen:
             self._sampled.append({name: np.ascontiguousarray(array[chosen]) for name, array in batch.items()})
 
     @property
@@ -86,8 +90,3 @@ class KeptSamples:
         """Forget a kept batch."""
         for name in self._names:
             self.store.drop(("samples", name, batch))
-
-
-def _count(batch: Batch) -> int:
-    first = next(iter(batch.values()))
-    return len(first) if first.ndim else 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -63,18 +62,28 @@ class FileStore(BatchStore):
     """Memory level 2: one file per array in a new folder under `cache_dir` (default: the system's temporary folder)."""
 
     def __init__(self, cache_dir: str | None) -> None:
-        if cache_dir is not None:
-            Path(cache_dir).mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix="quark_onnx_", dir=cache_dir))
+        try:
+            if cache_dir is not None:
+                Path(cache_dir).mkdir(parents=True, exist_ok=True)
+            self._folder = tempfile.TemporaryDirectory(
+                prefix="quark_onnx_", dir=cache_dir, ignore_cleanup_errors=True
+            )
+        except OSError as error:
+            where = "the system's temporary folder" if cache_dir is None else f"cache_dir {cache_dir!r}"
+            raise OSError(error.errno, f"{where} cannot hold files: {error.strerror}") from error
         self._paths: dict[Key, Path] = {}
         self._count = 0
 
     def put(self, key: Key, array: NDArray[np.generic]) -> None:
         path = self._paths.get(key)
         if path is None:
-            path = self._paths[key] = self._folder / f"{self._count}.npy"
+            path = self._paths[key] = Path(self._folder.name, f"{self._count}.npy")
             self._count += 1
-        np.save(path, array)
+        try:
+            np.save(path, array)
+        except OSError as error:
+            where = f"the calibration data cannot be kept in {self._folder.name!r}"
+            raise OSError(f"{where}: {error}. Choose another cache_dir, or memory level 1") from error
 
     def get(self, key: Key) -> NDArray[np.generic]:
         array: NDArray[np.generic] = np.load(self._paths[key])
@@ -85,5 +94,5 @@ class FileStore(BatchStore):
             self._paths.pop(key).unlink()
 
     def close(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.cleanup()
         self._paths.clear()

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import onnx
 
-from quark.onnx.calibration.reader import Batch
+from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError, ModelError
-from quark.onnx.finetune.batch_store import BatchStore, FileStore, MemoryStore
-from quark.onnx.finetune.run import finetune_layers
-from quark.onnx.finetune.samples import KeptSamples
-from quark.onnx.finetune.settings import HOLDOUT, LeastSquaresSettings
+from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
+from quark.onnx.fast_finetune.run import finetune_layers
+from quark.onnx.fast_finetune.samples import KeptSamples
+from quark.onnx.fast_finetune.settings import HOLDOUT, LeastSquaresSettings
+from quark.onnx.inference import batch_is_free
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.types import Plan
 from quark.onnx.quantization.config.algorithm import AdaQuantConfig, FastFinetuneConfig
@@ -65,9 +66,9 @@ class FastFinetune:
     def __exit__(self, *error: object) -> None:
         self._store.close()
 
-    def keep(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """Passes the calibration batches on, and keeps what finetuning needs of them."""
-        return self._samples.keep(batches)
+    def keep(self, batches: Iterator[Batch], model: onnx.ModelProto) -> Iterator[Batch]:
+        """Passes the calibration batches of a model on, and keeps what finetuning needs of them."""
+        return self._samples.keep(batches, divisible=batch_is_free(model))
 
     def run(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, *, samples_seen: int) -> Report:
         """Finetune `quantized` in place; only integer weights and biases change.
@@ -121,22 +122,28 @@ class FastFinetune:
                 on_layer=on_layer,
             )
 
-    def _outputs(self, model: onnx.ModelProto, *, optimise: bool) -> Outputs:
+    def _outputs(self, model: onnx.ModelProto, role: str = "quantized", *, optimise: bool) -> Outputs:
         try:
             return outputs_of(model, self._samples.compared, threads=self._threads, optimise=optimise)
+        except ModelError as error:
+            raise ModelError(f"the {role} model is invalid: {error}") from error
         except Exception as error:  # onnxruntime's exceptions have no base of their own
-            raise DataError(f"a model cannot run on the calibration data: {error}") from error
+            raise DataError(f"the {role} model cannot run on the calibration data: {error}") from error
 
     def _before(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> _WholeModel:
-        return _WholeModel(
-            reference=self._outputs(float_model, optimise=True),
-            before=self._outputs(quantized, optimise=False),
-            before_default=self._outputs(quantized, optimise=True),
-        )
+        reference = self._outputs(float_model, "float", optimise=True)
+        before = self._outputs(quantized, optimise=False)
+        wanted, given = ([[array.shape for array in arrays] for arrays in outputs] for outputs in (reference, before))
+        if wanted != given:
+            raise ModelError(
+                "the two models are not one model: the float model's outputs have the shapes "
+                f"{wanted[0]}, the quantized model's {given[0]}"
+            )
+        return _WholeModel(reference, before, self._outputs(quantized, optimise=True))
 
     def _after(self, quantized: onnx.ModelProto, whole: _WholeModel) -> EndToEnd:
         return EndToEnd(
-            samples=sum(len(next(iter(batch.values()))) for batch in self._samples.compared),
+            samples=sum(map(sample_count, self._samples.compared)),
             held_out=self._samples.held_out,
             before=compare(whole.reference, whole.before),
             after=compare(whole.reference, self._outputs(quantized, optimise=False)),

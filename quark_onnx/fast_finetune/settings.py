@@ -24,7 +24,7 @@ class LeastSquaresSettings:
     free: bool
     update_bias: bool
     seed: int
-    damping: tuple[float, ...] = (1e-2, 1e-1, 1.0)
+    damping: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
     max_sweeps: int = 20
 
 

@@ -14,7 +14,8 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from quark.onnx.finetune.batch_store import BatchStore
+from quark.onnx.errors import FinetuneError
+from quark.onnx.fast_finetune.batch_store import BatchStore
 from quark.onnx.graph.dataflow import Dataflow, Segment
 from quark.onnx.inference import session
 
@@ -33,17 +34,25 @@ class Step:
         self._session: ort.InferenceSession | None = None
 
     def run(self, batch: int) -> Arrays:
-        """The targets of one batch; the frontier of this batch moves on."""
+        """The targets of one batch; the frontier of this batch moves on.
+
+        Raises:
+            FinetuneError: onnxruntime cannot run the segment.
+        """
         walk, segment = self._walk, self._segment
         before = walk.frontier(batch)
         feed = {name: walk.store.get((walk.name, name, batch)) for name in segment.inputs}
         made: Arrays = {}
         if segment.nodes:
-            if self._session is None:
-                types = {name: onnx.helper.np_dtype_to_tensor_dtype(a.dtype) for name, a in feed.items()}
-                model = walk.dataflow.segment_model(segment, types)
-                self._session = session(model, threads=walk.threads, optimise=False)
-            values = self._session.run(list(segment.outputs), feed)
+            try:
+                if self._session is None:
+                    self._session = self._open(feed)
+                values = self._session.run(list(segment.outputs), feed)
+            except Exception as error:  # onnxruntime's exceptions have no base of their own
+                wanted = ", ".join(map(repr, self._targets))
+                raise FinetuneError(
+                    f"onnxruntime cannot compute {wanted} of the {walk.name} graph: {error}"
+                ) from error
             made = dict(zip(segment.outputs, values, strict=True))
         targets = {
             name: made[name] if name in made else walk.store.get((walk.name, name, batch)) for name in self._targets
@@ -55,6 +64,12 @@ class Step:
             walk.store.put((walk.name, name, batch), made[name])
         walk.set_frontier(batch, after & (before | made.keys()))
         return targets
+
+    def _open(self, feed: Arrays) -> ort.InferenceSession:
+        """A session of the segment with the present initializers."""
+        types = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feed.items()}
+        model = self._walk.dataflow.segment_model(self._segment, types)
+        return session(model, threads=self._walk.threads, optimise=False)
 
 
 class Walk:
@@ -74,7 +89,6 @@ class Walk:
         self.store = store
         self.threads = threads
         self._stops = [tuple(s) for s in stops]
-        self._done: set[int] = set()
         self._frontiers: dict[int, frozenset[str]] = {}
         self._live: frozenset[str] = frozenset()
 
@@ -101,11 +115,10 @@ class Walk:
         targets = self._stops.pop(0)
         here = next(iter(self._frontiers.values()))
         nodes = self.dataflow.ancestors(targets, here)
-        self._done.update(id(node) for node in nodes)
-        rest = [node for node in self.dataflow.dynamic_nodes() if id(node) not in self._done]
-        needed = {name for node in rest for name in self.dataflow.reads(node)}
-        self._live = frozenset(needed.union(*self._stops))
         made = {name for node in nodes for name in node.output if name}
+        later = set[str]().union(*self._stops)
+        rest = self.dataflow.ancestors(later, here | made)
+        self._live = frozenset(later.union(*map(self.dataflow.reads, rest)))
         read = {name for node in nodes for name in self.dataflow.reads(node)}
         inputs = tuple(name for name in dict.fromkeys(read) if name in here and name not in made)
         outputs = tuple(sorted(made & (self._live | set(targets))))

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.errors import FinetuneError
-from quark.onnx.finetune.samples import KeptSamples
-from quark.onnx.finetune.settings import HOLDOUT, LeastSquaresSettings, rows_to_use
-from quark.onnx.finetune.walk import Step, Walk
+from quark.onnx.fast_finetune.samples import KeptSamples
+from quark.onnx.fast_finetune.settings import HOLDOUT, LeastSquaresSettings, rows_to_use
+from quark.onnx.fast_finetune.walk import Step, Walk
 from quark.onnx.graph.write_back import write_integers
 from quark.onnx.plan.layer_data import core_geometry
 from quark.onnx.plan.types import LayerPlan, Plan
@@ -182,7 +182,7 @@ def _solve(
         accepted=solved["accepted"],
         reason="" if solved["accepted"] else "no candidate is better than rounding to nearest on held-out rows",
         candidate=solved["candidate"],
-        damping=solved["damping"],
+        improved=solved["improved"],
         before=tuple(square * e for e in solved["before"]),
         after=tuple(square * e for e in solved["after"]),
         power=tuple(square * e for e in solved["power"]),

@@ -1,0 +1,8 @@
+"""What all tests share: `import small_models` works, and nothing that a test logs or draws reaches a terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # pytest's import mode "importlib" adds no folder of its own

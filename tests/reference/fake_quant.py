@@ -1,0 +1,34 @@
+"""ONNX QuantizeLinear and DequantizeLinear, and how onnxruntime.quantization makes their parameters."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def quantize(x: np.ndarray, scale: float, zero_point: int, qmin: int, qmax: int) -> np.ndarray:
+    """Divide in float32, round half to even, shift, saturate."""
+    with np.errstate(over="ignore"):
+        return np.clip(np.rint(x / np.float32(scale)) + np.float32(zero_point), qmin, qmax).astype(np.int32)
+
+
+def dequantize(q: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    return (q.astype(np.int32) - zero_point).astype(np.float32) * np.float32(scale)
+
+
+def fake_quant(x: np.ndarray, scale: float, zero_point: int, qmin: int, qmax: int) -> np.ndarray:
+    return dequantize(quantize(x, scale, zero_point, qmin, qmax), scale, zero_point)
+
+
+def affine_from_range(
+    rmin: float, rmax: float, qmin: int, qmax: int, *, symmetric: bool
+) -> tuple[float, int]:
+    """(scale, zero_point) of a range that is widened to hold 0."""
+    rmin, rmax = min(rmin, 0.0), max(rmax, 0.0)
+    if symmetric:
+        rmax = max(-rmin, rmax)
+        rmin = -rmax
+    scale = (rmax - rmin) / (qmax - qmin)
+    if scale < np.finfo(np.float32).tiny:
+        return 1.0, 0
+    zero_point = (qmin + qmax) / 2 if symmetric else qmin - rmin / scale
+    return float(np.float32(scale)), round(zero_point)

@@ -1,0 +1,186 @@
+"""The calibration pass against NumPy on all tensors of one run of onnxruntime."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.conv_rows import Conv
+from reference.inner_tensors import inner_tensors
+from reference.random_graphs import SIDE, RandomGraph, random_graphs
+from reference.value_range import histogram_percentile
+from reference.weight_scale import ScaleProblem
+from small_models import MODELS, Arrays, build, samples
+
+from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, WeightGrid, calibrate
+from quark.onnx.errors import DataError
+from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer, weight_layers
+
+PLAIN = CalibrationSettings(percentile=None, weights=None)
+BINS = 4096
+
+
+def searching(*, per_channel: bool, symmetric: bool = True) -> CalibrationSettings:
+    low, high = (-127, 127) if symmetric else (0, 255)
+    return CalibrationSettings(None, WeightGrid(low, high, symmetric, per_channel))
+
+
+def cut(data: Arrays, *ends: int) -> list[Arrays]:
+    whole = len(next(iter(data.values())))
+    return [{name: x[a:b] for name, x in data.items()} for a, b in pairwise((0, *ends, whole))]
+
+
+def calibrated(
+    model: onnx.ModelProto,
+    batches: list[Arrays],
+    tensors: list[str],
+    settings: CalibrationSettings = PLAIN,
+    layers: tuple[WeightLayer, ...] | None = None,
+    threads: int = 1,
+) -> Calibration:
+    wanted = weight_layers(model) if layers is None else layers
+    return calibrate(model, batches, tensors, wanted, settings, threads=threads)
+
+
+@settings(max_examples=25, deadline=None)
+@given(random_graphs(), st.integers(1, 4), st.sampled_from([None, 50.0, 99.0]))
+def test_ranges_are_those_of_one_run(graph: RandomGraph, end: int, percentile: float | None):
+    rng = np.random.default_rng(0)
+    data = {n: rng.standard_normal((5, graph.channels[n], SIDE, SIDE), np.float32) for n in graph.inputs}
+    tensors = sorted(graph.channels)
+    found = calibrated(graph.model, cut(data, end), tensors, CalibrationSettings(percentile, None))
+    expected = {**data, **inner_tensors(graph.model, data)}
+    assert found.samples == 5
+    assert list(found.ranges) == tensors
+    for name, (low, high) in found.ranges.items():
+        x = expected[name]
+        limit = np.inf
+        if percentile is not None and x.any():
+            limit = histogram_percentile(x.reshape(-1), percentile, BINS)
+        assert low == max(x.min(), -limit)
+        assert high == min(x.max(), limit)
+
+
+def rows_of(layer: WeightLayer, x: np.ndarray) -> np.ndarray:
+    """(groups, rows, K)."""
+    a = layer.attributes
+    if not isinstance(a, ConvAttributes):
+        return x.reshape(1, -1, x.shape[-1])
+    return Conv(
+        kernel=a.kernel_shape, strides=a.strides, dilations=a.dilations, pads=a.pads, auto_pad=a.auto_pad,
+        groups=a.group,
+    ).rows(x)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["conv1d", "mlp", "residual"])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weight_scales_are_those_of_a_search_on_the_rows(name: str, symmetric: bool):
+    """Samples have fewer positions than the pass draws of each, so that the search sees all rows."""
+    model = MODELS[name]()
+    data = samples(model, 30)
+    options = searching(per_channel=True, symmetric=symmetric)
+    found = calibrated(model, cut(data, 7, 20), [], options)
+    layers = weight_layers(model)
+    assert set(found.weights) == {layer.weight for layer in layers}
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    for layer in layers:
+        (x,) = inner_tensors(model, data, [layer.input]).values()
+        (rows,) = rows_of(layer, x)
+        weight = np.moveaxis(weights[layer.weight], layer.channel_axis, 0).reshape(-1, rows.shape[1])
+        problem = ScaleProblem(
+            weight, rows, qmin=options.weights.qmin, qmax=options.weights.qmax, symmetric=symmetric,
+            bias_free=layer.bias is not None,
+        )  # fmt: skip
+        params = found.weights[layer.weight]
+        assert params.axis == layer.channel_axis
+        for o, scale in enumerate(params.scale):
+            row = slice(o, o + 1)
+            best = problem.relative_error(row, problem.best_factor(row))
+            widest, _ = problem.affine(row, 1.0)
+            # float32 moments may prefer a factor that is as good
+            assert problem.relative_error(row, float(scale) / widest) <= best * 1.001 + 1e-12
+
+
+def test_one_scale_per_tensor_has_no_axis():
+    model = MODELS["mlp"]()
+    params = calibrated(model, cut(samples(model, 8)), [], searching(per_channel=False)).weights["second_w"]
+    assert params.axis is None
+    assert params.scale.shape == params.zero_point.shape == (1,)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_neither_batches_nor_threads_matter(name: str):
+    """To the last bit on the model's inputs; behind them onnxruntime's own bits depend on the batch."""
+    model = MODELS[name]()
+    data = samples(model, 9)
+    tensors = [name for name, x in data.items() if x.dtype == np.float32]
+    layers = tuple(layer for layer in weight_layers(model) if layer.input in tensors)
+    settings = CalibrationSettings(99.0, WeightGrid(-127, 127, symmetric=True, per_channel=True))
+
+    def found(*ends: int, threads: int = 1) -> list[Any]:
+        got = calibrated(model, cut(data, *ends), tensors, settings, layers, threads)
+        return [got.ranges, got.samples, *(p.scale.tolist() for p in got.weights.values())]
+
+    assert found() == found(1, 2, 5) == found(4, threads=3)
+
+
+SHARED = """(float[N,3] x) => (float[N,3] y) {
+    [first] a = MatMul(x, w) [second] b = MatMul(a, v) [third] y = MatMul(b, w)
+}"""
+
+
+def test_a_shared_weight_is_left_to_minimum_and_maximum():
+    model = build(SHARED, w=np.eye(3), v=np.eye(3))
+    found = calibrated(model, [{"x": np.ones((4, 3), np.float32)}], [], searching(per_channel=False))
+    assert set(found.weights) == {"v"}
+
+
+def test_no_search_without_a_grid():
+    model = MODELS["mlp"]()
+    assert calibrated(model, cut(samples(model, 4)), ["x"]).weights == {}
+
+
+def test_an_input_that_makes_no_rows_is_left_out(caplog: pytest.LogCaptureFixture):
+    """A vector times a matrix has no samples to tell apart."""
+    model = build(
+        "(float[N,3] x) => (float[2] y) { s = ReduceSum<keepdims=0>(x, axes) [layer] y = MatMul(s, w) }",
+        w=np.ones((3, 2)),
+        axes=np.array([0]),
+    )
+    with caplog.at_level(logging.WARNING):
+        found = calibrated(model, [{"x": np.ones((4, 3), np.float32)}], ["s"], searching(per_channel=False))
+    assert found.ranges == {"s": (4, 4)}
+    assert found.weights == {}
+    assert "layer layer: its weight scale is left to minimum and maximum" in caplog.text
+
+
+LOGARITHM = "(float[N,3] x) => (float[N,2] y) { s = Log(x) [layer] y = MatMul(s, w) }"
+
+
+@pytest.mark.parametrize("x", [0.0, -1.0], ids=["Inf", "NaN"])
+def test_a_tensor_that_is_not_finite_is_named(x: float):
+    model = build(LOGARITHM, w=np.ones((3, 2)))
+    batches = [{"x": np.full((2, 3), value, np.float32)} for value in (1.0, x)]
+    with pytest.raises(DataError, match="tensor 's' becomes NaN or Inf"):
+        calibrated(model, batches, ["x", "s"])
+    with pytest.raises(DataError, match=r"input 's' of layer 'layer': .* NaN or Inf"):
+        calibrated(model, batches, ["x"], searching(per_channel=True))
+
+
+def test_data_that_the_model_cannot_run_on_is_said_with_its_shape():
+    model = build("(float[N,M] x) => (float[N,2] y) { y = MatMul(x, w) }", w=np.ones((3, 2)))
+    with pytest.raises(DataError, match=r"cannot run on calibration data of shape \{'x': \(2, 5\)\}"):
+        calibrated(model, [{"x": np.ones((2, 5), np.float32)}], ["y"])
+
+
+def test_the_model_stays():
+    model = MODELS["residual"]()
+    before = model.SerializeToString()
+    calibrated(model, cut(samples(model, 4)), ["r1"], searching(per_channel=True))
+    assert model.SerializeToString() == before

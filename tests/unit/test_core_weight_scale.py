@@ -1,0 +1,164 @@
+"""The weight scale with the least output error, against a search that tries every factor in NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference.fake_quant import affine_from_range, fake_quant
+from reference.weight_scale import ScaleProblem
+
+from quark.onnx import _core
+
+ONE = _core.ThreadPool(1)
+
+
+@dataclass(frozen=True)
+class Options:
+    """symmetric int8 or asymmetric uint8, and the two switches."""
+
+    symmetric: bool
+    per_channel: bool
+    bias_free: bool
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return (-127, 127) if self.symmetric else (0, 255)
+
+
+OPTIONS = st.builds(Options, st.booleans(), st.booleans(), st.booleans())
+
+
+def data(seed: int, *, outputs: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """(weight, x): integers in x, so that moments are exact; columns of very different size, some dead."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(-8, 9, (60, inputs)) * rng.integers(0, 4, inputs) + rng.integers(-3, 4, inputs)
+    weight = rng.standard_normal((outputs, inputs)) * np.exp(rng.normal(0, 1.5, inputs))
+    return weight.astype(np.float32), x.astype(np.float32)
+
+
+def chosen(
+    layer: _core.Layer, weight: np.ndarray, options: Options, pool: _core.ThreadPool = ONE
+) -> tuple[np.ndarray, np.ndarray]:
+    qmin, qmax = options.grid
+    return layer.weight_scale(
+        weight,
+        qmin=qmin,
+        qmax=qmax,
+        symmetric=options.symmetric,
+        per_channel=options.per_channel,
+        bias_free=options.bias_free,
+        pool=pool,
+    )
+
+
+def layer_of(x: np.ndarray, outputs: int) -> _core.Layer:
+    layer = _core.Layer(x.shape[1], outputs, len(x), 1 << 20, target=False)
+    layer.feed(x, None, ONE)
+    return layer
+
+
+def problem_of(weight: np.ndarray, x: np.ndarray, options: Options) -> ScaleProblem:
+    qmin, qmax = options.grid
+    return ScaleProblem(
+        weight, x, qmin=qmin, qmax=qmax, symmetric=options.symmetric, bias_free=options.bias_free
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 9), OPTIONS)
+def test_is_the_best_of_the_grid(seed: int, outputs: int, inputs: int, options: Options):
+    weight, x = data(seed, outputs=outputs, inputs=inputs)
+    scale, zero_point = chosen(layer_of(x, outputs), weight, options)
+    problem = problem_of(weight, x, options)
+    row_sets = [slice(o, o + 1) for o in range(outputs)] if options.per_channel else [slice(None)]
+    assert scale.shape == zero_point.shape == (len(row_sets),)
+    assert scale.dtype == np.float32
+    assert zero_point.dtype == np.int32
+    for rows, s, z in zip(row_sets, scale, zero_point, strict=True):
+        assert (s, z) == problem.affine(rows, problem.best_factor(rows))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), OPTIONS)
+def test_is_no_worse_than_minimum_and_maximum(seed: int, options: Options):
+    """Measured on the rows themselves: the mean squared error of outputs relative to their power."""
+    weight, x = data(seed, outputs=4, inputs=12)
+    scale, zero_point = chosen(layer_of(x, 4), weight, options)
+    real = x.astype(np.float64)
+    if options.bias_free:  # the bias takes up the mean
+        real = real - real.mean(axis=0)
+
+    def loss(parameters: list[tuple[float, int]]) -> float:
+        total = 0.0
+        for row, (s, z) in zip(weight, parameters, strict=True):
+            error = real @ (fake_quant(row, s, z, *options.grid).astype(np.float64) - row)
+            total += (error**2).mean() / max((real @ row.astype(np.float64)).var(), 1e-9)
+        return total
+
+    rows = [weight[o] for o in range(4)] if options.per_channel else [weight] * 4
+    widest = [affine_from_range(w.min(), w.max(), *options.grid, symmetric=options.symmetric) for w in rows]
+    found = np.broadcast_to(scale, 4), np.broadcast_to(zero_point, 4)
+    power = (real @ weight.T.astype(np.float64)).var(axis=0).min()
+    if power > 1e-3:  # the core adds a little of the weight's own error, which rows cannot show
+        assert loss(list(zip(*found, strict=True))) <= loss(widest) * 1.02 + 1e-9
+
+
+def test_an_outlier_on_a_dead_input_does_not_set_the_scale():
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((16, 40)).astype(np.float32)
+    x = rng.integers(-8, 9, (60, 40)).astype(np.float32)
+    x[:, 5] = 0
+    weight[2, 5] = 40
+    scale, _ = chosen(layer_of(x, 16), weight, Options(symmetric=True, per_channel=False, bias_free=False))
+    assert scale[0] < 40 / 4 / 127
+
+
+def test_an_input_that_never_changes_costs_nothing_where_a_bias_takes_up_the_mean():
+    rng = np.random.default_rng(4)
+    weight = rng.standard_normal((16, 40)).astype(np.float32)
+    x = rng.integers(-8, 9, (60, 40)).astype(np.float32)
+    x[:, 5] = 7
+    weight[2, 5] = 40
+    with_bias, without = (
+        chosen(layer_of(x, 16), weight, Options(symmetric=True, per_channel=False, bias_free=free))[0][0]
+        for free in (True, False)
+    )
+    assert with_bias < without / 4
+
+
+def test_groups_are_layers_of_their_own_per_channel():
+    rng = np.random.default_rng(5)
+    x = rng.integers(-8, 9, (10, 6, 9)).astype(np.float32)
+    weight = rng.standard_normal((8, 3, 3)).astype(np.float32)
+    conv = ((3,), (1,), (1,), (1, 1), 0)
+    options = Options(symmetric=True, per_channel=True, bias_free=True)
+    whole = _core.Layer(9, 4, 10, 1 << 20, groups=2, conv=conv, target=False)
+    whole.feed(x, None, ONE)
+    together = chosen(whole, weight, options)
+    for group in range(2):
+        alone = _core.Layer(9, 4, 10, 1 << 20, conv=conv, target=False)
+        alone.feed(np.ascontiguousarray(x[:, 3 * group : 3 * group + 3]), None, ONE)
+        for a, b in zip(together, chosen(alone, weight[4 * group : 4 * group + 4], options), strict=True):
+            np.testing.assert_array_equal(a[4 * group : 4 * group + 4], b)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_weight_of_zeros_gets_a_usable_scale(per_channel: bool):
+    _, x = data(6, outputs=3, inputs=4)
+    options = Options(symmetric=True, per_channel=per_channel, bias_free=True)
+    scale, zero_point = chosen(layer_of(x, 3), np.zeros((3, 4), np.float32), options)
+    assert (scale > 0).all()
+    assert not zero_point.any()
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_threads_do_not_matter(per_channel: bool):
+    weight, x = data(7, outputs=70, inputs=40)
+    options = Options(symmetric=False, per_channel=per_channel, bias_free=True)
+    one, three = (chosen(layer_of(x, 70), weight, options, _core.ThreadPool(n)) for n in (1, 3))
+    for a, b in zip(one, three, strict=True):
+        np.testing.assert_array_equal(a, b)

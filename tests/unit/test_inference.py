@@ -1,0 +1,89 @@
+"""When items may be joined into one batch."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+from small_models import MODELS, Arrays, build, samples
+
+from quark.onnx.inference import BatchMerging, batch_is_free, session
+
+ONE = np.float32([[1, -2, 3]])
+TWO = np.float32([[4, 5, -6], [7, 8, 9]])
+
+
+def is_exact(model: onnx.ModelProto, a: Arrays, b: Arrays) -> bool:
+    return BatchMerging(model, threads=1).is_exact(a, b)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_that_treat_samples_apart(name: str):
+    model = MODELS[name]()
+    data = samples(model, 5)
+    a, b = ({key: x[part] for key, x in data.items()} for part in (slice(2), slice(2, 5)))
+    assert is_exact(model, a, b)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(float[N,3] x) => (float[N,3] y) { y = Softmax<axis=0>(x) }",
+        "(float[N,3] x) => (float[N,3] y) { m = ReduceMean<axes=[0]>(x) y = Sub(x, m) }",
+        "(float[N,3] x) => (float[N,3] y) { m = ReduceMax(x) t = Mul(x, tiny) y = Mul(t, m) }",
+        "(float[N,3] x) => (int64[N] y) { m = Softmax<axis=0>(x) y = ArgMax<axis=1, keepdims=0>(m) }",
+    ],
+    ids=["softmax", "mean", "tiny outputs", "labels"],
+)
+def test_models_that_mix_samples(text: str):
+    assert not is_exact(build(text, **({"tiny": 1e-9} if "tiny" in text else {})), {"x": ONE}, {"x": TWO})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(float[1,3] x) => (float[1,3] y) { y = Relu(x) }",
+        "(float[N,3] x, float[3] z) => (float[N,3] y) { y = Add(x, z) }",
+        "(float[N,3] x) => (float y) { y = ReduceSum<keepdims=0>(x) }",
+    ],
+    ids=["fixed batch", "an input without batch", "a scalar output"],
+)
+def test_models_whose_batch_is_not_free(text: str):
+    model = build(text)
+    assert not batch_is_free(model)
+    inputs = {"x": ONE, "z": ONE[0]} if "z" in text else {"x": ONE}
+    assert not is_exact(model, inputs, inputs)
+
+
+def test_a_model_that_cannot_run_on_both():
+    folding = build("(float[N,3] x) => (float[M,3] y) { y = Reshape(x, shape) }", shape=np.array([1, 3]))
+    assert not is_exact(folding, {"x": ONE}, {"x": ONE})  # runs on each, not on both joined
+    assert not is_exact(folding, {"x": TWO}, {"x": ONE})  # not even on each
+
+
+def test_defaults_of_inputs_are_no_inputs():
+    model = build("(float[N,3] x) => (float[N,3] y) { y = Mul(x, w) }", w=np.ones(3))
+    model.graph.input.append(onnx.helper.make_tensor_value_info("w", TensorProto.FLOAT, [3]))
+    assert is_exact(model, {"x": ONE}, {"x": TWO})
+
+
+def test_the_model_stays():
+    model = MODELS["mlp"]()
+    before = model.SerializeToString()
+    data = samples(model, 2)
+    is_exact(model, data, data)
+    assert model.SerializeToString() == before
+
+
+def test_without_optimisation_a_session_keeps_the_models_own_rounding():
+    """Q/DQ around a Relu: optimised away or not, the definition decides."""
+    model = build(
+        """(float[N] x) => (float[N] y) {
+            q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) y = Relu(d)
+        }""",
+        s=0.5,
+        z=np.int8(0),
+    )
+    (y,) = session(model, threads=1, optimise=False).run(None, {"x": np.float32([0.3, -3, 100])})
+    np.testing.assert_array_equal(y, [0.5, 0, 63.5])

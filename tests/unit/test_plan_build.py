@@ -1,0 +1,427 @@
+"""The plan: what it says of a layer reproduces the layer; why it leaves one out is the reason it gives."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnxruntime.quantization import QuantType, quantize_static
+from reference.conv_rows import Conv, output_rows
+from reference.inner_tensors import inner_tensors
+from small_models import MODELS, Reader, build, samples
+
+from quark.onnx.graph.prepare import prepare
+from quark.onnx.plan.build import build_plan
+from quark.onnx.plan.types import LayerPlan, Plan
+
+ALL_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul", "InstanceNormalization", "LayerNormalization")
+W = np.array([[1.0, -2, 3, 4], [5, 6, -7, 8], [9, 10, 11, 127]])  # (inputs, outputs); on the grid of scale 1
+B = np.array([1.0, 2, 3, 4])
+
+FLOAT = "(float[N,3] x) => (float[N,4] y) { [layer] y = Gemm(x, w, b) }"
+QUANTIZED = """(float[N,3] x) => (float[N,4] y) {
+    x_q = QuantizeLinear(x, x_scale, x_zero)
+    x_real = DequantizeLinear(x_q, x_scale, x_zero)
+    w_real = DequantizeLinear(w_quantized, w_scale)
+    b_real = DequantizeLinear(b_quantized, b_scale)
+    [layer] y = Gemm(x_real, w_real, b_real)
+}"""
+CONSTANTS = {
+    "x_scale": 0.25,
+    "x_zero": np.uint8(7),
+    "w_scale": 1.0,
+    "w_quantized": W.astype(np.int8),
+    "b_scale": 0.25,
+    "b_quantized": (4 * B).astype(np.int32),
+}
+
+
+def plan_of(
+    quantized: str = QUANTIZED,
+    float_text: str = FLOAT,
+    *,
+    float_constants: dict[str, object] | None = None,
+    opset: int = 17,
+    **changes: object,
+) -> Plan:
+    """The plan for a pair of models in text form; constants that a text does not name are left out."""
+
+    def model(text: str, constants: dict[str, object]) -> onnx.ModelProto:
+        names = set(re.findall(r"\w+", text)) - set(re.findall(r"(\w+) =", text))
+        used = {name: value for name, value in constants.items() if name in names}
+        return build(text, opset=opset, **used)
+
+    return build_plan(
+        model(float_text, {"w": W, "b": B, **(float_constants or {})}),
+        model(quantized, {**CONSTANTS, **changes}),
+        ALL_TYPES,
+    )
+
+
+def only(plan: Plan) -> LayerPlan:
+    assert plan.skipped == ()
+    (layer,) = plan.layers
+    return layer
+
+
+def test_a_gemm():
+    layer = only(plan_of())
+    assert (layer.node, layer.op_type, layer.groups, layer.conv, layer.factor) == (
+        "layer",
+        "Gemm",
+        1,
+        None,
+        1,
+    )
+    assert (layer.input.tensor, layer.input.scale, layer.input.zero_point) == ("x_q", 0.25, 7)
+    assert layer.target == "y"
+    np.testing.assert_array_equal(layer.weight.rows, W.T)
+    np.testing.assert_array_equal(layer.weight.rows_q, W.T)
+    np.testing.assert_array_equal(layer.weight.scale, np.ones(4))
+    assert (layer.weight.initializer, layer.weight.transposed) == ("w_quantized", True)
+    assert (layer.weight.qmin, layer.weight.qmax) == (-127, 127)
+    np.testing.assert_array_equal(layer.bias.real, B)
+    assert (layer.bias.initializer, layer.bias.qmin, layer.bias.qmax) == ("b_quantized", -(2**31), 2**31 - 1)
+
+
+# ---- layers of real models reproduce themselves ---------------------------------------------------
+
+
+def quantized_by_onnxruntime(model: onnx.ModelProto, folder: Path, *, per_channel: bool) -> onnx.ModelProto:
+    path, copy = folder / "quantized.onnx", onnx.ModelProto()
+    copy.CopyFrom(model)  # onnxruntime's quantizer changes its input
+    quantize_static(
+        copy, path, Reader(samples(model, 8)), per_channel=per_channel,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    return onnx.load(path)
+
+
+def rows_of(layer: LayerPlan, x: np.ndarray) -> np.ndarray:
+    """(groups, rows, K)."""
+    if layer.conv is None:
+        return x.reshape(1, -1, x.shape[-1])
+    a = layer.conv
+    return Conv(
+        kernel=a.kernel_shape, strides=a.strides, dilations=a.dilations, pads=a.pads, auto_pad=a.auto_pad,
+        groups=a.group,
+    ).rows(x)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("per_channel", [False, True], ids=["tensor", "channel"])
+def test_a_layer_is_what_its_plan_says(name: str, per_channel: bool, tmp_path: Path):
+    """output = factor * (W x) + bias, with W, x and bias from the plan's integers."""
+    model = prepare(MODELS[name]())
+    quantized = quantized_by_onnxruntime(model, tmp_path, per_channel=per_channel)
+    plan = build_plan(model, quantized, ALL_TYPES)
+    assert plan.layers
+    inputs = samples(model, 3, seed=1)
+    outputs = {node.name: node.output[0] for node in quantized.graph.node}
+    for layer in plan.layers:
+        x, y = inner_tensors(quantized, inputs, [layer.input.tensor, outputs[layer.node]]).values()
+        assert inner_tensors(model, inputs, [layer.target])[layer.target].shape == y.shape
+        if x.dtype != np.float32:
+            x = (x.astype(np.float64) - layer.input.zero_point) * layer.input.scale
+        rows, weight = rows_of(layer, x.astype(np.float64)), layer.weight
+        real = weight.scale[:, None].astype(np.float64) * (weight.rows_q - weight.zero_point[:, None])
+        expected = rows @ real.reshape(layer.groups, -1, real.shape[1]).transpose(0, 2, 1) * layer.factor
+        if layer.bias is not None:
+            expected = expected + layer.bias.real.reshape(layer.groups, 1, -1)
+        found = output_rows(y, layer.groups) if layer.conv else y.reshape(1, -1, y.shape[-1])
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+        unrounded = weight.rows / weight.scale[:, None] + weight.zero_point[:, None]
+        assert np.abs(weight.rows_q - unrounded).max() <= 1
+
+
+# ---- pairing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "float_text",
+    [
+        "(float[N,3] x) => (float[N,4] z) { [layer] z = Gemm(x, v, b) }",
+        "(float[N,3] x) => (float[N,4] y) { [other] y = Gemm(x, v, b) }",
+        "(float[N,3] x) => (float[N,4] z) { [other] z = Gemm(x, w, b) }",
+    ],
+    ids=["node", "output", "weight"],
+)
+def test_a_float_layer_is_found_by_one_of_three_names(float_text: str):
+    layer = only(plan_of(float_text=float_text, float_constants={"v": W}))
+    assert layer.target == ("y" if "float[N,4] y" in float_text else "z")
+
+
+def test_a_namesake_of_another_shape_is_passed_over():
+    """The node's name leads to another layer, its weight's name to the right one."""
+    float_text = """(float[N,3] x) => (float[N,5] u, float[N,4] z) {
+        [layer] u = Gemm(x, v)
+        [renamed] z = Gemm(x, w, b)
+    }"""
+    assert only(plan_of(float_text=float_text, float_constants={"v": np.ones((3, 5))})).target == "z"
+
+
+def test_only_the_wanted_types_are_mentioned():
+    plan = build_plan(build(FLOAT, w=W, b=B), build(QUANTIZED, **CONSTANTS), ("Conv",))
+    assert plan == Plan((), ())
+
+
+# ---- inputs, weights and biases in other forms ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "x_real = Relu(x)",
+        "x_q = QuantizeLinear(x, x_scale) x_real = DequantizeLinear(x_q, x_scale)",
+        """x_q = QuantizeLinear(x, x_scale, x_zero)
+        dequantized = DequantizeLinear(x_q, x_scale, x_zero)
+        x_real = Relu(dequantized)""",
+    ],
+    ids=["not quantized", "no zero point", "an operator between"],
+)  # fmt: skip
+def test_other_inputs_are_taken_as_floats(nodes: str):
+    start = QUANTIZED.index("x_q ="), QUANTIZED.index("w_real")
+    found = only(plan_of(QUANTIZED[: start[0]] + nodes + " " + QUANTIZED[start[1] :])).input
+    assert (found.tensor, found.scale, found.zero_point) == ("x_real", 1.0, 0)
+
+
+def test_16_bit_inputs_are_taken_as_floats():
+    found = only(plan_of(opset=21, x_zero=np.uint16(7))).input
+    assert (found.tensor, found.scale, found.zero_point) == ("x_real", 1.0, 0)
+
+
+def test_transposed_scaled_per_channel():
+    """transB, alpha and beta; one scale and zero point per output channel."""
+    gemm = "Gemm<transB=1, alpha=0.5, beta=2.0>"
+    quantized = QUANTIZED.replace("Gemm", gemm).replace(
+        "DequantizeLinear(w_quantized, w_scale)", "DequantizeLinear<axis=0>(w_quantized, w_scale, w_zero)"
+    )
+    layer = only(
+        plan_of(
+            quantized,
+            FLOAT.replace("Gemm", gemm),
+            float_constants={"w": W.T},
+            w_quantized=(W.T - [[1], [2], [3], [4]]).clip(-128, 127).astype(np.int8),
+            w_scale=np.ones(4),
+            w_zero=np.array([-1, -2, -3, -4], np.int8),
+        )
+    )
+    assert layer.factor == 0.5
+    assert not layer.weight.transposed
+    np.testing.assert_array_equal(layer.weight.zero_point, [-1, -2, -3, -4])
+    assert layer.weight.qmin == -128  # asymmetric: the whole type
+    np.testing.assert_array_equal(layer.bias.real, 2 * B)
+    np.testing.assert_array_equal(layer.bias.scale, np.full(4, 0.5))
+
+
+def test_minus_128_may_be_used_where_it_was():
+    assert (
+        only(
+            plan_of(w_quantized=np.where(W == 127, 127, np.where(W == -7, -128, W)).astype(np.int8))
+        ).weight.qmin
+        == -128
+    )
+
+
+def test_a_float_bias_stays():
+    bias = only(
+        plan_of(QUANTIZED.replace("b_real = DequantizeLinear(b_quantized, b_scale)", ""), b_real=B)
+    ).bias
+    assert bias.initializer is None
+    np.testing.assert_array_equal(bias.real, B)
+
+
+def test_a_bias_with_a_zero_point_stays():
+    bias = only(
+        plan_of(
+            QUANTIZED.replace("(b_quantized, b_scale)", "(b_quantized, b_scale, b_zero)"),
+            b_quantized=(B + 10).astype(np.uint8), b_scale=1.0, b_zero=np.uint8(10),
+        )
+    ).bias  # fmt: skip
+    assert bias.initializer is None
+    np.testing.assert_array_equal(bias.real, B)
+
+
+@pytest.mark.parametrize("beta", [0.0, None], ids=["beta 0", "none"])
+def test_no_bias(beta: float | None):
+    to = "Gemm(x_real, w_real)" if beta is None else "Gemm<beta=0.0>(x_real, w_real, b_real)"
+    float_to = "Gemm(x, w)" if beta is None else "Gemm<beta=0.0>(x, w, b)"
+    quantized = QUANTIZED.replace("Gemm(x_real, w_real, b_real)", to)
+    assert only(plan_of(quantized, FLOAT.replace("Gemm(x, w, b)", float_to))).bias is None
+
+
+# ---- every reason to leave a layer as it is ---------------------------------------------------------
+
+
+def reason(plan: Plan) -> str:
+    assert plan.layers == ()
+    (skipped,) = plan.skipped
+    assert (skipped.node, skipped.op_type) == ("layer", skipped.op_type)
+    return skipped.reason
+
+
+def test_the_weight_is_computed():
+    quantized = "(float[N,3] x, float[3,4] w_real) => (float[N,4] y) { [layer] y = Gemm(x, w_real) }"
+    assert "computed by the model" in reason(plan_of(quantized))
+
+
+def test_the_weight_is_constant_in_another_form():
+    quantized = QUANTIZED.replace("w_real = Deq", "w_t = Deq").replace(
+        "b_real =", "w_real = Neg(w_t) b_real ="
+    )
+    assert "neither a float32 initializer nor an integer one" in reason(plan_of(quantized))
+
+
+@pytest.mark.parametrize(
+    ("text", "weight"),
+    [
+        ("(float[N,2,5,5] x) => (float[N,3,5,5] y) { [layer] y = ConvTranspose(x, v) }", (2, 3, 1, 1)),
+        ("(float[N,2,5,5,5] x) => (float[N,3,5,5,5] y) { [layer] y = Conv(x, v) }", (3, 2, 1, 1, 1)),
+        ("(float[N,3] x) => (float[N,3] y) { [layer] y = LayerNormalization(x, v) }", (3,)),
+        ("(float[N,3] x) => (float[N] y) { [layer] y = MatMul(x, v) }", (3,)),
+    ],
+)  # fmt: skip
+def test_this_kind_of_layer(text: str, weight: tuple[int, ...]):
+    values = {"v": np.ones(weight)}
+    assert "this kind of layer" in reason(plan_of(text, text, float_constants=values, **values))
+
+
+def test_the_float_model_has_no_such_layer():
+    other = FLOAT.replace("[layer]", "[else]").replace("y", "z").replace("w,", "v,")
+    assert "no such layer" in reason(plan_of(float_text=other, float_constants={"v": W}))
+
+
+def test_the_weight_is_not_quantized():
+    text = QUANTIZED.replace("w_real = DequantizeLinear(w_quantized, w_scale)", "")
+    assert reason(plan_of(text, w_real=W)) == "its weight is not quantized"
+
+
+def test_the_weight_has_16_bits():
+    assert "INT16" in reason(plan_of(opset=21, w_quantized=W.astype(np.int16)))
+
+
+def test_a_stack_of_matrices():
+    text = "(float[2,N,3] x) => (float[2,N,4] y) { [layer] y = MatMul(x, w) }"
+    quantized = "(float[2,N,3] x) => (float[2,N,4] y) { r = DequantizeLinear(v, s) [layer] y = MatMul(x, r) }"
+    stack = np.stack([W, W])
+    found = plan_of(quantized, text, float_constants={"w": stack}, v=stack.astype(np.int8), s=1.0)
+    assert "stack of matrices" in reason(found)
+
+
+def test_trans_a():
+    text = FLOAT.replace("[N,3]", "[3,N]").replace("Gemm", "Gemm<transA=1>")
+    quantized = QUANTIZED.replace("[N,3]", "[3,N]").replace("Gemm", "Gemm<transA=1>")
+    assert "transA" in reason(plan_of(quantized, text))
+
+
+def test_alpha_0():
+    gemm = "Gemm<alpha=0.0>"
+    assert "alpha 0" in reason(plan_of(QUANTIZED.replace("Gemm", gemm), FLOAT.replace("Gemm", gemm)))
+
+
+def test_the_input_is_constant():
+    quantized = QUANTIZED.replace("Gemm(x_real", "Gemm(given").replace(
+        "b_real =", "u = Relu(x_real) b_real ="
+    )
+    assert "its input is constant" in reason(plan_of(quantized, given=np.ones((2, 3))))
+
+
+def test_the_float_output_is_constant():
+    float_text = FLOAT.replace("Gemm(x,", "Gemm(given,").replace("{", "{ z = Relu(x) ")
+    assert "float output is constant" in reason(
+        plan_of(float_text=float_text, float_constants={"given": np.ones((2, 3))})
+    )
+
+
+def test_blockwise_scales():
+    text = QUANTIZED.replace("(w_quantized, w_scale)", "<axis=0, block_size=1>(w_quantized, w_scale)")
+    assert "blockwise" in reason(plan_of(text, opset=21, w_scale=np.ones((3, 4))))
+
+
+def test_scales_along_the_inputs():
+    """A square weight, so that only the axis tells them from scales along the outputs."""
+    square = np.arange(16.0).reshape(4, 4)
+    text = QUANTIZED.replace("(w_quantized, w_scale)", "<axis=0>(w_quantized, w_scale)").replace("N,3", "N,4")
+    found = plan_of(
+        text, FLOAT.replace("N,3", "N,4"), float_constants={"w": square},
+        w_quantized=square.astype(np.int8), w_scale=np.ones(4),
+    )  # fmt: skip
+    assert "neither one constant per tensor nor one per output" in reason(found)
+
+
+def test_a_scale_that_is_computed():
+    text = QUANTIZED.replace("w_real =", "one = ReduceMax<keepdims=0>(x) w_real =").replace(
+        "w_scale)", "one)"
+    )
+    assert "its weight scale is neither" in reason(plan_of(text))
+
+
+def test_another_weight():
+    found = plan_of(w_quantized=np.random.default_rng(0).permuted(W.astype(np.int8)))
+    assert "not near that of the float model" in reason(found)
+
+
+def test_the_bias_is_computed():
+    text = QUANTIZED.replace(
+        "b_real = DequantizeLinear(b_quantized, b_scale)", "b_real = ReduceMean<keepdims=0>(x)"
+    )
+    assert "bias is computed" in reason(plan_of(text))
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (1,), (4, 4)])
+def test_the_quantized_bias_is_not_one_per_output(shape: tuple[int, ...]):
+    bias = np.ones(shape, np.int32)
+    text = QUANTIZED.replace("[N,", "[4,")
+    assert "not one integer per output" in reason(plan_of(text, b_quantized=bias))
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4, 4)])
+def test_the_float_bias_differs_from_row_to_row(shape: tuple[int, ...]):
+    text = QUANTIZED.replace("b_real = DequantizeLinear(b_quantized, b_scale)", "").replace("[N,", "[4,")
+    assert "differs from row to row" in reason(plan_of(text, b_real=np.ones(shape)))
+
+
+SHARED = {
+    "w_quantized": [
+        "(float[N,3] x) => (float[N,4] y, float[3,4] z) {{ {} z = Neg(w_real) }}",
+        "(float[N,3] x) => (float[N,4] y, float[3,4] z) {{ {} z = DequantizeLinear(w_quantized, w_scale) }}",
+    ],
+    "b_quantized": ["(float[N,3] x) => (float[N,4] y, float[4] z) {{ {} z = Neg(b_real) }}"],
+}
+
+
+@pytest.mark.parametrize(
+    ("initializer", "text"), [(name, text) for name, texts in SHARED.items() for text in texts]
+)
+def test_an_initializer_that_another_node_reads(initializer: str, text: str):
+    """Whatever that node is: its result must not change."""
+    nodes = QUANTIZED[QUANTIZED.index("{") + 1 : -1]
+    assert f"{initializer!r} serves several nodes" in reason(plan_of(text.format(nodes)))
+
+
+def test_layers_that_share_a_weight_are_all_left_in_graph_order():
+    float_text = """(float[N,4] x) => (float[N,4] y) {
+        [first] s = MatMul(x, w) [middle] t = MatMul(s, v) [last] y = MatMul(t, w)
+    }"""
+    quantized = """(float[N,4] x) => (float[N,4] y) {
+        w_real = DequantizeLinear(w_quantized, w_scale)
+        v_real = DequantizeLinear(v_quantized, w_scale)
+        [first] s = MatMul(x, w_real) [middle] t = MatMul(s, v_real) [last] y = MatMul(t, w_real)
+    }"""
+    square = np.arange(16.0).reshape(4, 4)
+    plan = plan_of(
+        quantized, float_text, float_constants={"w": square, "v": square},
+        w_quantized=square.astype(np.int8), v_quantized=square.astype(np.int8),
+    )  # fmt: skip
+    assert [layer.node for layer in plan.layers] == ["middle"]
+    assert [layer.node for layer in plan.skipped] == ["first", "last"]
+
+
+def test_neither_model_is_changed():
+    float_model, quantized = build(FLOAT, w=W, b=B), build(QUANTIZED, **CONSTANTS)
+    before = float_model.SerializeToString(), quantized.SerializeToString()
+    build_plan(float_model, quantized, ALL_TYPES)
+    assert (float_model.SerializeToString(), quantized.SerializeToString()) == before

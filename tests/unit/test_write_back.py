@@ -1,0 +1,79 @@
+"""Integers written into a model: their values change, nothing else does."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from small_models import build
+
+from quark.onnx.graph.write_back import write_integers
+
+TYPES = [np.int8, np.uint8, np.int32]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3), (4, 1, 3, 3)])
+def test_type_name_and_shape_stay(dtype: type, shape: tuple[int, ...]):
+    info = np.iinfo(dtype)
+    tensor = numpy_helper.from_array(np.full(shape, 1, dtype), "weight")
+    values = np.random.default_rng(0).integers(info.min, info.max, shape, np.int64, endpoint=True)
+    write_integers(tensor, values.astype(np.int32).reshape(-1))
+    written = numpy_helper.to_array(tensor)
+    assert (tensor.name, written.dtype, written.shape) == ("weight", dtype, shape)
+    np.testing.assert_array_equal(written, values)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_the_ends_of_the_type_fit(dtype: type):
+    info = np.iinfo(dtype)
+    tensor = numpy_helper.from_array(np.zeros(2, dtype), "weight")
+    write_integers(tensor, np.array([info.min, info.max], np.int32))
+    np.testing.assert_array_equal(numpy_helper.to_array(tensor), [info.min, info.max])
+
+
+def test_a_transposed_view_is_written_in_its_own_order():
+    tensor = numpy_helper.from_array(np.zeros((3, 2), np.int8), "weight")
+    rows = np.arange(6, dtype=np.int32).reshape(2, 3)
+    write_integers(tensor, rows.T)
+    np.testing.assert_array_equal(numpy_helper.to_array(tensor), rows.T)
+
+
+def test_values_stored_in_typed_fields_are_replaced():
+    """Not every tool writes raw_data."""
+    tensor = onnx.helper.make_tensor("weight", onnx.TensorProto.INT8, [3], [1, 2, 3])
+    write_integers(tensor, np.array([4, 5, 6], np.int32))
+    np.testing.assert_array_equal(numpy_helper.to_array(tensor), [4, 5, 6])
+
+
+def test_the_model_around_it_stays():
+    model = build(
+        "(float[N,2] x) => (float[N,2] y) { r = DequantizeLinear(w, s) y = MatMul(x, r) }",
+        w=np.ones((2, 2), np.int8),
+        s=0.5,
+    )
+    before = onnx.ModelProto()
+    before.CopyFrom(model)
+    write_integers(model.graph.initializer[0], np.array([1, 1, 1, 1], np.int32))
+    assert model == before
+    write_integers(model.graph.initializer[0], np.array([1, 1, 1, 2], np.int32))
+    assert model != before
+    before.graph.initializer[0].CopyFrom(model.graph.initializer[0])
+    assert model == before
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1, 2], r"weight: 2 values for shape \(3,\)"),
+        ([1, 2, 3, 4], "4 values"),
+        ([0, 0, 128], "weight: values outside int8"),
+        ([-129, 0, 0], "values outside int8"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_the_tensor(values: list[int], message: str):
+    tensor = numpy_helper.from_array(np.array([7, 8, 9], np.int8), "weight")
+    with pytest.raises(ValueError, match=message):
+        write_integers(tensor, np.array(values, np.int32))
+    np.testing.assert_array_equal(numpy_helper.to_array(tensor), [7, 8, 9])
