@@ -1,4 +1,4 @@
-"""What all tests share: `import small_models` works, and nothing that a test logs or draws reaches a terminal."""
+"""All tests can `import small_models`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Small seeded float models, their data, and readers, for the tests of the public API.
 
-The output channels of their weights have very different ranges, so that 8 bits per tensor lose much of the small ones:
-finetune has something to win.
+The output channels of their weights have very different ranges, so that 8 bits per tensor lose much of the
+small ones: finetune has something to win.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Reader:
 
 
 def build(text: str, *, opset: int = 17, **constants: np.ndarray | float) -> onnx.ModelProto:
-    """A model from ONNX's text form; `[name]` before a node names it. Constants of float type become float32."""
+    """A model from ONNX's text form; `[name]` before a node names it. Float constants become float32."""
     model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}]> g {text}')
     for name, value in constants.items():
         array = np.asarray(value)
@@ -202,7 +202,13 @@ def embedding(*, seed: int = 4) -> onnx.ModelProto:
     )  # fmt: skip
 
 
-MODELS = {"separable": separable_cnn, "residual": residual_cnn, "mlp": mlp, "conv1d": conv1d, "embedding": embedding}
+MODELS = {
+    "separable": separable_cnn,
+    "residual": residual_cnn,
+    "mlp": mlp,
+    "conv1d": conv1d,
+    "embedding": embedding,
+}
 
 
 def samples(model: onnx.ModelProto, count: int, *, seed: int = 0) -> Arrays:
@@ -221,7 +227,7 @@ def samples(model: onnx.ModelProto, count: int, *, seed: int = 0) -> Arrays:
 
 
 def run(model: onnx.ModelProto | str, arrays: Arrays, *, optimise: bool = False) -> list[np.ndarray]:
-    """All outputs; with onnxruntime's graph optimisation off, which is what the model defines, unless asked for."""
+    """All outputs; without onnxruntime's graph optimisation, as the model defines them, unless it is asked for."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     if not optimise:

@@ -44,6 +44,7 @@ uint64_t qk_value_range_count(const qk_value_range *r) { return r->count; }
 /* Doubles the bin width until `largest` fits: pairs of bins merge. */
 static void widen(qk_value_range *r, float largest) {
     int exponent = 0;
+    if (largest == 0) return; /* zeros are in bin 0 whatever the width */
     frexpf(largest / (float)r->bins, &exponent); /* largest / bins < 2^exponent */
     if (exponent < -120) exponent = -120; /* keeps the inverse width finite */
     if (!r->has_width) {

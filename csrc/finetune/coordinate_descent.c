@@ -6,14 +6,14 @@
 #include "kernels/kernels.h"
 
 /* One pass over a block of columns of one row. residual: w G - c of these columns, kept up to date within the block;
- * moved: the change of w. Returns whether anything moved. */
-static bool descend_columns(qk_integer_rows *rows, int64_t i, int64_t begin, int64_t end, const double *gram,
+ * moved: the change of w. Returns how many weights moved. */
+static int64_t descend_columns(qk_integer_rows *rows, int64_t i, int64_t begin, int64_t end, const double *gram,
                             const double *residual, double *moved) {
     const qk_kernels *kernels = qk_kernels_get();
     const int64_t K = rows->inputs, n = end - begin;
     const double scale = rows->scale[i];
     double local[QK_COLUMN_BLOCK];
-    bool any = false;
+    int64_t count = 0;
     memcpy(local, residual + i * K + begin, (size_t)n * sizeof *local);
     for (int64_t j = begin; j < end; j++) {
         const int64_t at = i * K + j;
@@ -27,10 +27,26 @@ static bool descend_columns(qk_integer_rows *rows, int64_t i, int64_t begin, int
         rows->q[at] = (int32_t)q;
         rows->w[at] = scale * (q - rows->zp[i]);
         moved[at] = step;
-        any = true;
+        count++;
         kernels->axpy(local, step, gram + j * K + begin, (size_t)n);
     }
-    return any;
+    return count;
+}
+
+/* residual += moved G for a block of columns: one product when much has moved, a line at a time when little has. */
+static void update_residual(double *residual, const qk_integer_rows *rows, const double *moved, const double *gram,
+                            int64_t begin, int64_t end, int64_t moves) {
+    enum { PRODUCT_IS_FASTER = 16 }; /* times, per operation */
+    const int64_t K = rows->inputs, m = rows->count;
+    if (moves * PRODUCT_IS_FASTER > m * (end - begin)) {
+        qk_dgemm(residual, moved + begin, gram + begin * K,
+                 (qk_gemm_shape){.m = m, .n = K, .k = end - begin, .lda = K, .ldb = K, .ldc = K, .accumulate = true});
+        return;
+    }
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = begin; j < end; j++)
+            if (moved[i * K + j] != 0)
+                qk_kernels_get()->axpy(residual + i * K, moved[i * K + j], gram + j * K, (size_t)K);
 }
 
 void qk_coordinate_descent(qk_integer_rows *rows, const double *gram, const double *cross, int max_sweeps,
@@ -44,14 +60,11 @@ void qk_coordinate_descent(qk_integer_rows *rows, const double *gram, const doub
         bool any = false;
         for (int64_t begin = 0; begin < K; begin += QK_COLUMN_BLOCK) {
             const int64_t end = begin + QK_COLUMN_BLOCK < K ? begin + QK_COLUMN_BLOCK : K;
-            bool moved_here = false;
-            for (int64_t i = 0; i < m; i++)
-                moved_here |= descend_columns(rows, i, begin, end, gram, residual, moved);
-            if (!moved_here) continue;
+            int64_t moves = 0;
+            for (int64_t i = 0; i < m; i++) moves += descend_columns(rows, i, begin, end, gram, residual, moved);
+            if (moves == 0) continue;
             any = true;
-            qk_dgemm(residual, moved + begin, gram + begin * K,
-                     (qk_gemm_shape){.m = m, .n = K, .k = end - begin, .lda = K, .ldb = K, .ldc = K,
-                                     .accumulate = true});
+            update_residual(residual, rows, moved, gram, begin, end, moves);
         }
         if (!any) break;
     }

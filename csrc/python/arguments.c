@@ -13,8 +13,8 @@ PyArrayObject *qk_array(PyObject *object, const char *name, int numpy_type, npy_
         Py_XDECREF(wanted);
         return NULL;
     }
-    if (!PyArray_IS_C_CONTIGUOUS(array) || !PyArray_ISALIGNED(array)) {
-        PyErr_Format(PyExc_ValueError, "%s: a C-contiguous, aligned array is needed", name);
+    if (!PyArray_ISCARRAY_RO(array)) {
+        PyErr_Format(PyExc_ValueError, "%s: a C-contiguous, aligned array in native byte order is needed", name);
         return NULL;
     }
     if (PyArray_SIZE(array) != count) {
@@ -37,8 +37,8 @@ bool qk_tensor_from(PyObject *object, const char *name, qk_affine affine, qk_ten
                      (PyObject *)PyArray_DESCR(array));
         return false;
     }
-    if (ndim < 1 || ndim > QK_MAX_DIMS || !PyArray_IS_C_CONTIGUOUS(array) || !PyArray_ISALIGNED(array)) {
-        PyErr_Format(PyExc_ValueError, "%s: a C-contiguous array of 1 to %d dimensions is needed", name, QK_MAX_DIMS);
+    if (ndim < 1 || ndim > QK_MAX_DIMS || !PyArray_ISCARRAY_RO(array)) {
+        PyErr_Format(PyExc_ValueError, "%s: a C-contiguous array of 1 to %d dimensions in native byte order is needed", name, QK_MAX_DIMS);
         return false;
     }
     *tensor = (qk_tensor){.data = PyArray_DATA(array), .ndim = ndim, .affine = affine,

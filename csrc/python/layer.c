@@ -13,6 +13,11 @@ static bool parse_geometry(PyObject *conv, qk_geometry *g) {
     if (conv == Py_None) return true;
     PyObject *kernel, *stride, *dilation, *pads;
     int auto_pad;
+    if (!PyTuple_Check(conv)) {
+        PyErr_Format(PyExc_TypeError, "conv: a tuple (kernel, strides, dilations, pads, auto_pad) is needed, not %s",
+                     Py_TYPE(conv)->tp_name);
+        return false;
+    }
     if (!PyArg_ParseTuple(conv, "OOOOi;conv: (kernel, strides, dilations, pads, auto_pad) is needed", &kernel, &stride,
                           &dilation, &pads, &auto_pad))
         return false;

@@ -113,7 +113,7 @@ class _Exposed:
         self._names = self._names or [output.name for output in model.graph.output]  # data is tried in any case
         del exposed.graph.output[:]
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names)
-        self._session = session(exposed, threads=threads, optimise=False)
+        self._session = session(exposed, threads=threads, optimise=True)
 
     def __call__(self, batch: Batch) -> dict[str, NDArray[np.generic]]:
         try:

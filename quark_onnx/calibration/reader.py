@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 Batch = dict[str, NDArray[np.generic]]
-_MERGED_BYTES = 2 << 20  # of a merged batch's inputs: enough to keep onnxruntime busy, little enough for the cache
+_MERGED_BYTES = 1 << 20  # of a merged batch's inputs: enough to keep onnxruntime busy, little enough for the cache
 _MERGED_SAMPLES = 64
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from pathlib import Path
 from types import TracebackType
@@ -61,7 +62,7 @@ class MemoryStore(BatchStore):
 class FileStore(BatchStore):
     """Memory level 2: one file per array in a new folder under `cache_dir` (default: the system's temporary folder)."""
 
-    def __init__(self, cache_dir: str | None) -> None:
+    def __init__(self, cache_dir: str | os.PathLike[str] | None) -> None:
         try:
             if cache_dir is not None:
                 Path(cache_dir).mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,7 @@ class FileStore(BatchStore):
                 prefix="quark_onnx_", dir=cache_dir, ignore_cleanup_errors=True
             )
         except OSError as error:
-            where = "the system's temporary folder" if cache_dir is None else f"cache_dir {cache_dir!r}"
+            where = "the system's temporary folder" if cache_dir is None else f"cache_dir {os.fspath(cache_dir)!r}"
             raise OSError(error.errno, f"{where} cannot hold files: {error.strerror}") from error
         self._paths: dict[Key, Path] = {}
         self._count = 0

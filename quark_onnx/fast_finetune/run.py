@@ -75,7 +75,8 @@ def finetune_layers(
         FinetuneError: onnxruntime cannot run a segment of a graph.
     """
     pool = _core.ThreadPool(threads)
-    float_walk = Walk("float", float_model, [[layer.target] for layer in plan.layers], samples.store, threads=threads)
+    targets = [[layer.target] for layer in plan.layers]
+    float_walk = Walk("float", float_model, targets, samples.store, threads=threads, optimise=True)
     quantized_walk = Walk(
         "quantized", quantized, [[layer.input.tensor] for layer in plan.layers], samples.store, threads=threads
     )
@@ -85,20 +86,20 @@ def finetune_layers(
             walk.put_inputs(batch, {name: inputs[name] for name in walk.dataflow.inputs})
         samples.drop(batch)
     initializers = {t.name: t for t in quantized.graph.initializer}
-    targets = _FloatTargets(float_walk, plan, samples.batches, ahead=float_first)
+    float_targets = _FloatTargets(float_walk, plan, samples.batches, ahead=float_first)
     reports = []
     for index, layer in enumerate(plan.layers):
         started = time.perf_counter()
         core = _core_layer(layer, samples.samples, settings)
-        targets.start(index)
+        float_targets.start(index)
         step = quantized_walk.advance()
         problem = ""
         for batch in range(samples.batches):
-            y = targets.get(index, batch)
+            y = float_targets.get(index, batch)
             x = step.run(batch)[layer.input.tensor]
             if not problem:
                 problem = _feed(core, x, y, layer, pool)
-        targets.finish(index)
+        float_targets.finish(index)
         report = _solve(core, layer, settings, initializers, pool, problem, started)
         reports.append(report)
         on_layer(report)

@@ -69,7 +69,7 @@ class Step:
         """A session of the segment with the present initializers."""
         types = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feed.items()}
         model = self._walk.dataflow.segment_model(self._segment, types)
-        return session(model, threads=self._walk.threads, optimise=False)
+        return session(model, threads=self._walk.threads, optimise=self._walk.optimise)
 
 
 class Walk:
@@ -78,16 +78,25 @@ class Walk:
     Args:
         name: of the graph, in the store's keys.
         stops: the tensors wanted at each step, in the order in which they will be asked for.
-        batches: the number of batches; their model inputs are put into the store by `put_inputs`.
+        optimise: run segments with onnxruntime's default graph optimisation. Off for a quantized graph, where it could
+            change what Q/DQ mean.
     """
 
     def __init__(
-        self, name: str, model: onnx.ModelProto, stops: Iterable[Iterable[str]], store: BatchStore, *, threads: int
+        self,
+        name: str,
+        model: onnx.ModelProto,
+        stops: Iterable[Iterable[str]],
+        store: BatchStore,
+        *,
+        threads: int,
+        optimise: bool = False,
     ) -> None:
         self.name = name
         self.dataflow = Dataflow(model)
         self.store = store
         self.threads = threads
+        self.optimise = optimise
         self._stops = [tuple(s) for s in stops]
         self._frontiers: dict[int, frozenset[str]] = {}
         self._live: frozenset[str] = frozenset()

@@ -27,7 +27,9 @@ from quark.onnx import (
 
 LAYERS = {
     "default": QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()),
-    "weights by minimum and maximum": QLayerConfig(UInt8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax)),
+    "weights by minimum and maximum": QLayerConfig(
+        UInt8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax)
+    ),
     "symmetric activations": QLayerConfig(Int8Spec(), weight=Int8Spec()),
     "per channel": QLayerConfig(UInt8Spec(), weight=Int8Spec(quant_granularity=QuantGranularity.Channel)),
     "unsigned weights": QLayerConfig(UInt8Spec(calibration_method=CalibMethod.MinMax), weight=UInt8Spec()),

@@ -1,4 +1,4 @@
-"""finetune(): models that onnxruntime's quantize_static made keep their scales and structure, and get better."""
+"""finetune(): models that onnxruntime's quantize_static made get better, scales and structure as they are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from small_models import (
     MODELS,
-    Arrays,
     Reader,
     Weights,
     build,
@@ -56,7 +55,11 @@ def quantized_by_onnxruntime(model: onnx.ModelProto, folder: Path, **options: ob
 
 
 def tuned_and_report(
-    float_model: onnx.ModelProto, quantized: onnx.ModelProto, config: AdaRoundConfig | None = None, *, count: int = 120
+    float_model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    config: AdaRoundConfig | None = None,
+    *,
+    count: int = 120,
 ) -> tuple[onnx.ModelProto, Report]:
     before = quantized.SerializeToString(), float_model.SerializeToString()
     result = finetune(
@@ -72,7 +75,11 @@ def changed(before: onnx.ModelProto, after: onnx.ModelProto) -> set[str]:
     names = set()
     for a, b in zip(before.graph.initializer, after.graph.initializer, strict=True):
         if a != b:
-            assert a.data_type == b.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32)
+            assert (
+                a.data_type
+                == b.data_type
+                in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32)
+            )
             assert (a.name, a.dims) == (b.name, b.dims)
             assert not a.name.endswith("zero_point")
             names.add(a.name)
@@ -82,7 +89,9 @@ def changed(before: onnx.ModelProto, after: onnx.ModelProto) -> set[str]:
 @pytest.mark.parametrize("config", [AdaRoundConfig(), AdaQuantConfig()], ids=["adaround", "adaquant"])
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per tensor", "per channel"])
 @pytest.mark.parametrize("name", MODELS)
-def test_what_onnxruntime_quantized(name: str, per_channel: bool, config: AdaRoundConfig, tmp_path: Path) -> None:
+def test_what_onnxruntime_quantized(
+    name: str, per_channel: bool, config: AdaRoundConfig, tmp_path: Path
+) -> None:
     model = MODELS[name]()
     static = quantized_by_onnxruntime(model, tmp_path, per_channel=per_channel)
     tuned, report = tuned_and_report(model, static, config)
@@ -103,13 +112,19 @@ def test_what_onnxruntime_quantized(name: str, per_channel: bool, config: AdaRou
         {"extra_options": {"AddQDQPairToWeight": True}},
         {"op_types_to_quantize": ["Conv"]},
     ],
-    ids=["int8 activations", "uint8 weights", "a Q/DQ pair for each reader", "float weights before Q", "Conv only"],
+    ids=[
+        "int8 activations",
+        "uint8 weights",
+        "a Q/DQ pair for each reader",
+        "float weights before Q",
+        "Conv only",
+    ],
 )
 def test_other_ways_to_quantize(options: dict[str, object], tmp_path: Path) -> None:
     model = separable_cnn()
     static = quantized_by_onnxruntime(model, tmp_path, **options)
     if "AddQDQPairToWeight" in options.get("extra_options", {}):
-        with pytest.raises(ModelError, match="no layer can be finetuned: stem .*: its weight is neither"):
+        with pytest.raises(ModelError, match=r"no layer can be finetuned: stem .*: its weight is neither"):
             tuned_and_report(model, static)
         return
     tuned, report = tuned_and_report(model, static)
@@ -197,7 +212,8 @@ def test_a_layer_whose_data_does_not_fit_is_reported(tmp_path: Path) -> None:
         [third] y = Conv(t4, third_w, third_b)
     }}"""
     weights = {
-        "first_w": w.conv(4, 3, 3, 3), "first_b": w.bias(4), "second_w": w.conv(4, 4, 3, 3), "second_b": w.bias(4),
+        "first_w": w.conv(4, 3, 3, 3), "first_b": w.bias(4),
+        "second_w": w.conv(4, 4, 3, 3), "second_b": w.bias(4),
         "third_w": w.conv(4, 4, 1, 1), "third_b": w.bias(4),
     }  # fmt: skip
     other = build(text.format(stride=1), **weights)
@@ -226,7 +242,7 @@ def test_a_quantized_model_that_onnxruntime_refuses(tmp_path: Path) -> None:
     model = separable_cnn()
     static = quantized_by_onnxruntime(model, tmp_path)
     next(node for node in static.graph.node if node.name == "flat").op_type = "Flatten7"
-    with pytest.raises(ModelError, match="the quantized model is invalid: .*Flatten7"):
+    with pytest.raises(ModelError, match=r"the quantized model is invalid: .*Flatten7"):
         tuned_and_report(model, static, count=12)
 
 
@@ -244,7 +260,9 @@ def test_a_layer_that_is_skipped_is_named(tmp_path: Path) -> None:
         "pw1": "its weight is not near that of the float model: was another float model quantized?"
     }
     assert len(report.layers) == 5
-    np.testing.assert_array_equal(initializers(tuned)["pw1_w_quantized"], initializers(static)["pw1_w_quantized"])
+    np.testing.assert_array_equal(
+        initializers(tuned)["pw1_w_quantized"], initializers(static)["pw1_w_quantized"]
+    )
     assert "pw1 (Conv)" in str(report)
 
 
@@ -273,7 +291,9 @@ def test_a_whole_configuration_is_taken_too(tmp_path: Path) -> None:
     model = separable_cnn()
     static = quantized_by_onnxruntime(model, tmp_path)
     config = QConfig(
-        QLayerConfig(UInt8Spec(), weight=Int8Spec()), algo_config=[AdaRoundConfig()], extra_options={"NumThreads": 1}
+        QLayerConfig(UInt8Spec(), weight=Int8Spec()),
+        algo_config=[AdaRoundConfig()],
+        extra_options={"NumThreads": 1},
     )
     alone, _ = tuned_and_report(model, static, count=40)
     assert tuned_and_report(model, static, config, count=40)[0] == alone
@@ -288,5 +308,3 @@ def test_own_models_can_be_finetuned_later() -> None:
         model, None, Reader(samples(model, 40))
     )
     assert tuned_and_report(model, plain, count=40)[0] == at_once
-
-

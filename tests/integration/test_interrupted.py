@@ -72,7 +72,7 @@ def finetune(place: Place, *, level: int) -> None:
 
 
 def stop_after(steps: int, title: str, error: BaseException, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Have the progress display raise at one step of one phase, as Ctrl-C would; the titles that it showed."""
+    """Have the progress display raise at one step of one phase, as Ctrl-C would; the notes that it showed."""
     advance, shown = PhaseProgress.advance, list[str]()
 
     def interrupted(self: PhaseProgress, done: int = 1, note: str = "") -> None:
@@ -86,7 +86,9 @@ def stop_after(steps: int, title: str, error: BaseException, monkeypatch: pytest
     return shown
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("anything else")], ids=["ctrl-c", "error"])
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), RuntimeError("anything else")], ids=["ctrl-c", "error"]
+)
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("layer", range(1, 7))
 def test_at_every_layer(

@@ -11,12 +11,22 @@ import pytest
 from small_models import MODELS, Reader, residual_cnn, samples, separable_cnn
 
 import quark.onnx
-from quark.onnx import AdaQuantConfig, AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec
+from quark.onnx import (
+    AdaQuantConfig,
+    AdaRoundConfig,
+    Int8Spec,
+    ModelQuantizer,
+    QConfig,
+    QLayerConfig,
+    UInt8Spec,
+)
 
 LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec())
 
 
-def quantize(model: onnx.ModelProto, algorithm: AdaRoundConfig, *, threads: int = 1, count: int = 40) -> bytes:
+def quantize(
+    model: onnx.ModelProto, algorithm: AdaRoundConfig, *, threads: int = 1, count: int = 40
+) -> bytes:
     config = QConfig(LAYER, algo_config=[algorithm], extra_options={"NumThreads": threads})
     quantizer = ModelQuantizer(config)
     quantized = quantizer.quantize_model(model, None, Reader(samples(model, count)))
@@ -111,11 +121,14 @@ def test_level_two_uses_the_temporary_folder_without_cache_dir(temporary_folder:
     assert os.listdir(temporary_folder) == []
 
 
+@pytest.mark.usefixtures("temporary_folder")
 @pytest.mark.parametrize("level", [0, 1])
-def test_other_levels_write_no_file(level: int, tmp_path: Path, temporary_folder: Path) -> None:
+def test_other_levels_write_no_file(level: int, tmp_path: Path) -> None:
     model = separable_cnn()
     reader = Watching(model, tmp_path)
-    config = QConfig(LAYER, algo_config=[AdaRoundConfig(mem_opt_level=level, cache_dir=str(tmp_path / "cache"))])
+    config = QConfig(
+        LAYER, algo_config=[AdaRoundConfig(mem_opt_level=level, cache_dir=str(tmp_path / "cache"))]
+    )
     ModelQuantizer(config).quantize_model(model, None, reader)
     assert reader.seen == {"temporary"}
     assert os.listdir(tmp_path) == ["temporary"]

@@ -1,4 +1,4 @@
-"""What is shown while it runs: a bar in a terminal, log lines elsewhere, and never anything on standard output."""
+"""What is shown while it runs: a bar in a terminal, log lines elsewhere, nothing on standard output."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 @pytest.fixture
 def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "Console", lambda *, stderr: Console(file=io.StringIO(), force_terminal=False))
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=io.StringIO(), force_terminal=False))
 
 
 @pytest.mark.usefixtures("no_terminal")
@@ -86,12 +86,14 @@ def test_a_bar_ends_with_an_error(terminal: io.StringIO) -> None:
         def get_next(self) -> Arrays | None:
             raise KeyboardInterrupt
 
-    threads = threading.active_count()
+    threads = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         quantize(Failing(samples(separable_cnn(), 4)))
     assert "\x1b[?25l" in terminal.getvalue()
     assert "\x1b[?25h" in terminal.getvalue().rpartition("\x1b[?25l")[2], "the cursor is back"
-    assert threading.active_count() == threads
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(timeout=10)
+        assert not thread.is_alive(), thread
 
 
 @pytest.mark.parametrize("kind", ["terminal", "no_terminal"])
@@ -164,14 +166,12 @@ def test_a_run_in_a_terminal() -> None:
     assert b"6/6" in drawn
 
 
-
-
 def test_a_notebook_that_cannot_draw_gets_lines(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     """rich draws in notebooks with ipywidgets, and warns at every refresh without."""
-    monkeypatch.setattr(progress, "Console", lambda *, stderr: Console(file=io.StringIO(), force_jupyter=True))
-    monkeypatch.setattr(progress, "find_spec", lambda name: None)
+    monkeypatch.setattr(progress, "Console", lambda **_: Console(file=io.StringIO(), force_jupyter=True))
+    monkeypatch.setattr(progress, "find_spec", lambda _: None)
     caplog.set_level(logging.INFO, "quark.onnx")
     quantize()
     assert any("Finetuning layers: 6 done" in line for line in caplog.messages)

@@ -246,14 +246,27 @@ def test_the_printed_table() -> None:
         (line,) = [line for line in text.splitlines() if f" {layer.name} " in line]
         after = [10 * math.log10(p / e) for p, e in zip(layer.power, layer.after, strict=True)]
         assert f"{after[0]:.1f} | {after[1]:.1f}" in line
-    for part in ("L2", "SQNR", "agreement", "8 held-out samples", "40 calibration samples", "peak memory", "finetune"):
+    for part in (
+        "L2",
+        "SQNR",
+        "agreement",
+        "8 held-out samples",
+        "40 calibration samples",
+        "peak memory",
+        "finetune",
+    ):
         assert part in text
     assert "learning_rate=0.2 has no effect" in text
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_iterations": 10}, {"learning_rate": 0.5}, {"early_stop": True, "batch_size": 4}, {"beta_range": (10, 1)}],
+    [
+        {"num_iterations": 10},
+        {"learning_rate": 0.5},
+        {"early_stop": True, "batch_size": 4},
+        {"beta_range": (10, 1)},
+    ],
     ids=lambda options: next(iter(options)),
 )
 def test_options_without_effect_are_named(
@@ -261,7 +274,9 @@ def test_options_without_effect_are_named(
 ) -> None:
     _, report = quantized_and_report(separable_cnn(), AdaRoundConfig(**options), count=12)
     assert len(report.ignored) == len(options)
-    for name, line in zip(options, sorted(report.ignored, key=lambda line: list(options).index(line.split("=")[0])), strict=True):
+    for name, line in zip(
+        options, sorted(report.ignored, key=lambda line: list(options).index(line.split("=")[0])), strict=True
+    ):
         assert line.startswith(f"{name}=")
         assert "has no effect" in line
         assert line in caplog.messages

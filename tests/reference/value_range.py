@@ -8,8 +8,8 @@ import numpy as np
 
 
 def bin_width(x: np.ndarray, bins: int) -> float:
-    """The least power of two above max |x| / bins."""
-    return 2.0 ** math.frexp(float(np.abs(x).max()) / bins)[1]
+    """The least power of two above max |x| / bins, but not below 2^-120."""
+    return 2.0 ** max(-120, math.frexp(float(np.abs(x).max()) / bins)[1])
 
 
 def histogram_percentile(x: np.ndarray, percentile: float, bins: int) -> float:

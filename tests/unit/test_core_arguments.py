@@ -60,14 +60,11 @@ def test_sizes_that_make_no_sense(name: str):
         BAD_LAYERS[name]()
 
 
-NOT_A_TUPLE = pytest.mark.xfail(reason="csrc: a conv that is no tuple is a SystemError", strict=True)
-
-
 @pytest.mark.parametrize(
     "conv",
     [
-        pytest.param(3, marks=NOT_A_TUPLE),
-        pytest.param(list(CONV), marks=NOT_A_TUPLE),
+        3,
+        list(CONV),
         (1, 2),
         ((3,), (1,), (1,), "ab", 0),
         (("a",), (1,), (1,), (0, 0), 0),
@@ -117,7 +114,6 @@ def test_arrays_that_cannot_be_fed(name: str):
         make().feed(x, y, POOL)
 
 
-@pytest.mark.xfail(reason="csrc: the byte order of arrays is not looked at", strict=True)
 def test_foreign_byte_order_is_refused():
     with pytest.raises((TypeError, ValueError)):
         _core.fake_quant(ones(3).astype(np.dtype(np.float32).newbyteorder()), 1.0, 0, 0, 255)
@@ -196,7 +192,7 @@ def test_arrays_that_least_squares_refuses(name: str):
         dtype = np.int32 if name in ("weight_q", "weight_zero_point") else np.float32
         with pytest.raises(ValueError, match=f"{name}: [62] elements are needed, not 5"):
             solve(**{name: ones(5, dtype=dtype)})
-        with pytest.raises(ValueError, match=f"{name}: a C-contiguous, aligned array is needed"):
+        with pytest.raises(ValueError, match=f"{name}: a C-contiguous, aligned array in native"):
             solve(**{name: ones(12, dtype=dtype)[::2]})
 
 

@@ -47,7 +47,6 @@ def test_the_cut_into_batches_does_not_matter(x: np.ndarray, cuts: list[int]):
     assert [found.percentile(0, p) for p in PERCENTILES] == [whole.percentile(0, p) for p in PERCENTILES]
 
 
-@pytest.mark.xfail(reason="csrc: a first batch of zeros fixes the bin width at 1", strict=True)
 def test_a_first_batch_of_zeros_does_not_matter():
     zeros, x = np.zeros(10, np.float32), np.linspace(0, 0.01, 90, dtype=np.float32)
     found, whole = ranges_of([zeros, x]), ranges_of([np.concatenate([zeros, x])])
