@@ -77,9 +77,7 @@ class Comparison:
         for samples in _LAZY_SAMPLES:
             self._console.print(f"memory level 2, {samples} samples made on the fly", style="dim")
             output = self._models / f"lazy-{samples}.onnx"
-            done = self._ours(
-                Row(case=case, samples=samples), output, "--random-data", "--mem-opt-level", "2"
-            )
+            done = self._ours(Row(case=case, samples=samples), output, "--random-data", "--mem-opt-level", "2")
             model_checks.check_runs(output)
             peaks[samples] = {key: done[key] for key in ("peak_rss_mib", "growth_mib", "wall_s")}
         few, many = (peaks[samples]["peak_rss_mib"] for samples in _LAZY_SAMPLES)
@@ -141,21 +139,13 @@ def _selected(a: argparse.Namespace) -> list[Row]:
 
 def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument(
-        "--peer-python", type=Path, help="interpreter of an environment with amd-quark 0.13 and torch"
-    )
-    p.add_argument(
-        "--peer-json", type=Path, help="JSON of an earlier run, whose results of amd-quark are used again"
-    )
+    p.add_argument("--peer-python", type=Path, help="interpreter of an environment with amd-quark 0.13 and torch")
+    p.add_argument("--peer-json", type=Path, help="JSON of an earlier run, whose results of amd-quark are used again")
     p.add_argument(
         "--peer-only", action="store_true", help="run amd-quark for the rows and stop: a file for --peer-json"
     )
-    p.add_argument(
-        "--tools", type=Path, default=HERE.parent.parent / "shared/tools", help="folder with peer_quark.py"
-    )
-    p.add_argument(
-        "--rows", nargs="+", choices=[row.name for row in ROWS], metavar="ROW", help="only these rows"
-    )
+    p.add_argument("--tools", type=Path, default=HERE.parent.parent / "shared/tools", help="folder with peer_quark.py")
+    p.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], metavar="ROW", help="only these rows")
     p.add_argument(
         "--cases",
         nargs="+",
@@ -185,9 +175,7 @@ def main() -> int:
 def _run(a: argparse.Namespace, models: Path) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     tools = a.tools.resolve()
-    peer = Peer(
-        python=a.peer_python and a.peer_python.absolute(), tools=tools, models=models, earlier=a.peer_json
-    )
+    peer = Peer(python=a.peer_python and a.peer_python.absolute(), tools=tools, models=models, earlier=a.peer_json)
     comparison = Comparison(tools=tools, models=models, peer=peer, console=console)
     report: dict[str, Any] = {"machine": describe_machine(), "rows": [], "failed": {}, "peers": peer.results}
 

@@ -75,9 +75,7 @@ def layer_sizes(model: onnx.ModelProto, input_shape: tuple[int, ...]) -> list[La
     return [
         _layer_size(node, shape(node.input[1]), shape(node.output[0]))
         for node in graph.node
-        if node.op_type in ("Conv", "Gemm", "MatMul")
-        and node.input[1] in constants
-        and len(shape(node.input[1])) > 1
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in constants and len(shape(node.input[1])) > 1
     ]
 
 
@@ -85,9 +83,7 @@ def _layer_size(node: onnx.NodeProto, weight: tuple[int, ...], output: tuple[int
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "Conv":
         groups = attributes.get("group", 1)
-        return LayerSize(
-            node.name, math.prod(output) // output[1], math.prod(weight[1:]), weight[0] // groups, groups
-        )
+        return LayerSize(node.name, math.prod(output) // output[1], math.prod(weight[1:]), weight[0] // groups, groups)
     if node.op_type == "Gemm" and attributes.get("transB"):
         weight = weight[::-1]
     groups = math.prod(weight[:-2])  # of a MatMul with a stack of matrices

@@ -48,9 +48,7 @@ def noisy(result: Mapping[str, Any]) -> bool:
 
 def _busy_seconds() -> float:
     """CPU seconds that the whole machine has spent on anything but waiting, steal included."""
-    user, nice, system, _idle, _iowait, irq, softirq, steal = map(
-        int, Path("/proc/stat").read_text().split()[1:9]
-    )
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 

@@ -51,13 +51,9 @@ def check_only_integers_differ(plain: Path, finetuned: Path) -> int:
         if not np.array_equal(before, after):
             changed += 1
             if name not in values or old[name].data_type not in _INTEGERS:
-                raise CheckError(
-                    f"{finetuned.name}: initializer {name!r} differs, and is no quantized weight or bias"
-                )
+                raise CheckError(f"{finetuned.name}: initializer {name!r} differs, and is no quantized weight or bias")
     for m in (a, b):
         del m.graph.initializer[:]
     if a.graph != b.graph or list(a.opset_import) != list(b.opset_import) or a.ir_version != b.ir_version:
-        raise CheckError(
-            f"{finetuned.name}: the graph differs from the plain model's in more than initializers"
-        )
+        raise CheckError(f"{finetuned.name}: the graph differs from the plain model's in more than initializers")
     return changed

@@ -129,9 +129,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument("--batch-size", type=int, default=1)
     p.add_argument("--iterations", type=int, default=1000)
     p.add_argument("--mem-opt-level", type=int, default=1)
-    p.add_argument(
-        "--random-data", action="store_true", help="calibrate on samples made on the fly; memory only"
-    )
+    p.add_argument("--random-data", action="store_true", help="calibrate on samples made on the fly; memory only")
     return p.parse_args()
 
 

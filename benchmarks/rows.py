@@ -66,9 +66,7 @@ class Verdict:
 
     @property
     def holds(self) -> bool:
-        return math.isfinite(self.value) and (
-            self.value >= self.limit if self.at_least else self.value <= self.limit
-        )
+        return math.isfinite(self.value) and (self.value >= self.limit if self.at_least else self.value <= self.limit)
 
 
 def own_memory(figures: Figures) -> float:

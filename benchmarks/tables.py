@@ -44,9 +44,7 @@ def lazy_memory_table(result: Figures) -> Table:
     """Peak memory of the call for few and for many samples, and whether the difference is small enough."""
     table = _table("samples", "peak RSS MiB", "growth MiB", "wall s")
     for samples, figures in result["samples"].items():
-        table.add_row(
-            str(samples), str(figures["peak_rss_mib"]), str(figures["growth_mib"]), str(figures["wall_s"])
-        )
+        table.add_row(str(samples), str(figures["peak_rss_mib"]), str(figures["growth_mib"]), str(figures["wall_s"]))
     verdict = "pass" if result["holds"] else "FAIL"
     table.add_row("more", str(result["more_mib"]), f"<= {result['limit_mib']:.1f}", verdict)
     return table
@@ -67,10 +65,7 @@ def _side(figures: Figures, multiple: str) -> list[str]:
         f"{figures['peak_rss_mib']:.0f}",
         f"{own_memory(figures):.0f}",
         f"{figures['growth_mib']:.0f}",
-        *(
-            _pair(figures, key, form)
-            for key, form in (("agree", "{:.1f}"), ("mse", "{:.4g}"), ("top1", "{:.1f}"))
-        ),
+        *(_pair(figures, key, form) for key, form in (("agree", "{:.1f}"), ("mse", "{:.4g}"), ("top1", "{:.1f}"))),
     ]
 
 

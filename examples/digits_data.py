@@ -20,6 +20,8 @@ def load_digits(role: str) -> tuple[np.ndarray, np.ndarray]:
         members = np.flatnonzero(labels == digit)
         nth_of_its_digit[members] = np.arange(len(members))
     chosen = np.flatnonzero(np.array(ROLES)[nth_of_its_digit % len(ROLES)] == role)
-    chosen = chosen[np.lexsort((labels[chosen], nth_of_its_digit[chosen]))]  # 0, 1, …, 9, 0, 1, …: any prefix is balanced
+    chosen = chosen[
+        np.lexsort((labels[chosen], nth_of_its_digit[chosen]))
+    ]  # 0, 1, …, 9, 0, 1, …: any prefix is balanced
     images = (pixels[chosen] / 255.0).astype(np.float32).reshape(-1, 1, 28, 28)
     return images, labels[chosen]

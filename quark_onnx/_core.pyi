@@ -12,14 +12,10 @@ def isa() -> str:
 def blas_config() -> str:
     """OpenBLAS's description of itself."""
 
-def fake_quant(
-    x: NDArray[np.float32], scale: float, zero_point: int, qmin: int, qmax: int, /
-) -> NDArray[np.float32]:
+def fake_quant(x: NDArray[np.float32], scale: float, zero_point: int, qmin: int, qmax: int, /) -> NDArray[np.float32]:
     """ONNX QuantizeLinear then DequantizeLinear of a float32 array."""
 
-def affine_from_range(
-    rmin: float, rmax: float, qmin: int, qmax: int, symmetric: bool, /
-) -> tuple[float, int]:
+def affine_from_range(rmin: float, rmax: float, qmin: int, qmax: int, symmetric: bool, /) -> tuple[float, int]:
     """(scale, zero_point) of a value range, as onnxruntime.quantization computes them."""
 
 @final
@@ -129,10 +125,10 @@ class LeastSquaresResult(TypedDict):
     """Pairs are (fitted, held out)."""
 
     accepted: bool
+    improved: int
     weight: NDArray[np.int32]
     bias: NDArray[np.int32] | None
     candidate: str
-    damping: float
     before: tuple[float, float]
     after: tuple[float, float]
     power: tuple[float, float]

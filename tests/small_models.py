@@ -227,7 +227,7 @@ def samples(model: onnx.ModelProto, count: int, *, seed: int = 0) -> Arrays:
 
 
 def run(model: onnx.ModelProto | str, arrays: Arrays, *, optimise: bool = False) -> list[np.ndarray]:
-    """All outputs; without onnxruntime's graph optimisation, as the model defines them, unless it is asked for."""
+    """All outputs; as the model defines them, or with onnxruntime's default graph optimisation."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     if not optimise:

@@ -33,10 +33,9 @@ void qk_blas_leave(void) {
 
 const char *qk_blas_config(void) { return BLAS(openblas_get_config)(); }
 
-#define GEMM(function, c, a, b, s)                                                                          \
-    BLAS(function)(CblasRowMajor, CblasNoTrans, (s).b_transposed ? CblasTrans : CblasNoTrans, (int)(s).m,   \
-                   (int)(s).n, (int)(s).k, 1, a, (int)(s).lda, b, (int)(s).ldb, (s).accumulate ? 1 : 0, c,  \
-                   (int)(s).ldc)
+#define GEMM(function, c, a, b, s)                                                                                    \
+    BLAS(function)(CblasRowMajor, CblasNoTrans, (s).b_transposed ? CblasTrans : CblasNoTrans, (int)(s).m, (int)(s).n, \
+                   (int)(s).k, 1, a, (int)(s).lda, b, (int)(s).ldb, (s).accumulate ? 1 : 0, c, (int)(s).ldc)
 
 void qk_sgemm(float *c, const float *a, const float *b, qk_gemm_shape s) { GEMM(cblas_sgemm, c, a, b, s); }
 void qk_dgemm(double *c, const double *a, const double *b, qk_gemm_shape s) { GEMM(cblas_dgemm, c, a, b, s); }
@@ -63,17 +62,17 @@ bool qk_cholesky(double *a, int64_t n) {
         double *diag = a + j * n + j, *below = diag + b * n;
         if (!cholesky_block(diag, b, n)) return false;
         if (!rest) break;
-        BLAS(cblas_dtrsm)(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)rest, (int)b, 1,
-                          diag, (int)n, below, (int)n);
-        BLAS(cblas_dsyrk)(CblasRowMajor, CblasLower, CblasNoTrans, (int)rest, (int)b, -1, below, (int)n, 1,
-                          below + b, (int)n);
+        BLAS(cblas_dtrsm)(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)rest, (int)b, 1, diag,
+                          (int)n, below, (int)n);
+        BLAS(cblas_dsyrk)(CblasRowMajor, CblasLower, CblasNoTrans, (int)rest, (int)b, -1, below, (int)n, 1, below + b,
+                          (int)n);
     }
     return true;
 }
 
 void qk_cholesky_solve(double *x, int64_t m, const double *l, int64_t n) {
-    BLAS(cblas_dtrsm)(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)m, (int)n, 1, l,
-                      (int)n, x, (int)n);
-    BLAS(cblas_dtrsm)(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, (int)m, (int)n, 1, l,
-                      (int)n, x, (int)n);
+    BLAS(cblas_dtrsm)(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)m, (int)n, 1, l, (int)n, x,
+                      (int)n);
+    BLAS(cblas_dtrsm)(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, (int)m, (int)n, 1, l, (int)n,
+                      x, (int)n);
 }

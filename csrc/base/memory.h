@@ -8,15 +8,13 @@
 #include "qk.h"
 
 /* n zeroed elements of the given size; NULL when out of memory or n < 0. Never NULL for n == 0. */
-static inline void *qk_calloc(int64_t n, size_t size) {
-    return n < 0 ? NULL : calloc(n > 0 ? (size_t)n : 1, size);
-}
+static inline void *qk_calloc(int64_t n, size_t size) { return n < 0 ? NULL : calloc(n > 0 ? (size_t)n : 1, size); }
 #define QK_NEW(type, n) ((type *)qk_calloc((int64_t)(n), sizeof(type)))
 
-#define QK_TRY(expression)                            \
-    do {                                              \
-        qk_status status_ = (expression);             \
-        if (status_ != QK_OK) return status_;         \
+#define QK_TRY(expression)                    \
+    do {                                      \
+        qk_status status_ = (expression);     \
+        if (status_ != QK_OK) return status_; \
     } while (0)
 
 #endif

@@ -7,11 +7,13 @@
 #include "base/pool.h"
 #include "kernels/kernels.h"
 
+enum { FINEST = -120 }; /* the least exponent of a bin width: its inverse stays finite */
+
 struct qk_value_range {
     int bins;
     float lo, hi;
     uint64_t count;
-    int exponent;     /* bin width is 2^exponent */
+    int exponent; /* bin width is 2^exponent */
     bool has_width;
     uint64_t *counts; /* (bins) of |x| in [i, i + 1) * width; the last also holds |x| == bins * width */
 };
@@ -23,6 +25,7 @@ qk_value_range *qk_value_range_new(int bins) {
     r->bins = bins;
     r->lo = INFINITY;
     r->hi = -INFINITY;
+    r->exponent = FINEST;
     r->counts = QK_NEW(uint64_t, bins);
     if (!r->counts) {
         free(r);
@@ -44,9 +47,9 @@ uint64_t qk_value_range_count(const qk_value_range *r) { return r->count; }
 /* Doubles the bin width until `largest` fits: pairs of bins merge. */
 static void widen(qk_value_range *r, float largest) {
     int exponent = 0;
-    if (largest == 0) return; /* zeros are in bin 0 whatever the width */
-    frexpf(largest / (float)r->bins, &exponent); /* largest / bins < 2^exponent */
-    if (exponent < -120) exponent = -120; /* keeps the inverse width finite */
+    if (largest == 0) return;                    /* zeros are in bin 0 whatever the width */
+    frexp((double)largest / r->bins, &exponent); /* largest / bins < 2^exponent */
+    if (exponent < FINEST) exponent = FINEST;
     if (!r->has_width) {
         r->exponent = exponent;
         r->has_width = true;
@@ -124,8 +127,8 @@ static qk_status update_in_pieces(qk_value_range *const *ranges, const float *co
         uint32_t *c = memory;
         for (size_t i = 0; i < count; i++)
             for (size_t at = 0; at < n[i]; at += PIECE, p++, c += ranges[i]->bins)
-                *p = (piece){.range = ranges[i], .x = x[i] + at, .counts = c,
-                             .n = n[i] - at < PIECE ? n[i] - at : PIECE};
+                *p = (piece){
+                    .range = ranges[i], .x = x[i] + at, .counts = c, .n = n[i] - at < PIECE ? n[i] - at : PIECE};
         qk_pool_run(pool, scan_task, all, pieces);
         p = all;
         for (size_t i = 0; i < count && status == QK_OK; i++) {

@@ -1,10 +1,10 @@
 /* CalibMethod.MinOutputMSE: the weight scale with the least error of the layer's output.
  *
  * MinMax lets one outlier set the scale, often in a channel whose input hardly varies, where clipping it costs nothing.
- * With D = W^ - W the mean squared error of output o is d_o G d_o', G the Gram matrix of the float inputs (centred when a
- * bias takes up the mean), so every scale can be judged without running the model. A scale that several outputs share is
- * judged by the sum of their errors relative to their power w_o G w_o': the layers behind can make a faint channel loud
- * (scaling a channel down here and up there leaves a network as it is), so each channel counts alike. */
+ * With D = W^ - W the mean squared error of output o is d_o G d_o', G the Gram matrix of the float inputs (centred when
+ * a bias takes up the mean), so every scale can be judged without running the model. A scale that several outputs share
+ * is judged by the sum of their errors relative to their power w_o G w_o': the layers behind can make a faint channel
+ * loud (scaling a channel down here and up there leaves a network as it is), so each channel counts alike. */
 #include <math.h>
 
 #include "base/blas.h"
@@ -14,8 +14,8 @@
 #include "kernels/kernels.h"
 
 enum {
-    COARSE = 25,      /* factors 2^(-i/4): 1 ... 1/64 */
-    FINE = 6,         /* three on each side of the best, 2^(-1/16) apart */
+    COARSE = 25, /* factors 2^(-i/4): 1 ... 1/64 */
+    FINE = 6,    /* three on each side of the best, 2^(-1/16) apart */
     MAX_FACTORS = COARSE,
 };
 
@@ -71,8 +71,7 @@ static void power_task(void *context, int64_t task, int worker) {
     const int64_t m = end - first < QK_ROW_BLOCK ? end - first : QK_ROW_BLOCK;
     double *w = s->scratch + (int64_t)worker * 2 * QK_ROW_BLOCK * K, *wg = w + QK_ROW_BLOCK * K;
     for (int64_t i = 0; i < m * K; i++) w[i] = s->problem->weight[first * K + i];
-    qk_dgemm(wg, w, s->q->gram + group * K * K,
-             (qk_gemm_shape){.m = m, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
+    qk_dgemm(wg, w, s->q->gram + group * K * K, (qk_gemm_shape){.m = m, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
     for (int64_t i = 0; i < m; i++) s->power[first + i] = qk_kernels_get()->dot(w + i * K, wg + i * K, (size_t)K);
 }
 
@@ -146,7 +145,8 @@ qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *
         s.factor_count = FINE;
         for (int64_t r = 0; r < rows; r++)
             for (int f = 0; f < FINE; f++)
-                factors[r * FINE + f] = fmin(1, best[problem->per_channel ? r : 0] * exp2((f < 3 ? 3 - f : 2 - f) / 16.0));
+                factors[r * FINE + f] =
+                    fmin(1, best[problem->per_channel ? r : 0] * exp2((f < 3 ? 3 - f : 2 - f) / 16.0));
         qk_pool_run(pool, search_task, &s, q.groups * blocks);
         qk_blas_leave();
         pick(&s, rows, problem->per_channel, best, best_error);

@@ -8,7 +8,7 @@
 /* One pass over a block of columns of one row. residual: w G - c of these columns, kept up to date within the block;
  * moved: the change of w. Returns how many weights moved. */
 static int64_t descend_columns(qk_integer_rows *rows, int64_t i, int64_t begin, int64_t end, const double *gram,
-                            const double *residual, double *moved) {
+                               const double *residual, double *moved) {
     const qk_kernels *kernels = qk_kernels_get();
     const int64_t K = rows->inputs, n = end - begin;
     const double scale = rows->scale[i];

@@ -27,8 +27,9 @@ static void add_tile(double *to, int64_t ld, const float *from, int64_t m, int64
 /* One tile of a(m,:) b(n,:)' over the used columns, into scratch (m,n). */
 static void multiply_tile(const panel_job *job, float *scratch, const float *a, const float *b, int64_t m, int64_t n) {
     const int64_t ld = job->layer->capacity;
-    qk_sgemm(scratch, a, b, (qk_gemm_shape){.m = m, .n = n, .k = job->sums->used, .lda = ld, .ldb = ld, .ldc = n,
-                                            .b_transposed = true});
+    qk_sgemm(
+        scratch, a, b,
+        (qk_gemm_shape){.m = m, .n = n, .k = job->sums->used, .lda = ld, .ldb = ld, .ldc = n, .b_transposed = true});
 }
 
 static void add_gram_tile(const panel_job *job, int64_t group, int64_t ti, int64_t tj, float *scratch) {
@@ -86,10 +87,9 @@ static void short_panel_task(void *context, int64_t group, int worker) {
     const panel_job *job = context;
     const int64_t K = job->layer->geometry.inputs, ld = job->layer->capacity;
     add_vector_sums(job, group);
-    qk_kernels_get()->gram_panel(job->sums->gram + group * K * K, job->sums->cross + group * K,
-                                 job->sums->x + group * K * ld,
-                                 job->layer->with_target ? job->sums->y + group * ld : NULL, K, ld,
-                                 (size_t)job->sums->used);
+    qk_kernels_get()->gram_panel(
+        job->sums->gram + group * K * K, job->sums->cross + group * K, job->sums->x + group * K * ld,
+        job->layer->with_target ? job->sums->y + group * ld : NULL, K, ld, (size_t)job->sums->used);
 }
 
 qk_status qk_layer_add_panel(qk_layer *layer, qk_set set, qk_pool *pool) {

@@ -6,9 +6,9 @@
 #include "qk.h"
 
 typedef struct {
-    float *x, *y;  /* panels (groups * K, capacity), (groups * O, capacity) */
-    int64_t used;  /* columns of the panels that wait to be added */
-    int64_t rows;  /* added so far */
+    float *x, *y; /* panels (groups * K, capacity), (groups * O, capacity) */
+    int64_t used; /* columns of the panels that wait to be added */
+    int64_t rows; /* added so far */
     qk_row_table x_rows, y_rows;
     /* Sums over rows, per group: (K,K) both triangles, (O,K), (K), (O), (O). */
     double *gram, *cross, *sum_x, *sum_y, *power;

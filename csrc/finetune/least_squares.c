@@ -26,12 +26,12 @@ typedef struct {
     int64_t rows, blocks;
     qk_candidate candidate;
     double damping;
-    int32_t *lo, *hi;                /* (rows,K) */
-    int32_t *q, *bias_q;             /* the candidate at hand */
-    double *bias_before;             /* (rows): the start's bias */
+    int32_t *lo, *hi;                 /* (rows,K) */
+    int32_t *q, *bias_q;              /* the candidate at hand */
+    double *bias_before;              /* (rows): the start's bias */
     double *error[2], *best_error[2]; /* (rows), by qk_set: of the candidate at hand, of the best one */
-    qk_candidate *winner;            /* (rows) */
-    double *scratch;                 /* (threads, 3, QK_ROW_BLOCK, K) */
+    qk_candidate *winner;             /* (rows) */
+    double *scratch;                  /* (threads, 3, QK_ROW_BLOCK, K) */
 } solver;
 
 /* ---- set-up ---------------------------------------------------------------------------------- */
@@ -44,7 +44,7 @@ static void solver_destroy(solver *s) {
     }
     qk_quadratic_destroy(&s->solving);
     void *arrays[] = {s->gram_diagonal, s->cross_undamped, s->factor, s->target, s->factored, s->lo, s->hi, s->q,
-                      s->bias_q, s->bias_before, s->winner, s->scratch};
+                      s->bias_q,        s->bias_before,    s->winner, s->scratch};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
@@ -139,12 +139,17 @@ static void solve_task(void *context, int64_t task, int worker) {
     const int64_t first = group * O + task % s->blocks * QK_ROW_BLOCK, end = (group + 1) * O;
     const int64_t m = end - first < QK_ROW_BLOCK ? end - first : QK_ROW_BLOCK;
     double *w = s->scratch + (int64_t)worker * 3 * QK_ROW_BLOCK * K, *scratch = w + QK_ROW_BLOCK * K;
-    qk_integer_rows rows = {.count = m, .inputs = K, .scale = l->weight_scale + first, .zp = l->weight_zp + first,
-                            .lo = s->lo + first * K, .hi = s->hi + first * K, .q = s->q + first * K, .w = w};
+    qk_integer_rows rows = {.count = m,
+                            .inputs = K,
+                            .scale = l->weight_scale + first,
+                            .zp = l->weight_zp + first,
+                            .lo = s->lo + first * K,
+                            .hi = s->hi + first * K,
+                            .q = s->q + first * K,
+                            .w = w};
 
     memcpy(rows.q, l->weight_q + first * K, (size_t)(m * K) * sizeof *rows.q);
-    for (int64_t i = 0; i < m * K; i++)
-        w[i] = (double)rows.scale[i / K] * (rows.q[i] - rows.zp[i / K]);
+    for (int64_t i = 0; i < m * K; i++) w[i] = (double)rows.scale[i / K] * (rows.q[i] - rows.zp[i / K]);
     if (s->candidate == QK_ROUNDING_DESCENT && s->factored[group])
         qk_successive_rounding(&rows, s->target + first * K, s->factor + group * K * K, scratch);
     if (s->candidate == QK_DESCENT || s->candidate == QK_ROUNDING_DESCENT)
@@ -161,8 +166,7 @@ static void solve_task(void *context, int64_t task, int worker) {
         s->bias_q[r] = clip(rint((s->raw[QK_FITTED].mean_y[r] - wmu) / l->bias_scale[r]), l->bias_qmin, l->bias_qmax);
         bias[i] = (double)l->bias_scale[r] * s->bias_q[r];
     }
-    for (int set = 0; set < 2; set++)
-        qk_output_error(&s->raw[set], first, m, w, bias, scratch, s->error[set] + first);
+    for (int set = 0; set < 2; set++) qk_output_error(&s->raw[set], first, m, w, bias, scratch, s->error[set] + first);
 }
 
 static double total(const double *x, int64_t n) {

@@ -49,8 +49,7 @@ void qk_quadratic_centre(qk_quadratic *q) {
     const int64_t K = q->inputs, O = q->outputs;
     for (int64_t g = 0; g < q->groups; g++) {
         const double *mu = q->mean_x + g * K;
-        for (int64_t k = 0; k < K; k++)
-            qk_kernels_get()->axpy(q->gram + (g * K + k) * K, -mu[k], mu, (size_t)K);
+        for (int64_t k = 0; k < K; k++) qk_kernels_get()->axpy(q->gram + (g * K + k) * K, -mu[k], mu, (size_t)K);
         for (int64_t o = g * O; o < (g + 1) * O; o++)
             qk_kernels_get()->axpy(q->cross + o * K, -q->mean_y[o], mu, (size_t)K);
     }

@@ -33,8 +33,9 @@ void qk_successive_rounding(qk_integer_rows *rows, const double *target, const d
         const int64_t end = begin + QK_COLUMN_BLOCK < K ? begin + QK_COLUMN_BLOCK : K;
         for (int64_t i = 0; i < rows->count; i++) round_columns(rows, i, begin, end, target, l, carried, d);
         if (begin > 0)
-            qk_dgemm(carried, d + begin, l + begin * K,
-                     (qk_gemm_shape){.m = rows->count, .n = begin, .k = end - begin, .lda = K, .ldb = K, .ldc = K,
-                                     .accumulate = true});
+            qk_dgemm(
+                carried, d + begin, l + begin * K,
+                (qk_gemm_shape){
+                    .m = rows->count, .n = begin, .k = end - begin, .lda = K, .ldb = K, .ldc = K, .accumulate = true});
     }
 }

@@ -76,8 +76,8 @@ typedef struct qk_value_range qk_value_range;
 qk_value_range *qk_value_range_new(int bins);
 void qk_value_range_free(qk_value_range *range);
 /* Adds n[i] values x[i] to ranges[i]. QK_E_NONFINITE on NaN or Inf: *bad is then the index i. */
-qk_status qk_value_ranges_update(qk_value_range *const *ranges, const float *const *x, const size_t *n,
-                                 size_t count, qk_pool *pool, size_t *bad);
+qk_status qk_value_ranges_update(qk_value_range *const *ranges, const float *const *x, const size_t *n, size_t count,
+                                 qk_pool *pool, size_t *bad);
 float qk_value_range_min(const qk_value_range *range);
 float qk_value_range_max(const qk_value_range *range);
 uint64_t qk_value_range_count(const qk_value_range *range);
@@ -109,8 +109,7 @@ typedef struct {
 
 typedef struct qk_layer qk_layer;
 /* with_target: y is fed too. */
-qk_status qk_layer_new(qk_layer **layer, const qk_geometry *geometry, const qk_row_choice *rows,
-                       bool with_target);
+qk_status qk_layer_new(qk_layer **layer, const qk_geometry *geometry, const qk_row_choice *rows, bool with_target);
 void qk_layer_free(qk_layer *layer);
 /* The next samples, in order. y is NULL without target. */
 qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y, qk_pool *pool);
@@ -122,16 +121,16 @@ typedef enum { QK_FITTED = 0, QK_HELD_OUT = 1 } qk_set;
 int64_t qk_layer_rows(const qk_layer *layer, qk_set set);
 /* Moments of one set, divided by its rows: per group gram (K,K), cross (O,K), mean_x (K), mean_y (O), power (O).
  * Without target cross, mean_y and power are left alone. */
-void qk_layer_moments(const qk_layer *layer, qk_set set, double *gram, double *cross, double *mean_x,
-                      double *mean_y, double *power);
+void qk_layer_moments(const qk_layer *layer, qk_set set, double *gram, double *cross, double *mean_x, double *mean_y,
+                      double *power);
 const qk_geometry *qk_layer_geometry(const qk_layer *layer);
 
 /* ---- weight scale by output error (CalibMethod.MinOutputMSE) --------------------------------- */
 typedef struct {
     const float *weight; /* (groups * O, K) */
     qk_grid grid;
-    bool per_channel;    /* one scale per output channel, else one in all */
-    bool bias_free;      /* the layer has a bias, which takes up the mean of the error */
+    bool per_channel; /* one scale per output channel, else one in all */
+    bool bias_free;   /* the layer has a bias, which takes up the mean of the error */
 } qk_scale_problem;
 /* affine: (groups * O) or 1 entries. */
 qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *problem, qk_affine *affine,
@@ -150,8 +149,8 @@ typedef struct {
     const float *weight_scale; /* (rows) */
     const int32_t *weight_zp;  /* (rows) */
     int32_t qmin, qmax;
-    const float *bias;         /* the start's bias as a real number (rows), NULL: none */
-    const float *bias_scale;   /* (rows), integer bias = bias / scale; NULL: the bias stays as it is */
+    const float *bias;       /* the start's bias as a real number (rows), NULL: none */
+    const float *bias_scale; /* (rows), integer bias = bias / scale; NULL: the bias stays as it is */
     int32_t bias_qmin, bias_qmax;
 } qk_quantized_layer;
 
@@ -174,12 +173,11 @@ typedef struct {
     /* Mean squared error of the layer's output per row, summed over outputs. */
     double before[2], after[2]; /* indexed by qk_set */
     double power[2];            /* E|y|^2, for relative errors */
-    int64_t improved;       /* outputs whose held-out error is below the start's; the others stay as they were */
-    qk_candidate candidate; /* the one that won most of them */
+    int64_t improved;           /* outputs whose held-out error is below the start's; the others stay as they were */
+    qk_candidate candidate;     /* the one that won most of them */
 } qk_least_squares_result;
 
 qk_status qk_least_squares(const qk_layer *layer, const qk_quantized_layer *start,
-                           const qk_least_squares_options *options, qk_pool *pool,
-                           qk_least_squares_result *result);
+                           const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result);
 
 #endif

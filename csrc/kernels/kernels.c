@@ -15,8 +15,8 @@ static void choose(void) {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2")) chosen = &qk_kernels_avx2;
     if (cap && strcmp(cap, "avx2") == 0) return;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
         chosen = &qk_kernels_avx512;
 #endif
 }

@@ -25,8 +25,8 @@ typedef struct {
     double (*sum)(const float *x, size_t n);
     double (*sum_squares)(const float *x, size_t n);
     /* gram (k,k) += panel panel', cross (k) += panel y, for k short rows of n values `stride` apart. Both triangles. */
-    void (*gram_panel)(double *restrict gram, double *restrict cross, const float *panel, const float *y,
-                       int64_t k, int64_t stride, size_t n);
+    void (*gram_panel)(double *restrict gram, double *restrict cross, const float *panel, const float *y, int64_t k,
+                       int64_t stride, size_t n);
 
     /* y += a x */
     void (*axpy)(double *restrict y, double a, const double *restrict x, size_t n);

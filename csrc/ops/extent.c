@@ -72,8 +72,7 @@ qk_status qk_extent_of(const qk_geometry *g, const qk_tensor *x, const qk_tensor
     e->y_position = 1;
     e->y_sample = g->groups * g->outputs * e->positions;
     if (y) {
-        if (y->ndim != x->ndim || y->dims[0] != e->samples || y->dims[1] != g->groups * g->outputs)
-            return QK_E_SHAPE;
+        if (y->ndim != x->ndim || y->dims[0] != e->samples || y->dims[1] != g->groups * g->outputs) return QK_E_SHAPE;
         for (int i = 0; i < g->spatial; i++)
             if (y->dims[i + 2] != e->out[i]) return QK_E_SHAPE;
     }

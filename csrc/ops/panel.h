@@ -20,8 +20,7 @@ void qk_row_table_destroy(qk_row_table *t);
 /* Append n output positions of sample `sample`: their inputs (x) or their outputs (y). */
 void qk_row_table_add_inputs(qk_row_table *t, const qk_geometry *g, const qk_extent *e, int64_t sample,
                              const int64_t *positions, int64_t n);
-void qk_row_table_add_outputs(qk_row_table *t, const qk_extent *e, int64_t sample, const int64_t *positions,
-                              int64_t n);
+void qk_row_table_add_outputs(qk_row_table *t, const qk_extent *e, int64_t sample, const int64_t *positions, int64_t n);
 /* Finds the runs; call after the last add, before filling. */
 void qk_row_table_seal(qk_row_table *t);
 

@@ -38,11 +38,16 @@ bool qk_tensor_from(PyObject *object, const char *name, qk_affine affine, qk_ten
         return false;
     }
     if (ndim < 1 || ndim > QK_MAX_DIMS || !PyArray_ISCARRAY_RO(array)) {
-        PyErr_Format(PyExc_ValueError, "%s: a C-contiguous array of 1 to %d dimensions in native byte order is needed", name, QK_MAX_DIMS);
+        PyErr_Format(PyExc_ValueError, "%s: a C-contiguous array of 1 to %d dimensions in native byte order is needed",
+                     name, QK_MAX_DIMS);
         return false;
     }
-    *tensor = (qk_tensor){.data = PyArray_DATA(array), .ndim = ndim, .affine = affine,
-                          .dtype = type == NPY_FLOAT32 ? QK_F32 : type == NPY_UINT8 ? QK_U8 : QK_I8};
+    *tensor = (qk_tensor){.data = PyArray_DATA(array),
+                          .ndim = ndim,
+                          .affine = affine,
+                          .dtype = type == NPY_FLOAT32 ? QK_F32
+                                   : type == NPY_UINT8 ? QK_U8
+                                                       : QK_I8};
     for (int i = 0; i < ndim; i++) tensor->dims[i] = PyArray_DIM(array, i);
     return true;
 }

@@ -41,8 +41,8 @@ static bool parse_geometry(PyObject *conv, qk_geometry *g) {
 }
 
 static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"inputs", "outputs", "samples", "max_rows", "groups", "conv", "holdout", "seed",
-                            "target", "x_scale", "x_zero_point", NULL};
+    static char *names[] = {"inputs",  "outputs", "samples", "max_rows", "groups",       "conv",
+                            "holdout", "seed",    "target",  "x_scale",  "x_zero_point", NULL};
     long long inputs, outputs, groups = 1, samples, max_rows;
     unsigned long long seed = 0;
     int holdout = 0, target = 1;
@@ -204,19 +204,19 @@ static const char *candidate_name(qk_candidate candidate) {
 
 static PyObject *result_dict(const qk_layer *layer, const qk_least_squares_result *r, PyObject *weight_q,
                              PyObject *bias_q) {
-    return Py_BuildValue(
-        "{s:O,s:L,s:O,s:O,s:s,s:(dd),s:(dd),s:(dd),s:(LL)}", "accepted", r->improved > 0 ? Py_True : Py_False, "improved",
-        (long long)r->improved, "weight",
-        weight_q, "bias", bias_q, "candidate", candidate_name(r->candidate), "before",
-        r->before[QK_FITTED], r->before[QK_HELD_OUT], "after", r->after[QK_FITTED], r->after[QK_HELD_OUT], "power",
-        r->power[QK_FITTED], r->power[QK_HELD_OUT], "rows", (long long)qk_layer_rows(layer, QK_FITTED),
-        (long long)qk_layer_rows(layer, QK_HELD_OUT));
+    return Py_BuildValue("{s:O,s:L,s:O,s:O,s:s,s:(dd),s:(dd),s:(dd),s:(LL)}", "accepted",
+                         r->improved > 0 ? Py_True : Py_False, "improved", (long long)r->improved, "weight", weight_q,
+                         "bias", bias_q, "candidate", candidate_name(r->candidate), "before", r->before[QK_FITTED],
+                         r->before[QK_HELD_OUT], "after", r->after[QK_FITTED], r->after[QK_HELD_OUT], "power",
+                         r->power[QK_FITTED], r->power[QK_HELD_OUT], "rows", (long long)qk_layer_rows(layer, QK_FITTED),
+                         (long long)qk_layer_rows(layer, QK_HELD_OUT));
 }
 
 static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"weight", "weight_q", "weight_scale", "weight_zero_point", "qmin", "qmax", "bias",
-                            "bias_scale", "bias_qmin", "bias_qmax", "update_bias", "free", "damping", "max_sweeps",
-                            "pool", NULL};
+    static char *names[] = {"weight",    "weight_q",   "weight_scale", "weight_zero_point",
+                            "qmin",      "qmax",       "bias",         "bias_scale",
+                            "bias_qmin", "bias_qmax",  "update_bias",  "free",
+                            "damping",   "max_sweeps", "pool",         NULL};
     layer_object *self = (layer_object *)object;
     PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *damping, *pool_argument;
     qk_quantized_layer start = {0};
@@ -265,8 +265,8 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
         Py_BEGIN_ALLOW_THREADS
         status = qk_least_squares(self->layer, &start, &options, pool, &r);
         Py_END_ALLOW_THREADS
-        result = status == QK_OK ? result_dict(self->layer, &r, new_weight, new_bias)
-                                 : qk_raise(status, "least_squares");
+        result =
+            status == QK_OK ? result_dict(self->layer, &r, new_weight, new_bias) : qk_raise(status, "least_squares");
     }
     Py_XDECREF(new_weight);
     Py_XDECREF(new_bias);
@@ -298,5 +298,7 @@ static PyType_Slot layer_slots[] = {
     {Py_tp_dealloc, layer_dealloc},
     {Py_tp_methods, layer_methods},
     {0, NULL}};
-PyType_Spec qk_layer_spec = {.name = "quark.onnx._core.Layer", .basicsize = sizeof(layer_object),
-                             .flags = Py_TPFLAGS_DEFAULT, .slots = layer_slots};
+PyType_Spec qk_layer_spec = {.name = "quark.onnx._core.Layer",
+                             .basicsize = sizeof(layer_object),
+                             .flags = Py_TPFLAGS_DEFAULT,
+                             .slots = layer_slots};

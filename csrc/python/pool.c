@@ -49,5 +49,7 @@ static PyType_Slot pool_slots[] = {
     {Py_tp_dealloc, pool_dealloc},
     {Py_tp_getset, pool_getset},
     {0, NULL}};
-PyType_Spec qk_pool_spec = {.name = "quark.onnx._core.ThreadPool", .basicsize = sizeof(pool_object),
-                            .flags = Py_TPFLAGS_DEFAULT, .slots = pool_slots};
+PyType_Spec qk_pool_spec = {.name = "quark.onnx._core.ThreadPool",
+                            .basicsize = sizeof(pool_object),
+                            .flags = Py_TPFLAGS_DEFAULT,
+                            .slots = pool_slots};

@@ -118,5 +118,7 @@ static PyType_Slot ranges_slots[] = {
     {Py_tp_dealloc, ranges_dealloc},
     {Py_tp_methods, ranges_methods},
     {0, NULL}};
-PyType_Spec qk_ranges_spec = {.name = "quark.onnx._core.ValueRanges", .basicsize = sizeof(ranges_object),
-                              .flags = Py_TPFLAGS_DEFAULT, .slots = ranges_slots};
+PyType_Spec qk_ranges_spec = {.name = "quark.onnx._core.ValueRanges",
+                              .basicsize = sizeof(ranges_object),
+                              .flags = Py_TPFLAGS_DEFAULT,
+                              .slots = ranges_slots};

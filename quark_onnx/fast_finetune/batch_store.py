@@ -66,9 +66,7 @@ class FileStore(BatchStore):
         try:
             if cache_dir is not None:
                 Path(cache_dir).mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(
-                prefix="quark_onnx_", dir=cache_dir, ignore_cleanup_errors=True
-            )
+            self._folder = tempfile.TemporaryDirectory(prefix="quark_onnx_", dir=cache_dir, ignore_cleanup_errors=True)
         except OSError as error:
             where = "the system's temporary folder" if cache_dir is None else f"cache_dir {os.fspath(cache_dir)!r}"
             raise OSError(error.errno, f"{where} cannot hold files: {error.strerror}") from error

@@ -35,7 +35,7 @@ class _FloatTargets:
                 step = walk.advance()
                 self._ahead.append([step.run(b)[layer.target] for b in range(batches)])
 
-    def start(self, index: int) -> None:
+    def start(self) -> None:
         """Before the first batch of a layer."""
         self._step = None if self._ahead is not None else self._walk.advance()
 
@@ -91,7 +91,7 @@ def finetune_layers(
     for index, layer in enumerate(plan.layers):
         started = time.perf_counter()
         core = _core_layer(layer, samples.samples, settings)
-        float_targets.start(index)
+        float_targets.start()
         step = quantized_walk.advance()
         problem = ""
         for batch in range(samples.batches):
@@ -122,10 +122,14 @@ def _core_layer(layer: LayerPlan, samples: int, settings: LeastSquaresSettings) 
     )
 
 
-def _feed(core: _core.Layer, x: NDArray[np.generic], y: NDArray[np.float32], layer: LayerPlan, pool: _core.ThreadPool) -> str:
+def _feed(
+    core: _core.Layer, x: NDArray[np.generic], y: NDArray[np.float32], layer: LayerPlan, pool: _core.ThreadPool
+) -> str:
     """Adds a batch; what went wrong, if anything did."""
     if layer.factor != 1:
         y = y / np.float32(layer.factor)
+    if layer.input_transposed:
+        x = x.T
     if x.dtype not in (np.float32, np.uint8, np.int8):
         x = x.astype(np.float32)
     try:

@@ -50,9 +50,7 @@ class Step:
                 values = self._session.run(list(segment.outputs), feed)
             except Exception as error:  # onnxruntime's exceptions have no base of their own
                 wanted = ", ".join(map(repr, self._targets))
-                raise FinetuneError(
-                    f"onnxruntime cannot compute {wanted} of the {walk.name} graph: {error}"
-                ) from error
+                raise FinetuneError(f"onnxruntime cannot compute {wanted} of the {walk.name} graph: {error}") from error
             made = dict(zip(segment.outputs, values, strict=True))
         targets = {
             name: made[name] if name in made else walk.store.get((walk.name, name, batch)) for name in self._targets

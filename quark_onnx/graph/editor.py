@@ -59,9 +59,7 @@ class GraphEditor:
         values: NDArray[np.float32] = numpy_helper.to_array(tensor)
         return values
 
-    def set_constant(
-        self, node: onnx.NodeProto, index: int, value: NDArray[np.floating], *, like: str
-    ) -> None:
+    def set_constant(self, node: onnx.NodeProto, index: int, value: NDArray[np.floating], *, like: str) -> None:
         """Give input `index` of a node a float32 initializer of its own, named like `like`."""
         name = self.fresh_name(like)
         tensor = numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), name)

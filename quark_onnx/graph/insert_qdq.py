@@ -32,13 +32,12 @@ _LOG = logging.getLogger(__name__)
 
 # What Quark quantizes by default to 8 bits. onnxruntime's quantizer has rules of its own for some of these
 # operators; the others get its general rule, Q/DQ on every float input and output.
-DEFAULT_OP_TYPES = tuple(
-    """
-    Add ArgMax AveragePool Clip Concat Conv ConvTranspose EmbedLayerNormalization Gather Gelu Gemm
-    GlobalAveragePool InstanceNormalization LayerNormalization LeakyRelu MatMul MaxPool Mul Pad Relu Reshape
-    Resize Sigmoid Softmax Split Squeeze Tanh Transpose Unsqueeze Where
-    """.split()
-)
+DEFAULT_OP_TYPES = (
+    "Add", "ArgMax", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "EmbedLayerNormalization", "Gather",
+    "Gelu", "Gemm", "GlobalAveragePool", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "MatMul",
+    "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Softmax", "Split", "Squeeze", "Tanh",
+    "Transpose", "Unsqueeze", "Where",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,11 +202,7 @@ def _tensor_ranges(
     for node in reversed(graph.node):
         if node.op_type not in ("Relu", "Clip") or node.op_type not in options.op_types:
             continue
-        if (
-            node.name not in options.excluded_nodes
-            and readers[node.input[0]] == 1
-            and node.output[0] in result
-        ):
+        if node.name not in options.excluded_nodes and readers[node.input[0]] == 1 and node.output[0] in result:
             result.setdefault(node.input[0], result[node.output[0]])
     return result
 
@@ -226,9 +221,7 @@ def _irremovable_activations(graph: onnx.GraphProto) -> Iterator[str]:
     for node in graph.node:
         if node.op_type in ("Relu", "Clip"):
             before = node.input[0]
-            read_elsewhere = any(
-                reader is None or before not in reader.input for reader in editor.readers(before)
-            )
+            read_elsewhere = any(reader is None or before not in reader.input for reader in editor.readers(before))
             if read_elsewhere or not _clips_around_zero(editor, node):
                 yield node.name
 
@@ -245,9 +238,7 @@ def _clips_around_zero(editor: GraphEditor, node: onnx.NodeProto) -> bool:
 def _overrides(params: WeightParams) -> list[dict[str, Any]]:
     """The entry of onnxruntime's option TensorQuantOverrides: one dict per scale."""
     axis = {} if params.axis is None else {"axis": params.axis}
-    return [
-        {"scale": s, "zero_point": z, **axis} for s, z in zip(params.scale, params.zero_point, strict=True)
-    ]
+    return [{"scale": s, "zero_point": z, **axis} for s, z in zip(params.scale, params.zero_point, strict=True)]
 
 
 def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[str, list[dict[str, Any]]]:

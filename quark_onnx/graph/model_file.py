@@ -46,9 +46,7 @@ def load_model(model: ModelLike, *, role: str) -> onnx.ModelProto:
     for tensor in loaded.graph.initializer:
         size = 4 * math.prod(tensor.dims)
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.raw_data) not in (0, size):
-            raise ModelError(
-                f"{where} is cut short: {tensor.name!r} has {len(tensor.raw_data)} of {size} bytes"
-            )
+            raise ModelError(f"{where} is cut short: {tensor.name!r} has {len(tensor.raw_data)} of {size} bytes")
     return loaded
 
 
@@ -80,16 +78,12 @@ def check_output_path(path: str | os.PathLike[str], *inputs: ModelLike) -> None:
     if target.is_dir():
         raise IsADirectoryError(f"the output path {shown} is a directory: add a file name")
     if not target.parent.exists():
-        raise FileNotFoundError(
-            f"the output path {shown} lies in a directory that does not exist: create it first"
-        )
+        raise FileNotFoundError(f"the output path {shown} lies in a directory that does not exist: create it first")
     if not target.parent.is_dir():
         raise NotADirectoryError(f"the output path {shown} lies below a file, not a directory")
     for source in inputs:
-        if not isinstance(source, onnx.ModelProto) and _overwrites(target, Path(source)):
-            raise shutil.SameFileError(
-                f"the output path {shown} would overwrite the input model {os.fspath(source)!r}"
-            )
+        if isinstance(source, (str, os.PathLike)) and _overwrites(target, Path(source)):
+            raise shutil.SameFileError(f"the output path {shown} would overwrite the input model {os.fspath(source)!r}")
     try:
         os.rmdir(tempfile.mkdtemp(dir=target.parent))
     except OSError as error:

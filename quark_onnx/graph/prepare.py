@@ -117,9 +117,7 @@ def _refuse_float16(graph: onnx.GraphProto) -> None:
     names = [value.name for value in values if value.type.tensor_type.elem_type in half]
     names += [tensor.name for tensor in graph.initializer if tensor.data_type in half]
     if names:
-        raise ModelError(
-            f"the model computes in 16-bit float (tensor {names[0]!r}): quantize its float32 version"
-        )
+        raise ModelError(f"the model computes in 16-bit float (tensor {names[0]!r}): quantize its float32 version")
 
 
 def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
@@ -184,9 +182,7 @@ def _check_runs(model: onnx.ModelProto) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # the exception says it all
     try:
-        session = onnxruntime.InferenceSession(
-            probe.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         raise ModelError(f"onnxruntime cannot run the model: {error}") from error
     for value in session.get_outputs()[len(graph.output) :]:

@@ -78,9 +78,7 @@ def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
     Args:
         model: a prepared model. Nodes inside the subgraphs of If, Loop and Scan are not looked at.
     """
-    constants = {
-        t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT
-    }
+    constants = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
     layers = (weight_layer(node, constants) for node in model.graph.node)
     return tuple(layer for layer in layers if layer is not None)
 

@@ -24,7 +24,5 @@ def write_integers(initializer: onnx.TensorProto, values: NDArray[np.int32]) -> 
         raise ValueError(f"{initializer.name}: {values.size} values for shape {tuple(initializer.dims)}")
     if values.size and (values.min() < info.min or values.max() > info.max):
         raise ValueError(f"{initializer.name}: values outside {dtype}")
-    tensor = onnx.numpy_helper.from_array(
-        values.astype(dtype).reshape(tuple(initializer.dims)), initializer.name
-    )
+    tensor = onnx.numpy_helper.from_array(values.astype(dtype).reshape(tuple(initializer.dims)), initializer.name)
     initializer.CopyFrom(tensor)

@@ -106,9 +106,7 @@ def _kind(layer: WeightLayer) -> tuple[object, ...]:
     return layer.op_type, layer.weight_shape, attributes
 
 
-def _layer_plan(
-    layer: WeightLayer, graph: Dataflow, float_graph: Dataflow, counterparts: _Counterparts
-) -> LayerPlan:
+def _layer_plan(layer: WeightLayer, graph: Dataflow, float_graph: Dataflow, counterparts: _Counterparts) -> LayerPlan:
     dequantize = graph.producer.get(layer.weight)
     if dequantize is None:
         raise _Skip("its weight is not quantized")
@@ -118,8 +116,6 @@ def _layer_plan(
         raise _Skip(f"weights of type {onnx.TensorProto.DataType.Name(integers.data_type)} are not tuned yet")
     if len(layer.weight_shape) > 2 and layer.op_type == "MatMul":
         raise _Skip("its weight is a stack of matrices")
-    if isinstance(layer.attributes, GemmAttributes) and layer.attributes.trans_a:
-        raise _Skip("Gemm with transA is not tuned yet")
     if graph.is_constant(layer.input):
         raise _Skip("its input is constant")
     counterpart = counterparts.find(layer, integers.name)
@@ -137,6 +133,7 @@ def _layer_plan(
         groups=conv.group if conv else 1,
         conv=conv,
         factor=gemm.alpha,
+        input_transposed=gemm.trans_a,
         input=_quantized_input(layer, graph),
         target=counterpart.output,
         weight=weight,

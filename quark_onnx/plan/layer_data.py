@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from quark.onnx import _core
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes
 
 __all__ = ["core_geometry"]

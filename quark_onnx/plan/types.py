@@ -78,6 +78,7 @@ class LayerPlan:
         groups: of a Conv; K and the outputs below are of all groups together.
         conv: None for Gemm and MatMul.
         factor: Gemm's alpha.
+        input_transposed: Gemm's transA: the input is (K, rows).
         input: what feeds it in the quantized graph.
         target: the tensor of the float graph that it should reproduce, before any activation.
     """
@@ -87,6 +88,7 @@ class LayerPlan:
     groups: int
     conv: ConvAttributes | None
     factor: float
+    input_transposed: bool
     input: QuantizedInput
     target: str
     weight: QuantizedWeight

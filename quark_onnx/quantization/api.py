@@ -172,9 +172,7 @@ def finetune(
 
 def _checked_reader(reader: DataReader | None) -> DataReader:
     if not callable(getattr(reader, "get_next", None)):
-        raise DataError(
-            f"a calibration data reader is needed: an object with get_next(), not {type(reader).__name__}"
-        )
+        raise DataError(f"a calibration data reader is needed: an object with get_next(), not {type(reader).__name__}")
     assert reader is not None
     return reader
 

@@ -109,7 +109,9 @@ def _relative(error: tuple[float, float], power: tuple[float, float], index: int
 
 
 def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
-    table = Table(title="Layers: SQNR of the output before its activation, dB (fitted rows | held-out rows)", title_justify="left")
+    table = Table(
+        title="Layers: SQNR of the output before its activation, dB (fitted rows | held-out rows)", title_justify="left"
+    )
     for name, justify in (("layer", "left"), ("op", "left"), ("K", "right"), ("O", "right"), ("before", "right"),
                           ("after", "right"), ("result", "left"), ("s", "right")):  # fmt: skip
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
@@ -117,9 +119,10 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
         before, after = (
             " | ".join(_relative(error, layer.power, i) for i in range(2)) for error in (layer.before, layer.after)
         )
+        result = f"{layer.improved} outputs: {layer.candidate}" if layer.accepted else f"unchanged: {layer.reason}"
         table.add_row(
             layer.name, layer.op_type, str(layer.inputs), str(layer.outputs), before, after,
-            f"{layer.improved} outputs: {layer.candidate}" if layer.accepted else f"unchanged: {layer.reason}", f"{layer.seconds:.2f}",
+            result, f"{layer.seconds:.2f}",
         )  # fmt: skip
     return table
 

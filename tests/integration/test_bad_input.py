@@ -51,9 +51,7 @@ def nothing_is_left_behind(request: pytest.FixtureRequest) -> object:
     assert after == before
 
 
-def quantize(
-    model: object, output: object, reader: object, algorithm: AdaRoundConfig | None = None
-) -> object:
+def quantize(model: object, output: object, reader: object, algorithm: AdaRoundConfig | None = None) -> object:
     config = QConfig(LAYER, algo_config=[algorithm or AdaRoundConfig()])
     return ModelQuantizer(config).quantize_model(model, output, reader)
 
@@ -123,9 +121,7 @@ def test_nothing_to_finetune(model: Callable[[], onnx.ModelProto], message: str,
 
 
 def test_nothing_of_the_chosen_type_to_finetune(folder: Path) -> None:
-    with pytest.raises(
-        ModelError, match="no layer can be finetuned: the model has no node of the types MatMul"
-    ):
+    with pytest.raises(ModelError, match="no layer can be finetuned: the model has no node of the types MatMul"):
         quantize(folder / "float.onnx", folder / "q.onnx", good(), AdaRoundConfig(target_op_type=["MatMul"]))
 
 
@@ -189,9 +185,7 @@ def test_an_empty_reader(reader: Callable[[], object], folder: Path) -> None:
 
 @pytest.mark.parametrize("reader", [None, [{"x": X}], {"x": X}, X], ids=["None", "list", "dict", "array"])
 def test_no_reader(reader: object, folder: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"calibration data reader is needed: an object with get_next\(\), not"
-    ):
+    with pytest.raises(DataError, match=r"calibration data reader is needed: an object with get_next\(\), not"):
         quantize(folder / "float.onnx", folder / "q.onnx", reader)
 
 
@@ -210,9 +204,7 @@ def test_a_model_that_makes_nan_of_good_data(folder: Path) -> None:
         """(float[N,4] x) => (float[N,4] y) { [log] t = Log(x) [gemm] y = Gemm(t, w, b) }""",
         w=w.conv(4, 4), b=w.bias(4),
     )  # fmt: skip
-    with pytest.raises(
-        DataError, match=r"the float model's tensor '.*' becomes NaN or Inf on calibration data"
-    ):
+    with pytest.raises(DataError, match=r"the float model's tensor '.*' becomes NaN or Inf on calibration data"):
         quantize(model, folder / "q.onnx", Reader({"x": -np.ones((8, 4), np.float32)}))
 
 
@@ -234,9 +226,7 @@ def test_the_gradient_solver() -> None:
     with pytest.raises(NotImplementedError, match="gradient solver is not there yet"):
         ModelQuantizer(config)
     with pytest.raises(NotImplementedError, match="gradient solver is not there yet"):
-        quark.onnx.finetune(
-            "absent.onnx", "absent too.onnx", None, items(), AdaQuantConfig(solver="gradient")
-        )
+        quark.onnx.finetune("absent.onnx", "absent too.onnx", None, items(), AdaQuantConfig(solver="gradient"))
 
 
 def test_an_unknown_node_to_exclude(folder: Path) -> None:
@@ -317,16 +307,12 @@ def test_a_disk_that_is_full_at_the_end(folder: Path, monkeypatch: pytest.Monkey
 
 def test_finetune_of_a_float_model(folder: Path) -> None:
     with pytest.raises(ModelError, match="the quantized model has no Q/DQ: quantize it first"):
-        quark.onnx.finetune(
-            separable_cnn(), folder / "float.onnx", folder / "q.onnx", good(), AdaRoundConfig()
-        )
+        quark.onnx.finetune(separable_cnn(), folder / "float.onnx", folder / "q.onnx", good(), AdaRoundConfig())
 
 
 def test_finetune_towards_a_quantized_model(folder: Path) -> None:
     plain = ModelQuantizer(QConfig(LAYER)).quantize_model(folder / "float.onnx", None, good())
-    with pytest.raises(
-        ModelError, match="the float model is quantized: pass the model that the quantized one"
-    ):
+    with pytest.raises(ModelError, match="the float model is quantized: pass the model that the quantized one"):
         quark.onnx.finetune(plain, plain, folder / "q.onnx", good(), AdaRoundConfig())
 
 

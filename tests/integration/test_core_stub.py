@@ -22,9 +22,7 @@ def definitions(body: list[ast.stmt]) -> dict[str, Definition]:
     return {
         node.name: node
         for node in body
-        if isinstance(node, Definition)
-        and not node.name.startswith("_")
-        and "type_check_only" not in decorators(node)
+        if isinstance(node, Definition) and not node.name.startswith("_") and "type_check_only" not in decorators(node)
     }
 
 
@@ -44,8 +42,7 @@ def stub_parameters(function: ast.FunctionDef) -> list[inspect.Parameter]:
     pairs = [(p, kind, default) for (p, kind), default in zip(positional, defaults, strict=True)]
     pairs += [(p, KINDS.KEYWORD_ONLY, d) for p, d in zip(a.kwonlyargs, a.kw_defaults, strict=True)]
     return [
-        KINDS(p.arg, kind, default=ast.literal_eval(default) if default else KINDS.empty)
-        for p, kind, default in pairs
+        KINDS(p.arg, kind, default=ast.literal_eval(default) if default else KINDS.empty) for p, kind, default in pairs
     ]
 
 

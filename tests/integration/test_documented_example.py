@@ -27,9 +27,7 @@ from quark.onnx import (
 
 LAYERS = {
     "default": QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()),
-    "weights by minimum and maximum": QLayerConfig(
-        UInt8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax)
-    ),
+    "weights by minimum and maximum": QLayerConfig(UInt8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax)),
     "symmetric activations": QLayerConfig(Int8Spec(), weight=Int8Spec()),
     "per channel": QLayerConfig(UInt8Spec(), weight=Int8Spec(quant_granularity=QuantGranularity.Channel)),
     "unsigned weights": QLayerConfig(UInt8Spec(calibration_method=CalibMethod.MinMax), weight=UInt8Spec()),
@@ -260,9 +258,7 @@ def test_excluded_nodes_stay_float(exclude: list[str]) -> None:
 
 def test_only_the_op_types_asked_for_are_quantized() -> None:
     model = separable_cnn()
-    tuned, report = quantize(
-        model, LAYERS["default"], AdaRoundConfig(), extra_options={"OpTypesToQuantize": ["Conv"]}
-    )
+    tuned, report = quantize(model, LAYERS["default"], AdaRoundConfig(), extra_options={"OpTypesToQuantize": ["Conv"]})
     assert "classes_w_quantized" not in initializers(tuned)
     assert {layer.node for layer in report.skipped} == {"classes"}
     assert {layer.op_type for layer in report.layers} == {"Conv"}

@@ -62,9 +62,7 @@ def tuned_and_report(
     count: int = 120,
 ) -> tuple[onnx.ModelProto, Report]:
     before = quantized.SerializeToString(), float_model.SerializeToString()
-    result = finetune(
-        float_model, quantized, None, Reader(samples(float_model, count)), config or AdaRoundConfig()
-    )
+    result = finetune(float_model, quantized, None, Reader(samples(float_model, count)), config or AdaRoundConfig())
     assert (quantized.SerializeToString(), float_model.SerializeToString()) == before
     return result
 
@@ -75,11 +73,7 @@ def changed(before: onnx.ModelProto, after: onnx.ModelProto) -> set[str]:
     names = set()
     for a, b in zip(before.graph.initializer, after.graph.initializer, strict=True):
         if a != b:
-            assert (
-                a.data_type
-                == b.data_type
-                in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32)
-            )
+            assert a.data_type == b.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32)
             assert (a.name, a.dims) == (b.name, b.dims)
             assert not a.name.endswith("zero_point")
             names.add(a.name)
@@ -89,9 +83,7 @@ def changed(before: onnx.ModelProto, after: onnx.ModelProto) -> set[str]:
 @pytest.mark.parametrize("config", [AdaRoundConfig(), AdaQuantConfig()], ids=["adaround", "adaquant"])
 @pytest.mark.parametrize("per_channel", [False, True], ids=["per tensor", "per channel"])
 @pytest.mark.parametrize("name", MODELS)
-def test_what_onnxruntime_quantized(
-    name: str, per_channel: bool, config: AdaRoundConfig, tmp_path: Path
-) -> None:
+def test_what_onnxruntime_quantized(name: str, per_channel: bool, config: AdaRoundConfig, tmp_path: Path) -> None:
     model = MODELS[name]()
     static = quantized_by_onnxruntime(model, tmp_path, per_channel=per_channel)
     tuned, report = tuned_and_report(model, static, config)
@@ -193,12 +185,10 @@ def test_a_transposed_input(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "float.onnx")
     quantize_static(tmp_path / "float.onnx", tmp_path / "q.onnx", OnnxruntimeReader(data, batch=12))
     static = onnx.load(tmp_path / "q.onnx")
-    try:
-        _, report = finetune(model, static, None, Reader(data, batch=12), AdaRoundConfig())
-    except ValueError as error:
-        assert "no layer can be finetuned: gemm (Gemm):" in str(error)  # noqa: PT017
-    else:
-        assert all(layer.accepted or layer.reason for layer in report.layers)
+    tuned, report = finetune(model, static, None, Reader(data, batch=12), AdaRoundConfig())
+    (layer,) = report.layers
+    assert layer.accepted
+    assert mean_squared_error(model, tuned, data) < mean_squared_error(model, static, data)
 
 
 def test_a_layer_whose_data_does_not_fit_is_reported(tmp_path: Path) -> None:
@@ -260,9 +250,7 @@ def test_a_layer_that_is_skipped_is_named(tmp_path: Path) -> None:
         "pw1": "its weight is not near that of the float model: was another float model quantized?"
     }
     assert len(report.layers) == 5
-    np.testing.assert_array_equal(
-        initializers(tuned)["pw1_w_quantized"], initializers(static)["pw1_w_quantized"]
-    )
+    np.testing.assert_array_equal(initializers(tuned)["pw1_w_quantized"], initializers(static)["pw1_w_quantized"])
     assert "pw1 (Conv)" in str(report)
 
 

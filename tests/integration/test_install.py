@@ -76,9 +76,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
     names = zipfile.ZipFile(next(built.glob("*.whl"))).namelist()
     assert "quark/__init__.py" not in names
     package = {n for n in names if ".dist-info/" not in n}
-    sources = {
-        f"quark/onnx/{p.relative_to(ROOT / 'quark_onnx')}" for p in (ROOT / "quark_onnx").rglob("*.py*")
-    }
+    sources = {f"quark/onnx/{p.relative_to(ROOT / 'quark_onnx')}" for p in (ROOT / "quark_onnx").rglob("*.py*")}
     sources = {n for n in sources if not n.endswith(".pyc")} | {"quark/onnx/py.typed"}
     (core,) = package - sources
     assert sources <= package
@@ -120,12 +118,8 @@ def test_the_system_openblas_replaces_the_wheel(checkout: Path, tmp_path: Path) 
 def setup_without_openblas(choice: str) -> str:
     """What setup.py says where neither scipy-openblas32 nor pkg-config is found."""
     pytest.importorskip("setuptools")
-    script = (
-        "import runpy, sys; sys.modules['scipy_openblas32'] = None; sys.argv = ['setup.py', '--version'];"
-    )
-    result = run(
-        sys.executable, "-c", script + "runpy.run_path('setup.py')", cwd=ROOT, QK_BLAS=choice, PATH=""
-    )
+    script = "import runpy, sys; sys.modules['scipy_openblas32'] = None; sys.argv = ['setup.py', '--version'];"
+    result = run(sys.executable, "-c", script + "runpy.run_path('setup.py')", cwd=ROOT, QK_BLAS=choice, PATH="")
     assert result.returncode == 1
     return result.stderr
 

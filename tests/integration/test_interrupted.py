@@ -86,9 +86,7 @@ def stop_after(steps: int, title: str, error: BaseException, monkeypatch: pytest
     return shown
 
 
-@pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), RuntimeError("anything else")], ids=["ctrl-c", "error"]
-)
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("anything else")], ids=["ctrl-c", "error"])
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("layer", range(1, 7))
 def test_at_every_layer(
@@ -103,9 +101,7 @@ def test_at_every_layer(
 
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize("layer", [1, 6])
-def test_in_the_finetune_function(
-    place: Place, layer: int, level: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_in_the_finetune_function(place: Place, layer: int, level: int, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_after(layer, "Finetuning layers", KeyboardInterrupt(), monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         finetune(place, level=level)

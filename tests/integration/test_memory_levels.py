@@ -24,9 +24,7 @@ from quark.onnx import (
 LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec())
 
 
-def quantize(
-    model: onnx.ModelProto, algorithm: AdaRoundConfig, *, threads: int = 1, count: int = 40
-) -> bytes:
+def quantize(model: onnx.ModelProto, algorithm: AdaRoundConfig, *, threads: int = 1, count: int = 40) -> bytes:
     config = QConfig(LAYER, algo_config=[algorithm], extra_options={"NumThreads": threads})
     quantizer = ModelQuantizer(config)
     quantized = quantizer.quantize_model(model, None, Reader(samples(model, count)))
@@ -72,9 +70,7 @@ def test_the_finetune_function_has_the_same_levels() -> None:
     model = separable_cnn()
     plain = ModelQuantizer(QConfig(LAYER)).quantize_model(model, None, Reader(samples(model, 40)))
     results = [
-        quark.onnx.finetune(
-            model, plain, None, Reader(samples(model, 40)), AdaRoundConfig(mem_opt_level=level)
-        )[0]
+        quark.onnx.finetune(model, plain, None, Reader(samples(model, 40)), AdaRoundConfig(mem_opt_level=level))[0]
         for level in (0, 1, 2)
     ]
     assert results[0] == results[1] == results[2] != plain
@@ -126,9 +122,7 @@ def test_level_two_uses_the_temporary_folder_without_cache_dir(temporary_folder:
 def test_other_levels_write_no_file(level: int, tmp_path: Path) -> None:
     model = separable_cnn()
     reader = Watching(model, tmp_path)
-    config = QConfig(
-        LAYER, algo_config=[AdaRoundConfig(mem_opt_level=level, cache_dir=str(tmp_path / "cache"))]
-    )
+    config = QConfig(LAYER, algo_config=[AdaRoundConfig(mem_opt_level=level, cache_dir=str(tmp_path / "cache"))])
     ModelQuantizer(config).quantize_model(model, None, reader)
     assert reader.seen == {"temporary"}
     assert os.listdir(tmp_path) == ["temporary"]

@@ -53,9 +53,7 @@ def test_each_phase_logs_its_end(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.usefixtures("no_terminal")
-def test_long_phases_log_lines_on_the_way(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_long_phases_log_lines_on_the_way(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0.0)
     caplog.set_level(logging.INFO, "quark.onnx")
     quantize()

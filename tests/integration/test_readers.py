@@ -245,9 +245,7 @@ def test_an_input_that_is_no_batch() -> None:
 
     class Items:
         def __init__(self) -> None:
-            self.get_next = iter(
-                [*({"temperature": np.array(2, np.float32), "x": row} for row in x), None]
-            ).__next__
+            self.get_next = iter([*({"temperature": np.array(2, np.float32), "x": row} for row in x), None]).__next__
 
     _, report = quantize(model, Items())
     assert report.samples == 40

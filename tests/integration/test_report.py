@@ -269,9 +269,7 @@ def test_the_printed_table() -> None:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_options_without_effect_are_named(
-    options: dict[str, object], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_options_without_effect_are_named(options: dict[str, object], caplog: pytest.LogCaptureFixture) -> None:
     _, report = quantized_and_report(separable_cnn(), AdaRoundConfig(**options), count=12)
     assert len(report.ignored) == len(options)
     for name, line in zip(

@@ -71,9 +71,7 @@ def conv_cases(draw: st.DrawFn, *, depthwise: bool = False) -> ConvCase:
         return rng.integers(-4, 5, shape).astype(np.float32)
 
     return ConvCase(
-        Conv(
-            kernel=kernel, strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad, groups=groups
-        ),
+        Conv(kernel=kernel, strides=strides, dilations=dilations, pads=pads, auto_pad=auto_pad, groups=groups),
         numbers(draw(st.integers(1, 4)), groups * channels, *sizes),
         numbers(groups * outputs, channels, *kernel),
         numbers(groups * outputs),

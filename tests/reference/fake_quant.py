@@ -19,9 +19,7 @@ def fake_quant(x: np.ndarray, scale: float, zero_point: int, qmin: int, qmax: in
     return dequantize(quantize(x, scale, zero_point, qmin, qmax), scale, zero_point)
 
 
-def affine_from_range(
-    rmin: float, rmax: float, qmin: int, qmax: int, *, symmetric: bool
-) -> tuple[float, int]:
+def affine_from_range(rmin: float, rmax: float, qmin: int, qmax: int, *, symmetric: bool) -> tuple[float, int]:
     """(scale, zero_point) of a range that is widened to hold 0."""
     rmin, rmax = min(rmin, 0.0), max(rmax, 0.0)
     if symmetric:

@@ -69,9 +69,7 @@ def candidates(
         if not bias_moves:
             return Solution(weight_q=weight_q, bias=first.bias)
         step = layer.bias_scale.astype(np.float64)
-        return Solution(
-            weight_q=weight_q, bias=step * np.rint((mean_y - layer.real(weight_q) @ mean_x) / step)
-        )
+        return Solution(weight_q=weight_q, bias=step * np.rint((mean_y - layer.real(weight_q) @ mean_x) / step))
 
     if bias_moves:
         gram, cross = gram - np.outer(mean_x, mean_x), cross - np.outer(mean_y, mean_x)
@@ -83,8 +81,7 @@ def candidates(
         lam = relative * np.trace(gram) / len(gram)
         damped, shifted = gram + lam * np.eye(len(gram)), cross + lam * layer.weight
         grids = [
-            (float(s), z, low, high)
-            for s, z, low, high in zip(layer.scale, layer.zero_point, lo, hi, strict=True)
+            (float(s), z, low, high) for s, z, low, high in zip(layer.scale, layer.zero_point, lo, hi, strict=True)
         ]
         begins = [layer.weight_q]
         if lam > 0:
@@ -93,8 +90,6 @@ def candidates(
         for begin in begins:
             rows = zip(begin, shifted, grids, strict=True)
             found.append(
-                with_best_bias(
-                    np.stack([coordinate_descent(q, damped, c, *grid, max_sweeps) for q, c, grid in rows])
-                )
+                with_best_bias(np.stack([coordinate_descent(q, damped, c, *grid, max_sweeps) for q, c, grid in rows]))
             )
     return found

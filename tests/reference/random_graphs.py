@@ -47,9 +47,7 @@ class RandomGraph:
     @property
     def model(self) -> onnx.ModelProto:
         def value(name: str) -> onnx.ValueInfoProto:
-            return helper.make_tensor_value_info(
-                name, TensorProto.FLOAT, ["N", self.channels[name], SIDE, SIDE]
-            )
+            return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", self.channels[name], SIDE, SIDE])
 
         graph = helper.make_graph(
             self.nodes,
@@ -74,9 +72,7 @@ def random_graphs(draw: st.DrawFn) -> RandomGraph:
         x = draw(st.sampled_from(sorted(graph.channels)))
         channels = graph.channels[x]
         alike = sorted(name for name, count in graph.channels.items() if count == channels)
-        op = draw(
-            st.sampled_from(["Add", "Mul", "Relu", "Concat", "Conv", "QuantizedConv", "Split", "Shift"])
-        )
+        op = draw(st.sampled_from(["Add", "Mul", "Relu", "Concat", "Conv", "QuantizedConv", "Split", "Shift"]))
         if op in ("Add", "Mul"):
             graph.add(op, [x, draw(st.sampled_from(alike))], [channels])
         elif op == "Relu":

@@ -24,9 +24,7 @@ class ScaleProblem:
     def affine(self, rows: slice, factor: float) -> tuple[float, int]:
         """What the range of these rows, times the factor, gives."""
         w = self.weight[rows].astype(np.float64)
-        return affine_from_range(
-            w.min() * factor, w.max() * factor, self.qmin, self.qmax, symmetric=self.symmetric
-        )
+        return affine_from_range(w.min() * factor, w.max() * factor, self.qmin, self.qmax, symmetric=self.symmetric)
 
     def relative_error(self, rows: slice, factor: float) -> float:
         """Squared error of each output relative to its power, added up over the rows."""
@@ -39,6 +37,4 @@ class ScaleProblem:
     def best_factor(self, rows: slice) -> float:
         """The best of a coarse grid, then of a fine one around it; of equals the largest."""
         coarse = min(COARSE, key=lambda f: self.relative_error(rows, f))
-        return min(
-            [coarse, *(min(1.0, coarse * f) for f in FINE)], key=lambda f: self.relative_error(rows, f)
-        )
+        return min([coarse, *(min(1.0, coarse * f) for f in FINE)], key=lambda f: self.relative_error(rows, f))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reference.conv_rows import Conv
 from reference.inner_tensors import inner_tensors
 from reference.random_graphs import SIDE, RandomGraph, random_graphs
-from reference.value_range import histogram_percentile
+from reference.value_range import bin_width, histogram_percentile
 from reference.weight_scale import ScaleProblem
 from small_models import MODELS, Arrays, build, samples
 
@@ -60,11 +60,12 @@ def test_ranges_are_those_of_one_run(graph: RandomGraph, end: int, percentile: f
     assert list(found.ranges) == tensors
     for name, (low, high) in found.ranges.items():
         x = expected[name]
-        limit = np.inf
+        limit, tolerance = np.inf, 1e-5 * float(np.abs(x).max())  # onnxruntime's optimisation changes last bits
         if percentile is not None and x.any():
             limit = histogram_percentile(x.reshape(-1), percentile, BINS)
-        assert low == max(x.min(), -limit)
-        assert high == min(x.max(), limit)
+            tolerance += bin_width(x, BINS)  # into which another bit may move a value
+        assert low == pytest.approx(max(x.min(), -limit), rel=0, abs=tolerance)
+        assert high == pytest.approx(min(x.max(), limit), rel=0, abs=tolerance)
 
 
 def rows_of(layer: WeightLayer, x: np.ndarray) -> np.ndarray:

@@ -255,9 +255,7 @@ def test_unknown_keyword_names_the_nearest(keyword: str, hint: str) -> None:
 
 @pytest.mark.parametrize("kind", [AlgoConfig, FastFinetuneConfig])
 def test_the_bases_are_abstract(kind: type[AlgoConfig]) -> None:
-    with pytest.raises(
-        TypeError, match=rf"{kind.__name__}\(\) is abstract; .*: AdaRoundConfig, AdaQuantConfig"
-    ):
+    with pytest.raises(TypeError, match=rf"{kind.__name__}\(\) is abstract; .*: AdaRoundConfig, AdaQuantConfig"):
         kind()
 
 

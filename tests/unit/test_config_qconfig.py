@@ -73,9 +73,7 @@ def test_none_means_nothing_given() -> None:
 def test_written_and_read_back_is_equal(config: QConfig) -> None:
     assert QConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     assert eval(repr(config)) == config
-    assert (
-        pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == dataclasses.replace(config) == config
-    )
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == dataclasses.replace(config) == config
     assert {config: "found"}[copy.deepcopy(config)] == "found"
 
 

@@ -68,9 +68,7 @@ def test_enums_have_the_documented_members() -> None:
     assert list(QuantGranularity.__members__) == ["Tensor", "Channel", "Group"]
 
 
-@pytest.mark.parametrize(
-    ("kind", "symmetric", "data_type"), [(Int8Spec, True, Int8), (UInt8Spec, False, UInt8)]
-)
+@pytest.mark.parametrize(("kind", "symmetric", "data_type"), [(Int8Spec, True, Int8), (UInt8Spec, False, UInt8)])
 def test_spec_defaults_and_order(kind: type[QTensorConfig], symmetric: bool, data_type: DataType) -> None:
     values = (symmetric, ScaleType.Float32, None, QuantGranularity.Tensor, data_type)
     parameters = inspect.signature(kind).parameters
@@ -85,8 +83,7 @@ def test_positional_and_keyword_arguments_are_the_same() -> None:
         symmetric=False, calibration_method=CalibMethod.MinMax, quant_granularity=QuantGranularity.Channel
     )
     assert repr(positional) == (
-        "Int8Spec(symmetric=False, calibration_method=CalibMethod.MinMax,"
-        " quant_granularity=QuantGranularity.Channel)"
+        "Int8Spec(symmetric=False, calibration_method=CalibMethod.MinMax, quant_granularity=QuantGranularity.Channel)"
     )
 
 
@@ -115,9 +112,7 @@ def test_spec_written_and_read_back_is_equal(spec: QTensorConfig) -> None:
 
 @given(specs, specs)
 def test_specs_are_equal_when_kind_and_arguments_are(a: QTensorConfig, b: QTensorConfig) -> None:
-    same = type(a) is type(b) and all(
-        getattr(a, name) == getattr(b, name) for name in (*ARGUMENTS, "data_type")
-    )
+    same = type(a) is type(b) and all(getattr(a, name) == getattr(b, name) for name in (*ARGUMENTS, "data_type"))
     assert (a == b) == same
     assert not same or hash(a) == hash(b)
 

@@ -92,9 +92,7 @@ def test_keywords_that_need_the_gradient_solver_are_refused(keyword: str) -> Non
 
 
 def test_gradient_solver_is_refused() -> None:
-    with pytest.raises(
-        NotImplementedError, match=r"AdaQuantConfig.solver: got 'gradient', expected 'auto' or"
-    ):
+    with pytest.raises(NotImplementedError, match=r"AdaQuantConfig.solver: got 'gradient', expected 'auto' or"):
         check_engine_supports(AdaQuantConfig(solver="gradient"))
 
 
@@ -111,9 +109,7 @@ def test_defaults_of_the_other_algorithm_are_reported_there() -> None:
 @pytest.mark.parametrize("method", [None, CalibMethod.MinMax, CalibMethod.Percentile])
 @pytest.mark.parametrize("kind", [Int8Spec, UInt8Spec])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_supported_specs(
-    method: CalibMethod | None, kind: type[Int8Spec | UInt8Spec], symmetric: bool
-) -> None:
+def test_supported_specs(method: CalibMethod | None, kind: type[Int8Spec | UInt8Spec], symmetric: bool) -> None:
     activation = kind(symmetric, calibration_method=method)
     for granularity in (QuantGranularity.Tensor, QuantGranularity.Channel):
         weight = Int8Spec(symmetric, calibration_method=method, quant_granularity=granularity)

@@ -212,9 +212,7 @@ def test_weight_scale_refuses_data_that_is_not_finite(bad: float):
     x[7, 1] = bad
     layer.feed(x, None, POOL)
     with pytest.raises(ValueError, match="NaN or Inf"):
-        layer.weight_scale(
-            ones(2, 3), qmin=-127, qmax=127, symmetric=True, per_channel=True, bias_free=True, pool=POOL
-        )
+        layer.weight_scale(ones(2, 3), qmin=-127, qmax=127, symmetric=True, per_channel=True, bias_free=True, pool=POOL)
 
 
 def test_value_ranges_refuse():

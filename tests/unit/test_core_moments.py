@@ -61,9 +61,7 @@ def assert_equal(actual: Moments, expected: Moments, rtol: float = EXACT) -> Non
 def assert_linear(found: Moments, weight: np.ndarray, bias: np.ndarray) -> None:
     """The moments are those of y = weight x + bias; weight (groups, O, K), bias (groups, O)."""
     product = np.einsum("gok,gk->go", weight, found.mean_x)
-    np.testing.assert_allclose(
-        found.cross, weight @ found.gram + bias[:, :, None] * found.mean_x[:, None], EXACT, 1e-9
-    )
+    np.testing.assert_allclose(found.cross, weight @ found.gram + bias[:, :, None] * found.mean_x[:, None], EXACT, 1e-9)
     np.testing.assert_allclose(found.mean_y, product + bias, EXACT, 1e-9)
     power = np.einsum("goj,gjk,gok->go", weight, found.gram, weight) + 2 * bias * product + bias**2
     np.testing.assert_allclose(found.power, power, EXACT, 1e-9)
@@ -101,8 +99,7 @@ def test_gemm(seed: int, transposed: bool, alpha: float):
     rng = np.random.default_rng(seed)
     samples, inputs, outputs = rng.integers(1, 9, 3)
     weight, bias, x = (
-        rng.integers(-4, 5, shape).astype(np.float32)
-        for shape in ((outputs, inputs), (outputs,), (samples, inputs))
+        rng.integers(-4, 5, shape).astype(np.float32) for shape in ((outputs, inputs), (outputs,), (samples, inputs))
     )
     model = build(
         f"(float[N,K] x) => (float[N,O] y) {{ y = Gemm<transB={int(transposed)}, alpha={alpha}>(x, w, b) }}",
@@ -121,9 +118,7 @@ def test_matmul_with_leading_dimensions(seed: int, leading: int):
     inputs, outputs = map(int, rng.integers(1, 9, 2))
     x = rng.integers(-4, 5, (*rng.integers(1, 5, 1 + leading), inputs)).astype(np.float32)
     weight = rng.integers(-4, 5, (inputs, outputs)).astype(np.float32)
-    model = build(
-        f"(float{list(x.shape)} x) => (float{[*x.shape[:-1], outputs]} y) {{ y = MatMul(x, w) }}", w=weight
-    )
+    model = build(f"(float{list(x.shape)} x) => (float{[*x.shape[:-1], outputs]} y) {{ y = MatMul(x, w) }}", w=weight)
     y = onnx_output(model, x)
     layer = _core.Layer(inputs, outputs, len(x), 1 << 20)
     layer.feed(x, y, ONE)
@@ -132,10 +127,19 @@ def test_matmul_with_leading_dimensions(seed: int, leading: int):
     assert_equal(found, moments_of(x.reshape(1, -1, inputs), y.reshape(1, -1, outputs)))
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(128, 1), (129, 3), (300, 260)])
+def test_wide_layers(inputs: int, outputs: int):
+    """Moments are computed in tiles of 128 by 128."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(-4, 5, (500, inputs)).astype(np.float32)
+    y = rng.integers(-4, 5, (500, outputs)).astype(np.float32)
+    layer = _core.Layer(inputs, outputs, 500, 1 << 20)
+    layer.feed(x, y, _core.ThreadPool(2))
+    assert_equal(moments(layer), moments_of(x[None], y[None]))
+
+
 @settings(max_examples=30, deadline=None)
-@given(
-    conv_cases(), st.sampled_from([np.uint8, np.int8]), st.floats(2**-20, 2**10), st.integers(0, 2**32 - 1)
-)
+@given(conv_cases(), st.sampled_from([np.uint8, np.int8]), st.floats(2**-20, 2**10), st.integers(0, 2**32 - 1))
 def test_8_bit_input_is_its_dequantized_self(case: ConvCase, dtype: type, scale: float, seed: int):
     rng = np.random.default_rng(seed)
     info = np.iinfo(dtype)
@@ -196,9 +200,7 @@ def test_bits_depend_on_neither_threads_nor_batches(
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    st.integers(1, 30), st.integers(1, 70), st.integers(1, 3000), st.integers(2, 6), st.integers(0, 2**64 - 1)
-)
+@given(st.integers(1, 30), st.integers(1, 70), st.integers(1, 3000), st.integers(2, 6), st.integers(0, 2**64 - 1))
 def test_rows_are_chosen_once_each_and_samples_held_out_whole(
     samples: int, positions: int, max_rows: int, holdout: int, seed: int
 ):

@@ -29,11 +29,7 @@ def test_the_cut_into_batches_does_not_matter():
     parts = compare([[want[:3]], [want[3:]]], [[have[:3]], [have[3:]]])
     assert parts.l2 == pytest.approx(whole.l2)
     assert parts.sqnr_db == pytest.approx(whole.sqnr_db)
-    assert (
-        parts.agreement
-        == whole.agreement
-        == pytest.approx((want.argmax(axis=1) == have.argmax(axis=1)).mean())
-    )
+    assert parts.agreement == whole.agreement == pytest.approx((want.argmax(axis=1) == have.argmax(axis=1)).mean())
 
 
 def test_no_difference():

@@ -49,9 +49,7 @@ def branching() -> onnx.ModelProto:
     """y = x + scale * w where flag, else x; both branches read tensors from around."""
 
     def branch(name: str, nodes: list[onnx.NodeProto]) -> onnx.GraphProto:
-        return helper.make_graph(
-            nodes, name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)]
-        )
+        return helper.make_graph(nodes, name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
 
     then = branch(
         "then",
@@ -72,9 +70,7 @@ def branching() -> onnx.ModelProto:
         factor=3.0,
     )
     del model.graph.node[-1]
-    model.graph.node.append(
-        helper.make_node("If", ["flag"], ["y"], name="if", then_branch=then, else_branch=other)
-    )
+    model.graph.node.append(helper.make_node("If", ["flag"], ["y"], name="if", then_branch=then, else_branch=other))
     onnx.checker.check_model(model)
     return model
 
@@ -117,8 +113,6 @@ def test_a_cut_anywhere_changes_nothing(graph: RandomGraph, data: st.DataObject)
         if nodes:
             segment = Segment(tuple(nodes), tuple(sorted(reads)), tuple(sorted(made)))
             segment_model = flow.segment_model(segment, dict.fromkeys(reads, TensorProto.FLOAT))
-            have.update(
-                zip(segment.outputs, run(segment_model, {n: have[n] for n in segment.inputs}), strict=True)
-            )
+            have.update(zip(segment.outputs, run(segment_model, {n: have[n] for n in segment.inputs}), strict=True))
     for name, expected in zip(graph.outputs, run(model, inputs), strict=True):
         np.testing.assert_array_equal(have[name], expected)

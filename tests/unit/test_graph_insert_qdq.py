@@ -71,9 +71,7 @@ def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], *, optimize: bool 
     options = onnxruntime.SessionOptions()
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, feeds)
 
 
@@ -209,9 +207,7 @@ def test_given_weight_params_are_used_as_they_are(per_channel):
     float_model = network()
     axes = {"w1": 0, "w2": 0, "w3": 0, "w4": 0, "w5": 1}
     weights = initializers(float_model)
-    params = {
-        name: search_params(weights[name], axis if per_channel else None) for name, axis in axes.items()
-    }
+    params = {name: search_params(weights[name], axis if per_channel else None) for name, axis in axes.items()}
     result = initializers(quantized(float_model, UINT8, params))
     for name, param in params.items():
         expected_scale = param.scale if per_channel else param.scale[0]
@@ -241,9 +237,7 @@ def test_asymmetric_weight_params_use_the_whole_type():
     np.testing.assert_array_equal(result["w_quantized"], expected)
     assert result["w_zero_point"] == 100
     options = QdqOptions(weight_symmetric=False)
-    result = initializers(
-        quantized(float_model, options, {"w": WeightParams(np.float32([0.01]), np.int8([3]))})
-    )
+    result = initializers(quantized(float_model, options, {"w": WeightParams(np.float32([0.01]), np.int8([3]))}))
     assert result["w_quantized"].min() == -128
 
 
@@ -271,24 +265,18 @@ def test_a_weight_of_two_nodes_is_quantized_once_and_their_bias_twice():
     readers = [node for node in result.graph.node if "w_DequantizeLinear_Output" in node.input]
     assert len(readers) == 2
     scales = [
-        v
-        for name, v in initializers(result).items()
-        if name.startswith("c") and name.endswith("quantized_scale")
+        v for name, v in initializers(result).items() if name.startswith("c") and name.endswith("quantized_scale")
     ]
     assert len(scales) == 2
     assert scales[0] != scales[1]
 
 
 def test_weight_scale_grows_where_the_bias_would_overflow():
-    float_model = model(
-        "(float[N,8] x) => (float[N,8] y) { y = Gemm(x, w, c) }", w=normal(8, 8), c=np.full(8, 1e6)
-    )
+    float_model = model("(float[N,8] x) => (float[N,8] y) { y = Gemm(x, w, c) }", w=normal(8, 8), c=np.full(8, 1e6))
     tiny = WeightParams(np.float32([1e-6]), np.int8([0]))
     result = initializers(quantized(float_model, UINT8, {"w": tiny}))
     assert result["w_scale"] > 1e-6
-    np.testing.assert_allclose(
-        result["c_quantized"] * result["c_quantized_scale"].astype(np.float64), 1e6, rtol=1e-6
-    )
+    np.testing.assert_allclose(result["c_quantized"] * result["c_quantized_scale"].astype(np.float64), 1e6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -299,9 +287,7 @@ def test_calibration_tensors_are_enough_and_none_is_too_much(options):
     whole = initializers(insert_qdq(float_model, ranges, {}, options))
     for name in names:
         wider = initializers(insert_qdq(float_model, ranges | {name: (-2.0, 2.0)}, {}, options))
-        assert any(not np.array_equal(wider[key], whole[key]) for key in whole), (
-            f"the range of {name} is not used"
-        )
+        assert any(not np.array_equal(wider[key], whole[key]) for key in whole), f"the range of {name} is not used"
         with pytest.raises(ModelError, match="param"):
             insert_qdq(float_model, {key: value for key, value in ranges.items() if key != name}, {}, options)
 
@@ -430,8 +416,7 @@ def test_a_tensor_that_a_subgraph_reads_stays():
 
 def test_consecutive_activations_all_go():
     float_model = model(
-        "(float[N,8] x) => (float[N,8] y) "
-        "{ h = MatMul(x, w) a = Relu(h) b = Clip(a, low, high) y = Relu(b) }",
+        "(float[N,8] x) => (float[N,8] y) { h = MatMul(x, w) a = Relu(h) b = Clip(a, low, high) y = Relu(b) }",
         w=normal(8, 8),
         low=-1.0,
         high=2.0,

@@ -75,9 +75,7 @@ def test_other_types_are_refused():
         load_model(3, role="model")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"this is no model", os.urandom(4096)], ids=["empty", "text", "noise"]
-)
+@pytest.mark.parametrize("content", [b"", b"this is no model", os.urandom(4096)], ids=["empty", "text", "noise"])
 def test_not_onnx(tmp_path, content):
     path = tmp_path / "m.onnx"
     path.write_bytes(content)
@@ -131,9 +129,7 @@ def test_output_path_without_a_place(tmp_path):
 
 
 def test_output_directory_not_writable(tmp_path):
-    place = (
-        Path("/proc") if os.geteuid() == 0 else tmp_path / "locked"
-    )  # root may write to any real directory
+    place = Path("/proc") if os.geteuid() == 0 else tmp_path / "locked"  # root may write to any real directory
     if os.geteuid() != 0:
         place.mkdir(mode=0o500)
     with pytest.raises(PermissionError, match=r"q\.onnx.* cannot be written"):

@@ -22,9 +22,7 @@ BATCH_NORM = {
 
 def model(text: str, *, opset: int = 17, **initializers: np.ndarray) -> onnx.ModelProto:
     """A model from ONNX's text form; `[name]` before a node names it; initializers are cast to float32."""
-    parsed = onnx.parser.parse_model(
-        f'<ir_version: 8, opset_import: ["": {opset}, "com.microsoft": 1]> g {text}'
-    )
+    parsed = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": {opset}, "com.microsoft": 1]> g {text}')
     for name, value in initializers.items():
         parsed.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
     return parsed
@@ -38,18 +36,14 @@ def run(model: onnx.ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     return session.run(None, feeds)
 
 
 def random_feeds(model: onnx.ModelProto, batch: int = 2) -> dict[str, np.ndarray]:
     constants = {tensor.name for tensor in model.graph.initializer}
     return {
-        value.name: RNG.standard_normal(
-            [d.dim_value or batch for d in value.type.tensor_type.shape.dim]
-        ).astype("f")
+        value.name: RNG.standard_normal([d.dim_value or batch for d in value.type.tensor_type.shape.dim]).astype("f")
         for value in model.graph.input
         if value.name not in constants
     }
@@ -69,7 +63,8 @@ def prepared_and_checked(original: onnx.ModelProto) -> onnx.ModelProto:
     assert original.graph.output == result.graph.output
     assert next(entry.version for entry in result.opset_import if not entry.domain) >= 13
     names = [node.name for node in result.graph.node]
-    assert all(names) and len(set(names)) == len(names)
+    assert all(names)
+    assert len(set(names)) == len(names)
     assert "Constant" not in ops(result)
     return result
 
@@ -100,8 +95,7 @@ NORM = "(h, gamma, beta, mean, var)"
         ),
         (
             "ConvTranspose",
-            "(float[N,4,5,5] x) => (float[N,8,7,7] y) "
-            "{{ [a] h = ConvTranspose<group=2>(x, w) [b] y = {bn} }}",
+            "(float[N,4,5,5] x) => (float[N,8,7,7] y) {{ [a] h = ConvTranspose<group=2>(x, w) [b] y = {bn} }}",
             {"w": (4, 4, 3, 3)},
         ),
         (
@@ -111,8 +105,7 @@ NORM = "(h, gamma, beta, mean, var)"
         ),
         (
             "Gemm",
-            "(float[N,6] x) => (float[N,8] y) "
-            "{{ [a] h = Gemm<alpha=0.5, beta=3.0, transB=1>(x, w, c) [b] y = {bn} }}",
+            "(float[N,6] x) => (float[N,8] y) {{ [a] h = Gemm<alpha=0.5, beta=3.0, transB=1>(x, w, c) [b] y = {bn} }}",
             {"w": (8, 6), "c": (1, 8)},
         ),
         ("Gemm", "(float[N,6] x) => (float[N,8] y) {{ [a] h = Gemm(x, w) [b] y = {bn} }}", {"w": (6, 8)}),
@@ -168,9 +161,7 @@ def test_matmul_and_add_become_gemm_only_where_gemm_can_do_it():
 @pytest.mark.parametrize("trans_b", [0, 1])
 def test_gemm_has_unit_factors_and_a_bias_vector(shape, trans_b):
     text = f"(float[N,6] x) => (float[N,8] y) {{ y = Gemm<alpha=0.5, beta=-2.0, transB={trans_b}>(x, w, c) }}"
-    result = prepared_and_checked(
-        model(text, w=normal(6, 8).T if trans_b else normal(6, 8), c=normal(*shape))
-    )
+    result = prepared_and_checked(model(text, w=normal(6, 8).T if trans_b else normal(6, 8), c=normal(*shape)))
     (node,) = result.graph.node
     assert {item.name for item in node.attribute} <= {"transA", "transB"}
     assert [list(t.dims) for t in result.graph.initializer if t.name == node.input[2]] == [[8]]
@@ -190,10 +181,7 @@ def test_gemm_bias_times_zero_goes():
 
 
 def test_folding_leaves_other_readers_of_a_constant_alone():
-    text = (
-        "(float[N,8] x) => (float[N,8] y, float[N,8] z) "
-        "{ y = Gemm<alpha=2.0, beta=3.0>(x, w, c) z = Gemm(x, w, c) }"
-    )
+    text = "(float[N,8] x) => (float[N,8] y, float[N,8] z) { y = Gemm<alpha=2.0, beta=3.0>(x, w, c) z = Gemm(x, w, c) }"
     prepared_and_checked(model(text, w=normal(8, 8), c=normal(8)))
 
 
@@ -293,8 +281,7 @@ def test_functions_are_inlined():
 
 def test_subgraphs_see_the_tensors_around_them():
     then, otherwise = (
-        onnx.parser.parse_graph(f"branch () => (float[N,8] b) {{ b = {op}(h, h_scale) }}")
-        for op in ("Add", "Sub")
+        onnx.parser.parse_graph(f"branch () => (float[N,8] b) {{ b = {op}(h, h_scale) }}") for op in ("Add", "Sub")
     )
     original = model(
         "(float[N,8] x, bool go) => (float[N,8] y) { h = Gemm<beta=2.0>(x, w, c) }", w=normal(8, 8), c=[1.5]

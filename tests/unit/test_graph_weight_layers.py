@@ -79,8 +79,7 @@ def test_gemm_and_matmul():
 
 def test_what_is_no_weight_layer():
     nodes = (
-        "a = MatMul(x, x) b = MatMul(w, a) c = Add(b, w) d = Conv(z, deep) e = Gemm(c, integer) "
-        "y = MatMul(c, vector)"
+        "a = MatMul(x, x) b = MatMul(w, a) c = Add(b, w) d = Conv(z, deep) e = Gemm(c, integer) y = MatMul(c, vector)"
     )
     text = f"(float[4,4] x, float[1,1,4,4,4] z) => (float[4] y, float d, float e) {{ {nodes} }}"
     parsed = model(text, w=(4, 4), deep=(2, 1, 3, 3, 3), vector=(4,))
@@ -96,8 +95,6 @@ def test_a_shared_weight_is_listed_for_each_node_in_graph_order():
 
 
 def test_a_bias_that_is_computed_is_not_the_layers_own():
-    (layer,) = weight_layers(
-        model("(float[N,4] x, float[4] c) => (float[N,4] y) { y = Gemm(x, w, c) }", w=(4, 4))
-    )
+    (layer,) = weight_layers(model("(float[N,4] x, float[4] c) => (float[N,4] y) { y = Gemm(x, w, c) }", w=(4, 4)))
     assert layer.bias is None
     assert layer.has_dynamic_bias

@@ -161,9 +161,7 @@ class QConfig(FrozenConfig):
         for name in ("specific_layer_config", "layer_type_config"):
             for layer in getattr(self, name):
                 if layer is not None and layer.activation is not None:
-                    raise ConfigError(
-                        problem(f"QConfig.{name}", layer, "input_tensors instead of activation")
-                    )
+                    raise ConfigError(problem(f"QConfig.{name}", layer, "input_tensors instead of activation"))
 
     @property
     def activation_spec(self) -> QTensorConfig:

@@ -39,9 +39,7 @@ def selected_nodes(where: str, choices: Iterable[NodeChoice], node_names: Iterab
             matched = nodes & {choice}
             expected = "the name of a node"
         if not matched:
-            raise ConfigError(
-                problem(where, choice, f"{expected}; {nearest(choice.lstrip('^'), sorted(nodes))}")
-            )
+            raise ConfigError(problem(where, choice, f"{expected}; {nearest(choice.lstrip('^'), sorted(nodes))}"))
         selected |= matched
     return selected
 

@@ -81,9 +81,7 @@ def _data_type_from_name(written: object) -> object:
 Scale = Annotated[ScaleType, member(ScaleType)]
 Granularity = Annotated[QuantGranularity, member(QuantGranularity)]
 MethodOrNone = Annotated[CalibMethod | None, optional(member(CalibMethod))]
-Format = Annotated[
-    DataType, Check(f"a data type ({', '.join(_DATA_TYPES)})", _data_type, _data_type_from_name)
-]
+Format = Annotated[DataType, Check(f"a data type ({', '.join(_DATA_TYPES)})", _data_type, _data_type_from_name)]
 
 
 @strict_keywords
@@ -196,9 +194,7 @@ class QLayerConfig(FrozenConfig):
             spec = getattr(self, field.name)
             if field.name != "weight" and spec and spec.calibration_method is CalibMethod.MinOutputMSE:
                 where = f"QLayerConfig.{field.name}.calibration_method"
-                raise ConfigError(
-                    problem(where, spec.calibration_method, "another one: it is for weights only")
-                )
+                raise ConfigError(problem(where, spec.calibration_method, "another one: it is for weights only"))
 
     @property
     def inputs(self) -> QTensorConfig | None:
