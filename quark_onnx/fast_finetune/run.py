@@ -188,9 +188,13 @@ def _solve(
         reason="" if solved["accepted"] else "no candidate is better than rounding to nearest on held-out rows",
         candidate=solved["candidate"],
         improved=solved["improved"],
-        before=tuple(square * e for e in solved["before"]),
-        after=tuple(square * e for e in solved["after"]),
-        power=tuple(square * e for e in solved["power"]),
+        before=_scaled(solved["before"], square),
+        after=_scaled(solved["after"], square),
+        power=_scaled(solved["power"], square),
         rows=solved["rows"],
         seconds=time.perf_counter() - started,
     )
+
+
+def _scaled(pair: tuple[float, float], factor: float) -> tuple[float, float]:
+    return factor * pair[0], factor * pair[1]

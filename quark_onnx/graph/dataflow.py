@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -76,7 +76,7 @@ class Dataflow:
             stack.extend(t for t in self.reads(node) if t not in have and not self.is_constant(t))
         return [node for node in self.model.graph.node if id(node) in wanted]
 
-    def segment_model(self, segment: Segment, input_types: dict[str, int]) -> onnx.ModelProto:
+    def segment_model(self, segment: Segment, input_types: Mapping[str, int]) -> onnx.ModelProto:
         """A segment as a model with the present initializers. input_types: ONNX element types."""
         constants: list[onnx.NodeProto] = []
         initializers: dict[str, onnx.TensorProto] = {}
