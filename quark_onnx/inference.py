@@ -25,6 +25,7 @@ def session(model: onnx.ModelProto, *, threads: int, optimise: bool) -> ort.Infe
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the core needs the processors in between
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # as fast, and freed memory goes back
     options.graph_optimization_level = (

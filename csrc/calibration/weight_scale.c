@@ -3,8 +3,8 @@
  * MinMax lets one outlier set the scale, often in a channel whose input hardly varies, where clipping it costs nothing.
  * With D = W^ - W the mean squared error of output o is d_o G d_o', G the Gram matrix of the float inputs (centred when
  * a bias takes up the mean), so every scale can be judged without running the model. A scale that several outputs share
- * is judged by the sum of their errors relative to their power w_o G w_o': the layers behind can make a faint channel
- * loud (scaling a channel down here and up there leaves a network as it is), so each channel counts alike. */
+ * is judged by the sum of their errors, each divided by its own power w_o G w_o' plus the mean power: the layers behind
+ * can make a faint channel loud, so it counts more than its power says, yet no loud channel may be given up for it. */
 #include <math.h>
 
 #include "base/blas.h"
@@ -75,6 +75,12 @@ static void power_task(void *context, int64_t task, int worker) {
     for (int64_t i = 0; i < m; i++) s->power[first + i] = qk_kernels_get()->dot(w + i * K, wg + i * K, (size_t)K);
 }
 
+static void add_mean(double *power, int64_t rows) {
+    double mean = 0;
+    for (int64_t r = 0; r < rows; r++) mean += power[r] / (double)rows;
+    for (int64_t r = 0; r < rows; r++) power[r] += mean;
+}
+
 /* The best factor of each row, or of all together. Equal errors: the earlier, which clips less. */
 static void pick(const search *s, int64_t rows, bool per_channel, double *best, double *best_error) {
     const int n = s->factor_count;
@@ -140,6 +146,7 @@ qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *
         }
         qk_blas_enter();
         qk_pool_run(pool, power_task, &s, q.groups * blocks);
+        add_mean(power, rows);
         qk_pool_run(pool, search_task, &s, q.groups * blocks);
         pick(&s, rows, problem->per_channel, best, best_error);
         s.factor_count = FINE;

@@ -217,7 +217,8 @@ static qk_status try_candidates(solver *s, qk_least_squares_result *result) {
     }
     for (int set = 0; set < 2; set++) memcpy(s->best_error[set], s->error[set], (size_t)s->rows * sizeof(double));
     for (int64_t r = 0; r < s->rows && s->bias_free; r++)
-        result->bias_q[r] = (int32_t)rint((double)s->start->bias[r] / s->start->bias_scale[r]);
+        result->bias_q[r] =
+            clip(rint((double)s->start->bias[r] / s->start->bias_scale[r]), s->start->bias_qmin, s->start->bias_qmax);
     memcpy(result->weight_q, s->start->weight_q, (size_t)(s->rows * s->solving.inputs) * sizeof(int32_t));
     if (s->bias_free) {
         run_candidate(s, QK_BIAS_ONLY, 0);

@@ -64,3 +64,12 @@ bool qk_integers_from(PyObject *sequence, const char *name, Py_ssize_t count, in
     Py_DECREF(items);
     return ok;
 }
+
+bool qk_take(bool *in_use, const char *name) {
+    if (*in_use) {
+        PyErr_Format(PyExc_RuntimeError, "this %s is in use by another thread: give each thread its own", name);
+        return false;
+    }
+    *in_use = true;
+    return true;
+}

@@ -37,6 +37,10 @@ bool qk_tensor_from(PyObject *object, const char *name, qk_affine affine, qk_ten
 /* A sequence of `count` integers. */
 bool qk_integers_from(PyObject *sequence, const char *name, Py_ssize_t count, int64_t *out);
 
+/* Methods that release the GIL and change their object take it first: false with RuntimeError when another thread has
+ * it. The flag is read and written with the GIL held. */
+bool qk_take(bool *in_use, const char *name);
+
 /* ---- pool.c ---- */
 /* The pool behind a ThreadPool object, NULL with TypeError. */
 qk_pool *qk_pool_from(qk_module_state *state, PyObject *object);

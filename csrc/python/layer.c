@@ -5,6 +5,7 @@ typedef struct {
     PyObject_HEAD
     qk_layer *layer;
     qk_affine x_affine;
+    bool in_use;
 } layer_object;
 
 /* ---- construction ---------------------------------------------------------------------------- */
@@ -84,19 +85,24 @@ static PyObject *layer_feed(PyObject *object, PyObject *args) {
     if (!pool || !qk_tensor_from(x_argument, "x", self->x_affine, &x) ||
         (has_y && !qk_tensor_from(y_argument, "y", (qk_affine){1.0f, 0}, &y)))
         return NULL;
+    if (!qk_take(&self->in_use, "Layer")) return NULL;
     qk_status status;
     Py_BEGIN_ALLOW_THREADS
     status = qk_layer_feed(self->layer, &x, has_y ? &y : NULL, pool);
     Py_END_ALLOW_THREADS
+    self->in_use = false;
     if (status != QK_OK) return qk_raise(status, "feed");
     Py_RETURN_NONE;
 }
 
 static bool flush(PyObject *object, qk_pool *pool) {
+    layer_object *self = (layer_object *)object;
+    if (!qk_take(&self->in_use, "Layer")) return false;
     qk_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = qk_layer_flush(((layer_object *)object)->layer, pool);
+    status = qk_layer_flush(self->layer, pool);
     Py_END_ALLOW_THREADS
+    self->in_use = false;
     return status == QK_OK || qk_raise(status, "Layer");
 }
 

@@ -5,6 +5,7 @@ typedef struct {
     PyObject_HEAD
     Py_ssize_t count;
     qk_value_range **ranges;
+    bool in_use;
 } ranges_object;
 
 static PyObject *ranges_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -61,11 +62,13 @@ static PyObject *ranges_update(PyObject *object, PyObject *args) {
         x[i] = PyArray_DATA(array);
         n[i] = (size_t)PyArray_SIZE(array);
     }
+    ok = ok && qk_take(&self->in_use, "ValueRanges");
     if (ok) {
         qk_status status;
         Py_BEGIN_ALLOW_THREADS
         status = qk_value_ranges_update((qk_value_range *const *)self->ranges, x, n, (size_t)self->count, pool, &bad);
         Py_END_ALLOW_THREADS
+        self->in_use = false;
         ok = status == QK_OK;
         if (status == QK_E_NONFINITE)
             PyErr_Format(PyExc_ValueError, "tensor %zu contains NaN or Inf", bad);

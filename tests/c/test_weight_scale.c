@@ -50,18 +50,22 @@ static double power(const fixture *f, int64_t output, const double *w, bool bias
     return squares / (double)f->row_count - (bias_free ? mean * mean : 0);
 }
 
-/* The errors of outputs begin .. end - 1 under one scale, each relative to the output's own power. */
+/* The errors of outputs begin .. end - 1 under one scale, each relative to the output's own power plus the mean. */
 static double total_error(const fixture *f, int64_t begin, int64_t end, qk_affine a, const qk_scale_problem *p) {
     const int64_t K = f->geometry.inputs;
     float *quantized = MEMORY(float, K);
-    double *w = MEMORY(double, K), *d = MEMORY(double, K), error = 0;
+    double *w = MEMORY(double, K), *d = MEMORY(double, K), error = 0, mean = 0;
+    for (int64_t output = begin; output < end; output++) {
+        for (int64_t k = 0; k < K; k++) w[k] = f->weight[output * K + k];
+        mean += power(f, output, w, p->bias_free) / (double)(end - begin);
+    }
     for (int64_t output = begin; output < end; output++) {
         qk_fake_quant(quantized, f->weight + output * K, (size_t)K, a, p->grid);
         for (int64_t k = 0; k < K; k++) {
             w[k] = f->weight[output * K + k];
             d[k] = (double)quantized[k] - w[k];
         }
-        error += power(f, output, d, p->bias_free) / power(f, output, w, p->bias_free);
+        error += power(f, output, d, p->bias_free) / (power(f, output, w, p->bias_free) + mean);
     }
     free(quantized);
     free(w);

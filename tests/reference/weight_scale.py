@@ -27,12 +27,13 @@ class ScaleProblem:
         return affine_from_range(w.min() * factor, w.max() * factor, self.qmin, self.qmax, symmetric=self.symmetric)
 
     def relative_error(self, rows: slice, factor: float) -> float:
-        """Squared error of each output relative to its power, added up over the rows."""
+        """Squared error of each output relative to its power plus the mean power, added up over the rows."""
         w = self.weight[rows]
         d = fake_quant(w, *self.affine(rows, factor), self.qmin, self.qmax).astype(np.float64) - w
         error = np.einsum("oj,jk,ok->o", d, self.gram, d)
         power = np.einsum("oj,jk,ok->o", w.astype(np.float64), self.gram, w.astype(np.float64))
-        return float((error[power > 0] / power[power > 0]).sum())
+        weight = power + power.mean()
+        return float((error[weight > 0] / weight[weight > 0]).sum())
 
     def best_factor(self, rows: slice) -> float:
         """The best of a coarse grid, then of a fine one around it; of equals the largest."""

@@ -269,7 +269,6 @@ def test_the_bias_stays_in_its_range():
     assert found["bias"].min() >= -128
 
 
-@pytest.mark.xfail(reason="csrc: 2^31, as float32 rounds it, is converted to int32 unclipped", strict=True)
 def test_an_output_that_stays_keeps_a_bias_at_the_end_of_int32():
     p = problem(4, outputs=3, inputs=4, samples=100)
     end = 2**31 - 1
