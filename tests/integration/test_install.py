@@ -112,7 +112,7 @@ def test_the_system_openblas_replaces_the_wheel(checkout: Path, tmp_path: Path) 
     assert b"scipy_openblas" not in core
     assert b"libopenblas" in core
     assert "Requires-Dist: numpy" in metadata
-    assert "scipy-openblas32" not in metadata
+    assert "Requires-Dist: scipy-openblas32" not in metadata
 
 
 def setup_without_openblas(choice: str) -> str:
