@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
 
@@ -16,20 +17,24 @@ __all__ = ["BatchStore", "FileStore", "MemoryStore"]
 Key = tuple[str, str, int]  # graph, tensor, batch
 
 
-class BatchStore:
+class BatchStore(ABC):
     """Arrays by (graph, tensor, batch). Use as a context manager: leaving it frees everything."""
 
+    @abstractmethod
     def put(self, key: Key, array: NDArray[np.generic]) -> None:
-        raise NotImplementedError
+        """Keep an array; replaces what is there."""
 
+    @abstractmethod
     def get(self, key: Key) -> NDArray[np.generic]:
-        raise NotImplementedError
+        """A kept array."""
 
+    @abstractmethod
     def drop(self, key: Key) -> None:
-        raise NotImplementedError
+        """Forget a kept array."""
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Forget all arrays."""
 
     def __enter__(self) -> BatchStore:
         return self
