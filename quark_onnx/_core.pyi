@@ -18,6 +18,9 @@ def fake_quant(x: NDArray[np.float32], scale: float, zero_point: int, qmin: int,
 def affine_from_range(rmin: float, rmax: float, qmin: int, qmax: int, symmetric: bool, /) -> tuple[float, int]:
     """(scale, zero_point) of a value range, as onnxruntime.quantization computes them."""
 
+def return_memory(least: int, /) -> None:
+    """Give memory that was freed back to the system, if the C library holds at least so many bytes of it."""
+
 @final
 class ThreadPool:
     """Threads of the core. Results do not depend on how many there are."""

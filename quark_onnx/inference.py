@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -9,16 +14,19 @@ from numpy.typing import NDArray
 
 from quark.onnx.errors import ModelError
 
-__all__ = ["BatchMerging", "batch_is_free", "session"]
+__all__ = ["BatchMerging", "batch_is_free", "in_order", "session"]
 
 Batch = dict[str, NDArray[np.generic]]
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
-def session(model: onnx.ModelProto, *, threads: int, optimise: bool) -> ort.InferenceSession:
+def session(model: onnx.ModelProto, *, threads: int, fuse_qdq: bool = False) -> ort.InferenceSession:
     """An onnxruntime session on the CPU.
 
     Args:
-        optimise: with onnxruntime's graph optimisation at its default, or off, which is the model's own definition.
+        fuse_qdq: as onnxruntime runs a Q/DQ model by default, with integer kernels that may differ from machine to
+            machine. Off, each Q and DQ is computed as ONNX defines it, with float operators in between.
 
     Raises:
         ModelError: the model is invalid.
@@ -26,15 +34,32 @@ def session(model: onnx.ModelProto, *, threads: int, optimise: bool) -> ort.Infe
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the core needs the processors in between
+    options.add_session_config_entry("session.disable_quant_qdq", "0" if fuse_qdq else "1")
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # as fast, and freed memory goes back
-    options.graph_optimization_level = (
-        ort.GraphOptimizationLevel.ORT_ENABLE_ALL if optimise else ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    )
     try:
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         raise ModelError(f"onnxruntime cannot load the model: {error}") from error
+
+
+def in_order(run: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int) -> Iterator[_Result]:
+    """`run` of every item, in the order of the items; up to `threads` at a time, a little ahead of the caller."""
+    if threads == 1:
+        yield from map(run, items)
+        return
+    ahead: deque[Future[_Result]] = deque()
+    with ThreadPoolExecutor(threads) as executor:
+        try:
+            for item in items:
+                ahead.append(executor.submit(run, item))
+                if len(ahead) >= threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for future in ahead:
+                future.cancel()
 
 
 class BatchMerging:
@@ -46,12 +71,19 @@ class BatchMerging:
 
     def __init__(self, model: onnx.ModelProto, *, threads: int) -> None:
         self._model, self._threads = model, threads
+        self._exact: bool | None = None
 
     def is_exact(self, a: Batch, b: Batch) -> bool:
-        """Whether the outputs for `a` and `b` joined are those for `a` and `b`, joined. Runs the model on both."""
-        if not batch_is_free(self._model):
-            return False
-        run = session(self._model, threads=self._threads, optimise=False)
+        """Whether the outputs for `a` and `b` joined are those for `a` and `b`, joined.
+
+        The first two items decide for all: the model is run on them.
+        """
+        if self._exact is None:
+            self._exact = batch_is_free(self._model) and self._try(a, b)
+        return self._exact
+
+    def _try(self, a: Batch, b: Batch) -> bool:
+        run = session(self._model, threads=self._threads)
         try:
             apart = [run.run(None, item) for item in (a, b)]
             joined = run.run(None, {name: np.concatenate([a[name], b[name]]) for name in a})

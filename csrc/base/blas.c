@@ -33,9 +33,10 @@ void qk_blas_leave(void) {
 
 const char *qk_blas_config(void) { return BLAS(openblas_get_config)(); }
 
-#define GEMM(function, c, a, b, s)                                                                                    \
-    BLAS(function)(CblasRowMajor, CblasNoTrans, (s).b_transposed ? CblasTrans : CblasNoTrans, (int)(s).m, (int)(s).n, \
-                   (int)(s).k, 1, a, (int)(s).lda, b, (int)(s).ldb, (s).accumulate ? 1 : 0, c, (int)(s).ldc)
+#define GEMM(function, c, a, b, s)                                                                         \
+    BLAS(function)(CblasRowMajor, (s).a_transposed ? CblasTrans : CblasNoTrans,                            \
+                   (s).b_transposed ? CblasTrans : CblasNoTrans, (int)(s).m, (int)(s).n, (int)(s).k, 1, a, \
+                   (int)(s).lda, b, (int)(s).ldb, (s).accumulate ? 1 : 0, c, (int)(s).ldc)
 
 void qk_sgemm(float *c, const float *a, const float *b, qk_gemm_shape s) { GEMM(cblas_sgemm, c, a, b, s); }
 void qk_dgemm(double *c, const double *a, const double *b, qk_gemm_shape s) { GEMM(cblas_dgemm, c, a, b, s); }

@@ -12,12 +12,12 @@ void qk_blas_leave(void);
 /* "OpenBLAS 0.3.34 DYNAMIC_ARCH ..." */
 const char *qk_blas_config(void);
 
-/* Row-major. c (m,n) = a (m,k) b (k,n), with b given as (n,k) when b_transposed; leading dimensions in
- * elements. accumulate: c += instead. */
+/* Row-major. c (m,n) = a (m,k) b (k,n), with a given as (k,m) when a_transposed and b as (n,k) when b_transposed;
+ * leading dimensions in elements. accumulate: c += instead. */
 typedef struct {
     int64_t m, n, k;
     int64_t lda, ldb, ldc;
-    bool b_transposed;
+    bool a_transposed, b_transposed;
     bool accumulate;
 } qk_gemm_shape;
 void qk_sgemm(float *c, const float *a, const float *b, qk_gemm_shape s);

@@ -17,7 +17,8 @@ struct qk_pool {
     int64_t count;
     atomic_llong next;
     uint64_t generation; /* of the current run */
-    int busy;            /* helpers that have not finished it */
+    bool open;           /* the current run still takes helpers */
+    int busy;            /* helpers at work on it */
     bool stop;
 };
 
@@ -38,9 +39,10 @@ static void *help(void *argument) {
     uint64_t seen = 0;
     pthread_mutex_lock(&pool->lock);
     for (;;) {
-        while (!pool->stop && pool->generation == seen) pthread_cond_wait(&pool->wake, &pool->lock);
+        while (!pool->stop && !(pool->open && pool->generation != seen)) pthread_cond_wait(&pool->wake, &pool->lock);
         if (pool->stop) break;
         seen = pool->generation;
+        pool->busy++;
         pthread_mutex_unlock(&pool->lock);
         drain(pool, self.worker);
         pthread_mutex_lock(&pool->lock);
@@ -105,14 +107,15 @@ void qk_pool_run(qk_pool *pool, qk_task task, void *context, int64_t count) {
     bool shared = count > 1 && pool->started > 0;
     if (shared) {
         pthread_mutex_lock(&pool->lock);
-        pool->busy = pool->started;
+        pool->open = true;
         pool->generation++;
         pthread_cond_broadcast(&pool->wake);
         pthread_mutex_unlock(&pool->lock);
     }
     drain(pool, 0);
-    if (shared) {
+    if (shared) { /* helpers that have not come by now are not waited for: the processor may be busy elsewhere */
         pthread_mutex_lock(&pool->lock);
+        pool->open = false;
         while (pool->busy > 0) pthread_cond_wait(&pool->done, &pool->lock);
         pthread_mutex_unlock(&pool->lock);
     }

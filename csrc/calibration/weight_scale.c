@@ -22,57 +22,52 @@ enum {
 typedef struct {
     const qk_quadratic *q;
     const qk_scale_problem *problem;
+    const float *gram;     /* of q, (groups, K, K) */
     const double *lo, *hi; /* (rows) range of each output channel's scale before the factor */
-    int64_t blocks;        /* per group */
     int factor_count;
     const double *factors; /* (rows, factor_count) */
     double *error;         /* (rows, factor_count) */
     double *power;         /* (rows) */
-    double *scratch;       /* (threads, 2, QK_ROW_BLOCK, K) */
+    float *scratch;        /* (threads, 2, QK_ROW_BLOCK, K) */
 } search;
 
 static qk_affine affine_of(const search *s, int64_t row, double factor) {
     return qk_affine_from_range(s->lo[row] * factor, s->hi[row] * factor, s->problem->grid);
 }
 
+/* d G d' of a block's rows d (count, K), row by row; dg: scratch of d's shape. */
+static void square(const search *s, qk_row_block block, const float *d, float *dg, double *to, int64_t stride) {
+    const int64_t K = s->q->inputs;
+    qk_sgemm(dg, d, s->gram + block.group * K * K,
+             (qk_gemm_shape){.m = block.count, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
+    for (int64_t i = 0; i < block.count; i++)
+        to[(block.first + i) * stride] = qk_kernels_get()->dot_f32(d + i * K, dg + i * K, (size_t)K);
+}
+
 /* The output error of a block of rows under every factor. */
-static void search_task(void *context, int64_t task, int worker) {
+static void search_task(void *context, int64_t index, int worker) {
     const search *s = context;
-    const qk_kernels *kernels = qk_kernels_get();
-    const int64_t K = s->q->inputs, O = s->q->outputs, group = task / s->blocks;
-    const int64_t first = group * O + task % s->blocks * QK_ROW_BLOCK, end = (group + 1) * O;
-    const int64_t m = end - first < QK_ROW_BLOCK ? end - first : QK_ROW_BLOCK;
-    double *d = s->scratch + (int64_t)worker * 2 * QK_ROW_BLOCK * K, *dg = d + QK_ROW_BLOCK * K;
-    const qk_grid grid = s->problem->grid;
+    const qk_row_block block = qk_row_block_at(s->q, index);
+    const int64_t K = s->q->inputs;
+    float *d = s->scratch + worker * 2 * QK_ROW_BLOCK * K;
     for (int f = 0; f < s->factor_count; f++) {
-        for (int64_t i = 0; i < m; i++) {
-            const float *w = s->problem->weight + (first + i) * K;
-            const qk_affine a = affine_of(s, first + i, s->factors[(first + i) * s->factor_count + f]);
-            const float zp = (float)a.zero_point, lo = (float)grid.qmin, hi = (float)grid.qmax;
-            for (int64_t k = 0; k < K; k++) {
-                float q = rintf(w[k] / a.scale) + zp;
-                q = q < lo ? lo : q;
-                q = q > hi ? hi : q;
-                d[i * K + k] = (double)((q - zp) * a.scale) - (double)w[k];
-            }
+        for (int64_t i = 0; i < block.count; i++) {
+            const int64_t row = block.first + i;
+            const float *w = s->problem->weight + row * K;
+            const qk_affine affine = affine_of(s, row, s->factors[row * s->factor_count + f]);
+            qk_fake_quant(d + i * K, w, (size_t)K, affine, s->problem->grid);
+            for (int64_t k = 0; k < K; k++) d[i * K + k] -= w[k];
         }
-        qk_dgemm(dg, d, s->q->gram + group * K * K,
-                 (qk_gemm_shape){.m = m, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
-        for (int64_t i = 0; i < m; i++)
-            s->error[(first + i) * s->factor_count + f] = kernels->dot(d + i * K, dg + i * K, (size_t)K);
+        square(s, block, d, d + QK_ROW_BLOCK * K, s->error + f, s->factor_count);
     }
 }
 
 /* power[row] = w G w', of a block of rows. */
-static void power_task(void *context, int64_t task, int worker) {
+static void power_task(void *context, int64_t index, int worker) {
     const search *s = context;
-    const int64_t K = s->q->inputs, O = s->q->outputs, group = task / s->blocks;
-    const int64_t first = group * O + task % s->blocks * QK_ROW_BLOCK, end = (group + 1) * O;
-    const int64_t m = end - first < QK_ROW_BLOCK ? end - first : QK_ROW_BLOCK;
-    double *w = s->scratch + (int64_t)worker * 2 * QK_ROW_BLOCK * K, *wg = w + QK_ROW_BLOCK * K;
-    for (int64_t i = 0; i < m * K; i++) w[i] = s->problem->weight[first * K + i];
-    qk_dgemm(wg, w, s->q->gram + group * K * K, (qk_gemm_shape){.m = m, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
-    for (int64_t i = 0; i < m; i++) s->power[first + i] = qk_kernels_get()->dot(w + i * K, wg + i * K, (size_t)K);
+    const qk_row_block block = qk_row_block_at(s->q, index);
+    const int64_t K = s->q->inputs;
+    square(s, block, s->problem->weight + block.first * K, s->scratch + worker * 2 * QK_ROW_BLOCK * K, s->power, 1);
 }
 
 static void add_mean(double *power, int64_t rows) {
@@ -128,33 +123,35 @@ qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *
     qk_quadratic q;
     QK_TRY(qk_quadratic_init(&q, layer, QK_FITTED, false));
     const int64_t K = q.inputs, rows = q.groups * q.outputs;
-    const int64_t blocks = (q.outputs + QK_ROW_BLOCK - 1) / QK_ROW_BLOCK;
+    const int64_t blocks = qk_row_blocks(&q), squares = q.groups * K * K;
     double *lo = QK_NEW(double, rows), *hi = QK_NEW(double, rows), *best = QK_NEW(double, rows);
     double *best_error = QK_NEW(double, rows), *factors = QK_NEW(double, rows * MAX_FACTORS);
     double *error = QK_NEW(double, rows * MAX_FACTORS), *power = QK_NEW(double, rows);
-    double *scratch = QK_NEW(double, (int64_t)qk_pool_threads(pool) * 2 * QK_ROW_BLOCK * K);
+    float *scratch = QK_NEW(float, (int64_t)qk_pool_threads(pool) * 2 * QK_ROW_BLOCK * K);
+    float *gram = QK_NEW(float, squares);
     qk_status status = QK_E_NOMEM;
-    if (lo && hi && best && best_error && factors && error && power && scratch) {
+    if (lo && hi && best && best_error && factors && error && power && scratch && gram) {
         if (problem->bias_free) qk_quadratic_centre(&q);
         damp(&q);
+        for (int64_t i = 0; i < squares; i++) gram[i] = (float)q.gram[i];
         ranges_of_weight(problem, rows, K, lo, hi);
-        search s = {&q, problem, lo, hi, blocks, COARSE, factors, error, power, scratch};
+        search s = {&q, problem, gram, lo, hi, COARSE, factors, error, power, scratch};
         for (int64_t r = 0; r < rows; r++) {
             best[r] = 1;
             best_error[r] = INFINITY;
             for (int f = 0; f < COARSE; f++) factors[r * COARSE + f] = exp2(-f / 4.0);
         }
         qk_blas_enter();
-        qk_pool_run(pool, power_task, &s, q.groups * blocks);
+        qk_pool_run(pool, power_task, &s, blocks);
         add_mean(power, rows);
-        qk_pool_run(pool, search_task, &s, q.groups * blocks);
+        qk_pool_run(pool, search_task, &s, blocks);
         pick(&s, rows, problem->per_channel, best, best_error);
         s.factor_count = FINE;
         for (int64_t r = 0; r < rows; r++)
             for (int f = 0; f < FINE; f++)
                 factors[r * FINE + f] =
                     fmin(1, best[problem->per_channel ? r : 0] * exp2((f < 3 ? 3 - f : 2 - f) / 16.0));
-        qk_pool_run(pool, search_task, &s, q.groups * blocks);
+        qk_pool_run(pool, search_task, &s, blocks);
         qk_blas_leave();
         pick(&s, rows, problem->per_channel, best, best_error);
         for (int64_t r = 0; r < (problem->per_channel ? rows : 1); r++) affine[r] = affine_of(&s, r, best[r]);
@@ -168,6 +165,7 @@ qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *
     free(error);
     free(power);
     free(scratch);
+    free(gram);
     qk_quadratic_destroy(&q);
     return status;
 }

@@ -6,50 +6,48 @@
 #include "kernels/kernels.h"
 
 enum {
-    TILE = 128,   /* of G and C: the unit of work, the same for any number of threads */
+    STRIP = 64,   /* lines of G or C: the unit of work, the same for any number of threads */
     SHORT_K = 32, /* up to here, with one output per group (depthwise), the panel kernel beats BLAS */
 };
 
 typedef struct {
     qk_layer *layer;
     qk_sums *sums;
-    int64_t tiles_k, tiles_o, tasks_per_group;
-    float *scratch; /* (threads, TILE, TILE) */
+    int64_t strips_k, strips_o; /* per group */
+    float *scratch;             /* (threads, STRIP, K) */
 } panel_job;
 
-static int64_t tile_size(int64_t i, int64_t n) { return n - i * TILE < TILE ? n - i * TILE : TILE; }
-
-static void add_tile(double *to, int64_t ld, const float *from, int64_t m, int64_t n) {
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) to[i * ld + j] += from[i * n + j];
+/* The lines of a, `strip` of them being many, times the first n lines of b, over the used columns: into scratch
+ * (count, n). Returns the count. */
+static int64_t multiply_strip(const panel_job *job, float *scratch, const float *a, int64_t lines, int64_t strip,
+                              const float *b, int64_t n) {
+    const int64_t ld = job->layer->capacity, first = strip * STRIP;
+    const int64_t count = lines - first < STRIP ? lines - first : STRIP;
+    qk_sgemm(scratch, a + first * ld, b,
+             (qk_gemm_shape){
+                 .m = count, .n = n, .k = job->sums->used, .lda = ld, .ldb = ld, .ldc = n, .b_transposed = true});
+    return count;
 }
 
-/* One tile of a(m,:) b(n,:)' over the used columns, into scratch (m,n). */
-static void multiply_tile(const panel_job *job, float *scratch, const float *a, const float *b, int64_t m, int64_t n) {
-    const int64_t ld = job->layer->capacity;
-    qk_sgemm(
-        scratch, a, b,
-        (qk_gemm_shape){.m = m, .n = n, .k = job->sums->used, .lda = ld, .ldb = ld, .ldc = n, .b_transposed = true});
-}
-
-static void add_gram_tile(const panel_job *job, int64_t group, int64_t ti, int64_t tj, float *scratch) {
-    const int64_t K = job->layer->geometry.inputs, ld = job->layer->capacity;
-    const int64_t m = tile_size(ti, K), n = tile_size(tj, K);
-    const float *x = job->sums->x + group * K * ld;
+/* Lines of the lower triangle of G, and by symmetry their columns. */
+static void add_gram_strip(const panel_job *job, int64_t group, int64_t strip, float *scratch) {
+    const int64_t K = job->layer->geometry.inputs, first = strip * STRIP;
+    const int64_t n = first + STRIP < K ? first + STRIP : K;
+    const float *x = job->sums->x + group * K * job->layer->capacity;
     double *g = job->sums->gram + group * K * K;
-    multiply_tile(job, scratch, x + ti * TILE * ld, x + tj * TILE * ld, m, n);
-    add_tile(g + ti * TILE * K + tj * TILE, K, scratch, m, n);
-    if (ti == tj) return;
-    for (int64_t i = 0; i < m; i++) /* G is symmetric */
-        for (int64_t j = 0; j < n; j++) g[(tj * TILE + j) * K + ti * TILE + i] += scratch[i * n + j];
+    const int64_t count = multiply_strip(job, scratch, x, K, strip, x, n);
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t j = 0; j < n; j++) g[(first + i) * K + j] += scratch[i * n + j];
+    for (int64_t j = 0; j < first; j++)
+        for (int64_t i = 0; i < count; i++) g[j * K + first + i] = g[(first + i) * K + j];
 }
 
-static void add_cross_tile(const panel_job *job, int64_t group, int64_t to, int64_t tk, float *scratch) {
+static void add_cross_strip(const panel_job *job, int64_t group, int64_t strip, float *scratch) {
     const int64_t K = job->layer->geometry.inputs, O = job->layer->geometry.outputs, ld = job->layer->capacity;
-    const int64_t m = tile_size(to, O), n = tile_size(tk, K);
-    multiply_tile(job, scratch, job->sums->y + (group * O + to * TILE) * ld,
-                  job->sums->x + (group * K + tk * TILE) * ld, m, n);
-    add_tile(job->sums->cross + (group * O + to * TILE) * K + tk * TILE, K, scratch, m, n);
+    const int64_t count =
+        multiply_strip(job, scratch, job->sums->y + group * O * ld, O, strip, job->sums->x + group * K * ld, K);
+    double *c = job->sums->cross + (group * O + strip * STRIP) * K;
+    for (int64_t i = 0; i < count * K; i++) c[i] += scratch[i];
 }
 
 static void add_vector_sums(const panel_job *job, int64_t group) {
@@ -64,22 +62,17 @@ static void add_vector_sums(const panel_job *job, int64_t group) {
     }
 }
 
-/* Tasks of a group: the vector sums, then the lower triangle of G's tiles, then C's tiles. */
+/* Tasks of a group: G's strips, the longest first, C's strips, the vector sums. */
 static void panel_task(void *context, int64_t task, int worker) {
     const panel_job *job = context;
-    const int64_t group = task / job->tasks_per_group;
-    int64_t t = task % job->tasks_per_group;
-    float *scratch = job->scratch + (int64_t)worker * TILE * TILE;
-    if (t-- == 0) {
+    const int64_t per_group = job->strips_k + job->strips_o + 1, group = task / per_group, t = task % per_group;
+    float *scratch = job->scratch + (int64_t)worker * STRIP * job->layer->geometry.inputs;
+    if (t < job->strips_k)
+        add_gram_strip(job, group, job->strips_k - 1 - t, scratch);
+    else if (t < job->strips_k + job->strips_o)
+        add_cross_strip(job, group, t - job->strips_k, scratch);
+    else
         add_vector_sums(job, group);
-        return;
-    }
-    for (int64_t ti = 0; ti < job->tiles_k; t -= ++ti)
-        if (t <= ti) {
-            add_gram_tile(job, group, ti, t, scratch);
-            return;
-        }
-    add_cross_tile(job, group, t / job->tiles_k, t % job->tiles_k, scratch);
 }
 
 static void short_panel_task(void *context, int64_t group, int worker) {
@@ -100,13 +93,12 @@ qk_status qk_layer_add_panel(qk_layer *layer, qk_set set, qk_pool *pool) {
     if (g->outputs == 1 && g->inputs <= SHORT_K) {
         qk_pool_run(pool, short_panel_task, &job, g->groups);
     } else {
-        job.tiles_k = (g->inputs + TILE - 1) / TILE;
-        job.tiles_o = layer->with_target ? (g->outputs + TILE - 1) / TILE : 0;
-        job.tasks_per_group = 1 + job.tiles_k * (job.tiles_k + 1) / 2 + job.tiles_o * job.tiles_k;
-        job.scratch = QK_NEW(float, (int64_t)qk_pool_threads(pool) * TILE * TILE);
+        job.strips_k = (g->inputs + STRIP - 1) / STRIP;
+        job.strips_o = layer->with_target ? (g->outputs + STRIP - 1) / STRIP : 0;
+        job.scratch = QK_NEW(float, (int64_t)qk_pool_threads(pool) * STRIP * g->inputs);
         if (!job.scratch) return QK_E_NOMEM;
         qk_blas_enter();
-        qk_pool_run(pool, panel_task, &job, g->groups * job.tasks_per_group);
+        qk_pool_run(pool, panel_task, &job, g->groups * (job.strips_k + job.strips_o + 1));
         qk_blas_leave();
         free(job.scratch);
     }

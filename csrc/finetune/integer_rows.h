@@ -1,30 +1,29 @@
-/* A block of output channels whose weights move over the integers: w = s (q - zp), lo <= q <= hi.
- * The two solvers work on such blocks; each row of a block is a problem of its own. */
+/* QK_LANES output channels whose weights move over the integers: w = scale (q - zp), lo <= q <= hi. Each channel is a
+ * problem of its own; side by side they make every step of the two solvers a vector operation. Arrays are transposed,
+ * (K, QK_LANES). In float32: a step is decided by one division and one rounding, and what was decided is judged on
+ * other data in the end. */
 #ifndef QK_INTEGER_ROWS_H
 #define QK_INTEGER_ROWS_H
 
-#include "qk.h"
+#include "kernels/kernels.h"
 
 typedef struct {
-    int64_t count, inputs;  /* rows of the block, K */
-    const float *scale;     /* (count) */
-    const int32_t *zp;      /* (count) */
-    const int32_t *lo, *hi; /* (count, K) */
-    int32_t *q;             /* (count, K) */
-    double *w;              /* (count, K), always s (q - zp) */
+    int64_t inputs;          /* K */
+    const float *scale, *zp; /* (QK_LANES) */
+    const float *lo, *hi;    /* (K, QK_LANES) */
+    float *q;                /* (K, QK_LANES) whole numbers */
 } qk_integer_rows;
 
-enum { QK_COLUMN_BLOCK = 64 }; /* columns solved together before one matrix product brings the rest up to date */
+enum { QK_COLUMN_BLOCK = 64 }; /* inputs solved together before one matrix product brings the rest up to date */
 
 /* Successive rounding (Babai's nearest plane; equal to OPTQ/GPTQ, arXiv 2210.17323, 2507.18553): minimises
- * (w - target) L L' (w - target)' greedily from the last column to the first, each rounding error being carried on to
- * the columns before it. l (K,K): lower Cholesky factor. target (count,K). scratch (2, count, K). Sets q and w. */
-void qk_successive_rounding(qk_integer_rows *rows, const double *target, const double *l, double *scratch);
+ * (w - target) L L' (w - target)' greedily from the last input to the first, each rounding error being carried on to
+ * the inputs before it. l (K,K): lower Cholesky factor. target (K, QK_LANES). scratch (2, K, QK_LANES). Sets q. */
+void qk_successive_rounding(qk_integer_rows *rows, const float *target, const float *l, float *scratch);
 
 /* Cyclic coordinate descent (QuantEase, arXiv 2309.01885; COMQ, 2403.07134) on w G w' - 2 w c' from the present q,
- * until nothing moves or `max_sweeps` is reached. gram (K,K), cross (count,K), scratch (2, count, K). Never makes it
- * worse. */
-void qk_coordinate_descent(qk_integer_rows *rows, const double *gram, const double *cross, int max_sweeps,
-                           double *scratch);
+ * until nothing moves or `max_sweeps` is reached. gram (K,K); residual (K, QK_LANES): w G - c, kept up to date;
+ * scratch (K, QK_LANES). */
+void qk_coordinate_descent(qk_integer_rows *rows, const float *gram, float *residual, int max_sweeps, float *scratch);
 
 #endif

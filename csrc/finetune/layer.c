@@ -7,12 +7,12 @@
 #include "base/pool.h"
 #include "finetune/row_choice.h"
 
-/* Rows per panel: a panel of about 4 MiB stays in the second-level cache; a multiple of the panel's block. */
+/* Rows per panel: a panel of about half a MiB stays in the second-level cache; a multiple of the panel's block. */
 static int64_t panel_capacity(const qk_geometry *g) {
-    const int64_t lines = g->groups * (g->inputs + g->outputs), floats = 1 << 20;
+    const int64_t lines = g->groups * (g->inputs + g->outputs), floats = 1 << 17;
     int64_t rows = floats / lines / QK_PANEL_BLOCK * QK_PANEL_BLOCK;
-    if (rows < 256) rows = 256;
-    if (rows > 4096) rows = 4096;
+    if (rows < 128) rows = 128;
+    if (rows > 2048) rows = 2048;
     return rows;
 }
 

@@ -3,7 +3,10 @@
  * E |W^ x + b - y|^2 is quadratic in W^ and b, so moments replace the data. Each candidate damps the Gram matrix
  * differently (shrinking towards the float weight), rounds the shifted target W* = (C + lam W)(G + lam I)^-1
  * successively, then descends by coordinates. Outputs are problems of their own: for each the candidate that is best on
- * held-out rows wins, the start included. */
+ * held-out rows wins, the start included.
+ *
+ * Moments, factors, targets and the errors that are reported are float64. Candidates are sought and compared in
+ * float32, as changes from the start, which are of the size of the error itself. */
 #include <math.h>
 #include <string.h>
 
@@ -13,160 +16,305 @@
 #include "finetune/integer_rows.h"
 #include "finetune/quadratic.h"
 
+enum { LANE_ARRAYS = 6 }; /* scratch of a worker: w, change, residual, three of the solvers */
+
 typedef struct {
     const qk_quantized_layer *start;
     const qk_least_squares_options *options;
     qk_pool *pool;
-    qk_quadratic raw[2];  /* fitted and held-out moments, as they are */
-    qk_quadratic solving; /* fitted moments, centred or with the bias fixed, damped for the candidate at hand */
-    double *gram_diagonal, *cross_undamped; /* of `solving`, to undo a damping */
-    double *factor, *target;                /* Cholesky factors (groups,K,K), W* (rows,K) */
-    bool *factored;                         /* (groups) */
+    qk_quadratic moments[2];     /* centred, by qk_set */
+    qk_quadratic fixed;          /* the fitted moments with the bias fixed, where it stays */
+    const qk_quadratic *solving; /* the one of them that candidates minimise */
     bool bias_free;
     int64_t rows, blocks;
     qk_candidate candidate;
     double damping;
-    int32_t *lo, *hi;                 /* (rows,K) */
-    int32_t *q, *bias_q;              /* the candidate at hand */
-    double *bias_before;              /* (rows): the start's bias */
-    double *error[2], *best_error[2]; /* (rows), by qk_set: of the candidate at hand, of the best one */
-    qk_candidate *winner;             /* (rows) */
-    double *scratch;                  /* (threads, 3, QK_ROW_BLOCK, K) */
+    double *factor, *target; /* Cholesky factors (groups,K,K), W* (rows,K) */
+    bool *factored;          /* (groups) */
+    double *lam;             /* (groups): damping of the candidate at hand */
+    float *gram, *l;         /* (groups,K,K) of `solving`, damped; of `factor` */
+    float *judge;            /* (groups,K,K) held-out Gram matrix */
+    /* By block, (blocks, K, QK_LANES): float weight, box, start, residual w G - c of the start, half the slope of the
+     * held-out error there, the candidate at hand, the best one. */
+    float *weight, *lo, *hi, *q0, *residual0, *slope, *q, *best_q;
+    float *scale, *zp;             /* (blocks, QK_LANES) */
+    double *bias_before;           /* (rows): the start's bias */
+    int32_t *bias_q, *best_bias_q; /* (rows) */
+    double *gain, *best_gain;      /* (rows): change of the held-out error */
+    qk_candidate *winner;          /* (rows) */
+    float *scratch;                /* (threads, LANE_ARRAYS, K, QK_LANES) */
+    double *real, *product;        /* (threads, QK_ROW_BLOCK, K) */
+    double *error[2];              /* (rows), by qk_set, of what is measured */
 } solver;
 
 /* ---- set-up ---------------------------------------------------------------------------------- */
 
 static void solver_destroy(solver *s) {
-    for (int set = 0; set < 2; set++) {
-        qk_quadratic_destroy(&s->raw[set]);
-        free(s->error[set]);
-        free(s->best_error[set]);
-    }
-    qk_quadratic_destroy(&s->solving);
-    void *arrays[] = {s->gram_diagonal, s->cross_undamped, s->factor, s->target, s->factored, s->lo, s->hi, s->q,
-                      s->bias_q,        s->bias_before,    s->winner, s->scratch};
+    qk_quadratic_destroy(&s->moments[0]);
+    qk_quadratic_destroy(&s->moments[1]);
+    qk_quadratic_destroy(&s->fixed);
+    void *arrays[] = {s->factor, s->target,  s->factored, s->lam,     s->gram,        s->l,        s->judge,
+                      s->weight, s->lo,      s->hi,       s->q0,      s->residual0,   s->slope,    s->q,
+                      s->best_q, s->scale,   s->zp,       s->bias_q,  s->best_bias_q, s->gain,     s->best_gain,
+                      s->winner, s->scratch, s->real,     s->product, s->error[0],    s->error[1], s->bias_before};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
 static qk_status solver_allocate(solver *s) {
-    const int64_t K = s->solving.inputs, groups = s->solving.groups, weights = s->rows * K;
-    s->gram_diagonal = QK_NEW(double, groups * K);
-    s->cross_undamped = QK_NEW(double, weights);
-    s->factor = QK_NEW(double, groups * K * K);
-    s->target = QK_NEW(double, weights);
-    s->factored = QK_NEW(bool, groups);
-    s->lo = QK_NEW(int32_t, weights);
-    s->hi = QK_NEW(int32_t, weights);
-    s->q = QK_NEW(int32_t, weights);
+    const int64_t K = s->solving->inputs, squares = s->solving->groups * K * K, threads = qk_pool_threads(s->pool);
+    float **lanes[] = {&s->weight, &s->lo, &s->hi, &s->q0, &s->residual0, &s->slope, &s->q, &s->best_q};
+    float **grams[] = {&s->gram, &s->l, &s->judge};
+    double **by_row[] = {&s->bias_before, &s->gain, &s->best_gain, &s->error[0], &s->error[1]};
+    bool ok = true;
+    for (size_t i = 0; i < sizeof lanes / sizeof *lanes; i++)
+        ok &= (*lanes[i] = QK_NEW(float, s->blocks * K * QK_LANES)) != NULL;
+    for (size_t i = 0; i < sizeof grams / sizeof *grams; i++) ok &= (*grams[i] = QK_NEW(float, squares)) != NULL;
+    for (size_t i = 0; i < sizeof by_row / sizeof *by_row; i++) ok &= (*by_row[i] = QK_NEW(double, s->rows)) != NULL;
+    s->factor = QK_NEW(double, squares);
+    s->target = QK_NEW(double, s->rows * K);
+    s->factored = QK_NEW(bool, s->solving->groups);
+    s->lam = QK_NEW(double, s->solving->groups);
+    s->scale = QK_NEW(float, s->blocks * QK_LANES);
+    s->zp = QK_NEW(float, s->blocks * QK_LANES);
     s->bias_q = QK_NEW(int32_t, s->rows);
-    s->bias_before = QK_NEW(double, s->rows);
+    s->best_bias_q = QK_NEW(int32_t, s->rows);
     s->winner = QK_NEW(qk_candidate, s->rows);
-    s->scratch = QK_NEW(double, (int64_t)qk_pool_threads(s->pool) * 3 * QK_ROW_BLOCK * K);
-    for (int set = 0; set < 2; set++) {
-        s->error[set] = QK_NEW(double, s->rows);
-        s->best_error[set] = QK_NEW(double, s->rows);
-    }
-    return s->gram_diagonal && s->cross_undamped && s->factor && s->target && s->factored && s->lo && s->hi && s->q &&
-                   s->bias_q && s->bias_before && s->winner && s->scratch && s->error[0] && s->error[1] &&
-                   s->best_error[0] && s->best_error[1]
-               ? QK_OK
-               : QK_E_NOMEM;
+    s->scratch = QK_NEW(float, threads * LANE_ARRAYS * K * QK_LANES);
+    s->real = QK_NEW(double, threads * QK_ROW_BLOCK * K);
+    s->product = QK_NEW(double, threads * QK_ROW_BLOCK * K);
+    ok &= s->factor && s->target && s->factored && s->lam && s->scale && s->zp && s->bias_q && s->best_bias_q &&
+          s->winner && s->scratch && s->real && s->product;
+    return ok ? QK_OK : QK_E_NOMEM;
 }
 
-static int32_t clip(double q, int32_t lo, int32_t hi) { return (int32_t)fmin(fmax(q, lo), hi); }
+static double clip(double q, int32_t lo, int32_t hi) { return fmin(fmax(q, lo), hi); }
 
-static void make_box(solver *s) {
+/* One weight into its lane: float value, box, start. */
+static void set_weight(const solver *s, int64_t row, int64_t k, int64_t at) {
     const qk_quantized_layer *l = s->start;
-    const int64_t K = s->solving.inputs;
-    for (int64_t r = 0; r < s->rows; r++)
-        for (int64_t i = r * K; i < (r + 1) * K; i++) {
-            if (s->options->box == QK_BOX_FREE) {
-                s->lo[i] = l->qmin;
-                s->hi[i] = l->qmax;
-                continue;
-            }
-            const double floor_q = floor(l->weight[i] / l->weight_scale[r]) + l->weight_zp[r];
-            s->lo[i] = clip(floor_q, l->qmin, l->qmax);
-            s->hi[i] = clip(floor_q + 1, l->qmin, l->qmax);
+    const int64_t from = row * s->solving->inputs + k;
+    s->weight[at] = l->weight[from];
+    s->q0[at] = s->best_q[at] = (float)l->weight_q[from];
+    if (s->options->box == QK_BOX_FREE) {
+        s->lo[at] = (float)l->qmin;
+        s->hi[at] = (float)l->qmax;
+        return;
+    }
+    const double floor_q = floor((double)(l->weight[from] / l->weight_scale[row])) + l->weight_zp[row];
+    s->lo[at] = (float)clip(floor_q, l->qmin, l->qmax);
+    s->hi[at] = (float)clip(floor_q + 1, l->qmin, l->qmax);
+}
+
+/* to (K, QK_LANES) = the lines of w G - c of a block, at the start w. */
+static void slope_at_start(const qk_quadratic *q, qk_row_block block, const double *w, double *product, float *to) {
+    const int64_t K = q->inputs;
+    qk_dgemm(product, w, q->gram + block.group * K * K,
+             (qk_gemm_shape){.m = block.count, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
+    for (int64_t i = 0; i < block.count; i++)
+        for (int64_t k = 0; k < K; k++)
+            to[k * QK_LANES + i] = (float)(product[i * K + k] - q->cross[(block.first + i) * K + k]);
+}
+
+static void start_task(void *context, int64_t index, int worker) {
+    solver *s = context;
+    const qk_row_block block = qk_row_block_at(s->solving, index);
+    const qk_quantized_layer *l = s->start;
+    const int64_t K = s->solving->inputs, at = index * K * QK_LANES;
+    double *w = s->real + worker * QK_ROW_BLOCK * K, *product = s->product + worker * QK_ROW_BLOCK * K;
+    for (int64_t i = 0; i < QK_LANES; i++) s->scale[index * QK_LANES + i] = 1; /* of unused lanes */
+    for (int64_t i = 0; i < block.count; i++) {
+        const int64_t row = block.first + i;
+        s->scale[index * QK_LANES + i] = l->weight_scale[row];
+        s->zp[index * QK_LANES + i] = (float)l->weight_zp[row];
+        for (int64_t k = 0; k < K; k++) {
+            set_weight(s, row, k, at + k * QK_LANES + i);
+            w[i * K + k] = (double)l->weight_scale[row] * (l->weight_q[row * K + k] - l->weight_zp[row]);
         }
+    }
+    slope_at_start(s->solving, block, w, product, s->residual0 + at);
+    slope_at_start(&s->moments[QK_HELD_OUT], block, w, product, s->slope + at);
+}
+
+static void to_float(float *to, const double *from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) to[i] = (float)from[i];
 }
 
 static qk_status solver_init(solver *s, const qk_layer *layer) {
-    for (int set = 0; set < 2; set++) QK_TRY(qk_quadratic_init(&s->raw[set], layer, (qk_set)set, true));
-    QK_TRY(qk_quadratic_init(&s->solving, layer, QK_FITTED, true));
-    s->rows = s->solving.groups * s->solving.outputs;
-    s->blocks = (s->solving.outputs + QK_ROW_BLOCK - 1) / QK_ROW_BLOCK;
-    QK_TRY(solver_allocate(s));
     const qk_quantized_layer *l = s->start;
+    for (int set = 0; set < 2; set++) {
+        QK_TRY(qk_quadratic_init(&s->moments[set], layer, (qk_set)set, true));
+        qk_quadratic_centre(&s->moments[set]);
+    }
+    s->solving = &s->moments[QK_FITTED];
     s->bias_free = s->options->update_bias && l->bias && l->bias_scale;
-    for (int64_t r = 0; r < s->rows; r++) s->bias_before[r] = l->bias ? l->bias[r] : 0;
-    if (s->bias_free)
-        qk_quadratic_centre(&s->solving);
-    else if (l->bias)
-        qk_quadratic_fix_bias(&s->solving, l->bias);
-    const int64_t K = s->solving.inputs;
-    for (int64_t i = 0; i < s->solving.groups * K; i++) s->gram_diagonal[i] = s->solving.gram[i * K + i % K];
-    memcpy(s->cross_undamped, s->solving.cross, (size_t)(s->rows * K) * sizeof(double));
-    make_box(s);
+    if (!s->bias_free) {
+        QK_TRY(qk_quadratic_init(&s->fixed, layer, QK_FITTED, true));
+        qk_quadratic_centre(&s->fixed);
+        qk_quadratic_fix_bias(&s->fixed, l->bias);
+        s->solving = &s->fixed;
+    }
+    s->rows = s->solving->groups * s->solving->outputs;
+    s->blocks = qk_row_blocks(s->solving);
+    QK_TRY(solver_allocate(s));
+    const int64_t squares = s->solving->groups * s->solving->inputs * s->solving->inputs;
+    to_float(s->gram, s->solving->gram, squares);
+    to_float(s->judge, s->moments[QK_HELD_OUT].gram, squares);
+    for (int64_t r = 0; r < s->rows; r++) {
+        s->bias_before[r] = l->bias ? l->bias[r] : 0;
+        if (s->bias_free)
+            s->best_bias_q[r] = (int32_t)clip(rint(s->bias_before[r] / l->bias_scale[r]), l->bias_qmin, l->bias_qmax);
+    }
+    qk_pool_run(s->pool, start_task, s, s->blocks);
     return QK_OK;
 }
 
 /* ---- one candidate --------------------------------------------------------------------------- */
 
-/* G + lam I and C + lam W for one group, its Cholesky factor, and W*. lam = damping * mean diagonal of G. */
+/* Damps one group's Gram matrix: lam = damping * mean diagonal of G. For successive rounding its Cholesky factor and W*
+ * too. */
 static void damp_task(void *context, int64_t group, int worker) {
     (void)worker;
     solver *s = context;
-    const int64_t K = s->solving.inputs, O = s->solving.outputs;
-    double *gram = s->solving.gram + group * K * K, *factor = s->factor + group * K * K, trace = 0;
-    for (int64_t k = 0; k < K; k++) trace += s->gram_diagonal[group * K + k];
-    const double lam = s->damping * trace / (double)K;
-    for (int64_t k = 0; k < K; k++) gram[k * K + k] = s->gram_diagonal[group * K + k] + lam;
-    for (int64_t i = group * O * K; i < (group + 1) * O * K; i++) {
-        s->solving.cross[i] = s->cross_undamped[i] + lam * s->start->weight[i];
-        s->target[i] = s->solving.cross[i];
-    }
-    if (s->candidate != QK_ROUNDING_DESCENT) return;
+    const int64_t K = s->solving->inputs, O = s->solving->outputs;
+    const double *gram = s->solving->gram + group * K * K;
+    double *factor = s->factor + group * K * K, trace = 0;
+    for (int64_t k = 0; k < K; k++) trace += gram[k * K + k];
+    const double lam = s->lam[group] = s->damping * trace / (double)K;
+    for (int64_t k = 0; k < K; k++) s->gram[(group * K + k) * K + k] = (float)(gram[k * K + k] + lam);
+    s->factored[group] = false;
+    if (s->candidate != QK_ROUNDING_DESCENT || !(trace > 0)) return;
     memcpy(factor, gram, (size_t)(K * K) * sizeof *factor);
-    s->factored[group] = trace > 0 && qk_cholesky(factor, K);
-    if (s->factored[group]) qk_cholesky_solve(s->target + group * O * K, O, factor, K);
+    for (int64_t k = 0; k < K; k++) factor[k * K + k] += lam;
+    if (!qk_cholesky(factor, K)) return;
+    s->factored[group] = true;
+    to_float(s->l + group * K * K, factor, K * K);
+    for (int64_t i = group * O * K; i < (group + 1) * O * K; i++)
+        s->target[i] = s->solving->cross[i] + lam * s->start->weight[i];
+    qk_cholesky_solve(s->target + group * O * K, O, factor, K);
 }
 
-static void solve_task(void *context, int64_t task, int worker) {
-    solver *s = context;
+/* The best bias for the weights w: b = m - w mu; as an integer. */
+static int32_t best_bias(const solver *s, int64_t row, double wmu) {
     const qk_quantized_layer *l = s->start;
-    const int64_t K = s->solving.inputs, O = s->solving.outputs, group = task / s->blocks;
-    const int64_t first = group * O + task % s->blocks * QK_ROW_BLOCK, end = (group + 1) * O;
-    const int64_t m = end - first < QK_ROW_BLOCK ? end - first : QK_ROW_BLOCK;
-    double *w = s->scratch + (int64_t)worker * 3 * QK_ROW_BLOCK * K, *scratch = w + QK_ROW_BLOCK * K;
-    qk_integer_rows rows = {.count = m,
-                            .inputs = K,
-                            .scale = l->weight_scale + first,
-                            .zp = l->weight_zp + first,
-                            .lo = s->lo + first * K,
-                            .hi = s->hi + first * K,
-                            .q = s->q + first * K,
-                            .w = w};
+    const double b = s->moments[QK_FITTED].mean_y[row] - wmu;
+    return (int32_t)clip(rint(b / l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
+}
 
-    memcpy(rows.q, l->weight_q + first * K, (size_t)(m * K) * sizeof *rows.q);
-    for (int64_t i = 0; i < m * K; i++) w[i] = (double)rows.scale[i / K] * (rows.q[i] - rows.zp[i / K]);
-    if (s->candidate == QK_ROUNDING_DESCENT && s->factored[group])
-        qk_successive_rounding(&rows, s->target + first * K, s->factor + group * K * K, scratch);
-    if (s->candidate == QK_DESCENT || s->candidate == QK_ROUNDING_DESCENT)
-        qk_coordinate_descent(&rows, s->solving.gram + group * K * K, s->solving.cross + first * K,
-                              s->options->max_sweeps, scratch);
+/* means[i] = w_i mu for every lane; w (K, QK_LANES). */
+static void means_of(const float *w, const double *mu, int64_t K, double means[QK_LANES]) {
+    for (int i = 0; i < QK_LANES; i++) means[i] = 0;
+    for (int64_t k = 0; k < K; k++)
+        for (int i = 0; i < QK_LANES; i++) means[i] += mu[k] * (double)w[k * QK_LANES + i];
+}
 
-    double bias[QK_ROW_BLOCK];
-    for (int64_t i = 0; i < m; i++) {
-        const int64_t r = first + i;
-        bias[i] = s->bias_before[r];
-        if (!s->bias_free || s->candidate == QK_START) continue;
-        double wmu = 0; /* the best bias for these weights: b = m - w mu */
-        for (int64_t k = 0; k < K; k++) wmu += w[i * K + k] * s->raw[QK_FITTED].mean_x[group * K + k];
-        s->bias_q[r] = clip(rint((s->raw[QK_FITTED].mean_y[r] - wmu) / l->bias_scale[r]), l->bias_qmin, l->bias_qmax);
-        bias[i] = (double)l->bias_scale[r] * s->bias_q[r];
+/* What the candidate changes of the held-out error: d'Gd + 2 d'(G w0 - c), and the mean's square. change (K, QK_LANES):
+ * w - w0. product: scratch of the same shape. */
+static void judge_block(solver *s, qk_row_block block, const float *w, const float *change, const float *slope,
+                        float *product) {
+    const qk_quadratic *fitted = &s->moments[QK_FITTED], *held_out = &s->moments[QK_HELD_OUT];
+    const int64_t K = fitted->inputs;
+    double sums[QK_LANES] = {0}, means[QK_LANES], moved[QK_LANES];
+    qk_sgemm(product, s->judge + block.group * K * K, change,
+             (qk_gemm_shape){.m = K, .n = QK_LANES, .k = K, .lda = K, .ldb = QK_LANES, .ldc = QK_LANES});
+    for (int64_t k = 0; k < K * QK_LANES; k++) sums[k % QK_LANES] += (double)(change[k] * (product[k] + 2 * slope[k]));
+    means_of(w, fitted->mean_x + block.group * K, K, means);
+    for (int64_t i = 0; i < block.count && s->bias_free; i++)
+        s->bias_q[block.first + i] = best_bias(s, block.first + i, means[i]);
+    means_of(w, held_out->mean_x + block.group * K, K, means);
+    means_of(change, held_out->mean_x + block.group * K, K, moved);
+    for (int64_t i = 0; i < block.count; i++) {
+        const int64_t row = block.first + i;
+        const double before = s->bias_before[row] + means[i] - moved[i] - held_out->mean_y[row];
+        const double bias = s->bias_free ? (double)s->start->bias_scale[row] * s->bias_q[row] : s->bias_before[row];
+        const double after = bias + means[i] - held_out->mean_y[row];
+        s->gain[row] = sums[i] + after * after - before * before;
     }
-    for (int set = 0; set < 2; set++) qk_output_error(&s->raw[set], first, m, w, bias, scratch, s->error[set] + first);
+}
+
+static void solve_task(void *context, int64_t index, int worker) {
+    solver *s = context;
+    const qk_row_block block = qk_row_block_at(s->solving, index);
+    const int64_t K = s->solving->inputs, n = K * QK_LANES, at = index * n;
+    float *w = s->scratch + worker * LANE_ARRAYS * n, *change = w + n, *residual = change + n, *scratch = residual + n;
+    const float *gram = s->gram + block.group * K * K, lam = (float)s->lam[block.group];
+    const bool descends = s->candidate == QK_DESCENT || s->candidate == QK_ROUNDING_DESCENT;
+    qk_integer_rows rows = {K,        s->scale + index * QK_LANES, s->zp + index * QK_LANES, s->lo + at, s->hi + at,
+                            s->q + at};
+    memcpy(rows.q, s->q0 + at, (size_t)n * sizeof *rows.q);
+    if (s->candidate == QK_ROUNDING_DESCENT && s->factored[block.group]) {
+        float *target = scratch + 2 * n;
+        for (int64_t k = 0; k < K; k++)
+            for (int64_t i = 0; i < QK_LANES; i++)
+                target[k * QK_LANES + i] = i < block.count ? (float)s->target[(block.first + i) * K + k] : 0;
+        qk_successive_rounding(&rows, target, s->l + block.group * K * K, scratch);
+    }
+    if (descends) {
+        for (int64_t j = 0; j < n; j++) {
+            const float w0 = rows.scale[j % QK_LANES] * (s->q0[at + j] - rows.zp[j % QK_LANES]);
+            change[j] = rows.scale[j % QK_LANES] * (rows.q[j] - s->q0[at + j]);
+            residual[j] = s->residual0[at + j] + lam * (w0 - s->weight[at + j]);
+        }
+        if (s->candidate == QK_ROUNDING_DESCENT)
+            qk_sgemm(
+                residual, gram, change,
+                (qk_gemm_shape){
+                    .m = K, .n = QK_LANES, .k = K, .lda = K, .ldb = QK_LANES, .ldc = QK_LANES, .accumulate = true});
+        qk_coordinate_descent(&rows, gram, residual, s->options->max_sweeps, scratch);
+    }
+    for (int64_t j = 0; j < n; j++) {
+        w[j] = rows.scale[j % QK_LANES] * (rows.q[j] - rows.zp[j % QK_LANES]);
+        change[j] = rows.scale[j % QK_LANES] * (rows.q[j] - s->q0[at + j]);
+    }
+    judge_block(s, block, w, change, s->slope + at, residual);
+}
+
+/* Takes over the outputs that the candidate at hand makes better on held-out rows. */
+static void keep_better_rows(solver *s) {
+    const int64_t n = s->solving->inputs * QK_LANES;
+    for (int64_t index = 0; index < s->blocks; index++) {
+        const qk_row_block block = qk_row_block_at(s->solving, index);
+        for (int64_t i = 0; i < block.count; i++) {
+            const int64_t row = block.first + i;
+            if (!(s->gain[row] < s->best_gain[row])) continue;
+            s->best_gain[row] = s->gain[row];
+            s->best_bias_q[row] = s->bias_q[row];
+            s->winner[row] = s->candidate;
+            for (int64_t j = index * n + i; j < (index + 1) * n; j += QK_LANES) s->best_q[j] = s->q[j];
+        }
+    }
+}
+
+static void try_candidate(solver *s, qk_candidate candidate, double damping) {
+    s->candidate = candidate;
+    s->damping = damping;
+    qk_pool_run(s->pool, damp_task, s, s->solving->groups);
+    qk_pool_run(s->pool, solve_task, s, s->blocks);
+    keep_better_rows(s);
+}
+
+/* ---- the result ------------------------------------------------------------------------------ */
+
+typedef struct {
+    solver *s;
+    const qk_least_squares_result *result;
+    bool start; /* measure the start, else the result */
+} measurement;
+
+static void measure_task(void *context, int64_t index, int worker) {
+    const measurement *m = context;
+    solver *s = m->s;
+    const qk_row_block block = qk_row_block_at(s->solving, index);
+    const qk_quantized_layer *l = s->start;
+    const int64_t K = s->solving->inputs;
+    const int32_t *q = m->start ? l->weight_q : m->result->weight_q;
+    double *w = s->real + worker * QK_ROW_BLOCK * K;
+    for (int64_t i = 0; i < block.count * K; i++) {
+        const int64_t row = block.first + i / K;
+        w[i] = (double)l->weight_scale[row] * (q[block.first * K + i] - l->weight_zp[row]);
+    }
+    for (int set = 0; set < 2; set++)
+        qk_output_error(&s->moments[set], block, w, m->start ? s->bias_before : s->gain,
+                        s->product + worker * QK_ROW_BLOCK * K, s->error[set]);
 }
 
 static double total(const double *x, int64_t n) {
@@ -175,74 +323,63 @@ static double total(const double *x, int64_t n) {
     return sum;
 }
 
-static void run_candidate(solver *s, qk_candidate candidate, double damping) {
-    s->candidate = candidate;
-    s->damping = damping;
-    qk_pool_run(s->pool, damp_task, s, s->solving.groups);
-    qk_pool_run(s->pool, solve_task, s, s->solving.groups * s->blocks);
+/* Errors of the start, or of the result with its biases in s->gain. */
+static void measure(solver *s, const qk_least_squares_result *result, bool start, double error[2]) {
+    measurement m = {s, result, start};
+    qk_pool_run(s->pool, measure_task, &m, s->blocks);
+    for (int set = 0; set < 2; set++) error[set] = total(s->error[set], s->rows);
 }
 
-/* Takes over the outputs that the candidate at hand makes better on held-out rows. */
-static void keep_better_rows(solver *s, qk_least_squares_result *best) {
-    const int64_t K = s->solving.inputs;
-    for (int64_t r = 0; r < s->rows; r++) {
-        if (!(s->error[QK_HELD_OUT][r] < s->best_error[QK_HELD_OUT][r])) continue;
-        for (int set = 0; set < 2; set++) s->best_error[set][r] = s->error[set][r];
-        memcpy(best->weight_q + r * K, s->q + r * K, (size_t)K * sizeof *s->q);
-        if (s->bias_free) best->bias_q[r] = s->bias_q[r];
-        s->winner[r] = s->candidate;
-    }
-}
-
-/* Errors of the outputs' best candidates together, and which candidate won most of the improved outputs. */
-static void sum_up(const solver *s, qk_least_squares_result *result) {
+static void hand_over(solver *s, qk_least_squares_result *result) {
+    const int64_t K = s->solving->inputs;
     int64_t wins[QK_CANDIDATES] = {0};
-    for (int set = 0; set < 2; set++) result->after[set] = total(s->best_error[set], s->rows);
-    for (int64_t r = 0; r < s->rows; r++) wins[s->winner[r]]++;
+    for (int64_t index = 0; index < s->blocks; index++) {
+        const qk_row_block block = qk_row_block_at(s->solving, index);
+        for (int64_t j = 0; j < block.count * K; j++)
+            result->weight_q[block.first * K + j] = (int32_t)s->best_q[(index * K + j % K) * QK_LANES + j / K];
+    }
+    for (int64_t r = 0; r < s->rows; r++) {
+        wins[s->winner[r]]++;
+        s->gain[r] = s->bias_before[r];
+        if (!s->bias_free) continue;
+        result->bias_q[r] = s->best_bias_q[r];
+        if (s->winner[r] != QK_START) s->gain[r] = (double)s->start->bias_scale[r] * s->best_bias_q[r];
+    }
     result->improved = s->rows - wins[QK_START];
     result->candidate = QK_START;
     for (int c = QK_START + 1; c < QK_CANDIDATES; c++)
         if (wins[c] > 0 && (result->candidate == QK_START || wins[c] > wins[result->candidate]))
             result->candidate = (qk_candidate)c;
+    measure(s, result, false, result->after);
 }
 
 static bool cancelled(const qk_least_squares_options *o) { return o->cancelled && o->cancelled(o->user); }
 
 static qk_status try_candidates(solver *s, qk_least_squares_result *result) {
     const qk_least_squares_options *o = s->options;
-    run_candidate(s, QK_START, 0);
+    measure(s, NULL, true, result->before);
     for (int set = 0; set < 2; set++) {
-        result->before[set] = total(s->error[set], s->rows);
-        result->power[set] = total(s->raw[set].power, s->rows);
+        const qk_quadratic *q = &s->moments[set];
+        result->power[set] = total(q->power, s->rows);
+        for (int64_t r = 0; r < s->rows; r++) result->power[set] += q->mean_y[r] * q->mean_y[r];
     }
-    for (int set = 0; set < 2; set++) memcpy(s->best_error[set], s->error[set], (size_t)s->rows * sizeof(double));
-    for (int64_t r = 0; r < s->rows && s->bias_free; r++)
-        result->bias_q[r] =
-            clip(rint((double)s->start->bias[r] / s->start->bias_scale[r]), s->start->bias_qmin, s->start->bias_qmax);
-    memcpy(result->weight_q, s->start->weight_q, (size_t)(s->rows * s->solving.inputs) * sizeof(int32_t));
-    if (s->bias_free) {
-        run_candidate(s, QK_BIAS_ONLY, 0);
-        keep_better_rows(s, result);
-    }
+    if (s->bias_free) try_candidate(s, QK_BIAS_ONLY, 0);
     for (int i = 0; i < o->damping_count; i++)
         for (qk_candidate c = QK_DESCENT; c <= QK_ROUNDING_DESCENT; c++) {
             if (cancelled(o)) return QK_E_CANCELLED;
-            run_candidate(s, c, o->damping[i]);
-            keep_better_rows(s, result);
+            try_candidate(s, c, o->damping[i]);
         }
-    sum_up(s, result);
+    hand_over(s, result);
     return QK_OK;
 }
 
 qk_status qk_least_squares(const qk_layer *layer, const qk_quantized_layer *start,
                            const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result) {
     solver s = {.start = start, .options = options, .pool = pool};
+    qk_blas_enter();
     qk_status status = solver_init(&s, layer);
-    if (status == QK_OK) {
-        qk_blas_enter();
-        status = try_candidates(&s, result);
-        qk_blas_leave();
-    }
+    if (status == QK_OK) status = try_candidates(&s, result);
+    qk_blas_leave();
     solver_destroy(&s);
     return status;
 }

@@ -46,32 +46,50 @@ void qk_quadratic_destroy(qk_quadratic *q) {
 }
 
 void qk_quadratic_centre(qk_quadratic *q) {
+    const qk_kernels *kernels = qk_kernels_get();
     const int64_t K = q->inputs, O = q->outputs;
     for (int64_t g = 0; g < q->groups; g++) {
         const double *mu = q->mean_x + g * K;
-        for (int64_t k = 0; k < K; k++) qk_kernels_get()->axpy(q->gram + (g * K + k) * K, -mu[k], mu, (size_t)K);
-        for (int64_t o = g * O; o < (g + 1) * O; o++)
-            qk_kernels_get()->axpy(q->cross + o * K, -q->mean_y[o], mu, (size_t)K);
+        for (int64_t k = 0; k < K; k++) kernels->axpy(q->gram + (g * K + k) * K, -mu[k], mu, (size_t)K);
+        for (int64_t o = g * O; o < (g + 1) * O; o++) {
+            kernels->axpy(q->cross + o * K, -q->mean_y[o], mu, (size_t)K);
+            q->power[o] -= q->mean_y[o] * q->mean_y[o];
+        }
     }
 }
 
 void qk_quadratic_fix_bias(qk_quadratic *q, const float *bias) {
+    const qk_kernels *kernels = qk_kernels_get();
     const int64_t K = q->inputs, O = q->outputs;
-    for (int64_t o = 0; o < q->groups * O; o++)
-        qk_kernels_get()->axpy(q->cross + o * K, -(double)bias[o], q->mean_x + o / O * K, (size_t)K);
+    for (int64_t g = 0; g < q->groups; g++) {
+        const double *mu = q->mean_x + g * K;
+        for (int64_t k = 0; k < K; k++) kernels->axpy(q->gram + (g * K + k) * K, mu[k], mu, (size_t)K);
+        for (int64_t o = g * O; o < (g + 1) * O; o++)
+            kernels->axpy(q->cross + o * K, q->mean_y[o] - (bias ? (double)bias[o] : 0), mu, (size_t)K);
+    }
 }
 
-void qk_output_error(const qk_quadratic *q, int64_t row, int64_t count, const double *w, const double *bias,
-                     double *scratch, double *error) {
+static int64_t blocks_per_group(const qk_quadratic *q) { return (q->outputs + QK_ROW_BLOCK - 1) / QK_ROW_BLOCK; }
+
+int64_t qk_row_blocks(const qk_quadratic *q) { return q->groups * blocks_per_group(q); }
+
+qk_row_block qk_row_block_at(const qk_quadratic *q, int64_t index) {
+    const int64_t group = index / blocks_per_group(q), skipped = index % blocks_per_group(q) * QK_ROW_BLOCK;
+    const int64_t rest = q->outputs - skipped;
+    return (qk_row_block){group, group * q->outputs + skipped, rest < QK_ROW_BLOCK ? rest : QK_ROW_BLOCK};
+}
+
+void qk_output_error(const qk_quadratic *q, qk_row_block block, const double *w, const double *bias, double *scratch,
+                     double *error) {
     const qk_kernels *kernels = qk_kernels_get();
-    const int64_t K = q->inputs, group = row / q->outputs;
-    const double *mu = q->mean_x + group * K;
-    qk_dgemm(scratch, w, q->gram + group * K * K,
-             (qk_gemm_shape){.m = count, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
-    for (int64_t i = 0; i < count; i++) {
-        const double *wi = w + i * K, *c = q->cross + (row + i) * K;
-        const double b = bias[i], wmu = kernels->dot(wi, mu, (size_t)K);
-        error[i] = kernels->dot(wi, scratch + i * K, (size_t)K) - 2 * kernels->dot(wi, c, (size_t)K) + 2 * b * wmu -
-                   2 * b * q->mean_y[row + i] + b * b + q->power[row + i];
+    const int64_t K = q->inputs;
+    qk_dgemm(scratch, w, q->gram + block.group * K * K,
+             (qk_gemm_shape){.m = block.count, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
+    for (int64_t i = 0; i < block.count; i++) {
+        const int64_t row = block.first + i;
+        const double *wi = w + i * K, *c = q->cross + row * K;
+        const double mean = bias[row] + kernels->dot(wi, q->mean_x + block.group * K, (size_t)K) - q->mean_y[row];
+        error[row] = kernels->dot(wi, scratch + i * K, (size_t)K) - 2 * kernels->dot(wi, c, (size_t)K) + q->power[row] +
+                     mean * mean;
     }
 }

@@ -14,17 +14,22 @@ typedef struct {
 qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, bool with_target);
 void qk_quadratic_destroy(qk_quadratic *q);
 
-/* With the best bias put in, the error depends on centred moments alone: G - mu mu', C - m mu'. */
+/* Centred moments: G - mu mu', C - m mu', t - m^2. They are what is left with the best bias. */
 void qk_quadratic_centre(qk_quadratic *q);
-/* With the bias b (groups * O) fixed: C becomes C - b mu'. */
+/* Gram and cross moments of the centred `q` with the bias b (groups * O) fixed: G + mu mu', C + (m - b) mu'. */
 void qk_quadratic_fix_bias(qk_quadratic *q, const float *bias);
 
-/* Rows of work per task: fixed, so that no result depends on the number of threads. */
+/* The unit of parallel work: some outputs of one group. Fixed, so that no result depends on the number of threads. */
+typedef struct {
+    int64_t group, first, count; /* first: a global row */
+} qk_row_block;
 enum { QK_ROW_BLOCK = 32 };
+int64_t qk_row_blocks(const qk_quadratic *q);
+qk_row_block qk_row_block_at(const qk_quadratic *q, int64_t index);
 
-/* E (w x + b - y)^2 of `count` outputs starting at output `row` (a global row, all in one group), on moments that are
- * neither centred nor fixed: error[i] = w'Gw - 2 w'c + 2 b w'mu - 2 b m + b^2 + t. scratch (count, K). */
-void qk_output_error(const qk_quadratic *q, int64_t row, int64_t count, const double *w, const double *bias,
-                     double *scratch, double *error);
+/* E (w x + b - y)^2 of a block's outputs, from centred moments: w'Gw - 2 w'c + t + (b + w'mu - m)^2. w (count, K),
+ * bias and error by global row, scratch (count, K). */
+void qk_output_error(const qk_quadratic *q, qk_row_block block, const double *w, const double *bias, double *scratch,
+                     double *error);
 
 #endif

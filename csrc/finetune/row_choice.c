@@ -4,21 +4,21 @@
 
 static int64_t run_count(int64_t positions) { return (positions + QK_RUN - 1) / QK_RUN; }
 
-/* Runs drawn of a sample: all of them when the sample has few. */
-static int64_t runs_drawn(const qk_row_choice *c, int64_t positions) {
-    const int64_t runs = run_count(positions), samples = c->samples > 0 ? c->samples : 1;
+/* Runs drawn of a sample: all of them when it has few. More samples than were planned give fewer and fewer rows. */
+static int64_t runs_drawn(const qk_row_choice *c, int64_t sample, int64_t positions) {
+    const int64_t runs = run_count(positions), samples = sample < c->samples ? c->samples : sample + 1;
     const int64_t wanted = run_count((c->max_rows + samples - 1) / samples);
     return wanted < runs ? wanted : runs;
 }
 
 int64_t qk_rows_per_sample(const qk_row_choice *c, int64_t positions) {
-    const int64_t rows = runs_drawn(c, positions) * QK_RUN;
+    const int64_t rows = runs_drawn(c, 0, positions) * QK_RUN;
     return rows < positions ? rows : positions;
 }
 
 int64_t qk_choose_rows(const qk_row_choice *c, int64_t sample, int64_t positions, int64_t *rows, int64_t *order,
                        int64_t *fitted) {
-    const int64_t runs = run_count(positions), wanted = runs_drawn(c, positions);
+    const int64_t runs = run_count(positions), wanted = runs_drawn(c, sample, positions);
     qk_random random = qk_random_stream(c->seed, (uint64_t)sample);
     for (int64_t i = 0; i < runs; i++) order[i] = i;
     if (wanted < runs) {

@@ -7,7 +7,7 @@
 /* Rows are drawn in runs of neighbouring positions: a run costs one cache line, as one position would. */
 enum { QK_RUN = 16 };
 
-/* How many of a sample's `positions` are drawn; the capacity that qk_choose_rows needs. */
+/* The most of a sample's `positions` that are drawn; the capacity that qk_choose_rows needs. */
 int64_t qk_rows_per_sample(const qk_row_choice *choice, int64_t positions);
 
 /* Draws the rows of one sample: first the fitted ones, then the held-out ones, each ascending. Depends on the seed

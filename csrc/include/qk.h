@@ -101,7 +101,7 @@ typedef struct {
 
 /* Which rows of the data are used. */
 typedef struct {
-    int64_t samples;  /* how many samples will be fed in all */
+    int64_t samples;  /* how many samples will be fed; what comes beyond gives fewer and fewer rows */
     int64_t max_rows; /* about this many rows in all are kept, the same number from each sample */
     int holdout;      /* every holdout-th sample (or row, with few samples) is held out; 0: none */
     uint64_t seed;    /* of the choice of rows */

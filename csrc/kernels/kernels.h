@@ -6,6 +6,14 @@
 
 #include "qk.h"
 
+/* QK_LANES integer problems side by side: arrays (n, QK_LANES). (finetune/integer_rows.h) */
+enum { QK_LANES = 32 };
+typedef struct {
+    const float *scale, *zp; /* (QK_LANES) */
+    const float *lo, *hi;
+    float *q;
+} qk_lanes;
+
 typedef struct {
     const char *isa;
 
@@ -14,6 +22,11 @@ typedef struct {
     /* dst = (src - zero_point) * scale, DequantizeLinear on 8 bits. */
     void (*dequantize_u8)(float *restrict dst, const uint8_t *restrict src, size_t n, qk_affine affine);
     void (*dequantize_i8)(float *restrict dst, const int8_t *restrict src, size_t n, qk_affine affine);
+
+    /* dst[i] = src[index[i]]; of bytes: dst[i] = table[src[index[i]]], table (256). */
+    void (*gather_f32)(float *restrict dst, const float *restrict src, const int32_t *index, size_t n);
+    void (*gather_bytes)(float *restrict dst, const uint8_t *restrict src, const int32_t *index, size_t n,
+                         const float *table);
 
     /* Widens [*lo, *hi] by the values; false if one is NaN or Inf. */
     bool (*min_max)(const float *x, size_t n, float *lo, float *hi);
@@ -31,6 +44,18 @@ typedef struct {
     /* y += a x */
     void (*axpy)(double *restrict y, double a, const double *restrict x, size_t n);
     double (*dot)(const double *x, const double *y, size_t n);
+    double (*dot_f32)(const float *x, const float *y, size_t n);
+
+    /* to[i] += line[i] * step, for n lines of QK_LANES values. */
+    void (*spread)(float *restrict to, const float *restrict step, const float *restrict line, size_t n);
+    /* One sweep of coordinate descent over n inputs. gram (n, ld), residual and moved (n, QK_LANES): residual is kept
+     * up to date, moved becomes the change of w. Returns how many inputs moved in any lane. */
+    int64_t (*descend)(const qk_lanes *lanes, const float *gram, int64_t ld, float *restrict residual,
+                       float *restrict moved, size_t n);
+    /* Successive rounding of n inputs, from the last to the first. l (n, ld): their part of the Cholesky factor;
+     * carried (n, QK_LANES): what later inputs carry on, kept up to date; d becomes w - target. */
+    void (*round_carrying)(const qk_lanes *lanes, const float *target, const float *l, int64_t ld,
+                           float *restrict carried, float *restrict d, size_t n);
 } qk_kernels;
 
 const qk_kernels *qk_kernels_get(void);

@@ -9,13 +9,17 @@ qk_status qk_row_table_init(qk_row_table *t, int64_t taps, int64_t capacity) {
     *t = (qk_row_table){.taps = taps, .capacity = capacity};
     t->offsets = QK_NEW(int32_t, taps * capacity);
     t->runs = QK_NEW(int32_t, taps * capacity);
+    t->padding = QK_NEW(int32_t, taps * capacity);
+    t->padding_count = QK_NEW(int64_t, taps);
     t->coordinates = QK_NEW(int64_t, QK_MAX_SPATIAL * capacity);
-    return t->offsets && t->runs && t->coordinates ? QK_OK : QK_E_NOMEM;
+    return t->offsets && t->runs && t->padding && t->padding_count && t->coordinates ? QK_OK : QK_E_NOMEM;
 }
 
 void qk_row_table_destroy(qk_row_table *t) {
     free(t->offsets);
     free(t->runs);
+    free(t->padding);
+    free(t->padding_count);
     free(t->coordinates);
     *t = (qk_row_table){0};
 }
@@ -65,45 +69,64 @@ void qk_row_table_add_outputs(qk_row_table *t, const qk_extent *e, int64_t sampl
     t->count += n;
 }
 
-void qk_row_table_seal(qk_row_table *t) {
+static void find_runs(const int32_t *offsets, int64_t count, int32_t *runs) {
     enum { B = QK_PANEL_BLOCK };
-    for (int64_t tap = 0; tap < t->taps; tap++) {
-        const int32_t *o = t->offsets + tap * t->capacity;
-        int32_t *runs = t->runs + tap * t->capacity;
-        for (int64_t block = t->count / B * B - B; block >= 0; block -= B) {
-            bool rising = o[block] >= 0;
-            for (int i = 1; i < B; i++) rising &= o[block + i] == o[block] + i;
-            runs[block] = rising ? B : 0;
-            if (rising && block + 2 * B <= t->count && o[block + B] == o[block] + B) runs[block] += runs[block + B];
-        }
+    for (int64_t block = count / B * B - B; block >= 0; block -= B) {
+        bool rising = offsets[block] >= 0;
+        for (int i = 1; i < B; i++) rising &= offsets[block + i] == offsets[block] + i;
+        runs[block] = rising ? B : 0;
+        if (rising && block + 2 * B <= count && offsets[block + B] == offsets[block] + B)
+            runs[block] += runs[block + B];
     }
 }
 
-/* One line of the panel. */
-static void fill_line(float *restrict line, const qk_tensor *t, int64_t shift, const int32_t *offsets,
-                      const int32_t *runs, int64_t count, const float *table) {
-    const qk_kernels *kernels = qk_kernels_get();
-    for (int64_t r = 0; r < count;) {
-        if (r + QK_PANEL_BLOCK <= count && runs[r] > 0) {
-            const int64_t from = shift + offsets[r];
-            const size_t n = (size_t)runs[r];
-            switch (t->dtype) {
-            case QK_F32: memcpy(line + r, (const float *)t->data + from, n * sizeof(float)); break;
-            case QK_U8: kernels->dequantize_u8(line + r, (const uint8_t *)t->data + from, n, t->affine); break;
-            case QK_I8: kernels->dequantize_i8(line + r, (const int8_t *)t->data + from, n, t->affine); break;
-            }
-            r += (int64_t)n;
+void qk_row_table_seal(qk_row_table *t) {
+    for (int64_t tap = 0; tap < t->taps; tap++) {
+        int32_t *offsets = t->offsets + tap * t->capacity, *padding = t->padding + tap * t->capacity;
+        find_runs(offsets, t->count, t->runs + tap * t->capacity);
+        int64_t n = 0;
+        for (int64_t r = 0; r < t->count; r++) {
+            if (offsets[r] >= 0) continue;
+            padding[n++] = (int32_t)r;
+            offsets[r] = 0; /* anything that can be read */
+        }
+        t->padding_count[tap] = n;
+    }
+}
+
+static void copy_run(float *restrict to, const qk_tensor *t, int64_t from, size_t n) {
+    switch (t->dtype) {
+    case QK_F32: memcpy(to, (const float *)t->data + from, n * sizeof(float)); break;
+    case QK_U8: qk_kernels_get()->dequantize_u8(to, (const uint8_t *)t->data + from, n, t->affine); break;
+    case QK_I8: qk_kernels_get()->dequantize_i8(to, (const int8_t *)t->data + from, n, t->affine); break;
+    }
+}
+
+/* One line of the panel: runs are copied, what lies between them is gathered, padding becomes zero. */
+static void fill_line(float *restrict line, const qk_panel_fill_job *job, int64_t shift, int64_t tap,
+                      const float *table) {
+    const qk_tensor *t = job->tensor;
+    const qk_row_table *rows = job->rows;
+    const int32_t *offsets = rows->offsets + tap * rows->capacity, *runs = rows->runs + tap * rows->capacity;
+    const int32_t *padding = rows->padding + tap * rows->capacity;
+    const int64_t whole = rows->count / QK_PANEL_BLOCK * QK_PANEL_BLOCK; /* runs are known up to here */
+    for (int64_t r = 0; r < rows->count;) {
+        if (r < whole && runs[r] > 0) {
+            copy_run(line + r, t, shift + offsets[r], (size_t)runs[r]);
+            r += runs[r];
             continue;
         }
-        const int64_t end = r + QK_PANEL_BLOCK < count ? r + QK_PANEL_BLOCK : count;
-        if (t->dtype == QK_F32) {
-            const float *x = (const float *)t->data + shift;
-            for (; r < end; r++) line[r] = offsets[r] < 0 ? 0.0f : x[offsets[r]];
-        } else {
-            const uint8_t *x = (const uint8_t *)t->data + shift;
-            for (; r < end; r++) line[r] = offsets[r] < 0 ? 0.0f : table[x[offsets[r]]];
-        }
+        int64_t end = r;
+        while (end < whole && runs[end] == 0) end += QK_PANEL_BLOCK;
+        if (end >= whole) end = rows->count;
+        if (t->dtype == QK_F32)
+            qk_kernels_get()->gather_f32(line + r, (const float *)t->data + shift, offsets + r, (size_t)(end - r));
+        else
+            qk_kernels_get()->gather_bytes(line + r, (const uint8_t *)t->data + shift, offsets + r, (size_t)(end - r),
+                                           table);
+        r = end;
     }
+    for (int64_t i = 0; i < rows->padding_count[tap]; i++) line[padding[i]] = 0;
 }
 
 void qk_panel_fill(const qk_panel_fill_job *job, int64_t c0, int64_t c1) {
@@ -114,9 +137,7 @@ void qk_panel_fill(const qk_panel_fill_job *job, int64_t c0, int64_t c1) {
         table[i] = (float)(q - job->tensor->affine.zero_point) * job->tensor->affine.scale;
     }
     for (int64_t c = c0; c < c1; c++)
-        for (int64_t tap = 0; tap < rows->taps; tap++) {
-            float *line = job->panel + (c * rows->taps + tap) * job->capacity + job->column;
-            fill_line(line, job->tensor, c * job->channel_stride, rows->offsets + tap * rows->capacity,
-                      rows->runs + tap * rows->capacity, rows->count, table);
-        }
+        for (int64_t tap = 0; tap < rows->taps; tap++)
+            fill_line(job->panel + (c * rows->taps + tap) * job->capacity + job->column, job, c * job->channel_stride,
+                      tap, table);
 }

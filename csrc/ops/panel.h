@@ -9,9 +9,11 @@
 typedef struct {
     int64_t taps, capacity;
     int64_t count;    /* rows waiting */
-    int32_t *offsets; /* (taps, capacity): of the tap in channel 0, relative to the tensor; -1: padding */
+    int32_t *offsets; /* (taps, capacity): of the tap in channel 0, relative to the tensor; padding: -1, sealed 0 */
     int32_t *runs;    /* (taps, capacity): from a multiple of QK_PANEL_BLOCK, how many offsets rise by 1 each; or 0 */
-    int64_t *coordinates; /* scratch (QK_MAX_SPATIAL, capacity) */
+    int32_t *padding; /* (taps, capacity): the rows whose tap is padding */
+    int64_t *padding_count; /* (taps) */
+    int64_t *coordinates;   /* scratch (QK_MAX_SPATIAL, capacity) */
 } qk_row_table;
 enum { QK_PANEL_BLOCK = 16 };
 
@@ -21,7 +23,7 @@ void qk_row_table_destroy(qk_row_table *t);
 void qk_row_table_add_inputs(qk_row_table *t, const qk_geometry *g, const qk_extent *e, int64_t sample,
                              const int64_t *positions, int64_t n);
 void qk_row_table_add_outputs(qk_row_table *t, const qk_extent *e, int64_t sample, const int64_t *positions, int64_t n);
-/* Finds the runs; call after the last add, before filling. */
+/* Finds runs and padding; call after the last add, before filling. */
 void qk_row_table_seal(qk_row_table *t);
 
 /* Writes the table's rows of channels c0 .. c1 - 1 into columns column .. column + count - 1 of the panel. */

@@ -3,6 +3,7 @@
 #include "bindings.h"
 
 #include "base/blas.h"
+#include "base/memory.h"
 
 static PyObject *module_isa(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
@@ -44,6 +45,16 @@ static PyObject *module_affine_from_range(PyObject *module, PyObject *args) {
     return Py_BuildValue("(fi)", affine.scale, affine.zero_point);
 }
 
+static PyObject *module_return_memory(PyObject *module, PyObject *argument) {
+    (void)module;
+    const size_t least = PyLong_AsSize_t(argument);
+    if (PyErr_Occurred()) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    qk_return_memory(least);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef module_methods[] = {
     {"isa", module_isa, METH_NOARGS,
      "isa()\n--\n\nThe kernels in use: 'scalar', 'avx2' or 'avx512'. QK_MAX_ISA caps them."},
@@ -54,6 +65,9 @@ static PyMethodDef module_methods[] = {
     {"affine_from_range", module_affine_from_range, METH_VARARGS,
      "affine_from_range(rmin, rmax, qmin, qmax, symmetric, /)\n--\n\n"
      "(scale, zero_point) of a value range, as onnxruntime.quantization computes them."},
+    {"return_memory", module_return_memory, METH_O,
+     "return_memory(least, /)\n--\n\n"
+     "Give memory that was freed back to the system, if the C library holds at least so many bytes of it."},
     {NULL, NULL, 0, NULL}};
 
 static qk_module_state *state_of_module(PyObject *module) { return PyModule_GetState(module); }

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from quark.onnx import _core
+from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError
 from quark.onnx.graph.insert_qdq import WeightParams
 from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer
-from quark.onnx.inference import session
+from quark.onnx.inference import in_order, session
 from quark.onnx.plan.build import weight_rows
 from quark.onnx.plan.layer_data import core_geometry
 
@@ -23,6 +25,8 @@ __all__ = ["Calibration", "CalibrationSettings", "WeightGrid", "calibrate"]
 
 _LOG = logging.getLogger(__name__)
 _BINS = 4096
+_EXPOSED_BYTES = 4 << 20  # of inner tensors that a batch makes; several batches are at work at the same time
+_PLANNED_SAMPLES = 32  # that give all their rows to the choice of weight scales
 # Gram matrices of all layers together, in bytes; beyond it a weight scale is left to minimum and maximum.
 _GRAM_BYTES = 1 << 30
 
@@ -67,16 +71,18 @@ class Calibration:
 
 def calibrate(
     model: onnx.ModelProto,
-    batches: Iterable[Batch],
+    items: Iterator[Batch],
+    can_join: CanJoin,
     tensors: list[str],
     layers: Iterable[WeightLayer],
     settings: CalibrationSettings,
     *,
     threads: int,
 ) -> Calibration:
-    """Run the float model over all batches once; memory does not depend on how many there are.
+    """Run the float model over all items once; memory does not depend on how many there are.
 
     Args:
+        can_join: whether two items may be one batch.
         tensors: float32 tensors whose range is wanted.
         layers: layers whose weight scale is to be chosen, if the settings ask for it.
 
@@ -87,10 +93,11 @@ def calibrate(
     ranges = _core.ValueRanges(len(tensors), _BINS)
     search = _ScaleSearch(model, layers if settings.weights else (), pool)
     wanted = list(dict.fromkeys([*tensors, *search.tensors()]))
-    run = _Exposed(model, wanted, threads)
+    # A reader may use its memory again. With few items, the processors are shared out among each item's operators.
+    first = [{name: array.copy() for name, array in item.items()} for item in islice(items, threads)]
+    run = _Exposed(model, wanted, -(-threads // max(1, len(first))))
     samples = 0
-    for batch in batches:
-        values = run(batch)
+    for batch, values in in_order(run, _batches(chain(first, items), can_join, run), threads=max(1, len(first))):
         try:
             ranges.update([np.ascontiguousarray(values[name]) for name in tensors], pool)
         except ValueError as error:
@@ -100,6 +107,13 @@ def calibrate(
         samples += sample_count(batch)
     found = {name: _range(ranges, i, settings.percentile) for i, name in enumerate(tensors)}
     return Calibration(found, search.choose(settings.weights) if settings.weights else {}, samples)
+
+
+def _batches(items: Iterator[Batch], can_join: CanJoin, run: _Exposed) -> Iterator[Batch]:
+    """The items, joined as far as what the model makes of them stays small. The first tells how much that is."""
+    first = next(items)
+    made = sum(array.nbytes for array in run(first)[1].values())
+    yield from BatchJoiner(can_join, input_bytes(first) * _EXPOSED_BYTES / made).join(chain((first,), items))
 
 
 class _Exposed:
@@ -113,15 +127,16 @@ class _Exposed:
         self._names = self._names or [output.name for output in model.graph.output]  # data is tried in any case
         del exposed.graph.output[:]
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names)
-        self._session = session(exposed, threads=threads, optimise=True)
+        self._session = session(exposed, threads=threads)
 
-    def __call__(self, batch: Batch) -> dict[str, NDArray[np.generic]]:
+    def __call__(self, batch: Batch) -> tuple[Batch, dict[str, NDArray[np.generic]]]:
+        """The batch, and the wanted tensors that it leads to."""
         try:
             values = self._session.run(self._names, batch)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             shapes = {name: array.shape for name, array in batch.items()}
             raise DataError(f"the float model cannot run on calibration data of shape {shapes}: {error}") from error
-        return {**batch, **dict(zip(self._names, values, strict=True))}
+        return batch, {**batch, **dict(zip(self._names, values, strict=True))}
 
 
 def _range(ranges: _core.ValueRanges, index: int, percentile: float | None) -> tuple[float, float]:
@@ -156,12 +171,12 @@ class _ScaleSearch:
                 _LOG.warning("layer %s: too large to choose its weight scale by output error", layer.node_name)
                 continue
             budget -= gram_bytes
-            # The number of samples is not known ahead: so many rows of each.
+            # The number of samples is not known ahead: so many rows of each at first, then fewer.
             core = _core.Layer(
                 inputs,
                 outputs // groups,
-                1,
-                min(max(inputs // 2, 64), 512),
+                _PLANNED_SAMPLES,
+                _PLANNED_SAMPLES * min(max(inputs // 2, 64), 512),
                 groups=groups,
                 conv=core_geometry(layer.attributes),
                 target=False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,14 +17,11 @@ __all__ = [
     "DataReader",
     "ModelInput",
     "checked_items",
-    "merged_batches",
     "model_inputs",
     "sample_count",
 ]
 
 Batch = dict[str, NDArray[np.generic]]
-_MERGED_BYTES = 1 << 20  # of a merged batch's inputs: enough to keep onnxruntime busy, little enough for the cache
-_MERGED_SAMPLES = 64
 
 
 class DataReader(Protocol):
@@ -114,42 +111,3 @@ def _checked(item: Mapping[str, NDArray[np.generic]], spec: ModelInput, where: s
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{what} contains NaN or Inf: clean the data first")
     return array
-
-
-def merged_batches(items: Iterator[Batch], *, can_merge: Callable[[Batch, Batch], bool]) -> Iterator[Batch]:
-    """Items joined along their first axis into batches of a few MiB, in C order; each item copied once.
-
-    Args:
-        can_merge: whether the model gives for two items joined what it gives for each; asked once, with the first two
-            items of equal shape.
-    """
-    group: list[Batch] = []
-    allowed: bool | None = None
-    for item in items:
-        if group and not _alike(group[0], item):
-            yield _joined(group)
-            group = []
-        if group and allowed is None:
-            allowed = can_merge(group[0], item)
-        if group and not (allowed and _fits(group, item)):
-            yield _joined(group)
-            group = []
-        group.append({name: np.array(array, order="C") for name, array in item.items()})
-    if group:
-        yield _joined(group)
-
-
-def _alike(a: Batch, b: Batch) -> bool:
-    return all(a[name].ndim > 0 and a[name].shape[1:] == b[name].shape[1:] for name in a)
-
-
-def _fits(group: list[Batch], item: Batch) -> bool:
-    samples = sum(map(sample_count, (*group, item)))
-    size = sum(array.nbytes for batch in (*group, item) for array in batch.values())
-    return samples <= _MERGED_SAMPLES and size <= _MERGED_BYTES
-
-
-def _joined(group: list[Batch]) -> Batch:
-    if len(group) == 1:
-        return group[0]
-    return {name: np.concatenate([batch[name] for batch in group]) for name in group[0]}

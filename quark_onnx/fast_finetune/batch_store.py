@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -18,7 +19,10 @@ Key = tuple[str, str, int]  # graph, tensor, batch
 
 
 class BatchStore(ABC):
-    """Arrays by (graph, tensor, batch). Use as a context manager: leaving it frees everything."""
+    """Arrays by (graph, tensor, batch); several threads may use different keys at a time.
+
+    Use as a context manager: leaving it frees everything.
+    """
 
     @abstractmethod
     def put(self, key: Key, array: NDArray[np.generic]) -> None:
@@ -76,13 +80,12 @@ class FileStore(BatchStore):
             where = "the system's temporary folder" if cache_dir is None else f"cache_dir {os.fspath(cache_dir)!r}"
             raise OSError(error.errno, f"{where} cannot hold files: {error.strerror}") from error
         self._paths: dict[Key, Path] = {}
-        self._count = 0
+        self._numbers = itertools.count()  # of files; threads may ask at the same time
 
     def put(self, key: Key, array: NDArray[np.generic]) -> None:
         path = self._paths.get(key)
         if path is None:
-            path = self._paths[key] = Path(self._folder.name, f"{self._count}.npy")
-            self._count += 1
+            path = self._paths[key] = Path(self._folder.name, f"{next(self._numbers)}.npy")
         try:
             np.save(path, array)
         except OSError as error:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from quark.onnx.calibration.joining import BatchJoiner, CanJoin
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
@@ -28,6 +29,7 @@ from quark.onnx.report.resources import PhaseClock, peak_rss_mib
 __all__ = ["FastFinetune"]
 
 _LOG = logging.getLogger(__name__)
+_BATCH_BYTES = 5 << 18  # of the inputs of a batch of the walk
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ class FastFinetune:
     def __exit__(self, *error: object) -> None:
         self._store.close()
 
-    def keep(self, batches: Iterator[Batch], model: onnx.ModelProto) -> Iterator[Batch]:
-        """Passes the calibration batches of a model on, and keeps what finetuning needs of them."""
-        return self._samples.keep(batches, divisible=batch_is_free(model))
+    def keep(self, items: Iterator[Batch], model: onnx.ModelProto, can_join: CanJoin) -> Iterator[Batch]:
+        """Passes the calibration items of a model on, and keeps what finetuning needs of them."""
+        return self._samples.keep(items, BatchJoiner(can_join, _BATCH_BYTES), divisible=batch_is_free(model))
 
     def run(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, *, samples_seen: int) -> Report:
         """Finetune `quantized` in place; only integer weights and biases change.
@@ -122,33 +124,33 @@ class FastFinetune:
                 on_layer=on_layer,
             )
 
-    def _outputs(self, model: onnx.ModelProto, role: str = "quantized", *, optimise: bool) -> Outputs:
+    def _outputs(self, model: onnx.ModelProto, role: str = "quantized", *, fuse_qdq: bool = False) -> Outputs:
         try:
-            return outputs_of(model, self._samples.compared, threads=self._threads, optimise=optimise)
+            return outputs_of(model, self._samples.compared, threads=self._threads, fuse_qdq=fuse_qdq)
         except ModelError as error:
             raise ModelError(f"the {role} model is invalid: {error}") from error
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise DataError(f"the {role} model cannot run on the calibration data: {error}") from error
 
     def _before(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> _WholeModel:
-        reference = self._outputs(float_model, "float", optimise=True)
-        before = self._outputs(quantized, optimise=False)
+        reference = self._outputs(float_model, "float")
+        before = self._outputs(quantized)
         wanted, given = ([[array.shape for array in arrays] for arrays in outputs] for outputs in (reference, before))
         if wanted != given:
             raise ModelError(
                 "the two models are not one model: the float model's outputs have the shapes "
                 f"{wanted[0]}, the quantized model's {given[0]}"
             )
-        return _WholeModel(reference, before, self._outputs(quantized, optimise=True))
+        return _WholeModel(reference, before, self._outputs(quantized, fuse_qdq=True))
 
     def _after(self, quantized: onnx.ModelProto, whole: _WholeModel) -> EndToEnd:
         return EndToEnd(
             samples=sum(map(sample_count, self._samples.compared)),
             held_out=self._samples.held_out,
             before=compare(whole.reference, whole.before),
-            after=compare(whole.reference, self._outputs(quantized, optimise=False)),
+            after=compare(whole.reference, self._outputs(quantized)),
             before_default=compare(whole.reference, whole.before_default),
-            after_default=compare(whole.reference, self._outputs(quantized, optimise=True)),
+            after_default=compare(whole.reference, self._outputs(quantized, fuse_qdq=True)),
         )
 
 

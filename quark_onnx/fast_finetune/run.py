@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.errors import FinetuneError
+from quark.onnx.fast_finetune.layer_batches import LayerBatches
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.settings import HOLDOUT, LeastSquaresSettings, rows_to_use
-from quark.onnx.fast_finetune.walk import Step, Walk
 from quark.onnx.graph.write_back import write_integers
 from quark.onnx.plan.layer_data import core_geometry
 from quark.onnx.plan.types import LayerPlan, Plan
@@ -21,34 +21,7 @@ from quark.onnx.report.layer_report import LayerReport
 
 __all__ = ["finetune_layers"]
 
-
-class _FloatTargets:
-    """The float graph's target of each layer, batch by batch; ahead of time when there is memory for it."""
-
-    def __init__(self, walk: Walk, plan: Plan, batches: int, *, ahead: bool) -> None:
-        self._walk, self._plan = walk, plan
-        self._step: Step | None = None
-        self._ahead: list[list[NDArray[np.generic]]] | None = None
-        if ahead:
-            self._ahead = []
-            for layer in plan.layers:
-                step = walk.advance()
-                self._ahead.append([step.run(b)[layer.target] for b in range(batches)])
-
-    def start(self) -> None:
-        """Before the first batch of a layer."""
-        self._step = None if self._ahead is not None else self._walk.advance()
-
-    def get(self, index: int, batch: int) -> NDArray[np.float32]:
-        if self._ahead is not None:
-            return self._ahead[index][batch].astype(np.float32, copy=False)
-        assert self._step is not None
-        return self._step.run(batch)[self._plan.layers[index].target].astype(np.float32, copy=False)
-
-    def finish(self, index: int) -> None:
-        """After the last batch of a layer."""
-        if self._ahead is not None:
-            self._ahead[index] = []
+_FREED_BYTES = 16 << 20
 
 
 def finetune_layers(
@@ -75,31 +48,16 @@ def finetune_layers(
         FinetuneError: onnxruntime cannot run a segment of a graph.
     """
     pool = _core.ThreadPool(threads)
-    targets = [[layer.target] for layer in plan.layers]
-    float_walk = Walk("float", float_model, targets, samples.store, threads=threads, optimise=True)
-    quantized_walk = Walk(
-        "quantized", quantized, [[layer.input.tensor] for layer in plan.layers], samples.store, threads=threads
-    )
-    for batch in range(samples.batches):
-        inputs = samples.load(batch)
-        for walk in (float_walk, quantized_walk):
-            walk.put_inputs(batch, {name: inputs[name] for name in walk.dataflow.inputs})
-        samples.drop(batch)
     initializers = {t.name: t for t in quantized.graph.initializer}
-    float_targets = _FloatTargets(float_walk, plan, samples.batches, ahead=float_first)
+    batches = LayerBatches(float_model, quantized, plan, samples, threads=threads, float_first=float_first)
     reports = []
     for index, layer in enumerate(plan.layers):
         started = time.perf_counter()
+        _core.return_memory(_FREED_BYTES)  # the tensors of the walk are as long-lived as they are large
         core = _core_layer(layer, samples.samples, settings)
-        float_targets.start()
-        step = quantized_walk.advance()
         problem = ""
-        for batch in range(samples.batches):
-            y = float_targets.get(index, batch)
-            x = step.run(batch)[layer.input.tensor]
-            if not problem:
-                problem = _feed(core, x, y, layer, pool)
-        float_targets.finish(index)
+        for x, y in batches.of(index):
+            problem = problem or _feed(core, x, y, layer, pool)
         report = _solve(core, layer, settings, initializers, pool, problem, started)
         reports.append(report)
         on_layer(report)

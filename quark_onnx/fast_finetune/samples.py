@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from quark.onnx.calibration.joining import BatchJoiner
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.fast_finetune.batch_store import BatchStore
 
@@ -38,19 +39,22 @@ class KeptSamples:
         self.samples = 0
         self.batches = 0
 
-    def keep(self, batches: Iterator[Batch], *, divisible: bool) -> Iterator[Batch]:
-        """Passes all batches on, and keeps the first `limit` samples.
+    def keep(self, items: Iterator[Batch], joiner: BatchJoiner, *, divisible: bool) -> Iterator[Batch]:
+        """Passes all items on, and keeps the first `limit` samples as batches.
 
         Args:
             divisible: the model takes a part of a batch too. Otherwise whole batches are kept, at least one.
         """
-        for batch in batches:
-            if self.samples < self._limit:
-                self._keep(batch, divisible=divisible and all(array.ndim for array in batch.values()))
-            yield batch
+        for item in items:
+            if self.samples < self._limit and (batch := joiner.add(item)) is not None:
+                self._keep(batch, divisible=divisible)
+            yield item
+        if (batch := joiner.rest()) is not None and self.samples < self._limit:
+            self._keep(batch, divisible=divisible)
 
     def _keep(self, batch: Batch, *, divisible: bool) -> None:
         count, room = sample_count(batch), self._limit - self.samples
+        divisible = divisible and all(array.ndim for array in batch.values())
         if count > room and divisible:
             batch, count = {name: array[:room] for name, array in batch.items()}, room
         elif count > room and self.batches:

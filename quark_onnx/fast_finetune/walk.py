@@ -8,6 +8,7 @@ more is dropped at once.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from threading import Lock
 
 import numpy as np
 import onnx
@@ -25,13 +26,14 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 class Step:
-    """One advance of a walk: call `run` for every batch in turn."""
+    """One advance of a walk: call `run` for every batch, from any thread."""
 
     def __init__(self, walk: Walk, segment: Segment, targets: tuple[str, ...]) -> None:
         self._walk = walk
         self._segment = segment
         self._targets = targets
         self._session: ort.InferenceSession | None = None
+        self._opening = Lock()
 
     def run(self, batch: int) -> Arrays:
         """The targets of one batch; the frontier of this batch moves on.
@@ -45,9 +47,7 @@ class Step:
         made: Arrays = {}
         if segment.nodes:
             try:
-                if self._session is None:
-                    self._session = self._open(feed)
-                values = self._session.run(list(segment.outputs), feed)
+                values = self._opened(feed).run(list(segment.outputs), feed)
             except Exception as error:  # onnxruntime's exceptions have no base of their own
                 wanted = ", ".join(map(repr, self._targets))
                 raise FinetuneError(f"onnxruntime cannot compute {wanted} of the {walk.name} graph: {error}") from error
@@ -63,11 +63,14 @@ class Step:
         walk.set_frontier(batch, after & (before | made.keys()))
         return targets
 
-    def _open(self, feed: Arrays) -> ort.InferenceSession:
-        """A session of the segment with the present initializers."""
-        types = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feed.items()}
-        model = self._walk.dataflow.segment_model(self._segment, types)
-        return session(model, threads=self._walk.threads, optimise=self._walk.optimise)
+    def _opened(self, feed: Arrays) -> ort.InferenceSession:
+        """The session of the segment, with the initializers as they are at the first run."""
+        with self._opening:
+            if self._session is None:
+                types = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feed.items()}
+                model = self._walk.dataflow.segment_model(self._segment, types)
+                self._session = session(model, threads=self._walk.threads)
+            return self._session
 
 
 class Walk:
@@ -76,8 +79,7 @@ class Walk:
     Args:
         name: of the graph, in the store's keys.
         stops: the tensors wanted at each step, in the order in which they will be asked for.
-        optimise: run segments with onnxruntime's default graph optimisation. Off for a quantized graph, where it could
-            change what Q/DQ mean.
+        threads: of each run of a segment.
     """
 
     def __init__(
@@ -88,13 +90,11 @@ class Walk:
         store: BatchStore,
         *,
         threads: int,
-        optimise: bool = False,
     ) -> None:
         self.name = name
         self.dataflow = Dataflow(model)
         self.store = store
         self.threads = threads
-        self.optimise = optimise
         self._stops = [tuple(s) for s in stops]
         self._frontiers: dict[int, frozenset[str]] = {}
         self._live: frozenset[str] = frozenset()

@@ -15,7 +15,6 @@ from quark.onnx.calibration.reader import (
     Batch,
     DataReader,
     checked_items,
-    merged_batches,
     model_inputs,
     sample_count,
 )
@@ -164,7 +163,9 @@ def finetune(
         model = matching_form([prepare(model), model], quantized, algorithm.target_op_type)
     with FastFinetune(algorithm, threads=threads, clock=clock) as finetuning:
         with clock.phase("read data"):
-            seen = sum(map(sample_count, finetuning.keep(_batches(model, reader, threads), model)))
+            items = checked_items(reader, model_inputs(model))
+            can_join = BatchMerging(model, threads=threads).is_exact
+            seen = sum(map(sample_count, finetuning.keep(items, model, can_join)))
         report = finetuning.run(model, quantized, samples_seen=seen)
     delivered = _deliver(quantized, output, clock, external_data=False)
     return report if delivered is None else (delivered, report)
@@ -182,11 +183,6 @@ def _threads(config: QConfig | None) -> int:
     if chosen is not None:
         return chosen
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _batches(model: onnx.ModelProto, reader: DataReader, threads: int) -> Iterator[Batch]:
-    merging = BatchMerging(model, threads=threads)
-    return merged_batches(checked_items(reader, model_inputs(model)), can_merge=merging.is_exact)
 
 
 def _qdq_options(config: QConfig, model: onnx.ModelProto) -> QdqOptions:
@@ -228,14 +224,17 @@ def _calibrate(
     tensors = calibration_tensors(model, options)
     with PhaseProgress("Calibrating samples", None) as progress:
 
-        def watched(batches: Iterator[Batch]) -> Iterator[Batch]:
-            for batch in batches:
-                yield batch
-                progress.advance(sample_count(batch))
+        def watched(items: Iterator[Batch]) -> Iterator[Batch]:
+            for item in items:
+                yield item
+                progress.advance(sample_count(item))
 
-        batches = _batches(model, reader, threads)
-        kept = batches if finetuning is None else finetuning.keep(batches, model)
-        return calibrate(model, watched(kept), tensors, layers, CalibrationSettings(percentile, grid), threads=threads)
+        items = watched(checked_items(reader, model_inputs(model)))
+        can_join = BatchMerging(model, threads=threads).is_exact
+        if finetuning is not None:
+            items = finetuning.keep(items, model, can_join)
+        settings = CalibrationSettings(percentile, grid)
+        return calibrate(model, items, can_join, tensors, layers, settings, threads=threads)
 
 
 def _deliver(

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.calibration.reader import Batch
-from quark.onnx.inference import session
+from quark.onnx.inference import in_order, session
 
 __all__ = ["Deviation", "compare", "outputs_of"]
 
@@ -33,10 +33,11 @@ class Deviation:
     agreement: float | None
 
 
-def outputs_of(model: onnx.ModelProto, batches: Sequence[Batch], *, threads: int, optimise: bool) -> Outputs:
+def outputs_of(model: onnx.ModelProto, batches: Sequence[Batch], *, threads: int, fuse_qdq: bool) -> Outputs:
     """All outputs of a model, batch by batch."""
-    run = session(model, threads=threads, optimise=optimise)
-    return [list(run.run(None, batch)) for batch in batches]
+    at_once = min(threads, len(batches))
+    opened = session(model, threads=-(-threads // at_once), fuse_qdq=fuse_qdq)
+    return list(in_order(lambda batch: list(opened.run(None, batch)), batches, threads=at_once))
 
 
 def compare(reference: Outputs, outputs: Outputs) -> Deviation:

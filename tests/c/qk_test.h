@@ -91,8 +91,25 @@ void *__wrap_calloc(size_t n, size_t size) {
 static atomic_bool qk_threads_refused;
 int __real_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument);
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument);
+static pthread_mutex_t qk_gate = PTHREAD_MUTEX_INITIALIZER; /* threads start by passing it: who locks it holds them */
+typedef struct {
+    void *(*run)(void *);
+    void *argument;
+} qk_thread_start;
+static inline void *qk_run_behind_gate(void *start) {
+    const qk_thread_start s = *(qk_thread_start *)start;
+    free(start);
+    pthread_mutex_lock(&qk_gate);
+    pthread_mutex_unlock(&qk_gate);
+    return s.run(s.argument);
+}
 int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*run)(void *), void *argument) {
-    return atomic_load(&qk_threads_refused) ? 11 : __real_pthread_create(thread, attributes, run, argument);
+    if (atomic_load(&qk_threads_refused)) return 11;
+    qk_thread_start *start = MEMORY(qk_thread_start, 1);
+    *start = (qk_thread_start){run, argument};
+    const int status = __real_pthread_create(thread, attributes, qk_run_behind_gate, start);
+    if (status != 0) free(start);
+    return status;
 }
 
 /* Runs attempt with its first allocation refused, then its second, … until one run needs fewer: each but the last must

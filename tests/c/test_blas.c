@@ -33,20 +33,22 @@ static double *positive_definite(qk_random *r, int64_t n) {
 static void gemm_multiplies_row_major(void) {
     qk_random r = {1};
     const int64_t m = 5, n = 7, k = 11, lda = 13, ldb = 12, ldc = 9;
-    double *a = doubles(&r, m * lda), *b = doubles(&r, 16 * ldb), *c = doubles(&r, m * ldc), *d = MEMORY(double, m * ldc);
-    float fa[5 * 13], fb[16 * 12], fc[5 * 9];
-    for (int transposed = 0; transposed < 2; transposed++)
+    double *a = doubles(&r, k * lda), *b = doubles(&r, 16 * ldb), *c = doubles(&r, m * ldc), *d = MEMORY(double, m * ldc);
+    float fa[11 * 13], fb[16 * 12], fc[5 * 9];
+    for (int transposed = 0; transposed < 4; transposed++) /* neither, b, a, both */
         for (int accumulate = 0; accumulate < 2; accumulate++) {
+            const bool a_transposed = transposed & 2, b_transposed = transposed & 1;
             const qk_gemm_shape s = {.m = m,
                                      .n = n,
                                      .k = k,
                                      .lda = lda,
                                      .ldb = ldb,
                                      .ldc = ldc,
-                                     .b_transposed = transposed,
+                                     .a_transposed = a_transposed,
+                                     .b_transposed = b_transposed,
                                      .accumulate = accumulate};
             memcpy(d, c, (size_t)(m * ldc) * sizeof *d);
-            for (int i = 0; i < 5 * 13; i++) fa[i] = (float)a[i];
+            for (int i = 0; i < 11 * 13; i++) fa[i] = (float)a[i];
             for (int i = 0; i < 16 * 12; i++) fb[i] = (float)b[i];
             for (int i = 0; i < 5 * 9; i++) fc[i] = (float)c[i];
             qk_blas_enter();
@@ -57,7 +59,8 @@ static void gemm_multiplies_row_major(void) {
                 for (int64_t j = 0; j < ldc; j++) {
                     double expected = accumulate || j >= n ? c[i * ldc + j] : 0;
                     for (int64_t t = 0; t < k && j < n; t++)
-                        expected += a[i * lda + t] * (transposed ? b[j * ldb + t] : b[t * ldb + j]);
+                        expected += (a_transposed ? a[t * lda + i] : a[i * lda + t]) *
+                                    (b_transposed ? b[j * ldb + t] : b[t * ldb + j]);
                     CHECK_CLOSE(d[i * ldc + j], expected, 1e-13);
                     CHECK_CLOSE(fc[i * ldc + j], expected, 1e-5);
                 }

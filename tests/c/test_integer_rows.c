@@ -1,161 +1,268 @@
-/* The two integer solvers against loops that follow their definitions, and against every point of tiny boxes. */
+/* The two integer solvers against loops that follow their definitions, and against every point of tiny boxes.
+ *
+ * The solvers calculate in float32. Where two integers are about equally good they may take another one than a loop in
+ * float64, and what follows differs too. So there are two kinds of problems: real ones, where the error reached is
+ * compared, and ones whose numbers are small multiples of powers of two, where float32 makes no error and no two
+ * integers are about equally good: there every integer must be the same. */
 #include "finetune/integer_rows.h"
 
 #include "base/blas.h"
 #include "qk_test.h"
 
-/* A block of rows with a random quadratic w G w' - 2 w c' and its minimum `target` (target G = c). */
+/* Some lanes with a random quadratic (w - target) G (w - target)', w the weights. The other lanes are as least squares
+ * leaves them: scale 1, everything else 0. */
 typedef struct {
+    int64_t count; /* lanes in use */
     qk_integer_rows rows;
-    double *gram, *factor, *cross, *target, *scratch;
-    float *scale;
-    int32_t *zp, *lo, *hi;
+    float *gram, *factor, *target, *residual, *scratch;
+    float *scale, *zp, *lo, *hi;
 } problem;
 
-static problem problem_new(uint64_t seed, int64_t m, int64_t K, int32_t box) {
-    qk_random r = {seed};
-    problem p = {.gram = MEMORY(double, K * K),
-                 .factor = MEMORY(double, K * K),
-                 .cross = MEMORY(double, m * K),
-                 .target = MEMORY(double, m * K),
-                 .scratch = MEMORY(double, 2 * m * K),
-                 .scale = qk_floats(&r, m, 0.05f, 0.2f),
-                 .zp = MEMORY(int32_t, m),
-                 .lo = MEMORY(int32_t, m * K),
-                 .hi = MEMORY(int32_t, m * K)};
-    double *a = MEMORY(double, K * K); /* inputs that share a part: a badly conditioned G, as real layers have */
-    for (int64_t i = 0; i < K * K; i++) a[i] = qk_uniform(&r, -1, 1) + 0.3 * qk_uniform(&r, 0, 1);
-    for (int64_t i = 0; i < K; i++)
-        for (int64_t j = 0; j < K; j++) {
-            p.gram[i * K + j] = i == j ? 0.1 : 0;
-            for (int64_t k = 0; k < K; k++)
-                p.gram[i * K + j] += (a[i * K + k] + 0.5) * (a[j * K + k] + 0.5) / (double)K;
-        }
-    free(a);
-    memcpy(p.factor, p.gram, (size_t)(K * K) * sizeof *p.factor);
-    CHECK(qk_cholesky(p.factor, K));
-    p.rows = (qk_integer_rows){.count = m,
-                               .inputs = K,
-                               .scale = p.scale,
-                               .zp = p.zp,
-                               .lo = p.lo,
-                               .hi = p.hi,
-                               .q = MEMORY(int32_t, m * K),
-                               .w = MEMORY(double, m * K)};
-    for (int64_t i = 0; i < m * K; i++) {
-        if (i % K == 0) p.zp[i / K] = (int32_t)qk_random_below(&r, 11) - 5;
-        p.target[i] = qk_uniform(&r, -1, 1);
-        p.lo[i] = (int32_t)floor(p.target[i] / p.scale[i / K]) + p.zp[i / K] - box;
-        p.hi[i] = p.lo[i] + 1 + 2 * box;
-        p.rows.q[i] = p.lo[i] + (int32_t)qk_random_below(&r, 2);
-        p.rows.w[i] = (double)p.scale[i / K] * (p.rows.q[i] - p.zp[i / K]);
-    }
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < K; j++)
-            for (int64_t k = 0; k < K; k++) p.cross[i * K + j] += p.target[i * K + k] * p.gram[k * K + j];
+static problem problem_new(int64_t count, int64_t K) {
+    problem p = {.count = count,
+                 .gram = MEMORY(float, K * K),
+                 .factor = MEMORY(float, K * K),
+                 .target = MEMORY(float, K * QK_LANES),
+                 .residual = MEMORY(float, K * QK_LANES),
+                 .scratch = MEMORY(float, 2 * K * QK_LANES),
+                 .scale = MEMORY(float, QK_LANES),
+                 .zp = MEMORY(float, QK_LANES),
+                 .lo = MEMORY(float, K * QK_LANES),
+                 .hi = MEMORY(float, K * QK_LANES)};
+    for (int i = 0; i < QK_LANES; i++) p.scale[i] = 1;
+    p.rows = (qk_integer_rows){
+        .inputs = K, .scale = p.scale, .zp = p.zp, .lo = p.lo, .hi = p.hi, .q = MEMORY(float, K * QK_LANES)};
     return p;
 }
 
 static void problem_free(problem p) {
-    void *arrays[] = {p.gram, p.factor, p.cross, p.target, p.scratch, p.scale, p.zp, p.lo, p.hi, p.rows.q, p.rows.w};
+    void *arrays[] = {p.gram, p.factor, p.target, p.residual, p.scratch, p.scale, p.zp, p.lo, p.hi, p.rows.q};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
-/* (w - target) G (w - target)' of one row. */
-static double error_of(const problem *p, int64_t row, const double *w) {
+static double weight_of(const problem *p, int64_t lane, int64_t j) {
+    return (double)p->scale[lane] * ((double)p->rows.q[j * QK_LANES + lane] - p->zp[lane]);
+}
+
+/* Half the derivative of the error by w_j. */
+static double slope_of(const problem *p, int64_t lane, int64_t j) {
     const int64_t K = p->rows.inputs;
-    const double *t = p->target + row * K;
+    double slope = 0;
+    for (int64_t k = 0; k < K; k++)
+        slope += (weight_of(p, lane, k) - p->target[k * QK_LANES + lane]) * p->gram[k * K + j];
+    return slope;
+}
+
+static double error_of(const problem *p, int64_t lane) {
     double error = 0;
-    for (int64_t i = 0; i < K; i++)
-        for (int64_t j = 0; j < K; j++) error += (w[i] - t[i]) * p->gram[i * K + j] * (w[j] - t[j]);
+    for (int64_t j = 0; j < p->rows.inputs; j++)
+        error += slope_of(p, lane, j) * (weight_of(p, lane, j) - p->target[j * QK_LANES + lane]);
     return error;
 }
 
-static double clip(double x, double lo, double hi) { return x < lo ? lo : x > hi ? hi : x; }
+static void set_residual(problem *p) {
+    for (int64_t i = 0; i < p->rows.inputs * QK_LANES; i++)
+        p->residual[i] = (float)slope_of(p, i % QK_LANES, i / QK_LANES);
+}
 
-static void check_consistent(const problem *p) {
-    const int64_t K = p->rows.inputs;
-    for (int64_t i = 0; i < p->rows.count * K; i++) {
-        CHECK(p->rows.q[i] >= p->lo[i] && p->rows.q[i] <= p->hi[i]);
-        CHECK(p->rows.w[i] == (double)p->scale[i / K] * (p->rows.q[i] - p->zp[i / K]));
+/* A box of 2 + 2 box integers around each target, zero points, and a start inside of the box. */
+static void set_box(problem *p, qk_random *r, int box) {
+    for (int64_t lane = 0; lane < p->count; lane++) {
+        p->zp[lane] = (float)qk_random_below(r, 11) - 5;
+        for (int64_t at = lane; at < p->rows.inputs * QK_LANES; at += QK_LANES) {
+            p->lo[at] = floorf(p->target[at] / p->scale[lane]) + p->zp[lane] - (float)box;
+            p->hi[at] = p->lo[at] + 1 + 2 * (float)box;
+            p->rows.q[at] = p->lo[at] + (float)qk_random_below(r, 2);
+        }
     }
+}
+
+static problem real_problem(uint64_t seed, int64_t count, int64_t K, int box) {
+    qk_random r = {seed};
+    problem p = problem_new(count, K);
+    double *a = MEMORY(double, K * K), *gram = MEMORY(double, K * K);
+    /* inputs that share a part: a badly conditioned G, as real layers have */
+    for (int64_t i = 0; i < K * K; i++) a[i] = qk_uniform(&r, -1, 1) + 0.3 * qk_uniform(&r, 0, 1);
+    for (int64_t i = 0; i < K; i++)
+        for (int64_t j = 0; j < K; j++) {
+            gram[i * K + j] = i == j ? 0.1 : 0;
+            for (int64_t k = 0; k < K; k++) gram[i * K + j] += (a[i * K + k] + 0.5) * (a[j * K + k] + 0.5) / (double)K;
+        }
+    for (int64_t i = 0; i < K * K; i++) p.gram[i] = (float)gram[i];
+    CHECK(qk_cholesky(gram, K));
+    for (int64_t i = 0; i < K * K; i++) p.factor[i] = (float)gram[i];
+    for (int64_t lane = 0; lane < count; lane++) {
+        p.scale[lane] = (float)qk_uniform(&r, 0.05, 0.2);
+        for (int64_t k = 0; k < K; k++) p.target[k * QK_LANES + lane] = (float)qk_uniform(&r, -1, 1);
+    }
+    set_box(&p, &r, box);
+    set_residual(&p);
+    free(gram);
+    free(a);
+    return p;
+}
+
+/* L has ones on its diagonal and some 2 and -2 below it, scales are 1/8, targets odd multiples of 1/64. Then every
+ * residual and every sum that is carried on is a small multiple of 1/64, and what successive rounding rounds is an odd
+ * multiple of 1/8: never halfway between two integers. A quotient of coordinate descent is a fraction with a small
+ * denominator: halfway, or far from it. */
+static problem exact_problem(uint64_t seed, int64_t count, int64_t K, int box) {
+    qk_random r = {seed};
+    problem p = problem_new(count, K);
+    for (int64_t i = 0; i < K; i++)
+        for (int64_t j = 0; j <= i; j++) {
+            const bool set = qk_random_below(&r, (uint64_t)K + 2) < 3;
+            p.factor[i * K + j] = i == j ? 1 : set ? (qk_random_below(&r, 2) ? 2.0f : -2.0f) : 0;
+        }
+    for (int64_t i = 0; i < K; i++)
+        for (int64_t j = 0; j < K; j++)
+            for (int64_t k = 0; k <= (i < j ? i : j); k++)
+                p.gram[i * K + j] += p.factor[i * K + k] * p.factor[j * K + k];
+    for (int64_t lane = 0; lane < count; lane++) {
+        p.scale[lane] = 0.125f;
+        for (int64_t k = 0; k < K; k++) p.target[k * QK_LANES + lane] = (2 * (float)qk_random_below(&r, 65) - 65) / 64;
+    }
+    set_box(&p, &r, box);
+    set_residual(&p);
+    return p;
+}
+
+static float clip(double x, float lo, float hi) { return (float)(x < lo ? lo : x > hi ? hi : x); }
+
+/* Whole numbers within their boxes; unused lanes as they were. */
+static void check_consistent(const problem *p) {
+    for (int64_t at = 0; at < p->rows.inputs * QK_LANES; at++) {
+        const float q = p->rows.q[at];
+        CHECK(q == rintf(q) && q >= p->lo[at] && q <= p->hi[at]);
+        if (at % QK_LANES >= p->count) CHECK(q == 0 && p->target[at] == 0);
+    }
+}
+
+static float *copy_of(const float *x, int64_t n) {
+    float *copy = MEMORY(float, n);
+    memcpy(copy, x, (size_t)n * sizeof *copy);
+    return copy;
+}
+
+static const int64_t widths[] = {1, 2, 9, 63, 64, 65, 130}; /* around the blocks of 64 inputs */
+static const int64_t lanes_used[] = {32, 1, 31, 7, 32, 5, 3};
+enum { WIDTHS = 7 };
+
+/* What a float32 solver may leave: a step that changes the error by next to nothing, taken or not. */
+static double slack_of(const problem *p, int64_t lane) {
+    double most = 0;
+    for (int64_t k = 0; k < p->rows.inputs; k++) most = fmax(most, p->gram[k * p->rows.inputs + k]);
+    return 1e-4 * p->scale[lane] * p->scale[lane] * most;
 }
 
 /* ---- coordinate descent ---------------------------------------------------------------------- */
 
-static void naive_descent(const problem *p, int sweeps, int32_t *q) {
+static void naive_descent(problem *p, int sweeps) {
     const int64_t K = p->rows.inputs;
-    for (int64_t row = 0; row < p->rows.count; row++)
+    for (int64_t lane = 0; lane < p->count; lane++)
         for (int sweep = 0; sweep < sweeps; sweep++)
             for (int64_t j = 0; j < K; j++) {
-                double slope = -p->cross[row * K + j]; /* half the derivative by w_j */
-                for (int64_t k = 0; k < K; k++)
-                    slope += p->scale[row] * (double)(q[row * K + k] - p->zp[row]) * p->gram[k * K + j];
-                const double best = nearbyint(q[row * K + j] - slope / (p->scale[row] * p->gram[j * K + j]));
-                q[row * K + j] = (int32_t)clip(best, p->lo[row * K + j], p->hi[row * K + j]);
+                const int64_t at = j * QK_LANES + lane;
+                const double step = slope_of(p, lane, j) / ((double)p->scale[lane] * p->gram[j * K + j]);
+                p->rows.q[at] = clip(nearbyint(p->rows.q[at] - step), p->lo[at], p->hi[at]);
             }
 }
 
-static const int64_t widths[] = {1, 2, 9, 63, 64, 65, 130}; /* around the blocks of 64 columns */
-enum { WIDTHS = 7, NARROW_WIDTHS = 6 };
-
 static void descent_follows_its_definition(void) {
     for (int w = 0; w < WIDTHS; w++)
-        for (int32_t box = 0; box < 3; box++)
-            for (int sweeps = 0; sweeps < 4; sweeps++) {
-                const int64_t m = 3, K = widths[w];
-                problem p = problem_new((uint64_t)(w * 10 + box), m, K, box);
-                int32_t *q = MEMORY(int32_t, m * K);
-                memcpy(q, p.rows.q, (size_t)(m * K) * sizeof *q);
-                naive_descent(&p, sweeps, q);
-                qk_coordinate_descent(&p.rows, p.gram, p.cross, sweeps, p.scratch);
-                CHECK_SAME(p.rows.q, q, m * K);
+        for (int box = 0; box < 3; box++)
+            for (int sweeps = 0; sweeps < 5; sweeps++) {
+                const uint64_t seed = (uint64_t)(w * 10 + box);
+                problem p = exact_problem(seed, lanes_used[w], widths[w], box);
+                problem naive = exact_problem(seed, lanes_used[w], widths[w], box);
+                naive_descent(&naive, sweeps);
+                qk_coordinate_descent(&p.rows, p.gram, p.residual, sweeps, p.scratch);
+                CHECK_SAME(p.rows.q, naive.rows.q, widths[w] * QK_LANES);
                 check_consistent(&p);
-                free(q);
+                for (int64_t at = 0; at < widths[w] * QK_LANES; at++) /* the residual is kept up to date */
+                    CHECK(p.residual[at] == (float)slope_of(&p, at % QK_LANES, at / QK_LANES));
+                problem_free(naive);
                 problem_free(p);
             }
 }
 
-static void descent_never_makes_a_row_worse(void) {
+static void descent_in_float32_reaches_the_same_error(void) {
+    double reached = 0, expected = 0;
+    int64_t differ = 0, integers = 0;
+    for (int w = 0; w < WIDTHS; w++)
+        for (int box = 0; box < 3; box++) {
+            const uint64_t seed = (uint64_t)(w * 10 + box);
+            const int64_t K = widths[w];
+            problem p = real_problem(seed, lanes_used[w], K, box), naive = real_problem(seed, lanes_used[w], K, box);
+            naive_descent(&naive, 4);
+            qk_coordinate_descent(&p.rows, p.gram, p.residual, 4, p.scratch);
+            check_consistent(&p);
+            for (int64_t at = 0; at < K * QK_LANES; at++) {
+                differ += p.rows.q[at] != naive.rows.q[at];
+                CHECK_CLOSE(p.residual[at], slope_of(&p, at % QK_LANES, at / QK_LANES), 1e-4);
+            }
+            integers += K * p.count;
+            for (int64_t lane = 0; lane < p.count; lane++) {
+                reached += error_of(&p, lane);
+                expected += error_of(&naive, lane);
+            }
+            problem_free(naive);
+            problem_free(p);
+        }
+    CHECK(differ * 200 <= integers);
+    CHECK(fabs(reached - expected) <= 1e-3 * expected);
+}
+
+static void descent_never_makes_a_lane_worse(void) {
     for (uint64_t seed = 0; seed < 20; seed++) {
-        problem p = problem_new(seed, 4, 70, 3);
+        problem p = real_problem(seed, 4, 70, 3);
         double before[4];
         for (int sweep = 0; sweep < 6; sweep++) {
-            for (int64_t i = 0; i < 4; i++) before[i] = error_of(&p, i, p.rows.w + i * 70);
-            qk_coordinate_descent(&p.rows, p.gram, p.cross, 1, p.scratch);
-            for (int64_t i = 0; i < 4; i++) CHECK(error_of(&p, i, p.rows.w + i * 70) <= before[i] * (1 + 1e-12));
+            for (int64_t i = 0; i < 4; i++) before[i] = error_of(&p, i);
+            qk_coordinate_descent(&p.rows, p.gram, p.residual, 1, p.scratch);
+            for (int64_t i = 0; i < 4; i++) CHECK(error_of(&p, i) <= before[i] + slack_of(&p, i));
         }
         problem_free(p);
     }
 }
 
+static void check_that_no_single_step_helps(problem *p, double slack) {
+    for (int64_t at = 0; at < p->rows.inputs * QK_LANES; at++) {
+        const int64_t lane = at % QK_LANES;
+        if (lane >= p->count) continue;
+        const float kept = p->rows.q[at];
+        const double error = error_of(p, lane);
+        for (float q = p->lo[at]; q <= p->hi[at]; q++) {
+            p->rows.q[at] = q;
+            CHECK(error_of(p, lane) >= error - slack * slack_of(p, lane));
+        }
+        p->rows.q[at] = kept;
+    }
+}
+
 static void descent_ends_where_no_single_step_helps(void) {
     for (uint64_t seed = 0; seed < 20; seed++) {
-        const int64_t K = 12;
-        problem p = problem_new(seed, 2, K, 2);
-        qk_coordinate_descent(&p.rows, p.gram, p.cross, 1000, p.scratch);
-        for (int64_t i = 0; i < 2 * K; i++) {
-            double *w = p.rows.w + i / K * K;
-            const double error = error_of(&p, i / K, w), kept = p.rows.w[i];
-            for (int32_t q = p.lo[i]; q <= p.hi[i]; q++) {
-                p.rows.w[i] = (double)p.scale[i / K] * (q - p.zp[i / K]);
-                CHECK(error_of(&p, i / K, w) >= error * (1 - 1e-9));
-            }
-            p.rows.w[i] = kept;
-        }
+        problem p = real_problem(seed, 2, 12, 2), exact = exact_problem(seed, 32, 12, 2);
+        qk_coordinate_descent(&p.rows, p.gram, p.residual, 1000, p.scratch);
+        check_that_no_single_step_helps(&p, 1);
+        qk_coordinate_descent(&exact.rows, exact.gram, exact.residual, 1000, exact.scratch);
+        check_that_no_single_step_helps(&exact, 0);
+        problem_free(exact);
         problem_free(p);
     }
 }
 
 static void inputs_that_are_always_zero_stay(void) {
     const int64_t K = 80, dead = 67;
-    problem p = problem_new(1, 2, K, 2);
+    problem p = real_problem(1, QK_LANES, K, 2);
     for (int64_t k = 0; k < K; k++) p.gram[dead * K + k] = p.gram[k * K + dead] = 0;
-    for (int64_t i = 0; i < 2; i++) p.cross[i * K + dead] = 0;
-    const int32_t before[] = {p.rows.q[dead], p.rows.q[K + dead]};
-    qk_coordinate_descent(&p.rows, p.gram, p.cross, 20, p.scratch);
-    CHECK(p.rows.q[dead] == before[0] && p.rows.q[K + dead] == before[1]);
+    set_residual(&p);
+    float *before = copy_of(p.rows.q, K * QK_LANES);
+    qk_coordinate_descent(&p.rows, p.gram, p.residual, 20, p.scratch);
+    CHECK_SAME(p.rows.q + dead * QK_LANES, before + dead * QK_LANES, QK_LANES);
+    CHECK(memcmp(p.rows.q, before, (size_t)(K * QK_LANES) * sizeof *before) != 0);
     check_consistent(&p);
+    free(before);
     problem_free(p);
 }
 
@@ -175,22 +282,22 @@ static void solve(double *a, double *b, int64_t n) {
     }
 }
 
-/* From the last column to the first: where would this column be best if it and all before it could still be any real
- * number? Round that. The columns 0 .. j solve G_ee d_e = -G_el d_l, l being the later ones. */
-static void naive_rounding(const problem *p, int64_t row, int32_t *q) {
+/* From the last input to the first: where would this input's weight be best if it and all before it could still be any
+ * real number? Round that. The inputs 0 .. j solve G_ee d_e = -G_el d_l, l being the later ones. */
+static void naive_rounding(problem *p, int64_t lane) {
     const int64_t K = p->rows.inputs;
     double *d = MEMORY(double, K), *a = MEMORY(double, K * K), *b = MEMORY(double, K);
     for (int64_t j = K - 1; j >= 0; j--) {
-        const int64_t n = j + 1;
+        const int64_t n = j + 1, at = j * QK_LANES + lane;
         for (int64_t i = 0; i < n; i++) {
             b[i] = 0;
             for (int64_t k = n; k < K; k++) b[i] -= p->gram[i * K + k] * d[k];
             for (int64_t k = 0; k < n; k++) a[i * n + k] = p->gram[i * K + k];
         }
         solve(a, b, n);
-        const double best = nearbyint((p->target[row * K + j] + b[j]) / p->scale[row]) + p->zp[row];
-        q[j] = (int32_t)clip(best, p->lo[row * K + j], p->hi[row * K + j]);
-        d[j] = p->scale[row] * (double)(q[j] - p->zp[row]) - p->target[row * K + j];
+        const double best = nearbyint((p->target[at] + b[j]) / p->scale[lane]) + p->zp[lane];
+        p->rows.q[at] = clip(best, p->lo[at], p->hi[at]);
+        d[j] = weight_of(p, lane, j) - p->target[at];
     }
     free(b);
     free(a);
@@ -198,76 +305,148 @@ static void naive_rounding(const problem *p, int64_t row, int32_t *q) {
 }
 
 static void rounding_follows_its_definition(void) {
-    for (int w = 0; w < NARROW_WIDTHS; w++)
-        for (int32_t box = 0; box < 3; box++) {
-            const int64_t m = 2, K = widths[w];
-            problem p = problem_new((uint64_t)(w * 10 + box), m, K, box);
-            int32_t *q = MEMORY(int32_t, m * K);
-            for (int64_t i = 0; i < m; i++) naive_rounding(&p, i, q + i * K);
+    for (int w = 0; w < WIDTHS; w++)
+        for (int box = 0; box < 3; box++) {
+            const uint64_t seed = (uint64_t)(w * 10 + box);
+            const int64_t K = widths[w], count = K > 9 && lanes_used[w] > 3 ? 3 : lanes_used[w];
+            problem p = exact_problem(seed, count, K, box), naive = exact_problem(seed, count, K, box);
+            for (int64_t i = 0; i < count; i++) naive_rounding(&naive, i);
+            for (int64_t i = 0; i < 2 * K * QK_LANES; i++) p.scratch[i] = -77; /* it need not be zeroed */
             qk_successive_rounding(&p.rows, p.target, p.factor, p.scratch);
-            CHECK_SAME(p.rows.q, q, m * K);
+            CHECK_SAME(p.rows.q, naive.rows.q, K * QK_LANES);
             check_consistent(&p);
-            free(q);
+            problem_free(naive);
             problem_free(p);
         }
 }
 
+static void rounding_in_float32_reaches_the_same_error(void) {
+    double reached = 0, expected = 0;
+    int64_t differ = 0, integers = 0;
+    for (int w = 0; w < WIDTHS; w++)
+        for (int box = 0; box < 3; box++) {
+            const uint64_t seed = (uint64_t)(w * 10 + box);
+            const int64_t K = widths[w], count = K > 9 ? 2 : QK_LANES;
+            problem p = real_problem(seed, count, K, box), naive = real_problem(seed, count, K, box);
+            qk_successive_rounding(&p.rows, p.target, p.factor, p.scratch);
+            check_consistent(&p);
+            for (int64_t lane = 0; lane < count; lane++) {
+                naive_rounding(&naive, lane);
+                reached += error_of(&p, lane);
+                expected += error_of(&naive, lane);
+            }
+            for (int64_t at = 0; at < K * QK_LANES; at++) differ += p.rows.q[at] != naive.rows.q[at];
+            integers += K * count;
+            problem_free(naive);
+            problem_free(p);
+        }
+    CHECK(differ * 200 <= integers);
+    CHECK(fabs(reached - expected) <= 1e-3 * expected);
+}
+
+/* ---- lanes ----------------------------------------------------------------------------------- */
+
+static void solve_both(problem *p) {
+    qk_successive_rounding(&p->rows, p->target, p->factor, p->scratch);
+    set_residual(p);
+    qk_coordinate_descent(&p->rows, p->gram, p->residual, 20, p->scratch);
+}
+
+/* Each lane of a full problem, solved with no other lane in use. */
+static void a_lane_does_not_depend_on_the_others(void) {
+    const int64_t K = 130;
+    problem full = exact_problem(5, QK_LANES, K, 2);
+    solve_both(&full);
+    for (int64_t lane = 0; lane < QK_LANES; lane++) {
+        problem alone = exact_problem(5, QK_LANES, K, 2);
+        for (int64_t at = 0; at < K * QK_LANES; at++) {
+            const int64_t other = at % QK_LANES;
+            if (other == lane) continue;
+            alone.scale[other] = 1;
+            alone.zp[other] = alone.target[at] = alone.lo[at] = alone.hi[at] = alone.rows.q[at] = 0;
+        }
+        solve_both(&alone);
+        for (int64_t at = 0; at < K * QK_LANES; at++)
+            CHECK(alone.rows.q[at] == (at % QK_LANES == lane ? full.rows.q[at] : 0));
+        problem_free(alone);
+    }
+    problem_free(full);
+}
+
+/* As an overflow would leave it: what such a lane becomes does not matter, its neighbours are what they are. */
+static void a_lane_of_nan_leaves_the_others_alone(void) {
+    const int64_t K = 130, bad = 9;
+    problem sound = exact_problem(6, QK_LANES, K, 2), ill = exact_problem(6, QK_LANES, K, 2);
+    for (int64_t k = 0; k < K; k++) ill.target[k * QK_LANES + bad] = NAN;
+    solve_both(&sound);
+    solve_both(&ill);
+    for (int64_t at = 0; at < K * QK_LANES; at++) CHECK(at % QK_LANES == bad || ill.rows.q[at] == sound.rows.q[at]);
+    problem_free(ill);
+    problem_free(sound);
+}
+
 /* ---- tiny boxes ------------------------------------------------------------------------------ */
 
-/* The least error over all points of one row's box. */
-static double brute_force(problem *p, int64_t row) {
-    const int64_t K = p->rows.inputs;
-    double w[8], best = INFINITY;
-    int32_t q[8];
-    for (int64_t j = 0; j < K; j++) q[j] = p->lo[row * K + j];
-    for (int64_t j = 0; j < K;) {
-        for (int64_t k = 0; k < K; k++) w[k] = (double)p->scale[row] * (q[k] - p->zp[row]);
-        best = fmin(best, error_of(p, row, w));
-        for (j = 0; j < K && ++q[j] > p->hi[row * K + j]; j++) q[j] = p->lo[row * K + j]; /* the next point */
+/* The least error over all points of one lane's box. */
+static double brute_force(const problem *p, int64_t lane) {
+    const int64_t K = p->rows.inputs, last = K * QK_LANES;
+    problem tried = *p;
+    tried.rows.q = copy_of(p->lo, last);
+    double best = INFINITY;
+    for (int64_t at = lane; at < last;) {
+        best = fmin(best, error_of(&tried, lane));
+        for (at = lane; at < last && ++tried.rows.q[at] > p->hi[at]; at += QK_LANES) /* the next point */
+            tried.rows.q[at] = p->lo[at];
     }
+    free(tried.rows.q);
     return best;
 }
 
 static void uncorrelated_inputs_are_solved_exactly(void) {
     for (uint64_t seed = 0; seed < 30; seed++) {
-        const int64_t K = 5;
-        problem p = problem_new(seed, 1, K, 1);
-        for (int64_t i = 0; i < K * K; i++)
-            if (i / K != i % K) p.gram[i] = p.factor[i] = 0;
-        for (int64_t i = 0; i < K; i++) {
-            p.factor[i * K + i] = sqrt(p.gram[i * K + i]);
-            p.cross[i] = p.target[i] * p.gram[i * K + i];
+        const int64_t K = 5, count = 4;
+        double best[4];
+        problem p = real_problem(seed, count, K, 1);
+        for (int64_t i = 0; i < K * K; i++) {
+            if (i / K != i % K) p.gram[i] = 0;
+            p.factor[i] = sqrtf(p.gram[i]);
         }
-        const double best = brute_force(&p, 0);
-        qk_coordinate_descent(&p.rows, p.gram, p.cross, 10, p.scratch);
-        CHECK_CLOSE(error_of(&p, 0, p.rows.w), best, 1e-12);
+        set_residual(&p);
+        for (int64_t lane = 0; lane < count; lane++) best[lane] = brute_force(&p, lane);
+        qk_coordinate_descent(&p.rows, p.gram, p.residual, 10, p.scratch);
+        for (int64_t lane = 0; lane < count; lane++) CHECK_CLOSE(error_of(&p, lane), best[lane], 1e-12);
         qk_successive_rounding(&p.rows, p.target, p.factor, p.scratch);
-        CHECK_CLOSE(error_of(&p, 0, p.rows.w), best, 1e-12);
+        for (int64_t lane = 0; lane < count; lane++) CHECK_CLOSE(error_of(&p, lane), best[lane], 1e-12);
         problem_free(p);
     }
 }
 
 /* Neither solver is exact on correlated inputs; together they find the best point most of the time. */
 static void tiny_boxes_are_mostly_solved(void) {
-    enum { PROBLEMS = 100 };
+    enum { PROBLEMS = 25, COUNT = 4 };
     int exact = 0;
     for (uint64_t seed = 0; seed < PROBLEMS; seed++) {
-        const int64_t K = 6;
-        problem p = problem_new(seed, 1, K, 0);
-        const double best = brute_force(&p, 0);
+        problem p = real_problem(seed, COUNT, 6, 0);
+        double best[COUNT], rounded[COUNT];
+        for (int64_t lane = 0; lane < COUNT; lane++) best[lane] = brute_force(&p, lane);
         qk_successive_rounding(&p.rows, p.target, p.factor, p.scratch);
-        const double rounded = error_of(&p, 0, p.rows.w);
-        qk_coordinate_descent(&p.rows, p.gram, p.cross, 100, p.scratch);
-        const double descended = error_of(&p, 0, p.rows.w);
-        CHECK(rounded >= best * (1 - 1e-9));
-        CHECK(descended >= best * (1 - 1e-9) && descended <= rounded * (1 + 1e-9));
-        exact += descended <= best * (1 + 1e-9);
+        for (int64_t lane = 0; lane < COUNT; lane++) rounded[lane] = error_of(&p, lane);
+        set_residual(&p);
+        qk_coordinate_descent(&p.rows, p.gram, p.residual, 100, p.scratch);
+        for (int64_t lane = 0; lane < COUNT; lane++) {
+            const double descended = error_of(&p, lane);
+            CHECK(rounded[lane] >= best[lane] * (1 - 1e-9));
+            CHECK(descended >= best[lane] * (1 - 1e-9) && descended <= rounded[lane] + slack_of(&p, lane));
+            exact += descended <= best[lane] * (1 + 1e-9);
+        }
         problem_free(p);
     }
-    CHECK(exact > PROBLEMS / 2);
+    CHECK(exact > PROBLEMS * COUNT / 2);
 }
 
-QK_TESTS(QK_TEST(descent_follows_its_definition), QK_TEST(descent_never_makes_a_row_worse),
-         QK_TEST(descent_ends_where_no_single_step_helps), QK_TEST(inputs_that_are_always_zero_stay),
-         QK_TEST(rounding_follows_its_definition), QK_TEST(uncorrelated_inputs_are_solved_exactly),
+QK_TESTS(QK_TEST(descent_follows_its_definition), QK_TEST(descent_in_float32_reaches_the_same_error),
+         QK_TEST(descent_never_makes_a_lane_worse), QK_TEST(descent_ends_where_no_single_step_helps),
+         QK_TEST(inputs_that_are_always_zero_stay), QK_TEST(rounding_follows_its_definition),
+         QK_TEST(rounding_in_float32_reaches_the_same_error), QK_TEST(a_lane_does_not_depend_on_the_others),
+         QK_TEST(a_lane_of_nan_leaves_the_others_alone), QK_TEST(uncorrelated_inputs_are_solved_exactly),
          QK_TEST(tiny_boxes_are_mostly_solved))

@@ -79,6 +79,32 @@ static void check_dequantize(const qk_kernels *k, size_t n, size_t shift) {
 
 static void dequantize_subtracts_then_scales(void) { for_every_tail(check_dequantize); }
 
+/* ---- gather ---------------------------------------------------------------------------------- */
+
+static void check_gather(const qk_kernels *k, size_t n, size_t shift) {
+    enum { SOURCE = 300 };
+    qk_random r = {n + 23};
+    float *x = values(SOURCE, n + 29, 5), *table = values(256, n + 31, 5), floats[TAILS + SHIFTS + 1];
+    float bytes[TAILS + SHIFTS + 1];
+    uint8_t b[SOURCE];
+    int32_t index[TAILS + SHIFTS];
+    for (size_t i = 0; i < SOURCE; i++) b[i] = (uint8_t)(i * 37 + n);
+    for (size_t i = 0; i < n + shift; i++) index[i] = (int32_t)qk_random_below(&r, SOURCE); /* any order, some twice */
+    if (n > 0) index[shift] = SOURCE - 1, index[shift + n - 1] = 0;
+    for (size_t i = 0; i < n + shift + 1; i++) floats[i] = bytes[i] = -77;
+    k->gather_f32(floats + shift, x, index + shift, n);
+    k->gather_bytes(bytes + shift, b, index + shift, n, table);
+    for (size_t i = 0; i < n + shift + 1; i++) {
+        const bool inside = i >= shift && i < shift + n;
+        CHECK(floats[i] == (inside ? x[index[i]] : -77));
+        CHECK(bytes[i] == (inside ? table[b[index[i]]] : -77));
+    }
+    free(table);
+    free(x);
+}
+
+static void gathers_take_what_the_index_names(void) { for_every_tail(check_gather); }
+
 /* ---- min_max, bin_indices -------------------------------------------------------------------- */
 
 static void check_min_max(const qk_kernels *k, size_t n, size_t shift) {
@@ -156,6 +182,18 @@ static void check_doubles(const qk_kernels *k, size_t n, size_t shift) {
 
 static void dot_and_axpy_in_float64(void) { for_every_tail(check_doubles); }
 
+static void check_dot_f32(const qk_kernels *k, size_t n, size_t shift) {
+    float *x = values(n + shift, n + 37, 2), *y = values(n + shift, n + 41, 2);
+    double exact = 0;
+    for (size_t i = shift; i < shift + n; i++) exact += (double)x[i] * y[i];
+    check_sum(k->dot_f32(x + shift, y + shift, n), qk_kernels_scalar.dot_f32(x + shift, y + shift, n), exact,
+              4.0 * (double)n);
+    free(x);
+    free(y);
+}
+
+static void dot_f32_is_a_sum_of_products(void) { for_every_tail(check_dot_f32); }
+
 /* ---- gram_panel ------------------------------------------------------------------------------ */
 
 static void check_gram_panel(const qk_kernels *k, size_t n, size_t shift) {
@@ -188,6 +226,170 @@ static void check_gram_panel(const qk_kernels *k, size_t n, size_t shift) {
 
 static void gram_panel_adds_both_triangles(void) { for_every_tail(check_gram_panel); }
 
+/* ---- lanes ----------------------------------------------------------------------------------- */
+
+enum { LINES = 71, LD = LINES + 4, GUARDED = (LINES + 1) * QK_LANES + SHIFTS }; /* 0 .. 70 lines, and one beyond */
+
+/* Runs check(table, n, shift) for every table and n = 0 .. 70 lines. */
+static void for_every_line_count(void (*check)(const qk_kernels *, size_t, size_t)) {
+    const qk_kernels *tables[3];
+    const int count = runnable(tables);
+    for (size_t n = 0; n < LINES; n++)
+        for (int t = 0; t < count; t++) check(tables[t], n, n % SHIFTS);
+}
+
+static void check_spread(const qk_kernels *k, size_t n, size_t shift) {
+    float *to = values(GUARDED, n + 43, 3), *before = values(GUARDED, n + 43, 3), *step = values(QK_LANES, n + 47, 1);
+    float *line = values(LINES + SHIFTS, n + 53, 1);
+    k->spread(to + shift, step, line + shift, n);
+    for (size_t i = 0; i < GUARDED; i++) {
+        const size_t at = i - shift;
+        const bool inside = i >= shift && at < n * QK_LANES;
+        CHECK(to[i] == (inside ? before[i] + line[shift + at / QK_LANES] * step[at % QK_LANES] : before[i]));
+    }
+    free(line);
+    free(step);
+    free(before);
+    free(to);
+}
+
+static void spread_adds_an_outer_product(void) { for_every_line_count(check_spread); }
+
+/* Random lanes; arrays (LINES + 1, QK_LANES) from `shift` on. square (n, LD) has NaN wherever nothing may be read. */
+typedef struct {
+    qk_lanes lanes;
+    size_t shift;
+    float *scale, *zp, *lo, *hi, *q, *square, *sums, *target, *steps;
+} lane_data;
+
+static lane_data lane_data_new(size_t n, size_t shift, bool triangular) {
+    qk_random r = {n + 59};
+    lane_data d = {.shift = shift,
+                   .scale = qk_floats(&r, QK_LANES, 0.05f, 0.2f),
+                   .zp = MEMORY(float, QK_LANES),
+                   .lo = MEMORY(float, GUARDED),
+                   .hi = MEMORY(float, GUARDED),
+                   .q = MEMORY(float, GUARDED),
+                   .square = qk_floats(&r, LINES * LD, -0.3f, 0.3f),
+                   .sums = qk_floats(&r, GUARDED, -1, 1),
+                   .target = qk_floats(&r, GUARDED, -1, 1),
+                   .steps = MEMORY(float, GUARDED)};
+    for (int i = 0; i < QK_LANES; i++) d.zp[i] = (float)qk_random_below(&r, 9) - 4;
+    for (size_t i = 0; i < GUARDED; i++) {
+        d.lo[i] = -1 - (float)qk_random_below(&r, 5);
+        d.hi[i] = d.lo[i] + (float)qk_random_below(&r, 9);
+        d.q[i] = d.lo[i];
+        d.steps[i] = -77;
+    }
+    for (size_t i = 0; i < LINES; i++)
+        for (size_t j = 0; j < LD; j++) {
+            if (i == j) d.square[i * LD + j] = (float)qk_uniform(&r, 0.5, 1);
+            if (j >= n || (triangular && j > i)) d.square[i * LD + j] = NAN;
+        }
+    d.lanes = (qk_lanes){d.scale, d.zp, d.lo + shift, d.hi + shift, d.q + shift};
+    return d;
+}
+
+static void lane_data_free(lane_data *d) {
+    void *arrays[] = {d->scale, d->zp, d->lo, d->hi, d->q, d->square, d->sums, d->target, d->steps};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+}
+
+/* What a kernel wrote, and nothing beyond it. */
+static void check_same_lanes(const lane_data *a, const lane_data *b) {
+    CHECK_SAME(a->q, b->q, GUARDED);
+    CHECK_SAME(a->sums, b->sums, GUARDED);
+    CHECK_SAME(a->steps, b->steps, GUARDED);
+}
+
+static void check_equal_lanes(const lane_data *a, const lane_data *b) { /* 0 may be -0 */
+    for (size_t i = 0; i < GUARDED; i++) {
+        CHECK(a->q[i] == b->q[i]);
+        CHECK(a->sums[i] == b->sums[i]);
+        CHECK(a->steps[i] == b->steps[i]);
+    }
+}
+
+static float clipped(float q, float lo, float hi) { return fminf(fmaxf(q, lo), hi); }
+
+/* One lane after the other, in float32 as the kernel. */
+static int64_t descend_lane_by_lane(lane_data *d, size_t n) {
+    bool moved[LINES] = {false};
+    int64_t count = 0;
+    for (size_t lane = 0; lane < QK_LANES; lane++)
+        for (size_t k = 0; k < n; k++) {
+            const size_t at = d->shift + k * QK_LANES + lane;
+            const float curvature = d->square[k * LD + k], before = d->q[at];
+            d->steps[at] = 0;
+            if (!(curvature > 0)) continue;
+            d->q[at] = clipped(rintf(before - d->sums[at] / (d->scale[lane] * curvature)), d->lo[at], d->hi[at]);
+            d->steps[at] = d->scale[lane] * (d->q[at] - before);
+            if (d->steps[at] == 0) continue;
+            moved[k] = true;
+            for (size_t i = 0; i < n; i++)
+                d->sums[d->shift + i * QK_LANES + lane] += d->square[k * LD + i] * d->steps[at];
+        }
+    for (size_t k = 0; k < n; k++) count += moved[k];
+    return count;
+}
+
+static void check_descend(const qk_kernels *k, size_t n, size_t shift) {
+    lane_data got = lane_data_new(n, shift, false), scalar = lane_data_new(n, shift, false);
+    lane_data naive = lane_data_new(n, shift, false), *all[] = {&got, &scalar, &naive};
+    for (int i = 0; i < 3; i++) {
+        const float none[] = {0, -1, NAN}; /* inputs that are always zero; q is out of their boxes */
+        for (size_t j = 3; j < n; j += 7) {
+            all[i]->square[j * LD + j] = none[j % 3];
+            for (size_t lane = 0; lane < QK_LANES; lane++) all[i]->q[shift + j * QK_LANES + lane] = 99;
+        }
+        for (size_t j = 5; j < n; j += 11) /* inputs that no lane moves */
+            for (size_t lane = 0; lane < QK_LANES; lane++) {
+                const size_t at = shift + j * QK_LANES + lane;
+                all[i]->hi[at] = all[i]->lo[at] = all[i]->q[at];
+            }
+    }
+    for (int sweep = 0; sweep < 3; sweep++) {
+        const int64_t count = k->descend(&got.lanes, got.square, LD, got.sums + shift, got.steps + shift, n);
+        CHECK(count == qk_kernels_scalar.descend(&scalar.lanes, scalar.square, LD, scalar.sums + shift,
+                                                 scalar.steps + shift, n));
+        CHECK(count == descend_lane_by_lane(&naive, n));
+        CHECK(sweep > 0 || n == 0 || (count > 0 && count <= (int64_t)n));
+        check_same_lanes(&got, &scalar);
+        check_equal_lanes(&got, &naive);
+    }
+    for (int i = 0; i < 3; i++) lane_data_free(all[i]);
+}
+
+static void descend_minimises_lane_by_lane(void) { for_every_line_count(check_descend); }
+
+static void round_lane_by_lane(lane_data *d, size_t n) {
+    for (size_t lane = 0; lane < QK_LANES; lane++)
+        for (size_t k = n; k-- > 0;) {
+            const size_t at = d->shift + k * QK_LANES + lane;
+            const float best = d->target[at] - d->sums[at] / d->square[k * LD + k];
+            d->q[at] = clipped(rintf(best / d->scale[lane]) + d->zp[lane], d->lo[at], d->hi[at]);
+            d->steps[at] = d->scale[lane] * (d->q[at] - d->zp[lane]) - d->target[at];
+            for (size_t i = 0; i < k; i++)
+                d->sums[d->shift + i * QK_LANES + lane] += d->square[k * LD + i] * d->steps[at];
+        }
+}
+
+static void check_round_carrying(const qk_kernels *k, size_t n, size_t shift) {
+    lane_data got = lane_data_new(n, shift, true), scalar = lane_data_new(n, shift, true);
+    lane_data naive = lane_data_new(n, shift, true);
+    k->round_carrying(&got.lanes, got.target + shift, got.square, LD, got.sums + shift, got.steps + shift, n);
+    qk_kernels_scalar.round_carrying(&scalar.lanes, scalar.target + shift, scalar.square, LD, scalar.sums + shift,
+                                     scalar.steps + shift, n);
+    round_lane_by_lane(&naive, n);
+    check_same_lanes(&got, &scalar);
+    check_equal_lanes(&got, &naive);
+    lane_data_free(&got);
+    lane_data_free(&scalar);
+    lane_data_free(&naive);
+}
+
+static void round_carrying_carries_lane_by_lane(void) { for_every_line_count(check_round_carrying); }
+
 /* ---- dispatch -------------------------------------------------------------------------------- */
 
 /* The kernels are chosen once in a process, so each cap gets a process of its own. */
@@ -211,4 +413,6 @@ static void the_cap_chooses_the_table(void) {
 QK_TESTS(QK_TEST(the_cap_chooses_the_table), QK_TEST(fake_quant_is_quantize_then_dequantize),
          QK_TEST(dequantize_subtracts_then_scales), QK_TEST(min_max_widens_and_finds_every_nan),
          QK_TEST(bin_indices_are_floors), QK_TEST(sums_are_sums), QK_TEST(dot_and_axpy_in_float64),
-         QK_TEST(gram_panel_adds_both_triangles))
+         QK_TEST(gram_panel_adds_both_triangles), QK_TEST(gathers_take_what_the_index_names),
+         QK_TEST(dot_f32_is_a_sum_of_products), QK_TEST(spread_adds_an_outer_product),
+         QK_TEST(descend_minimises_lane_by_lane), QK_TEST(round_carrying_carries_lane_by_lane))

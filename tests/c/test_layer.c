@@ -113,6 +113,30 @@ static void moments_are_means_of_products(void) {
     }
 }
 
+/* What is fed beyond the plan counts too, whatever the batches. */
+static void more_samples_than_planned_are_taken(void) {
+    for (int i = 0; i < REF_CASES; i++) {
+        const qk_geometry *g = &ref_cases[i].geometry;
+        qk_random r = {(uint64_t)i};
+        int64_t dims[QK_MAX_DIMS];
+        memcpy(dims, ref_cases[i].x_dims, sizeof dims);
+        dims[0] = 9;
+        qk_tensor x = ref_tensor(&r, QK_F32, ref_cases[i].x_ndim, dims), y = ref_target(&r, g, &x);
+        const qk_row_choice choice = {.samples = 2, .max_rows = 100, .holdout = 3, .seed = 1};
+        for (int set = QK_FITTED; set <= QK_HELD_OUT; set++) {
+            const moments got = layer_moments(g, &x, &y, &choice, (qk_set)set, 2, 2);
+            const moments expected = naive_moments(g, &x, &y, &choice, (qk_set)set);
+            CHECK(got.rows == expected.rows && got.rows > 0);
+            check_close(got.gram, expected.gram, g->groups * g->inputs * g->inputs);
+            check_close(got.cross, expected.cross, g->groups * g->outputs * g->inputs);
+            moments_free(got);
+            moments_free(expected);
+        }
+        ref_free(&x);
+        ref_free(&y);
+    }
+}
+
 static void check_same_moments(const qk_geometry *g, moments a, moments b) {
     CHECK(a.rows == b.rows);
     CHECK_SAME(a.gram, b.gram, g->groups * g->inputs * g->inputs);
@@ -259,7 +283,7 @@ static void a_layer_may_run_out_of_memory(void) {
     qk_pool_free(pool);
 }
 
-QK_TESTS(QK_TEST(moments_are_means_of_products), QK_TEST(batches_and_threads_do_not_change_a_bit),
-         QK_TEST(eight_bit_inputs_are_the_floats_they_stand_for), QK_TEST(without_target_only_the_inputs_count),
-         QK_TEST(bad_arguments_are_refused), QK_TEST(a_batch_that_does_not_fit_is_refused),
-         QK_TEST(a_layer_may_run_out_of_memory))
+QK_TESTS(QK_TEST(moments_are_means_of_products), QK_TEST(more_samples_than_planned_are_taken),
+         QK_TEST(batches_and_threads_do_not_change_a_bit), QK_TEST(eight_bit_inputs_are_the_floats_they_stand_for),
+         QK_TEST(without_target_only_the_inputs_count), QK_TEST(bad_arguments_are_refused),
+         QK_TEST(a_batch_that_does_not_fit_is_refused), QK_TEST(a_layer_may_run_out_of_memory))

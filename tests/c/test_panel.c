@@ -2,6 +2,20 @@
 
 #include "reference.h"
 
+/* A sealed table lists its padding, and every offset can be read. */
+static void check_padding(const qk_row_table *table, const int32_t *offsets) {
+    for (int64_t tap = 0; tap < table->taps; tap++) {
+        const int32_t *padding = table->padding + tap * table->capacity;
+        int64_t n = 0;
+        for (int64_t i = 0; i < table->count; i++) {
+            const int64_t at = tap * table->capacity + i;
+            CHECK(table->offsets[at] == (offsets[at] < 0 ? 0 : offsets[at]));
+            if (offsets[at] < 0) CHECK(n < table->padding_count[tap] && padding[n++] == i);
+        }
+        CHECK(table->padding_count[tap] == n);
+    }
+}
+
 /* Fills a panel with the given positions of one sample, from a column on, and compares it with the naive rows. */
 static void check_panel(const ref_case *c, const qk_tensor *x, int64_t sample, const int64_t *positions, int64_t n) {
     enum { COLUMN = 3, SPARE = 5 };
@@ -11,10 +25,17 @@ static void check_panel(const ref_case *c, const qk_tensor *x, int64_t sample, c
     CHECK(qk_extent_of(g, x, NULL, &e) == QK_OK);
     const int64_t capacity = n + COLUMN + SPARE, lines = e.channels * e.taps, split = n / 3;
     CHECK(qk_row_table_init(&table, e.taps, capacity) == QK_OK);
+    qk_row_table_add_inputs(&table, g, &e, sample, positions, n); /* an earlier panel, whose padding is forgotten */
+    qk_row_table_seal(&table);
+    table.count = 0;
     qk_row_table_add_inputs(&table, g, &e, sample, positions, split); /* in two steps, as batches do */
     qk_row_table_add_inputs(&table, g, &e, sample, positions + split, n - split);
     CHECK(table.count == n);
+    int32_t *offsets = MEMORY(int32_t, e.taps * capacity);
+    memcpy(offsets, table.offsets, (size_t)(e.taps * capacity) * sizeof *offsets);
     qk_row_table_seal(&table);
+    check_padding(&table, offsets);
+    free(offsets);
 
     float *panel = MEMORY(float, lines * capacity), *rows = MEMORY(float, e.positions * lines);
     for (int64_t i = 0; i < lines * capacity; i++) panel[i] = -77;

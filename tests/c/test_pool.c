@@ -2,6 +2,7 @@
 #include "base/pool.h"
 
 #include <time.h>
+#include <unistd.h>
 
 #include "qk_test.h"
 
@@ -65,6 +66,47 @@ static void results_of_one_run_are_seen_by_the_next(void) {
     qk_pool_free(pool);
 }
 
+/* A processor that is busy elsewhere may not run a helper for long. */
+static void helpers_that_do_not_come_are_not_waited_for(void) {
+    pthread_mutex_lock(&qk_gate);
+    qk_pool *pool = qk_pool_new(4);
+    alarm(60); /* ends the program if the first run waits for them */
+    for (int i = 0; i < 5; i++) check_every_task_runs_once(pool, 20);
+    alarm(0);
+    pthread_mutex_unlock(&qk_gate);
+    for (int i = 0; i < 50; i++) check_every_task_runs_once(pool, 20); /* they come late, in the middle of one */
+    qk_pool_free(pool);
+}
+
+typedef struct {
+    atomic_int inside; /* tasks that have begun */
+    atomic_bool late;
+    atomic_int done;
+} meeting;
+
+/* Two tasks, each of which waits for the other: they end only if two threads run them. */
+static void meet_task(void *context, int64_t task, int worker) {
+    (void)task, (void)worker;
+    meeting *m = context;
+    const struct timespec pause = {.tv_nsec = 100000};
+    atomic_fetch_add(&m->inside, 1);
+    for (int i = 0; atomic_load(&m->inside) < 2; i++) {
+        nanosleep(&pause, NULL);
+        if (i > 200000) atomic_store(&m->late, true), atomic_store(&m->inside, 2);
+    }
+    atomic_fetch_add(&m->done, 1);
+}
+
+static void helpers_come_to_every_run(void) {
+    qk_pool *pool = qk_pool_new(2);
+    for (int run = 0; run < 200; run++) {
+        meeting m = {0};
+        qk_pool_run(pool, meet_task, &m, 2);
+        CHECK(m.done == 2 && !m.late);
+    }
+    qk_pool_free(pool);
+}
+
 static void sum_task(void *context, int64_t task, int worker) {
     (void)worker;
     int64_t *sums = context;
@@ -115,5 +157,6 @@ static void bad_or_refused_pools_are_null(void) {
 }
 
 QK_TESTS(QK_TEST(every_task_runs_once), QK_TEST(a_run_ends_with_its_slowest_task),
-         QK_TEST(results_of_one_run_are_seen_by_the_next), QK_TEST(two_callers_may_share_a_pool),
+         QK_TEST(results_of_one_run_are_seen_by_the_next), QK_TEST(helpers_that_do_not_come_are_not_waited_for),
+         QK_TEST(helpers_come_to_every_run), QK_TEST(two_callers_may_share_a_pool),
          QK_TEST(a_system_without_threads_leaves_the_caller), QK_TEST(bad_or_refused_pools_are_null))

@@ -55,6 +55,46 @@ static void about_max_rows_are_taken_when_there_are_many(void) {
     }
 }
 
+/* A sample beyond the plan gets what it would get if it were the last one planned. */
+static void samples_beyond_the_plan_give_fewer_and_fewer_rows(void) {
+    const int64_t planned = 10, fed = 400, positions = 1600, max_rows = 8000;
+    const qk_row_choice choice = {.samples = planned, .max_rows = max_rows, .holdout = 5, .seed = 1};
+    int64_t total = 0, before = positions;
+    for (int64_t s = 0; s < fed; s++) {
+        const drawn d = draw(choice, s, positions);
+        check_order(d, positions);
+        const int64_t share = max_rows / (s < planned ? planned : s + 1);
+        CHECK(d.count >= share && d.count <= share + QK_RUN && d.count <= before);
+        CHECK(d.fitted == (s % 5 == 4 ? 0 : d.count));
+        if (s >= planned) {
+            qk_row_choice larger = choice;
+            larger.samples = s + 1;
+            const drawn last = draw(larger, s, positions);
+            CHECK(last.count == d.count && last.fitted == d.fitted);
+            CHECK_SAME(last.rows, d.rows, d.count);
+            free(last.rows);
+        }
+        before = d.count;
+        total += d.count;
+        free(d.rows);
+    }
+    CHECK(before == 2 * QK_RUN); /* 20 rows, in runs */
+    CHECK((double)total < (double)max_rows * (1 + log((double)fed / (double)planned)) + (double)(fed * QK_RUN));
+}
+
+/* Few positions are all taken as long as they are no more than the sample's share. */
+static void small_samples_beyond_the_plan_are_whole_at_first(void) {
+    const qk_row_choice choice = {.samples = 2, .max_rows = 1000};
+    for (int64_t s = 0; s < 30; s++) {
+        const drawn d = draw(choice, s, 97);
+        check_order(d, 97);
+        CHECK(s >= 10 || d.count == 97);
+        CHECK(s < 15 || d.count < 97);
+        CHECK(d.count > 0);
+        free(d.rows);
+    }
+}
+
 static void the_choice_depends_on_seed_and_sample_alone(void) {
     const qk_row_choice one = {.samples = 50, .max_rows = 5000, .holdout = 5, .seed = 1};
     qk_row_choice other = one;
@@ -106,5 +146,7 @@ static void runs_are_held_out_where_samples_are_few(void) {
 }
 
 QK_TESTS(QK_TEST(all_rows_are_taken_when_there_are_few), QK_TEST(about_max_rows_are_taken_when_there_are_many),
+         QK_TEST(samples_beyond_the_plan_give_fewer_and_fewer_rows),
+         QK_TEST(small_samples_beyond_the_plan_are_whole_at_first),
          QK_TEST(the_choice_depends_on_seed_and_sample_alone), QK_TEST(every_position_is_drawn_equally_often),
          QK_TEST(whole_samples_are_held_out_where_there_are_enough), QK_TEST(runs_are_held_out_where_samples_are_few))

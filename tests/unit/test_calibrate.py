@@ -45,7 +45,7 @@ def calibrated(
     threads: int = 1,
 ) -> Calibration:
     wanted = weight_layers(model) if layers is None else layers
-    return calibrate(model, batches, tensors, wanted, settings, threads=threads)
+    return calibrate(model, iter(batches), lambda *_: True, tensors, wanted, settings, threads=threads)
 
 
 @settings(max_examples=25, deadline=None)

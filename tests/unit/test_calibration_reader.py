@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections import UserDict
-from collections.abc import Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from onnx import TensorProto
 from small_models import build
 
 from quark.onnx.calibration.reader import (
     ModelInput,
     checked_items,
-    merged_batches,
     model_inputs,
     sample_count,
 )
@@ -120,70 +115,3 @@ def test_an_unknown_rank_takes_any_shape():
 )
 def test_samples_are_counted_along_the_first_axis(arrays: dict[str, tuple[int, ...]], count: int):
     assert sample_count({name: np.ones(shape) for name, shape in arrays.items()}) == count
-
-
-# ---- merging --------------------------------------------------------------------------------------
-
-Sizes = list[tuple[int, int]]  # samples and columns of each item
-
-
-def items_of(sizes: Sizes) -> list[dict[str, np.ndarray]]:
-    rng = np.random.default_rng(0)
-    return [{"x": rng.standard_normal((n, k), np.float32), "n": np.arange(n)} for n, k in sizes]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 2)), max_size=12), st.booleans())
-def test_merging_keeps_every_sample_in_order(sizes: Sizes, allowed: bool):
-    items = items_of(sizes)
-    asked = []
-
-    def can_merge(a: Any, b: Any) -> bool:
-        asked.append((a, b))
-        return allowed
-
-    merged = list(merged_batches(iter(items), can_merge=can_merge))
-    assert len(asked) <= 1
-    if not allowed:
-        assert len(merged) == len(items)
-    rows = [row.tolist() for batch in merged for row in batch["x"]]
-    assert rows == [row.tolist() for one in items for row in one["x"]]
-    numbers = [n for batch in merged for n in batch["n"]]
-    assert numbers == [n for one in items for n in one["n"]]
-    for batch in merged:
-        assert len(batch["x"]) == len(batch["n"])
-        assert len(batch["x"]) <= 64
-        assert batch["x"].flags.c_contiguous
-    if allowed:  # no two neighbours that would still fit together
-        for a, b in pairwise(merged):
-            first_of_b = next(one for one in items if np.array_equal(one["x"], b["x"][: len(one["x"])]))
-            assert a["x"].shape[1] != b["x"].shape[1] or len(a["x"]) + len(first_of_b["x"]) > 64
-
-
-def test_large_items_stay_apart():
-    large = [{"x": np.ones((1, 3 << 18), np.float32)} for _ in range(3)]  # 3 MiB each
-    assert [len(b["x"]) for b in merged_batches(iter(large), can_merge=lambda *_: True)] == [1, 1, 1]
-
-
-def test_items_without_a_first_axis_stay_apart():
-    scalars = [{"x": np.array(float(i))} for i in range(3)]
-    assert [float(b["x"]) for b in merged_batches(iter(scalars), can_merge=lambda *_: True)] == [0, 1, 2]
-
-
-@pytest.mark.parametrize("allowed", [False, True])
-def test_a_reader_may_use_its_memory_again(allowed: bool):
-    buffer = np.zeros((1, 2), np.float32)
-
-    def items() -> Iterator[dict[str, np.ndarray]]:
-        for i in range(4):
-            buffer[:] = i
-            yield {"x": buffer}
-
-    merged = list(merged_batches(items(), can_merge=lambda *_: allowed))
-    assert np.concatenate([batch["x"] for batch in merged])[:, 0].tolist() == [0, 1, 2, 3]
-
-
-def test_transposed_items_become_contiguous():
-    merged = list(merged_batches(iter([{"x": np.arange(6).reshape(3, 2).T}]), can_merge=lambda *_: True))
-    assert merged[0]["x"].flags.c_contiguous
-    assert merged[0]["x"].tolist() == [[0, 2, 4], [1, 3, 5]]

@@ -70,5 +70,5 @@ def test_agreement_is_for_class_scores_only(shape: tuple[int, ...]):
 
 def test_outputs_come_from_the_model_batch_by_batch():
     model = build("(float[N] x) => (float[N] y, float[N] z) { y = Neg(x) z = Add(x, x) }")
-    found = outputs_of(model, [{"x": np.float32([1])}, {"x": np.float32([2, 3])}], threads=1, optimise=True)
+    found = outputs_of(model, [{"x": np.float32([1])}, {"x": np.float32([2, 3])}], threads=1, fuse_qdq=True)
     assert [[a.tolist() for a in batch] for batch in found] == [[[-1], [2]], [[-2, -3], [4, 6]]]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto
 from small_models import MODELS, Arrays, build, samples
 
-from quark.onnx.inference import BatchMerging, batch_is_free, session
+from quark.onnx.inference import BatchMerging, batch_is_free, in_order, session
 
 ONE = np.float32([[1, -2, 3]])
 TWO = np.float32([[4, 5, -6], [7, 8, 9]])
@@ -68,6 +71,12 @@ def test_defaults_of_inputs_are_no_inputs():
     assert is_exact(model, {"x": ONE}, {"x": TWO})
 
 
+def test_the_first_two_items_decide_for_all():
+    merging = BatchMerging(build("(float[N,3] x) => (float[N,3] y) { y = Relu(x) }"), threads=1)
+    assert merging.is_exact({"x": ONE}, {"x": TWO})
+    assert merging.is_exact({"x": ONE}, {"no such input": TWO})  # is not run
+
+
 def test_the_model_stays():
     model = MODELS["mlp"]()
     before = model.SerializeToString()
@@ -76,7 +85,7 @@ def test_the_model_stays():
     assert model.SerializeToString() == before
 
 
-def test_without_optimisation_a_session_keeps_the_models_own_rounding():
+def test_unless_asked_to_fuse_a_session_keeps_the_models_own_rounding():
     """Q/DQ around a Relu: optimised away or not, the definition decides."""
     model = build(
         """(float[N] x) => (float[N] y) {
@@ -85,5 +94,39 @@ def test_without_optimisation_a_session_keeps_the_models_own_rounding():
         s=0.5,
         z=np.int8(0),
     )
-    (y,) = session(model, threads=1, optimise=False).run(None, {"x": np.float32([0.3, -3, 100])})
+    (y,) = session(model, threads=1).run(None, {"x": np.float32([0.3, -3, 100])})
     np.testing.assert_array_equal(y, [0.5, 0, 63.5])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_results_come_in_the_order_of_the_items(threads: int, count: int):
+    def slow_first(i: int) -> int:
+        time.sleep(0.002 * (count - i))
+        return i * i
+
+    assert list(in_order(slow_first, range(count), threads=threads)) == [i * i for i in range(count)]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_only_a_little_is_computed_ahead(threads: int):
+    taken = []
+
+    def items() -> Iterator[int]:
+        for i in range(100):
+            taken.append(i)
+            yield i
+
+    results = in_order(lambda i: i, items(), threads=threads)
+    for wanted in range(10):
+        assert next(results) == wanted
+        assert len(taken) <= wanted + 1 + threads
+    results.close()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_error_reaches_the_caller_in_its_turn(threads: int):
+    results = in_order(lambda i: 1 // (2 - i), range(5), threads=threads)
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(results)

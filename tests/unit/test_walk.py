@@ -70,6 +70,11 @@ def walks(draw: st.DrawFn) -> tuple[RandomGraph, list[list[str]]]:
     return graph, draw(st.lists(st.lists(tensors, min_size=1, max_size=2), min_size=1, max_size=6))
 
 
+def close(found: np.ndarray, expected: np.ndarray) -> None:
+    """Equal but for the order of additions, which onnxruntime's float optimisation may change."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max(initial=0))
+
+
 @settings(max_examples=40, deadline=None)
 @given(walks())
 def test_targets_nodes_and_frontier(walk_case: tuple[RandomGraph, list[list[str]]]):
@@ -94,7 +99,7 @@ def test_targets_nodes_and_frontier(walk_case: tuple[RandomGraph, list[list[str]
                 found = step.run(index)
                 assert set(found) == set(targets)
                 for name in targets:
-                    np.testing.assert_array_equal(found[name], expected[index][name])
+                    close(found[name], expected[index][name])
             needed = needed_for(model, chain(*stops[position + 1 :]), set(runs))
             for index in range(len(batches)):
                 assert walk.frontier(index) <= needed
@@ -123,21 +128,6 @@ def test_stores_agree(walk_case: tuple[RandomGraph, list[list[str]]]):
     for a, b in zip(*seen, strict=True):
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
-
-
-@settings(max_examples=10, deadline=None)
-@given(walks())
-def test_with_optimisation_only_last_bits_change(walk_case: tuple[RandomGraph, list[list[str]]]):
-    graph, stops = walk_case
-    (batch,) = batches_of(graph, (2,))
-    expected = {**batch, **inner_tensors(graph.model, batch)}
-    with MemoryStore() as store:
-        walk = Walk("float", graph.model, stops, store, threads=1, optimise=True)
-        walk.put_inputs(0, batch)
-        for _ in stops:
-            for name, found in walk.advance().run(0).items():
-                tolerance = 1e-4 * np.abs(expected[name]).max()
-                np.testing.assert_allclose(found, expected[name], rtol=0, atol=tolerance)
 
 
 QUANTIZED = """(float[N,2] x) => (float[N,2] y) {
