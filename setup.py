@@ -92,7 +92,15 @@ core = Extension(
     depends=["setup.py", *sources("*/*.h", "*/*.inc")],
     include_dirs=["csrc", "csrc/include", numpy.get_include()],
     extra_compile_args=[
-        *("-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"),
+        *(
+            "-std=c11",
+            "-O3",
+            "-ffp-contract=off",
+            "-fno-math-errno",
+            "-fno-trapping-math",
+            "-fvisibility=hidden",
+            "-pthread",
+        ),
         *blas.compile_args,
     ],
     extra_link_args=["-pthread", *blas.link_args, "-lm"],

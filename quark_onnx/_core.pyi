@@ -136,3 +136,76 @@ class LeastSquaresResult(TypedDict):
     after: tuple[float, float]
     power: tuple[float, float]
     rows: tuple[int, int]
+
+@final
+class TrainingData:
+    """The samples of one layer, for the gradient loops."""
+
+    def __new__(
+        cls,
+        inputs: int,
+        outputs: int,
+        *,
+        groups: int = 1,
+        conv: tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int], int] | None = None,
+        holdout: int = 0,
+        x_scale: float = 1.0,
+        x_zero_point: int = 0,
+    ) -> TrainingData: ...
+    def add(self, x: NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.int8], y: NDArray[np.float32], /) -> None:
+        """The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. Neither is copied."""
+
+    def start_loss(
+        self,
+        weight: NDArray[np.float32],
+        weight_q: NDArray[np.int32],
+        weight_scale: NDArray[np.float32],
+        weight_zero_point: NDArray[np.int32],
+        bias: NDArray[np.float32] | None,
+        pool: ThreadPool,
+        /,
+    ) -> float:
+        """The reconstruction loss of the start, over all samples: summed over outputs, mean over output positions."""
+
+    def train(
+        self,
+        weight: NDArray[np.float32],
+        weight_q: NDArray[np.int32],
+        weight_scale: NDArray[np.float32],
+        weight_zero_point: NDArray[np.int32],
+        *,
+        qmin: int,
+        qmax: int,
+        bias: NDArray[np.float32] | None,
+        bias_scale: NDArray[np.float32] | None,
+        bias_qmin: int,
+        bias_qmax: int,
+        update_bias: bool,
+        adaround: bool,
+        batch_size: int,
+        iterations: int,
+        learning_rate: float,
+        reg_param: float,
+        warm_start: float,
+        beta_range: tuple[float, float],
+        window: int,
+        patience: int,
+        seed: int,
+        pool: ThreadPool,
+    ) -> TrainedLayer:
+        """AdaRound or AdaQuant by gradient, from the float weight."""
+
+@type_check_only
+class TrainedLayer(TypedDict):
+    """Pairs are (fitted, held out); without held-out samples the second is NaN."""
+
+    weight: NDArray[np.int32]
+    bias: NDArray[np.int32] | None
+    losses: NDArray[np.float64]
+    before: tuple[float, float]
+    after: tuple[float, float]
+    power: tuple[float, float]
+    samples: tuple[int, int]
+    improved: int
+    iterations: int
+    stopped_early: bool

@@ -16,15 +16,6 @@ static int64_t panel_capacity(const qk_geometry *g) {
     return rows;
 }
 
-static bool geometry_is_sane(const qk_geometry *g) {
-    if (g->spatial < 0 || g->spatial > QK_MAX_SPATIAL || g->groups < 1 || g->inputs < 1 || g->outputs < 1) return false;
-    if (g->spatial == 0 && g->groups != 1) return false;
-    for (int i = 0; i < g->spatial; i++)
-        if (g->kernel[i] < 1 || g->stride[i] < 1 || g->dilation[i] < 1 || g->pad_begin[i] < 0 || g->pad_end[i] < 0)
-            return false;
-    return true;
-}
-
 static qk_status sums_init(qk_sums *s, const qk_layer *layer) {
     const qk_geometry *g = &layer->geometry;
     const int64_t inputs = g->groups * g->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
@@ -44,7 +35,7 @@ static qk_status sums_init(qk_sums *s, const qk_layer *layer) {
 
 qk_status qk_layer_new(qk_layer **out, const qk_geometry *geometry, const qk_row_choice *rows, bool with_target) {
     *out = NULL;
-    if (!geometry_is_sane(geometry) || rows->samples < 1 || rows->max_rows < 1 || rows->holdout < 0 ||
+    if (!qk_geometry_is_sane(geometry) || rows->samples < 1 || rows->max_rows < 1 || rows->holdout < 0 ||
         rows->holdout == 1)
         return QK_E_ARG;
     qk_layer *layer = QK_NEW(qk_layer, 1);

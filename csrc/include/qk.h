@@ -180,4 +180,50 @@ typedef struct {
 qk_status qk_least_squares(const qk_layer *layer, const qk_quantized_layer *start,
                            const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result);
 
+/* ---- the published loops: AdaRound and AdaQuant by gradient ---------------------------------- */
+/* The samples of a layer. Their memory stays with the caller and must outlive them. */
+typedef struct qk_training_data qk_training_data;
+/* holdout: every holdout-th sample only judges, if there are at least 2 * holdout; 0: none. */
+qk_status qk_training_data_new(qk_training_data **data, const qk_geometry *geometry, int holdout);
+void qk_training_data_free(qk_training_data *data);
+/* The next samples; y is float32. QK_E_SHAPE unless all samples have one shape. */
+qk_status qk_training_data_add(qk_training_data *data, const qk_tensor *x, const qk_tensor *y);
+
+typedef enum { QK_ADAROUND, QK_ADAQUANT } qk_gradient_method;
+typedef enum { QK_ITERATIONS_DONE, QK_STOPPED_EARLY } qk_gradient_end;
+
+typedef struct {
+    qk_gradient_method method;
+    bool update_bias;
+    int64_t batch_size; /* samples per step; at most those that are trained on */
+    int64_t iterations;
+    double learning_rate;
+    double reg_param; /* AdaRound; docs/numerics.md says what 0.01 means */
+    double warm_start, beta_start, beta_end;
+    int64_t window; /* of early stop, in steps; 0: no early stop */
+    int64_t patience;
+    uint64_t seed;
+    double *losses; /* (iterations): reconstruction loss of every step (NaN: not run), the caller's; may be NULL */
+    /* Called now and then by the calling thread; true: cancel. May be NULL. */
+    bool (*cancelled)(void *user);
+    void *user;
+} qk_gradient_options;
+
+typedef struct {
+    int32_t *weight_q; /* (rows, K), the caller's memory */
+    int32_t *bias_q;   /* (rows), the caller's memory; untouched when the bias stays */
+    /* Reconstruction loss of the start and of the result, all samples of a set; indexed by qk_set. NaN: no held-out. */
+    double before[2], after[2];
+    double power[2]; /* mean square of the target, for relative errors */
+    int64_t samples[2];
+    int64_t improved;   /* outputs whose judging loss is below the start's; the others are as they were */
+    int64_t iterations; /* that were run */
+    qk_gradient_end end;
+} qk_gradient_result;
+
+/* Reconstruction loss of the start over all samples, whatever set they are in. */
+qk_status qk_start_loss(const qk_training_data *data, const qk_quantized_layer *start, qk_pool *pool, double *loss);
+qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start, const qk_gradient_options *options,
+                   qk_pool *pool, qk_gradient_result *result);
+
 #endif

@@ -6,6 +6,28 @@
 
 #include "qk.h"
 
+/* One step of Adam (arXiv 1412.6980), the same for all weights: 1 - beta1^t and 1 - beta2^t correct the averages. */
+typedef struct {
+    float rate, correction1, correction2;
+} qk_adam;
+
+/* AdaRound (arXiv 2004.10568), n weights of one output channel: w = scale (clip(base + h) - zp), h the rectified
+ * sigmoid of alpha. lo, hi: the integers that may be used. */
+typedef struct {
+    float *alpha, *first, *second; /* (n): variable and Adam's two averages */
+    const float *base;             /* (n): floor(w / scale) + zp */
+    float *weight;                 /* (n): becomes the soft weight */
+    float scale, zp, lo, hi;
+    float penalty, beta; /* of the regulariser 1 - |2h - 1|^beta */
+} qk_soft_rounding;
+
+/* AdaQuant (arXiv 2006.10518), n weights of one output channel: w^ = scale (clip(round(w / scale) + zp) - zp). */
+typedef struct {
+    float *real, *first, *second; /* (n): variable and Adam's two averages */
+    float *weight;                /* (n): becomes the quantized weight */
+    float scale, zp, lo, hi;
+} qk_straight_through;
+
 /* QK_LANES integer problems side by side: arrays (n, QK_LANES). (finetune/integer_rows.h) */
 enum { QK_LANES = 32 };
 typedef struct {
@@ -45,6 +67,15 @@ typedef struct {
     void (*axpy)(double *restrict y, double a, const double *restrict x, size_t n);
     double (*dot)(const double *x, const double *y, size_t n);
     double (*dot_f32)(const float *x, const float *y, size_t n);
+
+    /* y = w x for k lines of n values, ld apart. */
+    void (*weighted_sum)(float *restrict y, const float *w, const float *restrict x, int64_t k, int64_t ld, size_t n);
+    /* out += bias - target; returns the sum of its squares. */
+    double (*output_error)(float *restrict out, const float *restrict target, float bias, size_t n);
+    /* One step along `gradient`, of the loss by the weight. A negative rate sets the weight only. Returns the sum of
+     * the regulariser 1 - |2h - 1|^beta before the step. */
+    double (*soft_rounding_step)(const qk_soft_rounding *r, const float *restrict gradient, qk_adam adam, size_t n);
+    void (*straight_through_step)(const qk_straight_through *r, const float *restrict gradient, qk_adam adam, size_t n);
 
     /* to[i] += line[i] * step, for n lines of QK_LANES values. */
     void (*spread)(float *restrict to, const float *restrict step, const float *restrict line, size_t n);

@@ -1,5 +1,14 @@
 #include "ops/extent.h"
 
+bool qk_geometry_is_sane(const qk_geometry *g) {
+    if (g->spatial < 0 || g->spatial > QK_MAX_SPATIAL || g->groups < 1 || g->inputs < 1 || g->outputs < 1) return false;
+    if (g->spatial == 0 && g->groups != 1) return false;
+    for (int i = 0; i < g->spatial; i++)
+        if (g->kernel[i] < 1 || g->stride[i] < 1 || g->dilation[i] < 1 || g->pad_begin[i] < 0 || g->pad_end[i] < 0)
+            return false;
+    return true;
+}
+
 static int64_t element_count(const qk_tensor *t) {
     int64_t n = 1;
     for (int i = 0; i < t->ndim; i++) n *= t->dims[i];

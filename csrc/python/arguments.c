@@ -73,3 +73,64 @@ bool qk_take(bool *in_use, const char *name) {
     *in_use = true;
     return true;
 }
+
+bool qk_conv_from(PyObject *conv, qk_geometry *g) {
+    if (conv == Py_None) return true;
+    PyObject *kernel, *stride, *dilation, *pads;
+    int auto_pad;
+    if (!PyTuple_Check(conv)) {
+        PyErr_Format(PyExc_TypeError, "conv: a tuple (kernel, strides, dilations, pads, auto_pad) is needed, not %s",
+                     Py_TYPE(conv)->tp_name);
+        return false;
+    }
+    if (!PyArg_ParseTuple(conv, "OOOOi;conv: (kernel, strides, dilations, pads, auto_pad) is needed", &kernel, &stride,
+                          &dilation, &pads, &auto_pad))
+        return false;
+    const Py_ssize_t n = PySequence_Size(kernel);
+    if (n < 1 || n > QK_MAX_SPATIAL || auto_pad < 0 || auto_pad > QK_PAD_VALID) {
+        if (!PyErr_Occurred())
+            PyErr_Format(PyExc_ValueError, "conv: 1 to %d spatial axes and auto_pad 0 to 3 are needed", QK_MAX_SPATIAL);
+        return false;
+    }
+    int64_t both[2 * QK_MAX_SPATIAL];
+    if (!qk_integers_from(kernel, "kernel", n, g->kernel) || !qk_integers_from(stride, "strides", n, g->stride) ||
+        !qk_integers_from(dilation, "dilations", n, g->dilation) || !qk_integers_from(pads, "pads", 2 * n, both))
+        return false;
+    g->spatial = (int)n;
+    g->auto_pad = (qk_auto_pad)auto_pad;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        g->pad_begin[i] = both[i];
+        g->pad_end[i] = both[n + i];
+    }
+    return true;
+}
+
+bool qk_quantized_layer_from(PyObject *const arrays[6], npy_intp rows, npy_intp inputs, qk_quantized_layer *layer) {
+    PyArrayObject *w, *q, *s, *z, *b = NULL, *bs = NULL;
+    if (!(w = qk_array(arrays[0], "weight", NPY_FLOAT32, rows * inputs)) ||
+        !(q = qk_array(arrays[1], "weight_q", NPY_INT32, rows * inputs)) ||
+        !(s = qk_array(arrays[2], "weight_scale", NPY_FLOAT32, rows)) ||
+        !(z = qk_array(arrays[3], "weight_zero_point", NPY_INT32, rows)) ||
+        (arrays[4] != Py_None && !(b = qk_array(arrays[4], "bias", NPY_FLOAT32, rows))) ||
+        (arrays[5] != Py_None && !(bs = qk_array(arrays[5], "bias_scale", NPY_FLOAT32, rows))))
+        return false;
+    layer->weight = PyArray_DATA(w);
+    layer->weight_q = PyArray_DATA(q);
+    layer->weight_scale = PyArray_DATA(s);
+    layer->weight_zp = PyArray_DATA(z);
+    layer->bias = b ? PyArray_DATA(b) : NULL;
+    layer->bias_scale = bs ? PyArray_DATA(bs) : NULL;
+    return true;
+}
+
+PyObject *qk_new_array(int ndim, const npy_intp *dims, int type) {
+    return PyArray_SimpleNew(ndim, (npy_intp *)dims, type);
+}
+
+bool qk_signal_pending(void *user) {
+    (void)user;
+    const PyGILState_STATE gil = PyGILState_Ensure();
+    const bool pending = PyErr_CheckSignals() != 0;
+    PyGILState_Release(gil);
+    return pending;
+}

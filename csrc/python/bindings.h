@@ -15,11 +15,11 @@
 #include "qk.h"
 
 typedef struct {
-    PyTypeObject *pool_type, *ranges_type, *layer_type;
+    PyTypeObject *pool_type, *ranges_type, *layer_type, *training_type;
 } qk_module_state;
 
 extern PyModuleDef qk_module;
-extern PyType_Spec qk_pool_spec, qk_ranges_spec, qk_layer_spec;
+extern PyType_Spec qk_pool_spec, qk_ranges_spec, qk_layer_spec, qk_training_spec;
 
 /* The state of the module that defined self's type. */
 qk_module_state *qk_state_of(PyObject *self);
@@ -36,6 +36,15 @@ PyArrayObject *qk_array(PyObject *object, const char *name, int numpy_type, npy_
 bool qk_tensor_from(PyObject *object, const char *name, qk_affine affine, qk_tensor *tensor);
 /* A sequence of `count` integers. */
 bool qk_integers_from(PyObject *sequence, const char *name, Py_ssize_t count, int64_t *out);
+/* None, or a tuple (kernel, strides, dilations, pads, auto_pad) of a Conv, into g. */
+bool qk_conv_from(PyObject *conv, qk_geometry *g);
+/* weight, weight_q, weight_scale, weight_zero_point, bias or None, bias_scale or None. */
+bool qk_quantized_layer_from(PyObject *const arrays[6], npy_intp rows, npy_intp inputs, qk_quantized_layer *layer);
+PyObject *qk_new_array(int ndim, const npy_intp *dims, int type);
+
+/* Whether Python has an exception to raise, such as KeyboardInterrupt. Called with the GIL released, by the thread that
+ * called Python. */
+bool qk_signal_pending(void *user);
 
 /* Methods that release the GIL and change their object take it first: false with RuntimeError when another thread has
  * it. The flag is read and written with the GIL held. */

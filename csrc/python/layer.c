@@ -10,37 +10,6 @@ typedef struct {
 
 /* ---- construction ---------------------------------------------------------------------------- */
 
-static bool parse_geometry(PyObject *conv, qk_geometry *g) {
-    if (conv == Py_None) return true;
-    PyObject *kernel, *stride, *dilation, *pads;
-    int auto_pad;
-    if (!PyTuple_Check(conv)) {
-        PyErr_Format(PyExc_TypeError, "conv: a tuple (kernel, strides, dilations, pads, auto_pad) is needed, not %s",
-                     Py_TYPE(conv)->tp_name);
-        return false;
-    }
-    if (!PyArg_ParseTuple(conv, "OOOOi;conv: (kernel, strides, dilations, pads, auto_pad) is needed", &kernel, &stride,
-                          &dilation, &pads, &auto_pad))
-        return false;
-    const Py_ssize_t n = PySequence_Size(kernel);
-    if (n < 1 || n > QK_MAX_SPATIAL || auto_pad < 0 || auto_pad > QK_PAD_VALID) {
-        if (!PyErr_Occurred())
-            PyErr_Format(PyExc_ValueError, "conv: 1 to %d spatial axes and auto_pad 0 to 3 are needed", QK_MAX_SPATIAL);
-        return false;
-    }
-    int64_t both[2 * QK_MAX_SPATIAL];
-    if (!qk_integers_from(kernel, "kernel", n, g->kernel) || !qk_integers_from(stride, "strides", n, g->stride) ||
-        !qk_integers_from(dilation, "dilations", n, g->dilation) || !qk_integers_from(pads, "pads", 2 * n, both))
-        return false;
-    g->spatial = (int)n;
-    g->auto_pad = (qk_auto_pad)auto_pad;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        g->pad_begin[i] = both[i];
-        g->pad_end[i] = both[n + i];
-    }
-    return true;
-}
-
 static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"inputs",  "outputs", "samples", "max_rows", "groups",       "conv",
                             "holdout", "seed",    "target",  "x_scale",  "x_zero_point", NULL};
@@ -53,7 +22,7 @@ static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                                      &groups, &conv, &holdout, &seed, &target, &affine.scale, &affine.zero_point))
         return NULL;
     qk_geometry geometry = {.inputs = inputs, .outputs = outputs, .groups = groups};
-    if (!parse_geometry(conv, &geometry)) return NULL;
+    if (!qk_conv_from(conv, &geometry)) return NULL;
     const qk_row_choice rows = {.samples = samples, .max_rows = max_rows, .holdout = holdout, .seed = seed};
     layer_object *self = (layer_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
@@ -106,10 +75,6 @@ static bool flush(PyObject *object, qk_pool *pool) {
     return status == QK_OK || qk_raise(status, "Layer");
 }
 
-static PyObject *new_array(int ndim, const npy_intp *dims, int type) {
-    return PyArray_SimpleNew(ndim, (npy_intp *)dims, type);
-}
-
 /* ---- moments, for tests and reports ---------------------------------------------------------- */
 
 static PyObject *layer_moments(PyObject *object, PyObject *args) {
@@ -125,9 +90,9 @@ static PyObject *layer_moments(PyObject *object, PyObject *args) {
     if (rows == 0) return qk_raise(QK_E_NO_ROWS, "moments");
     const npy_intp gram_dims[] = {g->groups, g->inputs, g->inputs}, cross_dims[] = {g->groups, g->outputs, g->inputs};
     const npy_intp x_dims[] = {g->groups, g->inputs}, y_dims[] = {g->groups, g->outputs};
-    PyObject *gram = new_array(3, gram_dims, NPY_FLOAT64), *cross = new_array(3, cross_dims, NPY_FLOAT64);
-    PyObject *mean_x = new_array(2, x_dims, NPY_FLOAT64), *mean_y = new_array(2, y_dims, NPY_FLOAT64);
-    PyObject *power = new_array(2, y_dims, NPY_FLOAT64), *result = NULL;
+    PyObject *gram = qk_new_array(3, gram_dims, NPY_FLOAT64), *cross = qk_new_array(3, cross_dims, NPY_FLOAT64);
+    PyObject *mean_x = qk_new_array(2, x_dims, NPY_FLOAT64), *mean_y = qk_new_array(2, y_dims, NPY_FLOAT64);
+    PyObject *power = qk_new_array(2, y_dims, NPY_FLOAT64), *result = NULL;
     if (gram && cross && mean_x && mean_y && power) {
         PyArray_FILLWBYTE((PyArrayObject *)cross, 0);
         PyArray_FILLWBYTE((PyArrayObject *)mean_y, 0);
@@ -165,7 +130,8 @@ static PyObject *layer_weight_scale(PyObject *object, PyObject *args, PyObject *
     PyArrayObject *weight = pool ? qk_array(weight_argument, "weight", NPY_FLOAT32, rows * g->inputs) : NULL;
     if (!weight || !flush(object, pool)) return NULL;
     problem.weight = PyArray_DATA(weight);
-    PyObject *scale = new_array(1, &count, NPY_FLOAT32), *zero_point = new_array(1, &count, NPY_INT32), *result = NULL;
+    PyObject *scale = qk_new_array(1, &count, NPY_FLOAT32), *zero_point = qk_new_array(1, &count, NPY_INT32),
+             *result = NULL;
     qk_affine *affine = PyMem_Calloc((size_t)count, sizeof *affine);
     if (scale && zero_point && affine) {
         qk_status status;
@@ -187,15 +153,6 @@ static PyObject *layer_weight_scale(PyObject *object, PyObject *args, PyObject *
 }
 
 /* ---- least squares --------------------------------------------------------------------------- */
-
-/* Called with the GIL released, by the thread that called Python. */
-static bool signal_pending(void *user) {
-    (void)user;
-    const PyGILState_STATE gil = PyGILState_Ensure();
-    const bool pending = PyErr_CheckSignals() != 0;
-    PyGILState_Release(gil);
-    return pending;
-}
 
 static const char *candidate_name(qk_candidate candidate) {
     switch (candidate) {
@@ -226,7 +183,7 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
     layer_object *self = (layer_object *)object;
     PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *damping, *pool_argument;
     qk_quantized_layer start = {0};
-    qk_least_squares_options options = {.cancelled = signal_pending};
+    qk_least_squares_options options = {.cancelled = qk_signal_pending};
     int update_bias, is_free;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO$iiOOiippOiO:least_squares", names, &weight, &weight_q, &scale,
                                      &zp, &start.qmin, &start.qmax, &bias, &bias_scale, &start.bias_qmin,
@@ -234,32 +191,24 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
                                      &pool_argument))
         return NULL;
     const qk_geometry *g = qk_layer_geometry(self->layer);
-    const npy_intp rows = g->groups * g->outputs, dims[] = {rows, g->inputs}, weights = rows * g->inputs;
+    const npy_intp rows = g->groups * g->outputs, dims[] = {rows, g->inputs};
     qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
-    PyArrayObject *w, *q, *s, *z, *b = NULL, *bs = NULL, *d;
-    if (!pool || !(w = qk_array(weight, "weight", NPY_FLOAT32, weights)) ||
-        !(q = qk_array(weight_q, "weight_q", NPY_INT32, weights)) ||
-        !(s = qk_array(scale, "weight_scale", NPY_FLOAT32, rows)) ||
-        !(z = qk_array(zp, "weight_zero_point", NPY_INT32, rows)) ||
-        (bias != Py_None && !(b = qk_array(bias, "bias", NPY_FLOAT32, rows))) ||
-        (bias_scale != Py_None && !(bs = qk_array(bias_scale, "bias_scale", NPY_FLOAT32, rows))) ||
+    PyArrayObject *d;
+    if (!pool ||
+        !qk_quantized_layer_from((PyObject *[]){weight, weight_q, scale, zp, bias, bias_scale}, rows, g->inputs,
+                                 &start) ||
         !(d = qk_array(damping, "damping", NPY_FLOAT64,
                        PyArray_Check(damping) ? PyArray_SIZE((PyArrayObject *)damping) : 0)) ||
         !flush(object, pool))
         return NULL;
-    start.weight = PyArray_DATA(w);
-    start.weight_q = PyArray_DATA(q);
-    start.weight_scale = PyArray_DATA(s);
-    start.weight_zp = PyArray_DATA(z);
-    start.bias = b ? PyArray_DATA(b) : NULL;
-    start.bias_scale = bs ? PyArray_DATA(bs) : NULL;
     options.box = is_free ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL;
     options.update_bias = update_bias;
     options.damping = PyArray_DATA(d);
     options.damping_count = (int)PyArray_SIZE(d);
 
-    PyObject *new_weight = new_array(2, dims, NPY_INT32);
-    PyObject *new_bias = b && bs && update_bias ? new_array(1, &rows, NPY_INT32) : Py_NewRef(Py_None);
+    PyObject *new_weight = qk_new_array(2, dims, NPY_INT32);
+    PyObject *new_bias =
+        start.bias && start.bias_scale && update_bias ? qk_new_array(1, &rows, NPY_INT32) : Py_NewRef(Py_None);
     PyObject *result = NULL;
     if (new_weight && new_bias) {
         qk_least_squares_result r = {.weight_q = PyArray_DATA((PyArrayObject *)new_weight)};

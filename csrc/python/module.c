@@ -84,7 +84,8 @@ static int module_exec(PyObject *module) {
     qk_module_state *state = state_of_module(module);
     return add_type(module, &qk_pool_spec, &state->pool_type) &&
                    add_type(module, &qk_ranges_spec, &state->ranges_type) &&
-                   add_type(module, &qk_layer_spec, &state->layer_type)
+                   add_type(module, &qk_layer_spec, &state->layer_type) &&
+                   add_type(module, &qk_training_spec, &state->training_type)
                ? 0
                : -1;
 }
@@ -94,6 +95,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->pool_type);
     Py_VISIT(state->ranges_type);
     Py_VISIT(state->layer_type);
+    Py_VISIT(state->training_type);
     return 0;
 }
 
@@ -102,6 +104,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->pool_type);
     Py_CLEAR(state->ranges_type);
     Py_CLEAR(state->layer_type);
+    Py_CLEAR(state->training_type);
     return 0;
 }
 

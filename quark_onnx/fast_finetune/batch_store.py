@@ -33,6 +33,10 @@ class BatchStore(ABC):
         """A kept array."""
 
     @abstractmethod
+    def map(self, key: Key) -> NDArray[np.generic]:
+        """A kept array, to be read piece by piece; it outlives `drop`."""
+
+    @abstractmethod
     def drop(self, key: Key) -> None:
         """Forget a kept array."""
 
@@ -59,6 +63,9 @@ class MemoryStore(BatchStore):
         self._arrays[key] = array
 
     def get(self, key: Key) -> NDArray[np.generic]:
+        return self._arrays[key]
+
+    def map(self, key: Key) -> NDArray[np.generic]:
         return self._arrays[key]
 
     def drop(self, key: Key) -> None:
@@ -94,6 +101,10 @@ class FileStore(BatchStore):
 
     def get(self, key: Key) -> NDArray[np.generic]:
         array: NDArray[np.generic] = np.load(self._paths[key])
+        return array
+
+    def map(self, key: Key) -> NDArray[np.generic]:
+        array: NDArray[np.generic] = np.load(self._paths[key], mmap_mode="r")
         return array
 
     def drop(self, key: Key) -> None:

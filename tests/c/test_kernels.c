@@ -1,31 +1,16 @@
 /* The scalar table against obvious loops; every other table against the scalar one, bit for bit. */
 #define _POSIX_C_SOURCE 200809L
-#include "kernels/kernels.h"
-
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "qk_test.h"
+#include "tables.h"
 
 enum { TAILS = 131, SHIFTS = 3 }; /* lengths 0 .. 130, at aligned and unaligned addresses */
 
-/* The tables that this machine can run; tables[0] is the scalar one. */
-static int runnable(const qk_kernels **tables) {
-    int n = 0;
-    tables[n++] = &qk_kernels_scalar;
-#ifdef QK_HAVE_X86
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2")) tables[n++] = &qk_kernels_avx2;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        tables[n++] = &qk_kernels_avx512;
-#endif
-    return n;
-}
-
 /* Runs check(table, n, shift) for every table, tail and shift; the scalar table first. */
 static void for_every_tail(void (*check)(const qk_kernels *, size_t, size_t)) {
-    const qk_kernels *tables[3];
+    const qk_kernels *tables[MOST_TABLES];
     const int count = runnable(tables);
     for (size_t n = 0; n < TAILS; n++)
         for (size_t shift = 0; shift < SHIFTS; shift++)
@@ -232,7 +217,7 @@ enum { LINES = 71, LD = LINES + 4, GUARDED = (LINES + 1) * QK_LANES + SHIFTS }; 
 
 /* Runs check(table, n, shift) for every table and n = 0 .. 70 lines. */
 static void for_every_line_count(void (*check)(const qk_kernels *, size_t, size_t)) {
-    const qk_kernels *tables[3];
+    const qk_kernels *tables[MOST_TABLES];
     const int count = runnable(tables);
     for (size_t n = 0; n < LINES; n++)
         for (int t = 0; t < count; t++) check(tables[t], n, n % SHIFTS);
@@ -404,7 +389,7 @@ static bool chosen_under_cap(const char *cap, const char *expected) {
 }
 
 static void the_cap_chooses_the_table(void) {
-    const qk_kernels *tables[3];
+    const qk_kernels *tables[MOST_TABLES];
     const int count = runnable(tables);
     for (int i = 0; i < count; i++) CHECK(chosen_under_cap(tables[i]->isa, tables[i]->isa));
     CHECK(chosen_under_cap("", tables[count - 1]->isa));

@@ -221,12 +221,12 @@ def test_both_algorithms() -> None:
         QConfig(LAYER, algo_config=[AdaRoundConfig(), AdaQuantConfig()])
 
 
-def test_the_gradient_solver() -> None:
-    config = QConfig(LAYER, algo_config=[AdaRoundConfig(solver="gradient")])
-    with pytest.raises(NotImplementedError, match="gradient solver is not there yet"):
+def test_an_option_that_is_not_there_yet() -> None:
+    config = QConfig(LAYER, algo_config=[AdaRoundConfig(selective_update=True)])
+    with pytest.raises(NotImplementedError, match="nothing acts on this option yet"):
         ModelQuantizer(config)
-    with pytest.raises(NotImplementedError, match="gradient solver is not there yet"):
-        quark.onnx.finetune("absent.onnx", "absent too.onnx", None, items(), AdaQuantConfig(solver="gradient"))
+    with pytest.raises(NotImplementedError, match="nothing acts on this option yet"):
+        quark.onnx.finetune("absent.onnx", "absent too.onnx", None, items(), AdaQuantConfig(output_qdq=True))
 
 
 def test_an_unknown_node_to_exclude(folder: Path) -> None:

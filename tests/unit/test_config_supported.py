@@ -38,11 +38,13 @@ IGNORED: dict[str, Any] = {
     "num_batches": 2,
     "num_iterations": 5,
     "learning_rate": 0.5,
+    "lr_adjust": (0.1, 0.2),
     "early_stop": True,
     "log_period": 5,
     "reg_param": 0.5,
     "beta_range": (10.0, 2.0),
     "warm_start": 0.5,
+    "dynamic_batch": True,
     "num_workers": 2,
     "pin_memory": True,
     "use_gds": True,
@@ -51,12 +53,10 @@ NOT_YET: dict[str, Any] = {
     "optim_device": "cuda:0",
     "infer_device": "cuda",
     "output_index": 1,
-    "lr_adjust": (0.1, 0.2),
     "selective_update": True,
     "output_qdq": True,
     "drop_ratio": 0.5,
     "ref_model_path": "model.onnx",
-    "dynamic_batch": True,
     "parallel": True,
     "select_max_mem_layer": True,
 }
@@ -79,21 +79,22 @@ def test_keywords_without_meaning_are_reported_with_a_reason(keyword: str) -> No
 
 
 @pytest.mark.parametrize("keyword", NOT_YET)
-def test_keywords_that_need_the_gradient_solver_are_refused(keyword: str) -> None:
+def test_keywords_that_nothing_acts_on_yet_are_refused(keyword: str) -> None:
     with pytest.raises(NotImplementedError) as caught:
         check_engine_supports(AdaRoundConfig(batch_size=2, **{keyword: NOT_YET[keyword]}))
     default = getattr(AdaRoundConfig(), keyword)
     assert str(caught.value) == (
-        f"AdaRoundConfig.{keyword}: got {NOT_YET[keyword]!r}, expected {default!r}:"
-        " this option arrives with the gradient solver"
+        f"AdaRoundConfig.{keyword}: got {NOT_YET[keyword]!r}, expected {default!r}: nothing acts on this option yet"
     )
     assert isinstance(caught.value, QuarkError)
     assert not isinstance(caught.value, ConfigError)
 
 
-def test_gradient_solver_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match=r"AdaQuantConfig.solver: got 'gradient', expected 'auto' or"):
-        check_engine_supports(AdaQuantConfig(solver="gradient"))
+@pytest.mark.parametrize("keyword", IGNORED)
+def test_the_gradient_solver_has_a_use_for_all_but_loader_options(keyword: str) -> None:
+    config = AdaQuantConfig(solver="gradient", **{keyword: IGNORED[keyword]})
+    reported = [option.keyword for option in check_engine_supports(config)]
+    assert reported == ([keyword] if keyword in ("num_workers", "pin_memory", "use_gds") else [])
 
 
 def test_documented_example_sets_nothing_that_is_reported() -> None:

@@ -32,23 +32,23 @@ _NO_SPEC = {
     "output_tensors": "None: all activations share one spec so far",
 }
 
-# Keywords that the gradient solver will act on. Without it they would silently not do what they say.
-_AWAITS_GRADIENT_SOLVER = (
+# Keywords that nothing acts on yet: they would silently not do what they say.
+_NOT_YET = (
     "optim_device",
     "infer_device",
     "output_index",
-    "lr_adjust",
     "selective_update",
     "output_qdq",
     "drop_ratio",
     "ref_model_path",
-    "dynamic_batch",
     "parallel",
     "select_max_mem_layer",
 )
 
 # Keywords that only steer an iteration over mini-batches, with why a closed-form solver has no use for them.
 _NO_MEANING = {
+    "lr_adjust": "there are no steps",
+    "dynamic_batch": "all samples enter one solve anyway",
     "batch_size": "all samples enter one solve",
     "num_batches": "there are no steps, so no early-stop window",
     "num_iterations": "there are no steps",
@@ -58,6 +58,10 @@ _NO_MEANING = {
     "reg_param": "weights are integers throughout, nothing has to be pushed there",
     "beta_range": "weights are integers throughout, nothing has to be pushed there",
     "warm_start": "weights are integers throughout, nothing has to be pushed there",
+}
+
+# Keywords that mean nothing to either solver.
+_NEVER = {
     "num_workers": "no loader processes are used",
     "pin_memory": "no loader processes are used",
     "use_gds": "no data is read by the GPU",
@@ -91,27 +95,25 @@ def check_supported(config: QConfig) -> None:
 
 
 def check_engine_supports(config: FastFinetuneConfig) -> tuple[IgnoredOption, ...]:
-    """Makes sure that this version's solver, least squares, does what an algorithm's keywords ask for.
+    """Makes sure that this version's solvers do what an algorithm's keywords ask for.
 
     Returns:
-        the keywords that were set and have no meaning for this solver, to be reported to the user.
+        the keywords that were set and have no meaning for the solver, to be reported to the user.
 
     Raises:
-        UnsupportedError: the gradient solver is asked for, or keywords that need it.
+        UnsupportedError: a keyword asks for what is not there yet.
     """
     kind = type(config)
     changed = config.changed()
-    if config.solver == "gradient":
-        instead = "'auto' or 'least_squares': the gradient solver is not there yet"
-        raise _unsupported(f"{kind.__name__}.solver", config.solver, instead)
-    for keyword in _AWAITS_GRADIENT_SOLVER:
+    for keyword in _NOT_YET:
         if keyword in changed:
-            instead = f"{getattr(kind, keyword)!r}: this option arrives with the gradient solver"
+            instead = f"{getattr(kind, keyword)!r}: nothing acts on this option yet"
             raise _unsupported(f"{kind.__name__}.{keyword}", changed[keyword], instead)
+    meaningless = _NEVER if config.solver == "gradient" else {**_NO_MEANING, **_NEVER}
     return tuple(
-        IgnoredOption(keyword, value, _NO_MEANING[keyword])
+        IgnoredOption(keyword, value, meaningless[keyword])
         for keyword, value in changed.items()
-        if keyword in _NO_MEANING
+        if keyword in meaningless
     )
 
 

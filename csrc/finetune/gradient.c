@@ -1,0 +1,384 @@
+/* The published loops: AdaRound (arXiv 2004.10568) and AdaQuant (2006.10518), by Adam on mini-batches.
+ *
+ * Each output channel is a problem of its own, and so the loss of channel r is taken in units of U_r = scale_r^2
+ * E[x^2], about what it costs to move one weight by one step. Then neither Adam nor AdaRound's regulariser depends on
+ * the scale of activations or weights, nor on the number of weights (docs/numerics.md). */
+#include "base/blas.h"
+#include "base/memory.h"
+#include "base/pool.h"
+#include "base/random.h"
+#include "finetune/early_stop.h"
+#include "finetune/reconstruction.h"
+#include "finetune/schedule.h"
+#include "kernels/kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+    EVALUATED = 32,     /* samples at a time, where all are judged */
+    ROWS_PER_TASK = 16, /* of the step of the weights */
+    STEPS_PER_LOOK = 64 /* between two questions whether to cancel */
+};
+
+/* What reg_param 0.01 means: pulling a weight from the middle of its box to an end outweighs one unit U of loss. */
+static const double UNITS_PER_REG_PARAM = 100;
+
+typedef struct {
+    const qk_training_data *data;
+    const qk_quantized_layer *start;
+    const qk_gradient_options *options;
+    qk_pool *pool;
+    int64_t rows, inputs, weights;
+    int64_t *samples[2], count[2]; /* by qk_set */
+    int64_t *order;                /* the fitted samples as they are drawn */
+    qk_reconstruction on;
+    qk_reconstruction_result found;
+    float *weight, *variable, *base, *first, *second, *best; /* (rows, K) */
+    float *bias, *bias_first, *bias_second, *best_bias;      /* (rows) */
+    float *per_unit;                                         /* (rows): 1 / U */
+    double *rounding;                                        /* (rows): sum of the regulariser */
+    double *row_loss, *row_before;                           /* (rows): scratch; judged loss of the start */
+    qk_adam adam;
+    float penalty, beta;
+} trainer;
+
+static bool trains_bias(const trainer *t) { return t->options->update_bias && t->start->bias && t->start->bias_scale; }
+
+/* ---- set-up ---------------------------------------------------------------------------------- */
+
+static void trainer_destroy(trainer *t) {
+    qk_reconstruction_destroy(&t->on);
+    void *arrays[] = {
+        t->order,    t->samples[0], t->samples[1],  t->found.gradient, t->found.slope, t->found.mean_power,
+        t->weight,   t->variable,   t->base,        t->first,          t->second,      t->best,
+        t->bias,     t->bias_first, t->bias_second, t->best_bias,      t->per_unit,    t->rounding,
+        t->row_loss, t->row_before};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+}
+
+static qk_status trainer_allocate(trainer *t) {
+    float **by_weight[] = {&t->weight, &t->variable, &t->base, &t->first, &t->second, &t->best, &t->found.gradient};
+    float **by_row[] = {&t->bias, &t->bias_first, &t->bias_second, &t->best_bias, &t->per_unit, &t->found.slope};
+    bool ok = true;
+    for (size_t i = 0; i < sizeof by_weight / sizeof *by_weight; i++)
+        ok &= (*by_weight[i] = QK_NEW(float, t->weights)) != NULL;
+    for (size_t i = 0; i < sizeof by_row / sizeof *by_row; i++) ok &= (*by_row[i] = QK_NEW(float, t->rows)) != NULL;
+    for (int set = 0; set < 2; set++) ok &= (t->samples[set] = QK_NEW(int64_t, t->data->count)) != NULL;
+    t->order = QK_NEW(int64_t, t->data->count);
+    t->found.mean_power = QK_NEW(double, t->data->geometry.groups * t->inputs);
+    t->rounding = QK_NEW(double, t->rows);
+    t->row_loss = QK_NEW(double, t->rows);
+    t->row_before = QK_NEW(double, t->rows);
+    ok &= t->order && t->found.mean_power && t->rounding && t->row_loss && t->row_before;
+    return ok ? QK_OK : QK_E_NOMEM;
+}
+
+static void set_variables(trainer *t) {
+    const qk_quantized_layer *l = t->start;
+    for (int64_t i = 0; i < t->weights; i++) {
+        const int64_t row = i / t->inputs;
+        const float steps = l->weight[i] / l->weight_scale[row], whole = floorf(steps);
+        t->weight[i] = l->weight_scale[row] * (float)(l->weight_q[i] - l->weight_zp[row]);
+        t->base[i] = whole + (float)l->weight_zp[row];
+        t->variable[i] = l->weight[i];
+        if (t->options->method == QK_ADAROUND) /* the rectified sigmoid gives back the fraction */
+            t->variable[i] = (float)-log(1.2 / ((double)(steps - whole) + 0.1) - 1);
+    }
+    for (int64_t r = 0; r < t->rows; r++) t->bias[r] = l->bias ? l->bias[r] : 0;
+}
+
+static qk_status trainer_init(trainer *t) {
+    const qk_geometry *g = &t->data->geometry;
+    if (t->data->count == 0) return QK_E_NO_ROWS;
+    t->rows = g->groups * g->outputs;
+    t->inputs = g->inputs;
+    t->weights = t->rows * g->inputs;
+    QK_TRY(trainer_allocate(t));
+    for (int64_t s = 0; s < t->data->count; s++) {
+        const qk_set set = qk_is_held_out(t->data, s) ? QK_HELD_OUT : QK_FITTED;
+        t->samples[set][t->count[set]++] = s;
+    }
+    memcpy(t->order, t->samples[QK_FITTED], (size_t)t->count[QK_FITTED] * sizeof *t->order);
+    if (t->options->batch_size > t->count[QK_FITTED]) return QK_E_ARG;
+    const int64_t most = t->options->batch_size > EVALUATED ? t->options->batch_size : EVALUATED;
+    QK_TRY(qk_reconstruction_init(&t->on, t->data, most, t->pool));
+    set_variables(t);
+    return QK_OK;
+}
+
+/* ---- judging --------------------------------------------------------------------------------- */
+
+/* What is added up while all samples of a set are judged; entries that are NULL are not. */
+typedef struct {
+    double *row_loss;     /* (rows) */
+    double *mean_power;   /* (groups * K): mean square of each input */
+    double *mean_error;   /* (rows): of each output */
+    double *target_power; /* mean square of the target */
+} summary;
+
+static void add_share(double *to, const double *from, int64_t n, double share) {
+    for (int64_t i = 0; i < n && to; i++) to[i] += share * from[i];
+}
+
+/* The loss over all samples of a set; NaN without any. */
+static double evaluate(trainer *t, qk_set set, summary sums) {
+    double loss = 0, power = 0;
+    qk_reconstruction_result found = {.row_loss = sums.row_loss ? t->row_loss : NULL,
+                                      .slope = sums.mean_error ? t->found.slope : NULL,
+                                      .mean_power = sums.mean_power ? t->found.mean_power : NULL,
+                                      .target_power = sums.target_power ? &power : NULL};
+    for (int64_t i = 0; i < t->count[set]; i += EVALUATED) {
+        const int64_t n = t->count[set] - i < EVALUATED ? t->count[set] - i : EVALUATED;
+        const double share = (double)n / (double)t->count[set];
+        qk_reconstruct(&t->on, t->weight, t->bias, t->samples[set] + i, n, &found);
+        loss += share * found.loss;
+        add_share(sums.row_loss, found.row_loss, t->rows, share);
+        add_share(sums.mean_power, found.mean_power, t->data->geometry.groups * t->inputs, share);
+        add_share(sums.target_power, found.target_power, 1, share);
+        for (int64_t r = 0; r < t->rows && sums.mean_error; r++) sums.mean_error[r] += share * found.slope[r] / 2;
+    }
+    return t->count[set] ? loss : NAN;
+}
+
+/* Held-out samples judge; with few samples those that were trained on. */
+static qk_set judging_set(const trainer *t) { return t->count[QK_HELD_OUT] ? QK_HELD_OUT : QK_FITTED; }
+
+static qk_status judge_start(trainer *t, qk_gradient_result *result) {
+    const int64_t K = t->inputs, O = t->data->geometry.outputs;
+    double *power = QK_NEW(double, t->data->geometry.groups * K);
+    if (!power) return QK_E_NOMEM;
+    result->power[QK_FITTED] = result->power[QK_HELD_OUT] = 0;
+    for (int set = 0; set < 2; set++)
+        result->before[set] = evaluate(t, (qk_set)set,
+                                       (summary){.row_loss = (qk_set)set == judging_set(t) ? t->row_before : NULL,
+                                                 .mean_power = set == QK_FITTED ? power : NULL,
+                                                 .target_power = &result->power[set]});
+    for (int64_t r = 0; r < t->rows; r++) {
+        double mean = 0;
+        for (int64_t k = 0; k < K; k++) mean += power[r / O * K + k] / (double)K;
+        const float per_unit = (float)(1 / ((double)t->start->weight_scale[r] * t->start->weight_scale[r] * mean));
+        t->per_unit[r] = isfinite(per_unit) ? per_unit : 0; /* dead inputs: nothing to train */
+    }
+    free(power);
+    const bool finite =
+        isfinite(result->before[QK_FITTED]) && (t->count[QK_HELD_OUT] == 0 || isfinite(result->before[QK_HELD_OUT]));
+    return finite ? QK_OK : QK_E_NONFINITE;
+}
+
+/* ---- steps ----------------------------------------------------------------------------------- */
+
+/* `count` of the fitted samples without replacement: the first places of a Fisher-Yates shuffle that goes on from step
+ * to step. */
+static void draw(trainer *t, qk_random *random) {
+    int64_t *order = t->order;
+    for (int64_t i = 0; i < t->options->batch_size; i++) {
+        const int64_t j = i + (int64_t)qk_random_below(random, (uint64_t)(t->count[QK_FITTED] - i)), s = order[i];
+        order[i] = order[j];
+        order[j] = s;
+    }
+}
+
+static void step_row(trainer *t, int64_t r) {
+    const qk_quantized_layer *l = t->start;
+    const int64_t at = r * t->inputs;
+    const size_t n = (size_t)t->inputs;
+    float *gradient = t->found.gradient + at;
+    for (size_t k = 0; k < n; k++) gradient[k] *= t->per_unit[r];
+    const float zp = (float)l->weight_zp[r], lo = (float)l->qmin, hi = (float)l->qmax;
+    if (t->options->method == QK_ADAROUND) {
+        const qk_soft_rounding s = {t->variable + at,
+                                    t->first + at,
+                                    t->second + at,
+                                    t->base + at,
+                                    t->weight + at,
+                                    l->weight_scale[r],
+                                    zp,
+                                    lo,
+                                    hi,
+                                    t->penalty,
+                                    t->beta};
+        t->rounding[r] = qk_kernels_get()->soft_rounding_step(&s, gradient, t->adam, n);
+    } else {
+        const qk_straight_through s = {
+            t->variable + at, t->first + at, t->second + at, t->weight + at, l->weight_scale[r], zp, lo, hi};
+        qk_kernels_get()->straight_through_step(&s, gradient, t->adam, n);
+    }
+}
+
+static void step_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    trainer *t = context;
+    for (int64_t r = task * ROWS_PER_TASK; r < (task + 1) * ROWS_PER_TASK && r < t->rows; r++) step_row(t, r);
+}
+
+/* A step of all weights; a negative rate only brings `weight` up to date with the variables. */
+static void step_weights(trainer *t) {
+    qk_pool_run(t->pool, step_task, t, (t->rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK);
+}
+
+static void step_bias(trainer *t) {
+    for (int64_t r = 0; r < t->rows; r++) {
+        const float g = t->found.slope[r] * t->per_unit[r];
+        t->bias_first[r] = 0.9f * t->bias_first[r] + 0.1f * g;
+        t->bias_second[r] = 0.999f * t->bias_second[r] + 0.001f * (g * g);
+        t->bias[r] -= t->adam.rate * (t->bias_first[r] / t->adam.correction1) /
+                      (sqrtf(t->bias_second[r] / t->adam.correction2) + 1e-8f);
+    }
+}
+
+/* What early stop watches: the loss in units, for AdaRound with the regulariser. */
+static double watched_loss(const trainer *t, double reconstruction) {
+    if (t->options->method == QK_ADAQUANT) return reconstruction;
+    double rounding = 0;
+    for (int64_t r = 0; r < t->rows; r++)
+        if (t->per_unit[r] > 0) rounding += t->rounding[r] / (double)t->per_unit[r];
+    return reconstruction + t->penalty * rounding;
+}
+
+static void keep_best(trainer *t) {
+    memcpy(t->best, t->variable, (size_t)t->weights * sizeof(float));
+    memcpy(t->best_bias, t->bias, (size_t)t->rows * sizeof(float));
+}
+
+static qk_status iterate(trainer *t, qk_gradient_result *result) {
+    const qk_gradient_options *o = t->options;
+    const qk_schedule schedule = {o->iterations, o->warm_start, o->beta_start, o->beta_end};
+    const bool bias = trains_bias(t) && o->method == QK_ADAQUANT;
+    float *slope = t->found.slope;
+    double *power = t->found.mean_power;
+    qk_random random = qk_random_stream(o->seed, 0);
+    qk_early_stop stop = qk_early_stop_start(o->window, o->patience);
+    for (int64_t it = 0; it < o->iterations && o->losses; it++) o->losses[it] = NAN; /* of steps that are not run */
+    bool has_best = false;
+    t->adam.rate = -1; /* from the start's integers to the variables' weights */
+    step_weights(t);
+    for (int64_t it = 0; it < o->iterations; it++) {
+        if (it % STEPS_PER_LOOK == 0 && o->cancelled && o->cancelled(o->user)) return QK_E_CANCELLED;
+        draw(t, &random);
+        t->found.slope = bias ? slope : NULL;
+        t->found.mean_power = NULL;
+        qk_reconstruct(&t->on, t->weight, t->bias, t->order, o->batch_size, &t->found);
+        t->found.slope = slope;
+        t->found.mean_power = power;
+        const bool warm = o->method == QK_ADAQUANT || qk_schedule_is_warm(&schedule, it);
+        t->penalty = o->method == QK_ADAROUND && warm ? (float)(UNITS_PER_REG_PARAM * o->reg_param) : 0;
+        t->beta = (float)qk_schedule_beta(&schedule, it);
+        t->adam = (qk_adam){(float)o->learning_rate, (float)(1 - pow(0.9, (double)(it + 1))),
+                            (float)(1 - pow(0.999, (double)(it + 1)))};
+        if (o->losses) o->losses[it] = t->found.loss;
+        step_weights(t);
+        if (bias) step_bias(t);
+        result->iterations = it + 1;
+        if (o->window == 0 || !warm) continue;
+        const qk_verdict verdict = qk_early_stop_add(&stop, watched_loss(t, t->found.loss));
+        if (verdict == QK_NEW_BEST) {
+            keep_best(t);
+            has_best = true;
+        } else if (verdict == QK_STOP) {
+            result->end = QK_STOPPED_EARLY;
+            break;
+        }
+    }
+    if (has_best) {
+        memcpy(t->variable, t->best, (size_t)t->weights * sizeof(float));
+        memcpy(t->bias, t->best_bias, (size_t)t->rows * sizeof(float));
+    }
+    return QK_OK;
+}
+
+/* ---- the result ------------------------------------------------------------------------------ */
+
+static double clip(double q, int32_t lo, int32_t hi) { return fmin(fmax(q, lo), hi); }
+
+static void round_weights(trainer *t, int32_t *weight_q) {
+    const qk_quantized_layer *l = t->start;
+    for (int64_t i = 0; i < t->weights; i++) {
+        const int64_t row = i / t->inputs;
+        const double q = t->options->method == QK_ADAROUND
+                             ? (double)t->base[i] + (t->variable[i] >= 0)
+                             : rint((double)(t->variable[i] / l->weight_scale[row])) + l->weight_zp[row];
+        weight_q[i] = (int32_t)clip(q, l->qmin, l->qmax);
+        t->weight[i] = l->weight_scale[row] * (float)(weight_q[i] - l->weight_zp[row]);
+    }
+}
+
+static void round_bias(trainer *t, int32_t *bias_q) {
+    const qk_quantized_layer *l = t->start;
+    for (int64_t r = 0; r < t->rows; r++) {
+        bias_q[r] = (int32_t)clip(rint((double)(t->bias[r] / l->bias_scale[r])), l->bias_qmin, l->bias_qmax);
+        t->bias[r] = l->bias_scale[r] * (float)bias_q[r];
+    }
+}
+
+/* Outputs are problems of their own: those that did not get better get back what they had. */
+static qk_status keep_better_rows(trainer *t, qk_gradient_result *result) {
+    const qk_quantized_layer *l = t->start;
+    double *after = QK_NEW(double, t->rows);
+    if (!after) return QK_E_NOMEM;
+    evaluate(t, judging_set(t), (summary){.row_loss = after});
+    result->improved = 0;
+    for (int64_t r = 0; r < t->rows; r++) {
+        if (after[r] < t->row_before[r]) {
+            result->improved++;
+            continue;
+        }
+        for (int64_t i = r * t->inputs; i < (r + 1) * t->inputs; i++) {
+            result->weight_q[i] = l->weight_q[i];
+            t->weight[i] = l->weight_scale[r] * (float)(l->weight_q[i] - l->weight_zp[r]);
+        }
+        t->bias[r] = l->bias ? l->bias[r] : 0;
+        if (trains_bias(t))
+            result->bias_q[r] = (int32_t)clip(rint((double)l->bias[r] / l->bias_scale[r]), l->bias_qmin, l->bias_qmax);
+    }
+    free(after);
+    return QK_OK;
+}
+
+static qk_status finish(trainer *t, qk_gradient_result *result) {
+    round_weights(t, result->weight_q);
+    if (trains_bias(t)) {
+        if (t->options->method == QK_ADAROUND) { /* the best bias for these weights has a closed form */
+            double *mean = QK_NEW(double, t->rows);
+            if (!mean) return QK_E_NOMEM;
+            evaluate(t, QK_FITTED, (summary){.mean_error = mean});
+            for (int64_t r = 0; r < t->rows; r++) t->bias[r] -= (float)mean[r];
+            free(mean);
+        }
+        round_bias(t, result->bias_q);
+    }
+    QK_TRY(keep_better_rows(t, result));
+    for (int set = 0; set < 2; set++) {
+        result->after[set] = evaluate(t, (qk_set)set, (summary){0});
+        result->samples[set] = t->count[set];
+    }
+    return QK_OK;
+}
+
+qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start, const qk_gradient_options *options,
+                   qk_pool *pool, qk_gradient_result *result) {
+    trainer t = {.data = data, .start = start, .options = options, .pool = pool};
+    if (options->batch_size < 1 || options->iterations < 1 || !(options->learning_rate > 0)) return QK_E_ARG;
+    qk_blas_enter();
+    qk_status status = trainer_init(&t);
+    if (status == QK_OK) status = judge_start(&t, result);
+    if (status == QK_OK) status = iterate(&t, result);
+    if (status == QK_OK) status = finish(&t, result);
+    qk_blas_leave();
+    trainer_destroy(&t);
+    return status;
+}
+
+qk_status qk_start_loss(const qk_training_data *data, const qk_quantized_layer *start, qk_pool *pool, double *loss) {
+    const qk_gradient_options options = {.method = QK_ADAROUND, .batch_size = 1};
+    trainer t = {.data = data, .start = start, .options = &options, .pool = pool};
+    qk_blas_enter();
+    const qk_status status = trainer_init(&t);
+    *loss = 0;
+    for (int set = 0; set < 2 && status == QK_OK; set++)
+        if (t.count[set] > 0)
+            *loss += evaluate(&t, (qk_set)set, (summary){0}) * (double)t.count[set] / (double)data->count;
+    qk_blas_leave();
+    trainer_destroy(&t);
+    return status;
+}

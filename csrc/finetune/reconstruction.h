@@ -1,0 +1,41 @@
+/* The reconstruction loss of a layer on some samples, and its gradient by the weight and the bias.
+ *
+ * loss = mean over samples and positions of the sum over outputs of (w x + b - y)^2. No gradient by x is needed, as
+ * layers are trained one by one. */
+#ifndef QK_RECONSTRUCTION_H
+#define QK_RECONSTRUCTION_H
+
+#include "finetune/training_data.h"
+
+typedef struct {
+    const qk_training_data *data;
+    qk_pool *pool;
+    int64_t most_samples; /* of a call */
+    int64_t rows;         /* output channels of all groups */
+    float *panels;        /* (threads, K + 2 O, columns of a unit) */
+    float *gradient;      /* (units, rows, K) */
+    float *slope;         /* (units, rows): of the bias */
+    double *loss;         /* (units, rows) */
+    double *power;        /* (units, groups, K): sums of squares of the inputs */
+    double *target_power; /* (units, groups) */
+} qk_reconstruction;
+
+qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *data, int64_t most_samples,
+                                 qk_pool *pool);
+void qk_reconstruction_destroy(qk_reconstruction *r);
+
+/* What is wanted of some samples: entries that are NULL are not computed. */
+typedef struct {
+    double loss;
+    double *row_loss;     /* (rows): the part of each output */
+    float *gradient;      /* (rows, K) of the loss by the weight */
+    float *slope;         /* (rows) of the loss by the bias */
+    double *mean_power;   /* (groups * K): mean square of each input */
+    double *target_power; /* mean over samples and positions of the sum over outputs of y^2 */
+} qk_reconstruction_result;
+
+/* weight (rows, K), bias (rows) or NULL. samples: indices into the data, `count` of them. */
+void qk_reconstruct(qk_reconstruction *r, const float *weight, const float *bias, const int64_t *samples, int64_t count,
+                    qk_reconstruction_result *result);
+
+#endif

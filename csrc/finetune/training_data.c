@@ -1,0 +1,101 @@
+#include "finetune/training_data.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+
+qk_status qk_training_data_new(qk_training_data **out, const qk_geometry *geometry, int holdout) {
+    *out = NULL;
+    if (!qk_geometry_is_sane(geometry) || holdout < 0 || holdout == 1) return QK_E_ARG;
+    qk_training_data *d = QK_NEW(qk_training_data, 1);
+    if (!d) return QK_E_NOMEM;
+    d->geometry = *geometry;
+    d->holdout = holdout;
+    *out = d;
+    return QK_OK;
+}
+
+static void free_tables(qk_training_data *d) {
+    for (int64_t i = 0; i < d->pieces; i++) qk_row_table_destroy(&d->tables[i]);
+    free(d->tables);
+    d->tables = NULL;
+    d->pieces = 0;
+}
+
+void qk_training_data_free(qk_training_data *d) {
+    if (!d) return;
+    free_tables(d);
+    free(d->x);
+    free(d->y);
+    free(d);
+}
+
+static qk_status make_tables(qk_training_data *d) {
+    int64_t positions[QK_CHUNK];
+    free_tables(d); /* of an earlier try that failed */
+    d->tables = QK_NEW(qk_row_table, (d->extent.positions + QK_CHUNK - 1) / QK_CHUNK);
+    if (!d->tables) return QK_E_NOMEM;
+    for (int64_t p = 0; p < d->extent.positions; p += QK_CHUNK) {
+        const int64_t n = d->extent.positions - p < QK_CHUNK ? d->extent.positions - p : QK_CHUNK;
+        qk_row_table *t = &d->tables[d->pieces++];
+        QK_TRY(qk_row_table_init(t, d->extent.taps, n));
+        for (int64_t i = 0; i < n; i++) positions[i] = p + i;
+        qk_row_table_add_inputs(t, &d->geometry, &d->extent, 0, positions, n);
+        qk_row_table_seal(t);
+    }
+    return QK_OK;
+}
+
+static bool grow(qk_training_data *d, int64_t more) {
+    if (d->count + more <= d->room) return true;
+    const int64_t room = 2 * (d->count + more);
+    qk_tensor *x = realloc(d->x, (size_t)room * sizeof *x);
+    if (x) d->x = x;
+    qk_tensor *y = realloc(d->y, (size_t)room * sizeof *y);
+    if (y) d->y = y;
+    if (x && y) d->room = room;
+    return x && y;
+}
+
+static size_t item_size(qk_dtype dtype) { return dtype == QK_F32 ? sizeof(float) : 1; }
+
+static qk_tensor sample_of(const qk_tensor *batch, int64_t index, int64_t stride) {
+    qk_tensor t = *batch;
+    t.data = (const char *)batch->data + (size_t)(index * stride) * item_size(batch->dtype);
+    t.dims[0] = 1;
+    return t;
+}
+
+qk_status qk_training_data_add(qk_training_data *d, const qk_tensor *x, const qk_tensor *y) {
+    qk_extent e;
+    QK_TRY(qk_extent_of(&d->geometry, x, y, &e));
+    if (e.samples == 0 || e.positions == 0 || y->dtype != QK_F32) return QK_E_SHAPE;
+    if (d->count == 0) {
+        d->extent = e;
+        QK_TRY(make_tables(d));
+    }
+    if (d->count > 0 && (x->ndim != d->x[0].ndim || x->dtype != d->x[0].dtype)) return QK_E_SHAPE;
+    for (int i = 1; i < x->ndim && d->count > 0; i++)
+        if (x->dims[i] != d->x[0].dims[i]) return QK_E_SHAPE;
+    if (!grow(d, e.samples)) return QK_E_NOMEM;
+    for (int64_t s = 0; s < e.samples; s++) {
+        d->x[d->count] = sample_of(x, s, e.x_sample);
+        d->y[d->count++] = sample_of(y, s, e.y_sample);
+    }
+    return QK_OK;
+}
+
+bool qk_is_held_out(const qk_training_data *d, int64_t sample) {
+    return d->holdout > 0 && d->count >= 2 * d->holdout && sample % d->holdout == d->holdout - 1;
+}
+
+int64_t qk_channels_per_group(const qk_training_data *d) { return d->geometry.inputs / d->extent.taps; }
+
+void qk_fill_piece(const qk_training_data *d, int64_t sample, int64_t piece, int64_t group, float *panel, int64_t ld,
+                   int64_t column) {
+    const int64_t channels = qk_channels_per_group(d);
+    qk_tensor x = d->x[sample]; /* starts at the group's first channel, so that its lines start the panel */
+    x.data = (const char *)x.data + (size_t)(group * channels * d->extent.x_channel) * item_size(x.dtype);
+    const qk_panel_fill_job job = {panel, ld, column, &x, d->extent.x_channel, &d->tables[piece]};
+    qk_panel_fill(&job, 0, channels);
+}

@@ -1,0 +1,172 @@
+/* TrainingData: the samples of one layer, and the gradient loops on them. */
+#include "bindings.h"
+
+typedef struct {
+    PyObject_HEAD
+    qk_training_data *data;
+    npy_intp rows, inputs;
+    qk_affine x_affine;
+    PyObject *arrays; /* list: keeps the samples' memory alive */
+    bool in_use;
+} training_object;
+
+static PyObject *training_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"inputs", "outputs", "groups", "conv", "holdout", "x_scale", "x_zero_point", NULL};
+    long long inputs, outputs, groups = 1;
+    int holdout = 0;
+    qk_affine affine = {1.0f, 0};
+    PyObject *conv = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LL|$LOifi:TrainingData", names, &inputs, &outputs, &groups, &conv,
+                                     &holdout, &affine.scale, &affine.zero_point))
+        return NULL;
+    qk_geometry geometry = {.inputs = inputs, .outputs = outputs, .groups = groups};
+    if (!qk_conv_from(conv, &geometry)) return NULL;
+    training_object *self = (training_object *)type->tp_alloc(type, 0);
+    if (!self) return NULL;
+    self->x_affine = affine;
+    self->rows = (npy_intp)(groups * outputs);
+    self->inputs = (npy_intp)inputs;
+    self->arrays = PyList_New(0);
+    const qk_status status = self->arrays ? qk_training_data_new(&self->data, &geometry, holdout) : QK_E_NOMEM;
+    if (status != QK_OK) {
+        Py_DECREF(self);
+        return qk_raise(status, "TrainingData");
+    }
+    return (PyObject *)self;
+}
+
+static void training_dealloc(PyObject *object) {
+    training_object *self = (training_object *)object;
+    PyTypeObject *type = Py_TYPE(object);
+    qk_training_data_free(self->data);
+    Py_XDECREF(self->arrays);
+    type->tp_free(object);
+    Py_DECREF(type);
+}
+
+static PyObject *training_add(PyObject *object, PyObject *args) {
+    training_object *self = (training_object *)object;
+    PyObject *x_argument, *y_argument;
+    qk_tensor x, y;
+    if (!PyArg_ParseTuple(args, "OO:add", &x_argument, &y_argument) ||
+        !qk_tensor_from(x_argument, "x", self->x_affine, &x) ||
+        !qk_tensor_from(y_argument, "y", (qk_affine){1.0f, 0}, &y) || !qk_take(&self->in_use, "TrainingData"))
+        return NULL;
+    const qk_status status = qk_training_data_add(self->data, &x, &y);
+    self->in_use = false;
+    if (status != QK_OK) return qk_raise(status, "add");
+    if (PyList_Append(self->arrays, x_argument) != 0 || PyList_Append(self->arrays, y_argument) != 0) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *result_dict(const qk_gradient_result *r, PyObject *weight, PyObject *bias, PyObject *losses) {
+    return Py_BuildValue("{s:O,s:O,s:O,s:(dd),s:(dd),s:(dd),s:(LL),s:L,s:L,s:O}", "weight", weight, "bias", bias,
+                         "losses", losses, "before", r->before[QK_FITTED], r->before[QK_HELD_OUT], "after",
+                         r->after[QK_FITTED], r->after[QK_HELD_OUT], "power", r->power[QK_FITTED],
+                         r->power[QK_HELD_OUT], "samples", (long long)r->samples[QK_FITTED],
+                         (long long)r->samples[QK_HELD_OUT], "improved", (long long)r->improved, "iterations",
+                         (long long)r->iterations, "stopped_early", r->end == QK_STOPPED_EARLY ? Py_True : Py_False);
+}
+
+static PyObject *training_train(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {
+        "weight",        "weight_q",  "weight_scale", "weight_zero_point", "qmin",     "qmax",       "bias",
+        "bias_scale",    "bias_qmin", "bias_qmax",    "update_bias",       "adaround", "batch_size", "iterations",
+        "learning_rate", "reg_param", "warm_start",   "beta_range",        "window",   "patience",   "seed",
+        "pool",          NULL};
+    training_object *self = (training_object *)object;
+    PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *pool_argument;
+    qk_quantized_layer start = {0};
+    qk_gradient_options o = {.cancelled = qk_signal_pending};
+    int update_bias, adaround;
+    long long batch_size, iterations, window, patience;
+    unsigned long long seed;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO$iiOOiippLLddd(dd)LLKO:train", names, &weight, &weight_q,
+                                     &scale, &zp, &start.qmin, &start.qmax, &bias, &bias_scale, &start.bias_qmin,
+                                     &start.bias_qmax, &update_bias, &adaround, &batch_size, &iterations,
+                                     &o.learning_rate, &o.reg_param, &o.warm_start, &o.beta_start, &o.beta_end, &window,
+                                     &patience, &seed, &pool_argument))
+        return NULL;
+    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
+    if (!pool || !qk_quantized_layer_from((PyObject *[]){weight, weight_q, scale, zp, bias, bias_scale}, self->rows,
+                                          self->inputs, &start))
+        return NULL;
+    if (iterations < 1) {
+        PyErr_SetString(PyExc_ValueError, "iterations: at least 1 is needed");
+        return NULL;
+    }
+    o.method = adaround ? QK_ADAROUND : QK_ADAQUANT;
+    o.update_bias = update_bias;
+    o.batch_size = batch_size;
+    o.iterations = iterations;
+    o.window = window;
+    o.patience = patience;
+    o.seed = seed;
+    const npy_intp dims[] = {self->rows, self->inputs}, steps = (npy_intp)iterations;
+    PyObject *new_weight = qk_new_array(2, dims, NPY_INT32), *losses = qk_new_array(1, &steps, NPY_FLOAT64);
+    PyObject *new_bias =
+        start.bias && start.bias_scale && update_bias ? qk_new_array(1, dims, NPY_INT32) : Py_NewRef(Py_None);
+    PyObject *result = NULL;
+    if (new_weight && losses && new_bias && qk_take(&self->in_use, "TrainingData")) {
+        qk_gradient_result r = {.weight_q = PyArray_DATA((PyArrayObject *)new_weight)};
+        if (new_bias != Py_None) r.bias_q = PyArray_DATA((PyArrayObject *)new_bias);
+        o.losses = PyArray_DATA((PyArrayObject *)losses);
+        qk_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_train(self->data, &start, &o, pool, &r);
+        Py_END_ALLOW_THREADS
+        self->in_use = false;
+        result = status == QK_OK ? result_dict(&r, new_weight, new_bias, losses) : qk_raise(status, "train");
+    }
+    Py_XDECREF(new_weight);
+    Py_XDECREF(losses);
+    Py_XDECREF(new_bias);
+    return result;
+}
+
+static PyObject *training_start_loss(PyObject *object, PyObject *args) {
+    training_object *self = (training_object *)object;
+    PyObject *weight, *weight_q, *scale, *zp, *bias, *pool_argument;
+    if (!PyArg_ParseTuple(args, "OOOOOO:start_loss", &weight, &weight_q, &scale, &zp, &bias, &pool_argument))
+        return NULL;
+    qk_quantized_layer start = {0};
+    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
+    if (!pool ||
+        !qk_quantized_layer_from((PyObject *[]){weight, weight_q, scale, zp, bias, Py_None}, self->rows, self->inputs,
+                                 &start) ||
+        !qk_take(&self->in_use, "TrainingData"))
+        return NULL;
+    double loss;
+    qk_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = qk_start_loss(self->data, &start, pool, &loss);
+    Py_END_ALLOW_THREADS
+    self->in_use = false;
+    return status == QK_OK ? PyFloat_FromDouble(loss) : qk_raise(status, "start_loss");
+}
+
+#define KEYWORDS(function) (PyCFunction)(void (*)(void))(function)
+static PyMethodDef training_methods[] = {
+    {"add", training_add, METH_VARARGS,
+     "add($self, x, y, /)\n--\n\n"
+     "The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. y: float32. Neither is copied."},
+    {"start_loss", training_start_loss, METH_VARARGS,
+     "start_loss($self, weight, weight_q, weight_scale, weight_zero_point, bias, pool, /)\n--\n\n"
+     "The reconstruction loss of the start, over all samples: summed over outputs, mean over output positions."},
+    {"train", KEYWORDS(training_train), METH_VARARGS | METH_KEYWORDS,
+     "train($self, weight, weight_q, weight_scale, weight_zero_point, *, qmin, qmax, bias, bias_scale, bias_qmin,"
+     " bias_qmax, update_bias, adaround, batch_size, iterations, learning_rate, reg_param, warm_start, beta_range,"
+     " window, patience, seed, pool)\n--\n\n"
+     "AdaRound or AdaQuant by gradient, from the float weight."},
+    {NULL, NULL, 0, NULL}};
+static PyType_Slot training_slots[] = {
+    {Py_tp_doc, "TrainingData(inputs, outputs, *, groups=1, conv=None, holdout=0, x_scale=1.0, x_zero_point=0)\n--\n\n"
+                "The samples of one layer, for the gradient loops."},
+    {Py_tp_new, training_new},
+    {Py_tp_dealloc, training_dealloc},
+    {Py_tp_methods, training_methods},
+    {0, NULL}};
+PyType_Spec qk_training_spec = {.name = "quark.onnx._core.TrainingData",
+                                .basicsize = sizeof(training_object),
+                                .flags = Py_TPFLAGS_DEFAULT,
+                                .slots = training_slots};

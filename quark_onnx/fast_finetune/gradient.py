@@ -1,0 +1,124 @@
+"""A layer trained by the published loops, AdaRound or AdaQuant, on mini-batches of its samples."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.onnx import _core
+from quark.onnx.errors import FinetuneError
+from quark.onnx.fast_finetune.batch_store import BatchStore
+from quark.onnx.fast_finetune.settings import HOLDOUT
+from quark.onnx.fast_finetune.solver import LayerInput, Solution, quantized_layer
+from quark.onnx.plan.layer_data import core_geometry
+from quark.onnx.plan.types import LayerPlan
+from quark.onnx.quantization.config.algorithm import AdaRoundConfig, FastFinetuneConfig
+
+__all__ = ["GradientLayer"]
+
+_LOG = logging.getLogger(__name__)
+
+
+class GradientLayer:
+    """One layer. (`LayerSolver`)
+
+    Args:
+        store: keeps the layer's data; at memory level 2 in files, of which the core maps what it needs.
+    """
+
+    def __init__(
+        self, layer: LayerPlan, config: FastFinetuneConfig, store: BatchStore, *, pool: _core.ThreadPool
+    ) -> None:
+        self._plan, self._config, self._store, self._pool = layer, config, store, pool
+        outputs, inputs = layer.weight.rows.shape
+        self._data = _core.TrainingData(
+            inputs,
+            outputs // layer.groups,
+            groups=layer.groups,
+            conv=core_geometry(layer.conv) if layer.conv else None,
+            holdout=HOLDOUT,
+            x_scale=layer.input.scale,
+            x_zero_point=layer.input.zero_point,
+        )
+        self._samples = self._batches = self._values = 0
+
+    def feed(self, x: LayerInput, y: NDArray[np.float32]) -> None:
+        self._data.add(self._kept("x", x), self._kept("y", y))
+        self._batches += 1
+        self._samples += len(x)
+        self._values += y.size
+
+    def _kept(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
+        key = ("layer", name, self._batches)
+        self._store.put(key, array)
+        kept = self._store.map(key)
+        self._store.drop(key)
+        return kept
+
+    def solve(self) -> Solution:
+        config, name = self._config, self._plan.node
+        held_out = self._samples // HOLDOUT if self._samples >= 2 * HOLDOUT else 0
+        fitted = self._samples - held_out
+        batch_size = fitted if config.dynamic_batch else min(config.batch_size, fitted)
+        if batch_size < config.batch_size:
+            _LOG.warning("layer %s: batch_size %d is %d, all there are", name, config.batch_size, fitted)
+        window = config.num_batches if config.num_batches > 1 else max(1, config.num_iterations // 10)
+        arrays, options = quantized_layer(self._plan)
+        trained = self._data.train(
+            *arrays,
+            **options,
+            update_bias=bool(config.update_bias),
+            adaround=isinstance(config, AdaRoundConfig),
+            batch_size=batch_size,
+            iterations=config.num_iterations,
+            learning_rate=self._learning_rate(),
+            reg_param=config.reg_param,
+            warm_start=config.warm_start,
+            beta_range=config.beta_range,
+            window=window if config.early_stop else 0,
+            patience=0,
+            seed=config.fixed_seed,
+            pool=self._pool,
+        )
+        self._log(trained)
+        outputs = len(self._plan.weight.rows)
+        rows = self._values // (outputs * self._samples)
+        stopped = ", stopped early" if trained["stopped_early"] else ""
+        return Solution(
+            weight=trained["weight"],
+            bias=trained["bias"],
+            improved=trained["improved"],
+            candidate=f"{type(config).name}, {trained['iterations']} steps{stopped}",
+            before=trained["before"],
+            after=trained["after"],
+            power=trained["power"],
+            rows=(fitted * rows, held_out * rows),
+        )
+
+    def _learning_rate(self) -> float:
+        """With `lr_adjust` it depends on the layer's error before training: the mean square over all elements."""
+        adjust, usual = self._config.lr_adjust, self._config.learning_rate
+        if adjust is None:
+            return usual
+        arrays, options = quantized_layer(self._plan)
+        outputs = len(self._plan.weight.rows)
+        error = float(self._plan.factor) ** 2 * self._data.start_loss(*arrays, options["bias"], self._pool) / outputs
+        if callable(adjust):
+            rate = float(adjust(error))
+            if not 0 < rate < math.inf:
+                raise FinetuneError(f"lr_adjust gave the rate {rate:g} for the error {error:.6g}: give one above 0")
+        else:
+            threshold, new_rate = adjust
+            rate = new_rate if error > threshold else usual
+        if rate != usual:
+            _LOG.info("layer %s: learning rate %g, as its error is %.6g", self._plan.node, rate, error)
+        return rate
+
+    def _log(self, trained: _core.TrainedLayer) -> None:
+        period, losses = self._config.log_period, trained["losses"][: trained["iterations"]]
+        for step in (*range(period - 1, len(losses) - 1, period), len(losses) - 1):
+            _LOG.info("layer %s: step %d, loss %.6g", self._plan.node, step + 1, losses[step])

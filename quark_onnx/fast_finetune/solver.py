@@ -1,0 +1,73 @@
+"""What both solvers of a layer have in common: they are fed with data and give integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.onnx.plan.types import LayerPlan
+
+__all__ = ["LayerInput", "LayerSolver", "Solution", "quantized_layer"]
+
+
+_WeightArrays = tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]
+LayerInput = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.int8]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Solution:
+    """New integers of a layer, and how good they are. Pairs are (fitted, held-out).
+
+    Attributes:
+        weight: (outputs, K) int32.
+        bias: (outputs,) int32; None when it stays.
+        improved: outputs that got better on held-out data; the others are as they were. 0: leave the layer.
+        candidate: how the integers were found.
+        before, after, power: as in `LayerReport`, of the output divided by the layer's factor.
+        rows: output positions that were used.
+    """
+
+    weight: NDArray[np.int32]
+    bias: NDArray[np.int32] | None
+    improved: int
+    candidate: str
+    before: tuple[float, float]
+    after: tuple[float, float]
+    power: tuple[float, float]
+    rows: tuple[int, int]
+
+
+class LayerSolver(Protocol):
+    """One layer from data to integers."""
+
+    def feed(self, x: LayerInput, y: NDArray[np.float32]) -> None:
+        """The next samples: x as the layer's quantized input gives it, y the float output. Both C-contiguous.
+
+        Raises:
+            ValueError: they do not fit the layer.
+        """
+
+    def solve(self) -> Solution:
+        """Find integers.
+
+        Raises:
+            ValueError: the data allows none; says why.
+            MemoryError: there is not enough memory.
+        """
+
+
+def quantized_layer(layer: LayerPlan) -> tuple[_WeightArrays, dict[str, Any]]:
+    """The layer as the core takes it, its output divided by its factor: positional and keyword arguments."""
+    weight, bias, factor = layer.weight, layer.bias, np.float32(layer.factor)
+    tunes_bias = bias is not None and bias.initializer is not None
+    return (weight.rows, weight.rows_q, weight.scale, weight.zero_point), {
+        "qmin": weight.qmin,
+        "qmax": weight.qmax,
+        "bias": bias.real / factor if bias is not None else None,
+        "bias_scale": bias.scale / factor if bias is not None and tunes_bias else None,
+        "bias_qmin": bias.qmin if bias is not None else 0,
+        "bias_qmax": bias.qmax if bias is not None else 0,
+    }

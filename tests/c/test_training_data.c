@@ -1,0 +1,210 @@
+/* Samples kept by reference, and their inputs piece by piece. */
+#include "finetune/training_data.h"
+
+#include "reference.h"
+
+static qk_training_data *data_new(const qk_geometry *g, int holdout) {
+    qk_training_data *d;
+    CHECK(qk_training_data_new(&d, g, holdout) == QK_OK);
+    return d;
+}
+
+/* Positions of a sample below, at and above QK_CHUNK and twice that. */
+static const ref_case sizes[] = {
+    {"511", {1, QK_PAD_EXPLICIT, 1, 2, 6, {3}, {1}, {1}, {1}, {1}}, 3, {2, 2, 511}},
+    {"512", {1, QK_PAD_EXPLICIT, 1, 2, 6, {3}, {1}, {1}, {1}, {1}}, 3, {2, 2, 512}},
+    {"513", {1, QK_PAD_EXPLICIT, 1, 2, 6, {3}, {1}, {1}, {1}, {1}}, 3, {2, 2, 513}},
+    {"1024", {.groups = 1, .inputs = 3, .outputs = 2}, 3, {2, 1024, 3}},
+    {"1025", {2, QK_PAD_EXPLICIT, 2, 1, 4, {2, 2}, {1, 1}, {1, 1}, {0, 0}, {0, 0}}, 4, {2, 2, 26, 42}},
+};
+enum { SIZES = sizeof sizes / sizeof *sizes };
+
+static const ref_case *case_of(int i) { return i < REF_CASES ? &ref_cases[i] : &sizes[i - REF_CASES]; }
+
+static bool same_line(const float *line, const float *rows, int64_t first, int64_t n, int64_t inputs, int64_t input) {
+    for (int64_t i = 0; i < n; i++)
+        if (line[i] != rows[(first + i) * inputs + input]) return false;
+    return true;
+}
+
+/* Every piece of every group of every sample, filled into the middle of a panel. */
+static void check_pieces(const ref_case *c, qk_dtype dtype) {
+    enum { LEFT = 5, RIGHT = 3 };
+    const qk_geometry *g = &c->geometry;
+    qk_random random = {(uint64_t)dtype + 3};
+    qk_tensor x = ref_tensor(&random, dtype, c->x_ndim, c->x_dims), y = ref_target(&random, g, &x);
+    const int64_t K = g->inputs, inputs = g->groups * K, positions = ref_positions(g, &x);
+    const int64_t ld = LEFT + QK_CHUNK + RIGHT;
+    float *rows = MEMORY(float, positions * inputs), *panel = MEMORY(float, K * ld);
+    qk_training_data *d = data_new(g, 0);
+    CHECK(qk_training_data_add(d, &x, &y) == QK_OK);
+    CHECK(d->count == x.dims[0]);
+    CHECK(d->extent.positions == positions);
+    CHECK(d->pieces == (positions + QK_CHUNK - 1) / QK_CHUNK);
+    for (int64_t s = 0; s < d->count; s++) {
+        ref_inputs(g, &x, s, rows);
+        for (int64_t piece = 0; piece < d->pieces; piece++)
+            for (int64_t group = 0; group < g->groups; group++) {
+                const int64_t first = piece * QK_CHUNK, n = d->tables[piece].count;
+                CHECK(n == (positions - first < QK_CHUNK ? positions - first : QK_CHUNK));
+                for (int64_t i = 0; i < K * ld; i++) panel[i] = -77;
+                qk_fill_piece(d, s, piece, group, panel, ld, LEFT);
+                for (int64_t k = 0; k < K; k++) {
+                    CHECK(same_line(panel + k * ld + LEFT, rows, first, n, inputs, group * K + k));
+                    CHECK(panel[k * ld + LEFT - 1] == -77 && panel[k * ld + LEFT + n] == -77);
+                }
+            }
+    }
+    qk_training_data_free(d);
+    free(panel);
+    free(rows);
+    ref_free(&x);
+    ref_free(&y);
+}
+
+static void pieces_are_the_inputs_of_their_positions(void) {
+    for (int i = 0; i < REF_CASES + SIZES; i++)
+        for (int dtype = QK_F32; dtype <= QK_I8; dtype++) check_pieces(case_of(i), (qk_dtype)dtype);
+}
+
+static void samples_stay_where_the_caller_has_them(void) {
+    const ref_case *c = &ref_cases[5]; /* 3x3 */
+    const int64_t sizes_of_batches[] = {1, 4, 2};
+    qk_training_data *d = data_new(&c->geometry, 0);
+    for (int dtype = QK_F32; dtype <= QK_U8; dtype++) {
+        qk_random random = {5};
+        qk_tensor x[3], y[3];
+        int64_t dims[QK_MAX_DIMS], count = 0;
+        memcpy(dims, c->x_dims, sizeof dims);
+        qk_training_data_free(d);
+        d = data_new(&c->geometry, 0);
+        for (int i = 0; i < 3; i++) {
+            dims[0] = sizes_of_batches[i];
+            x[i] = ref_tensor(&random, (qk_dtype)dtype, c->x_ndim, dims);
+            y[i] = ref_target(&random, &c->geometry, &x[i]);
+            x[i].affine.zero_point += i; /* each batch may have its own */
+            CHECK(qk_training_data_add(d, &x[i], &y[i]) == QK_OK);
+        }
+        for (int i = 0; i < 3; i++)
+            for (int64_t s = 0; s < x[i].dims[0]; s++, count++) {
+                CHECK(d->x[count].data == ref_slice(&x[i], s, s + 1).data);
+                CHECK(d->y[count].data == ref_slice(&y[i], s, s + 1).data);
+                CHECK(d->x[count].dims[0] == 1 && d->y[count].dims[0] == 1);
+                CHECK(d->x[count].affine.zero_point == x[i].affine.zero_point);
+            }
+        CHECK(d->count == count);
+        for (int i = 0; i < 3; i++) ref_free(&x[i]), ref_free(&y[i]);
+    }
+    qk_training_data_free(d);
+}
+
+static void many_samples_one_by_one(void) {
+    const ref_case *c = &ref_cases[0];
+    qk_random random = {6};
+    int64_t dims[QK_MAX_DIMS] = {100, c->x_dims[1]};
+    qk_tensor x = ref_tensor(&random, QK_F32, 2, dims), y = ref_target(&random, &c->geometry, &x);
+    qk_training_data *d = data_new(&c->geometry, 0);
+    for (int64_t s = 0; s < dims[0]; s++) {
+        const qk_tensor one = ref_slice(&x, s, s + 1), target = ref_slice(&y, s, s + 1);
+        CHECK(qk_training_data_add(d, &one, &target) == QK_OK);
+    }
+    CHECK(d->count == dims[0]);
+    for (int64_t s = 0; s < d->count; s++) CHECK(d->x[s].data == ref_slice(&x, s, s + 1).data);
+    qk_training_data_free(d);
+    ref_free(&x);
+    ref_free(&y);
+}
+
+static void every_holdout_th_sample_judges_if_there_are_enough(void) {
+    const ref_case *c = &ref_cases[0];
+    for (int holdout = 0; holdout < 6; holdout++)
+        for (int64_t samples = 1; samples < 14; samples++) {
+            if (holdout == 1) continue;
+            qk_random random = {7};
+            int64_t dims[QK_MAX_DIMS] = {samples, c->x_dims[1]};
+            qk_tensor x = ref_tensor(&random, QK_F32, 2, dims), y = ref_target(&random, &c->geometry, &x);
+            qk_training_data *d = data_new(&c->geometry, holdout);
+            CHECK(qk_training_data_add(d, &x, &y) == QK_OK);
+            for (int64_t s = 0; s < samples; s++) {
+                const bool expected = holdout > 0 && samples >= 2 * holdout && (s + 1) % holdout == 0;
+                CHECK(qk_is_held_out(d, s) == expected);
+            }
+            qk_training_data_free(d);
+            ref_free(&x);
+            ref_free(&y);
+        }
+}
+
+static void nothing_can_be_learnt_when_all_samples_judge(void) {
+    qk_training_data *some = data_new(&ref_cases[0].geometry, 0), *d = some;
+    CHECK(qk_training_data_new(&d, &ref_cases[0].geometry, 1) == QK_E_ARG);
+    CHECK(d == NULL);
+    CHECK(qk_training_data_new(&d, &ref_cases[0].geometry, -2) == QK_E_ARG);
+    qk_training_data_free(d);
+    qk_training_data_free(some);
+}
+
+static void shapes_that_differ_are_refused(void) {
+    const ref_case *c = &ref_cases[5]; /* 3x3: x (4, 3, 12, 20) */
+    qk_random random = {8};
+    qk_tensor x = ref_tensor(&random, QK_F32, 4, c->x_dims), y = ref_target(&random, &c->geometry, &x);
+    qk_training_data *d = data_new(&c->geometry, 0);
+    CHECK(qk_training_data_add(d, &x, &y) == QK_OK);
+    for (int axis = 1; axis < 4; axis++) { /* another number of channels, lines, columns */
+        int64_t dims[QK_MAX_DIMS];
+        memcpy(dims, c->x_dims, sizeof dims);
+        dims[axis]++;
+        qk_tensor other = ref_tensor(&random, QK_F32, 4, dims), target = ref_target(&random, &c->geometry, &other);
+        CHECK(qk_training_data_add(d, &other, &target) == QK_E_SHAPE);
+        ref_free(&other);
+        ref_free(&target);
+    }
+    qk_tensor bytes = ref_tensor(&random, QK_U8, 4, c->x_dims), wrong = y;
+    CHECK(qk_training_data_add(d, &bytes, &y) == QK_E_SHAPE); /* the first samples were float32 */
+    wrong.dtype = QK_U8;
+    CHECK(qk_training_data_add(d, &x, &wrong) == QK_E_SHAPE);
+    wrong = y;
+    wrong.dims[1]--;
+    CHECK(qk_training_data_add(d, &x, &wrong) == QK_E_SHAPE);
+    wrong = ref_slice(&y, 0, 3);
+    CHECK(qk_training_data_add(d, &x, &wrong) == QK_E_SHAPE);
+    CHECK(d->count == 4); /* what was refused left nothing behind */
+    CHECK(qk_training_data_add(d, &x, &y) == QK_OK);
+    CHECK(d->count == 8);
+    qk_training_data_free(d);
+    ref_free(&bytes);
+    ref_free(&x);
+    ref_free(&y);
+}
+
+static void a_sample_without_positions_is_refused(void) {
+    const qk_geometry g = {1, QK_PAD_EXPLICIT, 1, 2, 10, {5}, {1}, {1}, {0}, {0}};
+    const float nothing = 0;
+    const qk_tensor x = {&nothing, QK_F32, 3, {1, 2, 4}, {1, 0}}, y = {&nothing, QK_F32, 3, {1, 2, 0}, {1, 0}};
+    qk_training_data *d = data_new(&g, 0);
+    CHECK(qk_training_data_add(d, &x, &y) == QK_E_SHAPE);
+    qk_training_data_free(d);
+}
+
+static qk_status build_attempt(void *context) {
+    const qk_tensor *tensors = context;
+    qk_training_data *d;
+    qk_status status = qk_training_data_new(&d, &sizes[4].geometry, 0);
+    if (status == QK_OK) status = qk_training_data_add(d, &tensors[0], &tensors[1]);
+    qk_training_data_free(d);
+    return status;
+}
+
+static void building_may_run_out_of_memory(void) {
+    qk_random random = {9};
+    qk_tensor tensors[2] = {ref_tensor(&random, QK_F32, sizes[4].x_ndim, sizes[4].x_dims)};
+    tensors[1] = ref_target(&random, &sizes[4].geometry, &tensors[0]);
+    qk_refuse_each_allocation(build_attempt, tensors);
+    ref_free(&tensors[0]);
+    ref_free(&tensors[1]);
+}
+
+QK_TESTS(QK_TEST(pieces_are_the_inputs_of_their_positions), QK_TEST(samples_stay_where_the_caller_has_them),
+         QK_TEST(many_samples_one_by_one), QK_TEST(every_holdout_th_sample_judges_if_there_are_enough),
+         QK_TEST(nothing_can_be_learnt_when_all_samples_judge), QK_TEST(shapes_that_differ_are_refused),
+         QK_TEST(a_sample_without_positions_is_refused), QK_TEST(building_may_run_out_of_memory))

@@ -1,0 +1,172 @@
+"""What AdaRound and AdaQuant by gradient share: the order of the samples, the loss, Adam. All in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from reference.least_squares import QuantizedLayer, start
+
+MASK = 2**64 - 1
+
+
+@dataclass
+class SplitMix64:
+    """Steele, Lea, Flood 2014. (csrc/base/random.h)"""
+
+    state: int
+
+    @staticmethod
+    def of_seed(seed: int) -> SplitMix64:
+        return SplitMix64(SplitMix64(seed).next())
+
+    def next(self) -> int:
+        self.state = (self.state + 0x9E3779B97F4A7C15) & MASK
+        z = self.state
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+        return z ^ (z >> 31)
+
+    def below(self, n: int) -> int:
+        return self.next() % n
+
+
+def draw(order: list[int], count: int, random: SplitMix64) -> list[int]:
+    """The first `count` places of a Fisher-Yates shuffle of `order`, which stays as it was left."""
+    for i in range(count):
+        j = i + random.below(len(order) - i)
+        order[i], order[j] = order[j], order[i]
+    return order[:count]
+
+
+def is_held_out(samples: int, holdout: int) -> np.ndarray:
+    """Every holdout-th sample, if there are at least two of them."""
+    if holdout == 0 or samples < 2 * holdout:
+        return np.zeros(samples, bool)
+    return np.arange(samples) % holdout == holdout - 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What every output position sees and should give: x (samples, groups, positions, K), y (.., positions, O)."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def __getitem__(self, chosen: list[int] | np.ndarray) -> Rows:
+        return Rows(self.x[chosen], self.y[chosen])
+
+    def errors(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """weight (groups * O, K), bias (groups * O) -> (samples, groups, positions, O)."""
+        groups, outputs = self.y.shape[1], self.y.shape[3]
+        out = np.einsum("sgpk,gok->sgpo", self.x, weight.reshape(groups, outputs, -1))
+        return out + bias.reshape(groups, 1, outputs) - self.y
+
+    @property
+    def positions(self) -> int:
+        """Of all samples together."""
+        return self.x.shape[0] * self.x.shape[2]
+
+    def row_losses(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Mean squared error of every output."""
+        return (self.errors(weight, bias) ** 2).mean(axis=(0, 2)).reshape(bias.shape)
+
+    def loss(self, weight: np.ndarray, bias: np.ndarray) -> float:
+        """Mean over samples and positions of the sum over outputs."""
+        return float((self.errors(weight, bias) ** 2).sum() / self.positions)
+
+    def gradients(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of the loss, by the weight and by the bias."""
+        errors = self.errors(weight, bias)
+        by_weight = 2 * np.einsum("sgpo,sgpk->gok", errors, self.x) / self.positions
+        by_bias = 2 * errors.sum(axis=(0, 2)) / self.positions
+        return by_weight.reshape(weight.shape), by_bias.reshape(bias.shape)
+
+    def mean_error(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        return self.errors(weight, bias).mean(axis=(0, 2)).reshape(bias.shape)
+
+
+def units(rows: Rows, scale: np.ndarray) -> np.ndarray:
+    """U of every output channel: scale^2 E[x^2] over the inputs of its group."""
+    power = (rows.x**2).mean(axis=(0, 2, 3))
+    return scale.astype(np.float64) ** 2 * np.repeat(power, rows.y.shape[3])
+
+
+def per_unit(rows: Rows, scale: np.ndarray) -> np.ndarray:
+    """1 / U, and 0 where all inputs are 0."""
+    u = units(rows, scale)
+    return np.divide(1, u, out=np.zeros_like(u), where=u > 0)
+
+
+@dataclass
+class Adam:
+    """Kingma, Ba 2014 with its usual constants, for one array."""
+
+    rate: float
+    steps: int = 0
+    first: np.ndarray = field(default_factory=lambda: np.zeros(()))
+    second: np.ndarray = field(default_factory=lambda: np.zeros(()))
+
+    def step(self, gradient: np.ndarray) -> np.ndarray:
+        """What is to be subtracted from the array."""
+        self.steps += 1
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient**2
+        first, second = self.first / (1 - 0.9**self.steps), self.second / (1 - 0.999**self.steps)
+        return self.rate * first / (np.sqrt(second) + 1e-8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """As `_core.TrainingData.train` takes them."""
+
+    batch_size: int
+    iterations: int
+    learning_rate: float
+    update_bias: bool = False
+    reg_param: float = 0.01
+    warm_start: float = 0.2
+    beta_range: tuple[float, float] = (20.0, 2.0)
+    window: int = 0
+    patience: int = 0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    losses: np.ndarray  # of every step, before it is taken
+    weight_q: np.ndarray
+    bias_q: np.ndarray | None
+
+
+def real_bias(layer: QuantizedLayer, bias_q: np.ndarray | None) -> np.ndarray:
+    return start(layer).bias if bias_q is None else layer.bias_scale.astype(np.float64) * bias_q
+
+
+def keep_better_rows(layer: QuantizedLayer, judge: Rows, trained: Trained) -> Trained:
+    """Output channels whose loss on the judging samples did not fall are as they were."""
+    before = judge.row_losses(layer.real(layer.weight_q), start(layer).bias)
+    after = judge.row_losses(layer.real(trained.weight_q), real_bias(layer, trained.bias_q))
+    better = after < before
+    bias_q = trained.bias_q
+    if bias_q is not None:
+        bias_q = np.where(better, bias_q, np.rint(layer.bias / layer.bias_scale))
+    return Trained(
+        losses=trained.losses,
+        weight_q=np.where(better[:, None], trained.weight_q, layer.weight_q),
+        bias_q=bias_q,
+    )
+
+
+def early_stop(watched: np.ndarray, window: int, patience: int) -> tuple[int, int]:
+    """(steps run, steps after which the result was taken): the end, and the end of the best window."""
+    best, best_end, bad = np.inf, 0, 0
+    for end in range(window, len(watched) + 1, window):
+        mean = watched[end - window : end].mean()
+        if mean < best:
+            best, best_end, bad = mean, end, 0
+            continue
+        bad += 1
+        if bad > patience:
+            return end, best_end
+    return len(watched), best_end

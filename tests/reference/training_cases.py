@@ -1,0 +1,235 @@
+"""Layers with data for the gradient loops: every kind of layer and of input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from reference.conv_rows import AUTO_PADS, Conv, output_rows
+from reference.fake_quant import dequantize, quantize
+from reference.least_squares import QuantizedLayer
+from reference.training import Options, Rows, is_held_out
+
+from quark.onnx import _core
+
+ONE = _core.ThreadPool(1)
+HOLDOUT = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCase:
+    """x as it is fed; conv None: x (samples, ..., K), y (samples, ..., O)."""
+
+    layer: QuantizedLayer
+    x: np.ndarray
+    y: np.ndarray
+    conv: Conv | None = None
+    x_scale: float = 1.0
+    x_zero_point: int = 0
+    holdout: int = HOLDOUT
+
+    @property
+    def real_x(self) -> np.ndarray:
+        return self.x if self.x.dtype == np.float32 else dequantize(self.x, self.x_scale, self.x_zero_point)
+
+    @property
+    def rows(self) -> Rows:
+        n, x, y = len(self.x), self.real_x.astype(np.float64), self.y.astype(np.float64)
+        if self.conv is None:
+            return Rows(x.reshape(n, 1, -1, x.shape[-1]), y.reshape(n, 1, -1, y.shape[-1]))
+        groups = self.conv.groups
+        both = (self.conv.rows(x), output_rows(y, groups))
+        return Rows(*(r.reshape(groups, n, -1, r.shape[-1]).transpose(1, 0, 2, 3) for r in both))
+
+    @property
+    def sets(self) -> list[list[int]]:
+        """Fitted and held-out samples."""
+        held_out = is_held_out(len(self.x), self.holdout)
+        return [np.flatnonzero(~held_out).tolist(), np.flatnonzero(held_out).tolist()]
+
+    @property
+    def judging(self) -> list[int]:
+        """The held-out samples; with few samples the fitted ones."""
+        fitted, held_out = self.sets
+        return held_out or fitted
+
+    def scaled(self, factor: float) -> TrainingCase:
+        """All activations by `factor`."""
+        f = np.float32(factor)
+        layer = replace(self.layer, bias=self.layer.bias * f, bias_scale=self.layer.bias_scale * f)
+        return replace(self, x=self.x * f, y=self.y * f, layer=layer)
+
+    def core(self, batches: Sequence[int] | None = None) -> _core.TrainingData:
+        """batches: how many samples are added at a time."""
+        rows, inputs = self.layer.weight.shape
+        options: dict[str, Any] = {}
+        if (c := self.conv) is not None:
+            numbers = (c.kernel, c.strides, c.dilations, c.pads, AUTO_PADS.index(c.auto_pad))
+            options = {"groups": c.groups, "conv": numbers}
+        data = _core.TrainingData(
+            inputs,
+            rows // options.get("groups", 1),
+            holdout=self.holdout,
+            x_scale=self.x_scale,
+            x_zero_point=self.x_zero_point,
+            **options,
+        )
+        ends = np.cumsum([len(self.x)] if batches is None else batches)
+        assert ends[-1] == len(self.x)
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            data.add(self.x[start:end], self.y[start:end])
+        return data
+
+
+def train(
+    data: _core.TrainingData,
+    layer: QuantizedLayer,
+    options: Options,
+    *,
+    adaround: bool,
+    pool: _core.ThreadPool = ONE,
+    **changed: Any,
+) -> dict[str, Any]:
+    """The core's answer. changed: arguments in place of the ones that follow from layer and options."""
+    arrays = {
+        "weight": layer.weight,
+        "weight_q": layer.weight_q,
+        "weight_scale": layer.scale,
+        "weight_zero_point": layer.zero_point,
+    }
+    rest = {
+        "qmin": layer.qmin,
+        "qmax": layer.qmax,
+        "bias": layer.bias,
+        "bias_scale": layer.bias_scale,
+        "bias_qmin": -(2**31),
+        "bias_qmax": 2**31 - 1,
+        "adaround": adaround,
+        "pool": pool,
+        **vars(options),
+    }
+    unknown = changed.keys() - arrays.keys() - rest.keys()
+    assert not unknown
+    return data.train(**{**arrays, **rest, **changed})
+
+
+def quantized_layer(seed: int, *, rows: int, inputs: int, with_bias: bool = True) -> QuantizedLayer:
+    """4 bits, the nearest integers. The largest weights lie outside of the grid, and none on the edge of its box."""
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((rows, inputs)).astype(np.float32)
+    symmetric = bool(rng.integers(2))
+    qmin, qmax = (-7, 7) if symmetric else (0, 15)
+    scale = (np.abs(weight).max(axis=1) / 7.7).astype(np.float32)
+    zero_point = np.zeros(rows, np.int32) if symmetric else rng.integers(6, 9, rows).astype(np.int32)
+    grids = zip(weight, scale, zero_point, strict=True)
+    bias_scale = (scale / 64).astype(np.float32)
+    bias = (bias_scale * np.rint(rng.standard_normal(rows) / bias_scale)).astype(np.float32)
+    return QuantizedLayer(
+        weight=weight,
+        weight_q=np.stack([quantize(w, s, z, qmin, qmax) for w, s, z in grids]),
+        scale=scale,
+        zero_point=zero_point,
+        qmin=qmin,
+        qmax=qmax,
+        bias=bias if with_bias else None,
+        bias_scale=bias_scale if with_bias else None,
+    )
+
+
+def with_targets(
+    seed: int, layer: QuantizedLayer, x: np.ndarray, *, outputs: int, conv: Conv | None = None
+) -> TrainingCase:
+    """y: what the float layer gives for slightly other inputs."""
+    rng = np.random.default_rng(seed)
+    seen = (x + rng.normal(0.05, 0.1, x.shape)).astype(np.float64)
+    bias = 0 if layer.bias is None else layer.bias.astype(np.float64)
+    if conv is None:
+        y = seen @ layer.weight.T + bias
+    else:
+        rows = conv.rows(seen)  # (groups, samples * positions, K)
+        weight = layer.weight.reshape(conv.groups, outputs, -1)
+        out = np.einsum("grk,gok->rgo", rows, weight).reshape(len(x), -1, conv.groups * outputs) + bias
+        padded = [size + sum(conv.padding(axis, size)) for axis, size in enumerate(x.shape[2:])]
+        geometry = zip(padded, conv.kernel, conv.strides, conv.dilations, strict=True)
+        sizes = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in geometry]
+        y = out.transpose(0, 2, 1).reshape(len(x), -1, *sizes)
+    return TrainingCase(layer=layer, x=x, y=np.ascontiguousarray(y, np.float32), conv=conv)
+
+
+def correlated(seed: int, *shape: int) -> np.ndarray:
+    """Neighbours along every axis but the first are alike, so that rounding weights together pays."""
+    x = np.random.default_rng(seed).standard_normal(shape)
+    for axis in range(1, len(shape)):
+        x = x + 0.8 * np.roll(x, 1, axis)
+    return x.astype(np.float32)
+
+
+def matrix_case(
+    seed: int, *, samples: int = 40, positions: int = 0, inputs: int = 12, outputs: int = 5, with_bias: bool = True
+) -> TrainingCase:
+    layer = quantized_layer(seed, rows=outputs, inputs=inputs, with_bias=with_bias)
+    shape = (samples, positions, inputs) if positions else (samples, inputs)
+    return with_targets(seed, layer, correlated(seed, *shape), outputs=outputs)
+
+
+def conv_case(
+    seed: int,
+    *,
+    sizes: tuple[int, ...],
+    channels: int,
+    outputs: int,
+    kernel: tuple[int, ...],
+    groups: int = 1,
+    samples: int = 12,
+    strides: tuple[int, ...] | None = None,
+    dilations: tuple[int, ...] | None = None,
+    pads: tuple[int, ...] | None = None,
+) -> TrainingCase:
+    """channels and outputs are per group."""
+    ones = (1,) * len(sizes)
+    conv = Conv(
+        kernel=kernel,
+        strides=strides or ones,
+        dilations=dilations or ones,
+        pads=pads or (0, 0) * len(sizes),
+        auto_pad="NOTSET",
+        groups=groups,
+    )
+    layer = quantized_layer(seed, rows=groups * outputs, inputs=channels * int(np.prod(kernel)))
+    x = correlated(seed, samples, groups * channels, *sizes)
+    return with_targets(seed, layer, x, outputs=outputs, conv=conv)
+
+
+def in_8_bits(case: TrainingCase, dtype: type[np.unsignedinteger] | type[np.signedinteger]) -> TrainingCase:
+    """The same layer on an input that is fed before its DequantizeLinear."""
+    grid = np.iinfo(dtype)
+    scale, zero_point = float(np.float32(np.ptp(case.x) / 255)), int(grid.min) + 110
+    x = quantize(case.x, scale, zero_point, grid.min, grid.max).astype(dtype)
+    return replace(case, x=x, x_scale=scale, x_zero_point=zero_point)
+
+
+def make_cases() -> dict[str, TrainingCase]:
+    dense = conv_case(1, sizes=(8, 8), channels=3, outputs=4, kernel=(3, 3), pads=(1, 1, 1, 1))
+    return {
+        "conv 2-D": dense,
+        "stride, pads, dilation": conv_case(
+            2, sizes=(9, 8), channels=2, outputs=5, kernel=(3, 2), strides=(2, 1), dilations=(1, 2), pads=(1, 0, 2, 1)
+        ),
+        "depthwise": conv_case(3, sizes=(7, 7), channels=1, outputs=1, groups=6, kernel=(3, 3), pads=(1, 1, 1, 1)),
+        "depthwise, two outputs": conv_case(4, sizes=(7, 6), channels=1, outputs=2, groups=3, kernel=(3, 3)),
+        "grouped": conv_case(5, sizes=(6, 6), channels=2, outputs=3, groups=2, kernel=(3, 3), pads=(1, 1, 1, 1)),
+        "conv 1-D": conv_case(6, sizes=(20,), channels=3, outputs=4, kernel=(5,), strides=(2,), pads=(2, 1)),
+        "more positions than a unit": conv_case(7, sizes=(25, 27), channels=2, outputs=3, kernel=(2, 2)),
+        "gemm": matrix_case(8),
+        "gemm, many samples": matrix_case(9, samples=90),
+        "matmul": matrix_case(10, samples=20, positions=7),
+        "matmul without bias": matrix_case(11, samples=20, positions=7, with_bias=False),
+        "uint8 conv": in_8_bits(dense, np.uint8),
+        "int8 conv": in_8_bits(dense, np.int8),
+        "uint8 gemm": in_8_bits(matrix_case(12), np.uint8),
+    }
+
+
+CASES = make_cases()

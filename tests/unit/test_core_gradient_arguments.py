@@ -1,0 +1,266 @@
+"""What the gradient loops refuse, and how Ctrl-C ends them."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from reference.training import Options
+from reference.training_cases import CASES, matrix_case, train
+
+from quark.onnx import _core
+
+OPTIONS = Options(batch_size=4, iterations=20, learning_rate=0.01)
+CONV = ((3, 3), (1, 1), (1, 1), (1, 1, 1, 1), 0)
+GEMM = CASES["gemm"]
+METHODS = pytest.mark.parametrize("adaround", [True, False], ids=["adaround", "adaquant"])
+
+
+def ones(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+    return np.ones(shape, dtype)
+
+
+def empty() -> _core.TrainingData:
+    return _core.TrainingData(3, 2)
+
+
+def some() -> _core.TrainingData:
+    data = empty()
+    data.add(ones(4, 5, 3), ones(4, 5, 2))
+    return data
+
+
+def images() -> _core.TrainingData:
+    return _core.TrainingData(9, 2, conv=CONV)
+
+
+# ---- sizes -------------------------------------------------------------------------------------
+
+BAD_SIZES: dict[str, Callable[[], object]] = {
+    "everything held out": lambda: _core.TrainingData(3, 2, holdout=1),
+    "negative holdout": lambda: _core.TrainingData(3, 2, holdout=-1),
+    "four axes": lambda: _core.TrainingData(9, 2, conv=((1,) * 4, (1,) * 4, (1,) * 4, (0,) * 8, 0)),
+    "unknown auto_pad": lambda: _core.TrainingData(9, 2, conv=(*CONV[:4], 4)),
+    "too few pads": lambda: _core.TrainingData(9, 2, conv=((3, 3), (1, 1), (1, 1), (1, 1), 0)),
+    "no inputs": lambda: _core.TrainingData(0, 2),
+    "no outputs": lambda: _core.TrainingData(3, 0),
+    "no groups": lambda: _core.TrainingData(9, 2, groups=0, conv=CONV),
+    "groups of a matrix product": lambda: _core.TrainingData(3, 2, groups=2),
+    "stride 0": lambda: _core.TrainingData(9, 2, conv=((3, 3), (0, 1), (1, 1), (1,) * 4, 0)),
+    "dilation 0": lambda: _core.TrainingData(9, 2, conv=((3, 3), (1, 1), (0, 1), (1,) * 4, 0)),
+    "negative pad": lambda: _core.TrainingData(9, 2, conv=((3, 3), (1, 1), (1, 1), (0, 0, 0, -1), 0)),
+    "kernel 0": lambda: _core.TrainingData(9, 2, conv=((0, 3), (1, 1), (1, 1), (1,) * 4, 0)),
+}
+
+
+@pytest.mark.parametrize("what", BAD_SIZES)
+def test_sizes_that_make_no_sense(what: str):
+    with pytest.raises(ValueError, match=r"argument|needed"):
+        BAD_SIZES[what]()
+
+
+@pytest.mark.parametrize("conv", [3, list(CONV), (1, 2), (("a",), (1,), (1,), (0, 0), 0)])
+def test_geometry_of_a_wrong_type(conv: object):
+    with pytest.raises(TypeError):
+        _core.TrainingData(9, 2, conv=conv)
+
+
+# ---- samples -----------------------------------------------------------------------------------
+
+BAD_SAMPLES: dict[str, tuple[Callable[[], _core.TrainingData], object, object, type[Exception], str]] = {
+    "a list": (empty, [[1.0, 2, 3]], ones(1, 2), TypeError, "x: a NumPy array is needed, not list"),
+    "no target": (empty, ones(1, 3), None, TypeError, "y: a NumPy array is needed, not NoneType"),
+    "float64": (empty, ones(1, 3, dtype=float), ones(1, 2), TypeError, "x: float32, uint8 or int8 is needed"),
+    "int32": (empty, ones(1, 3, dtype=np.int32), ones(1, 2), TypeError, "not int32"),
+    "float64 target": (empty, ones(1, 3), ones(1, 2, dtype=float), TypeError, "y: float32"),
+    "uint8 target": (empty, ones(1, 3), ones(1, 2, dtype=np.uint8), ValueError, "add: .*shape"),
+    "strided": (empty, ones(4, 6)[:, ::2], ones(4, 2), ValueError, "x: a C-contiguous array"),
+    "strided target": (empty, ones(4, 3), ones(4, 4)[:, ::2], ValueError, "y: a C-contiguous array"),
+    "no axis": (empty, np.array(1, np.float32), ones(1, 2), ValueError, "1 to 8 dimensions"),
+    "one axis": (empty, ones(3), ones(2), ValueError, "add: the shape of the data does not fit the layer"),
+    "other inputs": (empty, ones(1, 4), ones(1, 2), ValueError, "add: the shape"),
+    "other outputs": (empty, ones(1, 3), ones(1, 3), ValueError, "add: the shape"),
+    "fewer targets": (empty, ones(2, 3), ones(1, 2), ValueError, "add: the shape"),
+    "no positions": (empty, ones(2, 0, 3), ones(2, 0, 2), ValueError, "add: the shape"),
+    "samples of another shape": (some, ones(2, 4, 3), ones(2, 4, 2), ValueError, "add: the shape"),
+    "samples of another type": (some, ones(2, 5, 3, dtype=np.uint8), ones(2, 5, 2), ValueError, "add: the shape"),
+    "more axes": (some, ones(2, 5, 1, 3), ones(2, 5, 1, 2), ValueError, "add: the shape"),
+    "other channels": (images, ones(1, 2, 5, 5), ones(1, 2, 5, 5), ValueError, "add: the shape"),
+    "too few axes": (images, ones(1, 1, 5), ones(1, 2, 5), ValueError, "add: the shape"),
+    "other output size": (images, ones(1, 1, 5, 5), ones(1, 2, 5, 4), ValueError, "add: the shape"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SAMPLES)
+def test_samples_that_cannot_be_added(name: str):
+    make, x, y, kind, message = BAD_SAMPLES[name]
+    with pytest.raises(kind, match=message):
+        make().add(x, y)
+
+
+def test_samples_with_fewer_axes_cannot_be_added():
+    """Their sizes are the first ones of those before: training would read beyond their end."""
+    data = empty()
+    data.add(ones(4, 3, 3), ones(4, 3, 2))
+    with pytest.raises(ValueError, match="shape"):
+        data.add(ones(4, 3), ones(4, 2))
+
+
+@METHODS
+def test_refused_samples_leave_no_trace(adaround: bool):
+    expected = train(GEMM.core(), GEMM.layer, OPTIONS, adaround=adaround)
+    data = GEMM.core()
+    with pytest.raises(ValueError, match="shape"):
+        data.add(ones(3, 12), ones(2, 5))
+    found = train(data, GEMM.layer, OPTIONS, adaround=adaround)
+    np.testing.assert_array_equal(found["losses"], expected["losses"])
+    assert found["samples"] == expected["samples"]
+
+
+# ---- train -------------------------------------------------------------------------------------
+
+BAD_TRAINS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "weight of float64": ({"weight": np.ones((5, 12))}, TypeError, "weight: dtype float32 is needed, not float64"),
+    "weight as a list": ({"weight": [[1.0]]}, TypeError, "weight: a NumPy array is needed, not list"),
+    "weight of another size": ({"weight": ones(5, 11)}, ValueError, "weight: 60 elements are needed, not 55"),
+    "strided weight": ({"weight": ones(5, 24)[:, ::2]}, ValueError, "weight: a C-contiguous"),
+    "integers of int8": ({"weight_q": ones(5, 12, dtype=np.int8)}, TypeError, "weight_q: dtype int32"),
+    "one scale": ({"weight_scale": ones(1)}, ValueError, "weight_scale: 5 elements are needed, not 1"),
+    "zero points of int8": ({"weight_zero_point": ones(5, dtype=np.int8)}, TypeError, "weight_zero_point: dtype int32"),
+    "bias of float64": ({"bias": np.ones(5)}, TypeError, "bias: dtype float32"),
+    "bias of another size": ({"bias": ones(4)}, ValueError, "bias: 5 elements are needed, not 4"),
+    "bias scale of another size": ({"bias_scale": ones(6)}, ValueError, "bias_scale: 5 elements are needed, not 6"),
+    "no pool": ({"pool": None}, TypeError, "ThreadPool"),
+    "no iterations": ({"iterations": 0}, ValueError, "iterations: at least 1 is needed"),
+    "negative iterations": ({"iterations": -1}, ValueError, "iterations: at least 1 is needed"),
+    "empty batches": ({"batch_size": 0}, ValueError, "train: an argument is out of range"),
+    "negative batches": ({"batch_size": -1}, ValueError, "train: an argument is out of range"),
+    "more than there are": ({"batch_size": 33}, ValueError, "train: an argument is out of range"),
+    "a fraction of a step": ({"iterations": 1.5}, TypeError, "integer"),
+    "one beta": ({"beta_range": (2.0,)}, TypeError, "2"),
+}
+
+
+@METHODS
+@pytest.mark.parametrize("name", BAD_TRAINS)
+def test_arguments_that_train_nothing(name: str, adaround: bool):
+    changed, kind, message = BAD_TRAINS[name]
+    data = GEMM.core()
+    with pytest.raises(kind, match=message):
+        train(data, GEMM.layer, OPTIONS, adaround=adaround, **changed)
+    train(data, GEMM.layer, OPTIONS, adaround=adaround)  # nothing is left behind
+
+
+@METHODS
+def test_the_largest_batch_is_all_fitted_samples(adaround: bool):
+    found = train(GEMM.core(), GEMM.layer, replace(OPTIONS, batch_size=32), adaround=adaround)
+    assert found["samples"] == (32, 8)
+
+
+@METHODS
+def test_without_data_nothing_is_trained(adaround: bool):
+    data = _core.TrainingData(12, 5)
+    with pytest.raises(ValueError, match="train: too little data"):
+        train(data, GEMM.layer, OPTIONS, adaround=adaround)
+    data.add(ones(0, 12), ones(0, 5))
+    with pytest.raises(ValueError, match="train: too little data"):
+        train(data, GEMM.layer, OPTIONS, adaround=adaround)
+
+
+@METHODS
+@pytest.mark.parametrize("where", ["x", "y"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("sample", [0, 4], ids=["fitted", "held-out"])
+def test_data_that_is_not_finite_is_refused(where: str, bad: float, sample: int, adaround: bool):
+    case = replace(GEMM, x=GEMM.x.copy(), y=GEMM.y.copy())
+    getattr(case, where)[sample, 0] = bad
+    with pytest.raises(ValueError, match="train: the data contains NaN or Inf"):
+        train(case.core(), case.layer, OPTIONS, adaround=adaround)
+
+
+# ---- life and threads --------------------------------------------------------------------------
+
+
+def test_the_samples_are_kept_as_long_as_the_data():
+    """add does not copy: what the caller lets go of must stay."""
+    expected = train(GEMM.core(), GEMM.layer, OPTIONS, adaround=True)
+    data = _core.TrainingData(12, 5, holdout=GEMM.holdout)
+    for i in range(len(GEMM.x)):
+        data.add(GEMM.x[i : i + 1].copy(), GEMM.y[i : i + 1].copy())
+    gc.collect()
+    for i in range(100):  # fill what would have been freed
+        np.full((1, 12), i, np.float32)
+    np.testing.assert_array_equal(train(data, GEMM.layer, OPTIONS, adaround=True)["losses"], expected["losses"])
+    x, y = ones(10, 3), ones(10, 2)
+    data = empty()
+    data.add(x, y)
+    del data
+    gc.collect()
+    x.resize((11, 3))  # refused by NumPy while anybody refers to it
+    y.resize((11, 2))
+
+
+@METHODS
+def test_layers_train_in_several_threads(adaround: bool):
+    pool = _core.ThreadPool(2)
+
+    def work(seed: int) -> np.ndarray:
+        case = matrix_case(seed, samples=50)
+        return train(case.core(), case.layer, OPTIONS, adaround=adaround, pool=pool)["losses"]
+
+    alone = [work(seed) for seed in range(12)]
+    with ThreadPoolExecutor(6) as executor:
+        together = list(executor.map(work, range(12)))
+    np.testing.assert_array_equal(together, alone)
+
+
+# ---- Ctrl-C ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ctrl_c_after() -> Iterator[Callable[[float], None]]:
+    """Sends this process a real signal, whose handler does what Python's does for Ctrl-C."""
+    old = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, old)
+
+
+@METHODS
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_ends_a_long_training(adaround: bool, threads: int, ctrl_c_after: Callable[[float], None]):
+    case = matrix_case(30, samples=200, inputs=256, outputs=128)
+    data, pool = case.core(), _core.ThreadPool(threads)
+    long = replace(OPTIONS, iterations=1_000_000)  # many minutes
+    started = time.monotonic()
+    ctrl_c_after(0.05)
+    with pytest.raises(KeyboardInterrupt):
+        train(data, case.layer, long, adaround=adaround, pool=pool)
+    assert time.monotonic() - started < 10
+    found, fresh = (train(d, case.layer, OPTIONS, adaround=adaround, pool=pool) for d in (data, case.core()))
+    np.testing.assert_array_equal(found["losses"], fresh["losses"], err_msg="the data can be used again")
+
+
+def test_data_in_use_is_refused_to_other_threads(ctrl_c_after: Callable[[float], None]):
+    case = matrix_case(31, samples=200, inputs=256, outputs=128)
+    data = case.core()
+    long = replace(OPTIONS, iterations=1_000_000)
+    with ThreadPoolExecutor(1) as executor:
+
+        def meddle() -> None:
+            time.sleep(0.2)
+            with pytest.raises(RuntimeError, match="in use by another thread"):
+                data.add(case.x, case.y)
+
+        meddling = executor.submit(meddle)
+        ctrl_c_after(0.5)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, case.layer, long, adaround=True)
+        meddling.result()
