@@ -37,7 +37,7 @@ class LeastSquaresSettings:
 
 def rows_to_use(inputs: int) -> int:
     """How many rows of a layer's data are used: many times its K inputs, where the moments hardly move any more."""
-    return max(32768, 64 * inputs)
+    return max(65536, 128 * inputs)
 
 
 class LeastSquaresLayer:
