@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.errors import ModelError
 
-__all__ = ["BatchMerging", "batch_is_free", "in_order", "session"]
+__all__ = ["BatchMerging", "batch_is_free", "in_order", "session", "shared_out"]
 
 Batch = dict[str, NDArray[np.generic]]
 _Item = TypeVar("_Item")
@@ -41,6 +41,12 @@ def session(model: onnx.ModelProto, *, threads: int, fuse_qdq: bool = False) -> 
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         raise ModelError(f"onnxruntime cannot load the model: {error}") from error
+
+
+def shared_out(threads: int, runs: int) -> tuple[int, int]:
+    """How many of `runs` independent runs go on at the same time, and the threads of each."""
+    at_once = max(1, min(threads, runs))
+    return at_once, -(-threads // at_once)
 
 
 def in_order(run: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int) -> Iterator[_Result]:

@@ -218,13 +218,8 @@ static void step_weights(trainer *t) {
 }
 
 static void step_bias(trainer *t) {
-    for (int64_t r = 0; r < t->rows; r++) {
-        const float g = t->found.slope[r] * t->per_unit[r];
-        t->bias_first[r] = 0.9f * t->bias_first[r] + 0.1f * g;
-        t->bias_second[r] = 0.999f * t->bias_second[r] + 0.001f * (g * g);
-        t->bias[r] -= t->adam.rate * (t->bias_first[r] / t->adam.correction1) /
-                      (sqrtf(t->bias_second[r] / t->adam.correction2) + 1e-8f);
-    }
+    for (int64_t r = 0; r < t->rows; r++) t->found.slope[r] *= t->per_unit[r];
+    qk_kernels_get()->adam(t->bias, t->bias_first, t->bias_second, t->found.slope, t->adam, (size_t)t->rows);
 }
 
 /* What early stop watches: the loss in units, for AdaRound with the regulariser. */

@@ -72,6 +72,9 @@ typedef struct {
     void (*weighted_sum)(float *restrict y, const float *w, const float *restrict x, int64_t k, int64_t ld, size_t n);
     /* out += bias - target; returns the sum of its squares. */
     double (*output_error)(float *restrict out, const float *restrict target, float bias, size_t n);
+    /* One step of Adam for n variables. */
+    void (*adam)(float *restrict variable, float *restrict first, float *restrict second,
+                 const float *restrict gradient, qk_adam adam, size_t n);
     /* One step along `gradient`, of the loss by the weight. A negative rate sets the weight only. Returns the sum of
      * the regulariser 1 - |2h - 1|^beta before the step. */
     double (*soft_rounding_step)(const qk_soft_rounding *r, const float *restrict gradient, qk_adam adam, size_t n);

@@ -17,7 +17,7 @@ from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError
 from quark.onnx.graph.insert_qdq import WeightParams
 from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer
-from quark.onnx.inference import in_order, session
+from quark.onnx.inference import in_order, session, shared_out
 from quark.onnx.plan.build import weight_rows
 from quark.onnx.plan.layer_data import core_geometry
 
@@ -95,9 +95,10 @@ def calibrate(
     wanted = list(dict.fromkeys([*tensors, *search.tensors()]))
     # A reader may use its memory again. With few items, the processors are shared out among each item's operators.
     first = [{name: array.copy() for name, array in item.items()} for item in islice(items, threads)]
-    run = _Exposed(model, wanted, -(-threads // max(1, len(first))))
+    at_once, each = shared_out(threads, len(first))
+    run = _Exposed(model, wanted, each)
     samples = 0
-    for batch, values in in_order(run, _batches(chain(first, items), can_join, run), threads=max(1, len(first))):
+    for batch, values in in_order(run, _batches(chain(first, items), can_join, run), threads=at_once):
         try:
             ranges.update([np.ascontiguousarray(values[name]) for name in tensors], pool)
         except ValueError as error:

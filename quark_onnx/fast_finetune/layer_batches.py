@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Walk
-from quark.onnx.inference import in_order
+from quark.onnx.inference import in_order, shared_out
 from quark.onnx.plan.types import Plan
 
 __all__ = ["LayerBatches"]
@@ -44,8 +44,7 @@ class LayerBatches:
         float_first: bool,
     ) -> None:
         self._plan, self._batches = plan, samples.batches
-        self._at_once = min(threads, samples.batches)
-        run_threads = -(-threads // self._at_once)
+        self._at_once, run_threads = shared_out(threads, samples.batches)
         targets = [[layer.target] for layer in plan.layers]
         inputs = [[layer.input.tensor] for layer in plan.layers]
         self._float = Walk("float", float_model, targets, samples.store, threads=run_threads)

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.calibration.reader import Batch
-from quark.onnx.inference import in_order, session
+from quark.onnx.inference import in_order, session, shared_out
 
 __all__ = ["Deviation", "compare", "outputs_of"]
 
@@ -35,8 +35,8 @@ class Deviation:
 
 def outputs_of(model: onnx.ModelProto, batches: Sequence[Batch], *, threads: int, fuse_qdq: bool) -> Outputs:
     """All outputs of a model, batch by batch."""
-    at_once = min(threads, len(batches))
-    opened = session(model, threads=-(-threads // at_once), fuse_qdq=fuse_qdq)
+    at_once, each = shared_out(threads, len(batches))
+    opened = session(model, threads=each, fuse_qdq=fuse_qdq)
     return list(in_order(lambda batch: list(opened.run(None, batch)), batches, threads=at_once))
 
 
