@@ -30,6 +30,9 @@ class ThreadPool:
     def threads(self) -> int:
         """Number of threads, the caller's included."""
 
+    def cancel(self) -> None:
+        """End the solvers that work with this pool, in any thread, now and later: they raise KeyboardInterrupt."""
+
 @final
 class ValueRanges:
     """Minimum, maximum and a histogram of |x| for each of many tensors, streaming."""
@@ -209,3 +212,17 @@ class TrainedLayer(TypedDict):
     improved: int
     iterations: int
     stopped_early: bool
+
+@final
+class SelectiveUpdate:
+    """Whether a whole model is better than it was kept last: its scores, of which lower ones are better."""
+
+    def __new__(cls) -> SelectiveUpdate: ...
+    def add(self, have: NDArray[np.float32], want: NDArray[np.float32], samples: int, /) -> None:
+        """Adds the L2 norm of have - want of each of so many samples to the next score."""
+
+    def score(self) -> float:
+        """The mean of the norms added since the last score; NaN when there are none."""
+
+    def keep(self, score: float, /) -> bool:
+        """Whether a score is strictly below the one kept last (infinite at first), whose place it then takes."""

@@ -127,10 +127,9 @@ PyObject *qk_new_array(int ndim, const npy_intp *dims, int type) {
     return PyArray_SimpleNew(ndim, (npy_intp *)dims, type);
 }
 
-bool qk_signal_pending(void *user) {
-    (void)user;
+bool qk_cancelled(void *pool) {
     const PyGILState_STATE gil = PyGILState_Ensure();
-    const bool pending = PyErr_CheckSignals() != 0;
+    const bool cancelled = qk_pool_is_cancelled(pool) || PyErr_CheckSignals() != 0;
     PyGILState_Release(gil);
-    return pending;
+    return cancelled;
 }

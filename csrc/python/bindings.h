@@ -15,11 +15,11 @@
 #include "qk.h"
 
 typedef struct {
-    PyTypeObject *pool_type, *ranges_type, *layer_type, *training_type;
+    PyTypeObject *pool_type, *ranges_type, *layer_type, *training_type, *selective_type;
 } qk_module_state;
 
 extern PyModuleDef qk_module;
-extern PyType_Spec qk_pool_spec, qk_ranges_spec, qk_layer_spec, qk_training_spec;
+extern PyType_Spec qk_pool_spec, qk_ranges_spec, qk_layer_spec, qk_training_spec, qk_selective_spec;
 
 /* The state of the module that defined self's type. */
 qk_module_state *qk_state_of(PyObject *self);
@@ -42,9 +42,10 @@ bool qk_conv_from(PyObject *conv, qk_geometry *g);
 bool qk_quantized_layer_from(PyObject *const arrays[6], npy_intp rows, npy_intp inputs, qk_quantized_layer *layer);
 PyObject *qk_new_array(int ndim, const npy_intp *dims, int type);
 
-/* Whether Python has an exception to raise, such as KeyboardInterrupt. Called with the GIL released, by the thread that
- * called Python. */
-bool qk_signal_pending(void *user);
+/* Whether work should end: Python has an exception to raise, such as KeyboardInterrupt, or the ThreadPool `pool` was
+ * cancelled, as signals only reach Python's main thread. Called with the GIL released, by the thread that called the
+ * core. */
+bool qk_cancelled(void *pool);
 
 /* Methods that release the GIL and change their object take it first: false with RuntimeError when another thread has
  * it. The flag is read and written with the GIL held. */
@@ -53,5 +54,7 @@ bool qk_take(bool *in_use, const char *name);
 /* ---- pool.c ---- */
 /* The pool behind a ThreadPool object, NULL with TypeError. */
 qk_pool *qk_pool_from(qk_module_state *state, PyObject *object);
+/* Whether `cancel` of a ThreadPool object was called. With the GIL held. */
+bool qk_pool_is_cancelled(PyObject *pool);
 
 #endif

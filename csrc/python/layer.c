@@ -183,7 +183,7 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
     layer_object *self = (layer_object *)object;
     PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *damping, *pool_argument;
     qk_quantized_layer start = {0};
-    qk_least_squares_options options = {.cancelled = qk_signal_pending};
+    qk_least_squares_options options = {.cancelled = qk_cancelled};
     int update_bias, is_free;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO$iiOOiippOiO:least_squares", names, &weight, &weight_q, &scale,
                                      &zp, &start.qmin, &start.qmax, &bias, &bias_scale, &start.bias_qmin,
@@ -201,6 +201,7 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
                        PyArray_Check(damping) ? PyArray_SIZE((PyArrayObject *)damping) : 0)) ||
         !flush(object, pool))
         return NULL;
+    options.user = pool_argument;
     options.box = is_free ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL;
     options.update_bias = update_bias;
     options.damping = PyArray_DATA(d);

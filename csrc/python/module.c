@@ -85,7 +85,8 @@ static int module_exec(PyObject *module) {
     return add_type(module, &qk_pool_spec, &state->pool_type) &&
                    add_type(module, &qk_ranges_spec, &state->ranges_type) &&
                    add_type(module, &qk_layer_spec, &state->layer_type) &&
-                   add_type(module, &qk_training_spec, &state->training_type)
+                   add_type(module, &qk_training_spec, &state->training_type) &&
+                   add_type(module, &qk_selective_spec, &state->selective_type)
                ? 0
                : -1;
 }
@@ -96,6 +97,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->ranges_type);
     Py_VISIT(state->layer_type);
     Py_VISIT(state->training_type);
+    Py_VISIT(state->selective_type);
     return 0;
 }
 
@@ -105,6 +107,7 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->ranges_type);
     Py_CLEAR(state->layer_type);
     Py_CLEAR(state->training_type);
+    Py_CLEAR(state->selective_type);
     return 0;
 }
 

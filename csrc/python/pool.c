@@ -4,6 +4,7 @@
 typedef struct {
     PyObject_HEAD
     qk_pool *pool;
+    bool cancelled; /* read and written with the GIL held */
 } pool_object;
 
 static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
@@ -41,12 +42,26 @@ qk_pool *qk_pool_from(qk_module_state *state, PyObject *object) {
     return ((pool_object *)object)->pool;
 }
 
+static PyObject *pool_cancel(PyObject *self, PyObject *unused) {
+    (void)unused;
+    ((pool_object *)self)->cancelled = true;
+    Py_RETURN_NONE;
+}
+
+bool qk_pool_is_cancelled(PyObject *pool) { return ((pool_object *)pool)->cancelled; }
+
+static PyMethodDef pool_methods[] = {
+    {"cancel", pool_cancel, METH_NOARGS,
+     "cancel($self, /)\n--\n\n"
+     "End the solvers that work with this pool, in any thread, now and later: they raise KeyboardInterrupt."},
+    {NULL, NULL, 0, NULL}};
 static PyGetSetDef pool_getset[] = {{"threads", pool_threads, NULL, "Number of threads, the caller's included.", NULL},
                                     {NULL, NULL, NULL, NULL, NULL}};
 static PyType_Slot pool_slots[] = {
     {Py_tp_doc, "ThreadPool(threads)\n--\n\nThreads of the core. Results do not depend on how many there are."},
     {Py_tp_new, pool_new},
     {Py_tp_dealloc, pool_dealloc},
+    {Py_tp_methods, pool_methods},
     {Py_tp_getset, pool_getset},
     {0, NULL}};
 PyType_Spec qk_pool_spec = {.name = "quark.onnx._core.ThreadPool",

@@ -77,7 +77,7 @@ static PyObject *training_train(PyObject *object, PyObject *args, PyObject *kwar
     training_object *self = (training_object *)object;
     PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *pool_argument;
     qk_quantized_layer start = {0};
-    qk_gradient_options o = {.cancelled = qk_signal_pending};
+    qk_gradient_options o = {.cancelled = qk_cancelled};
     int update_bias, adaround;
     long long batch_size, iterations, window, patience;
     unsigned long long seed;
@@ -95,6 +95,7 @@ static PyObject *training_train(PyObject *object, PyObject *args, PyObject *kwar
         PyErr_SetString(PyExc_ValueError, "iterations: at least 1 is needed");
         return NULL;
     }
+    o.user = pool_argument;
     o.method = adaround ? QK_ADAROUND : QK_ADAQUANT;
     o.update_bias = update_bias;
     o.batch_size = batch_size;

@@ -7,14 +7,19 @@ import itertools
 import os
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from pathlib import Path
+from threading import Lock
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.onnx.fast_finetune.mapped_file import Array, MappedFile
+
 __all__ = ["BatchStore", "FileStore", "MemoryStore"]
 
+_FILE_BYTES = 256 << 20  # of a file that arrays are mapped from
 Key = tuple[str, str, int]  # graph, tensor, batch
 
 
@@ -33,8 +38,8 @@ class BatchStore(ABC):
         """A kept array."""
 
     @abstractmethod
-    def map(self, key: Key) -> NDArray[np.generic]:
-        """A kept array, to be read piece by piece; it outlives `drop`."""
+    def mapped(self, array: Array) -> Array:
+        """The same array, to be read piece by piece. It has no key: it is there as long as it is used."""
 
     @abstractmethod
     def drop(self, key: Key) -> None:
@@ -65,8 +70,8 @@ class MemoryStore(BatchStore):
     def get(self, key: Key) -> NDArray[np.generic]:
         return self._arrays[key]
 
-    def map(self, key: Key) -> NDArray[np.generic]:
-        return self._arrays[key]
+    def mapped(self, array: Array) -> Array:
+        return array
 
     def drop(self, key: Key) -> None:
         del self._arrays[key]
@@ -87,30 +92,43 @@ class FileStore(BatchStore):
             where = "the system's temporary folder" if cache_dir is None else f"cache_dir {os.fspath(cache_dir)!r}"
             raise OSError(error.errno, f"{where} cannot hold files: {error.strerror}") from error
         self._paths: dict[Key, Path] = {}
+        self._file: MappedFile | None = None
+        self._mapping = Lock()
         self._numbers = itertools.count()  # of files; threads may ask at the same time
 
     def put(self, key: Key, array: NDArray[np.generic]) -> None:
         path = self._paths.get(key)
         if path is None:
             path = self._paths[key] = Path(self._folder.name, f"{next(self._numbers)}.npy")
-        try:
+        with self._writing():
             np.save(path, array)
-        except OSError as error:
-            where = f"the calibration data cannot be kept in {self._folder.name!r}"
-            raise OSError(f"{where}: {error}. Choose another cache_dir, or memory level 1") from error
 
     def get(self, key: Key) -> NDArray[np.generic]:
         array: NDArray[np.generic] = np.load(self._paths[key])
         return array
 
-    def map(self, key: Key) -> NDArray[np.generic]:
-        array: NDArray[np.generic] = np.load(self._paths[key], mmap_mode="r")
-        return array
+    def mapped(self, array: Array) -> Array:
+        with self._mapping, self._writing():
+            kept = self._file.add(array) if self._file is not None else None
+            if kept is None:
+                self._file = MappedFile(self._folder.name, max(array.nbytes, _FILE_BYTES))
+                kept = self._file.add(array)
+            assert kept is not None
+            return kept
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            where = f"the calibration data cannot be kept in {self._folder.name!r}"
+            raise OSError(f"{where}: {error}. Choose another cache_dir, or memory level 1") from error
 
     def drop(self, key: Key) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._paths.pop(key).unlink()
 
     def close(self) -> None:
+        self._file = None
         self._folder.cleanup()
         self._paths.clear()

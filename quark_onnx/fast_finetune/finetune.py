@@ -14,9 +14,11 @@ from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
 from quark.onnx.fast_finetune.gradient import GradientLayer
+from quark.onnx.fast_finetune.largest_layer import with_largest_layer
 from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer, LeastSquaresSettings
 from quark.onnx.fast_finetune.run import finetune_layers
 from quark.onnx.fast_finetune.samples import KeptSamples
+from quark.onnx.fast_finetune.selective import EvaluatorJudge, Judge, OutputJudge, judged_outputs
 from quark.onnx.fast_finetune.settings import HOLDOUT
 from quark.onnx.fast_finetune.solver import LayerSolver
 from quark.onnx.inference import batch_is_free
@@ -73,7 +75,13 @@ class FastFinetune:
         self._store.close()
 
     def keep(self, items: Iterator[Batch], model: onnx.ModelProto, can_join: CanJoin) -> Iterator[Batch]:
-        """Passes the calibration items of a model on, and keeps what finetuning needs of them."""
+        """Passes the calibration items of a model on, and keeps what finetuning needs of them.
+
+        Raises:
+            ConfigError: the model does not have the outputs that the whole model is to be judged by.
+        """
+        if self._config.selective_update and self._config.evaluator is None:
+            judged_outputs(model, self._config)
         return self._samples.keep(items, BatchJoiner(can_join, _BATCH_BYTES), divisible=batch_is_free(model))
 
     def run(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, *, samples_seen: int) -> Report:
@@ -89,6 +97,9 @@ class FastFinetune:
         _refuse_empty(plan, self._config)
         with self._clock.phase("compare"):
             whole = self._before(float_model, quantized)
+        if self._config.select_max_mem_layer:
+            with self._clock.phase("plan"):
+                plan = with_largest_layer(float_model, quantized, plan, self._samples, threads=self._threads)
         with self._clock.phase("finetune"):
             layers = self._tune(float_model, quantized, plan)
         with self._clock.phase("compare"):
@@ -120,18 +131,28 @@ class FastFinetune:
                 self._samples,
                 self._solver(),
                 threads=self._threads,
-                float_first=self._config.mem_opt_level == 0,
+                float_first=self._config.mem_opt_level == 0 and not self._config.parallel,
+                parallel=self._config.parallel,
+                judge=self._judge(float_model, quantized),
                 on_layer=on_layer,
             )
 
-    def _solver(self) -> Callable[[LayerPlan], LayerSolver]:
-        config, pool = self._config, _core.ThreadPool(self._threads)
+    def _judge(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> Judge | None:
+        config, threads = self._config, self._threads
+        if not config.selective_update:
+            return None
+        if config.evaluator is not None:
+            return EvaluatorJudge(config.evaluator, quantized, threads=threads)
+        return OutputJudge(float_model, quantized, judged_outputs(float_model, config), self._samples, threads=threads)
+
+    def _solver(self) -> Callable[[LayerPlan, _core.ThreadPool], LayerSolver]:
+        config = self._config
         if config.solver == "gradient":
-            return lambda layer: GradientLayer(layer, config, self._store, pool=pool)
+            return lambda layer, pool: GradientLayer(layer, config, self._store, pool=pool)
         settings = LeastSquaresSettings(
             free=isinstance(config, AdaQuantConfig), update_bias=config.update_bias is not False, seed=config.fixed_seed
         )
-        return lambda layer: LeastSquaresLayer(layer, settings, samples=self._samples.samples, pool=pool)
+        return lambda layer, pool: LeastSquaresLayer(layer, settings, samples=self._samples.samples, pool=pool)
 
     def _outputs(self, model: onnx.ModelProto, role: str = "quantized", *, fuse_qdq: bool = False) -> Outputs:
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,20 +43,12 @@ class GradientLayer:
             x_scale=layer.input.scale,
             x_zero_point=layer.input.zero_point,
         )
-        self._samples = self._batches = self._values = 0
+        self._samples = self._values = 0
 
     def feed(self, x: LayerInput, y: NDArray[np.float32]) -> None:
-        self._data.add(self._kept("x", x), self._kept("y", y))
-        self._batches += 1
+        self._data.add(self._store.mapped(x), self._store.mapped(y))
         self._samples += len(x)
         self._values += y.size
-
-    def _kept(self, name: str, array: NDArray[Any]) -> NDArray[Any]:
-        key = ("layer", name, self._batches)
-        self._store.put(key, array)
-        kept = self._store.map(key)
-        self._store.drop(key)
-        return kept
 
     def solve(self) -> Solution:
         config, name = self._config, self._plan.node

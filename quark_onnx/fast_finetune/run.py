@@ -1,9 +1,13 @@
-"""Finetune: walk both graphs through the calibration data and solve one layer after the other."""
+"""Finetune: data for the layers, integers for each, and what was done; layer after layer, or all at the same time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
+from copy import deepcopy
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
@@ -11,9 +15,10 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.errors import FinetuneError
-from quark.onnx.fast_finetune.layer_batches import LayerBatches
+from quark.onnx.fast_finetune.layer_batches import LayerBatches, LayerData
 from quark.onnx.fast_finetune.samples import KeptSamples
-from quark.onnx.fast_finetune.solver import LayerSolver
+from quark.onnx.fast_finetune.selective import Judge
+from quark.onnx.fast_finetune.solver import LayerSolver, Solution
 from quark.onnx.graph.write_back import write_integers
 from quark.onnx.plan.types import LayerPlan, Plan
 from quark.onnx.report.layer_report import LayerReport
@@ -21,6 +26,18 @@ from quark.onnx.report.layer_report import LayerReport
 __all__ = ["finetune_layers"]
 
 _FREED_BYTES = 16 << 20
+_Initializers = dict[str, onnx.TensorProto]
+_OpenSolver = Callable[[LayerPlan, _core.ThreadPool], LayerSolver]
+
+
+@dataclass(frozen=True, eq=False)
+class _Solved:
+    """A layer with its solution, or the problem that prevented one."""
+
+    layer: LayerPlan
+    solution: Solution | None
+    problem: str
+    seconds: float
 
 
 def finetune_layers(
@@ -28,38 +45,96 @@ def finetune_layers(
     quantized: onnx.ModelProto,
     plan: Plan,
     samples: KeptSamples,
-    solver: Callable[[LayerPlan], LayerSolver],
+    solver: _OpenSolver,
     *,
     threads: int,
     float_first: bool,
+    parallel: bool,
+    judge: Judge | None,
     on_layer: Callable[[LayerReport], None],
 ) -> tuple[LayerReport, ...]:
     """Finetune the layers of a plan in graph order; `quantized` is changed in place, integer initializers only.
 
-    Each layer sees the outputs of the layers before it as they are after finetuning.
-
     Args:
         samples: the calibration data; used up.
-        solver: opens the solver of a layer.
+        solver: opens the solver of a layer, which works with the pool that it is given.
         float_first: compute all float targets before the first layer is solved, and keep them (memory level 0).
+        parallel: every layer sees the quantized model as it is now, and all are solved at the same time. Otherwise
+            each sees the outputs of the layers before it as they are after finetuning.
+        judge: decides whether a layer's integers stay; not with `parallel`.
         on_layer: called after each layer; what it raises (a KeyboardInterrupt, say) ends the run.
 
     Raises:
         FinetuneError: onnxruntime cannot run a segment of a graph.
     """
+    stops = [plan.layers] if parallel else [(layer,) for layer in plan.layers]
+    batches = LayerBatches(
+        float_model,
+        quantized,
+        stops,
+        samples,
+        threads=threads,
+        float_first=float_first,
+        outputs=judge.outputs if judge is not None else (),
+    )
+    if judge is not None:
+        judge.start(batches.outputs)
     initializers = {t.name: t for t in quantized.graph.initializer}
-    batches = LayerBatches(float_model, quantized, plan, samples, threads=threads, float_first=float_first)
     reports = []
-    for index, layer in enumerate(plan.layers):
+    order = _side_by_side if parallel else _one_by_one
+    with closing(order(plan.layers, batches, solver, threads)) as results:
+        for solved in results:
+            report = _write_back(solved, initializers, judge)
+            reports.append(report)
+            on_layer(report)
+    return tuple(reports)
+
+
+def _one_by_one(
+    layers: tuple[LayerPlan, ...], batches: LayerBatches, solver: _OpenSolver, threads: int
+) -> Generator[_Solved, None, None]:
+    """Each layer's data is computed when the layers before it are written back."""
+    pool = _core.ThreadPool(threads)
+    for index, layer in enumerate(layers):
         started = time.perf_counter()
         _core.return_memory(_FREED_BYTES)  # the tensors of the walk are as long-lived as they are large
-        opened, problem = solver(layer), ""
-        for x, y in batches.of(index):
+        opened, problem = solver(layer, pool), ""
+        for ((x, y),) in batches.of(index):
             problem = problem or _feed(opened, x, y, layer)
-        report = _solve(opened, layer, initializers, problem, started)
-        reports.append(report)
-        on_layer(report)
-    return tuple(reports)
+        yield _solve(opened, layer, problem, started)
+
+
+def _side_by_side(
+    layers: tuple[LayerPlan, ...], batches: LayerBatches, solver: _OpenSolver, threads: int
+) -> Generator[_Solved, None, None]:
+    """All layers get their data in one pass; then each is solved by a thread of its own, several at a time."""
+    pools = [_core.ThreadPool(1) for _ in layers]
+    opened, problems = list(map(solver, layers, pools)), [""] * len(layers)
+
+    def feed(index: int, data: LayerData) -> None:
+        problems[index] = problems[index] or _feed(opened[index], *data, layers[index])
+
+    def solve(opened: LayerSolver, layer: LayerPlan, problem: str) -> _Solved:
+        return _solve(opened, layer, problem, time.perf_counter())
+
+    with ThreadPoolExecutor(min(threads, len(layers))) as executor:
+        try:
+            for data in batches.of(0):
+                list(executor.map(feed, range(len(layers)), data))
+            del data  # the last batch of all layers
+            _core.return_memory(_FREED_BYTES)
+            futures = {executor.submit(solve, opened[i], layers[i], problems[i]): i for i in range(len(layers))}
+            opened.clear()  # the data of a layer goes with its solver
+            solved, turn = dict[int, _Solved](), 0
+            for future in as_completed(futures):  # an error ends the run at once, whichever layer it is of
+                solved[futures[future]] = future.result()
+                while turn in solved:
+                    yield solved.pop(turn)
+                    turn += 1
+        finally:  # Python's signals reach the main thread only: what other threads are still solving ends here
+            for pool in pools:
+                pool.cancel()
+            executor.shutdown(wait=False, cancel_futures=True)
 
 
 def _feed(solver: LayerSolver, x: NDArray[np.generic], y: NDArray[np.float32], layer: LayerPlan) -> str:
@@ -77,38 +152,60 @@ def _feed(solver: LayerSolver, x: NDArray[np.generic], y: NDArray[np.float32], l
     return ""
 
 
-def _solve(
-    solver: LayerSolver, layer: LayerPlan, initializers: dict[str, onnx.TensorProto], problem: str, started: float
-) -> LayerReport:
-    weight, bias = layer.weight, layer.bias
-    outputs, inputs = weight.rows.shape
+def _solve(solver: LayerSolver, layer: LayerPlan, problem: str, started: float) -> _Solved:
+    solution = None
+    if not problem:
+        try:
+            solution = solver.solve()
+        except ValueError as error:
+            problem = str(error)
+        except MemoryError as error:
+            outputs, inputs = layer.weight.rows.shape
+            raise FinetuneError(f"layer {layer.node!r} (K = {inputs}, {outputs} outputs): out of memory") from error
+    return _Solved(layer, solution, problem, time.perf_counter() - started)
+
+
+def _write_back(solved: _Solved, initializers: _Initializers, judge: Judge | None) -> LayerReport:
+    started = time.perf_counter()
+    layer, solution = solved.layer, solved.solution
+    outputs, inputs = layer.weight.rows.shape
     about = {"name": layer.node, "op_type": layer.op_type, "inputs": inputs, "outputs": outputs}
-    if problem:
-        return LayerReport(**about, reason=problem, seconds=time.perf_counter() - started)
-    try:
-        solved = solver.solve()
-    except ValueError as error:
-        return LayerReport(**about, reason=str(error), seconds=time.perf_counter() - started)
-    except MemoryError as error:
-        raise FinetuneError(f"layer {layer.node!r} (K = {inputs}, {outputs} outputs): out of memory") from error
-    accepted = solved.improved > 0
-    if accepted:
-        write_integers(initializers[weight.initializer], solved.weight.T if weight.transposed else solved.weight)
-        if bias is not None and bias.initializer is not None and solved.bias is not None:
-            write_integers(initializers[bias.initializer], solved.bias)
+    if solution is None:
+        return LayerReport(**about, reason=solved.problem, seconds=solved.seconds)
+    reason = "nothing is better than rounding to nearest on held-out rows"
+    if solution.improved > 0:
+        reason = _write(solution, layer, initializers, judge)
+        if reason:
+            solution = replace(solution, improved=0, candidate="unchanged", after=solution.before)
     square = float(layer.factor) ** 2
     return LayerReport(
         **about,
-        accepted=accepted,
-        reason="" if accepted else "nothing is better than rounding to nearest on held-out rows",
-        candidate=solved.candidate,
-        improved=solved.improved,
-        before=_scaled(solved.before, square),
-        after=_scaled(solved.after, square),
-        power=_scaled(solved.power, square),
-        rows=solved.rows,
-        seconds=time.perf_counter() - started,
+        accepted=not reason,
+        reason=reason,
+        candidate=solution.candidate,
+        improved=solution.improved,
+        before=_scaled(solution.before, square),
+        after=_scaled(solution.after, square),
+        power=_scaled(solution.power, square),
+        rows=solution.rows,
+        seconds=solved.seconds + time.perf_counter() - started,
     )
+
+
+def _write(solution: Solution, layer: LayerPlan, initializers: _Initializers, judge: Judge | None) -> str:
+    """Puts a layer's integers in place. The judge's objection, upon which the old ones are there again; or ""."""
+    weight, bias = layer.weight, layer.bias
+    integers = {weight.initializer: solution.weight.T if weight.transposed else solution.weight}
+    if bias is not None and bias.initializer is not None and solution.bias is not None:
+        integers[bias.initializer] = solution.bias
+    before = {name: deepcopy(initializers[name]) for name in integers}
+    for name, values in integers.items():
+        write_integers(initializers[name], values)
+    objection = judge.objection() if judge is not None else ""
+    if objection:
+        for name, tensor in before.items():
+            initializers[name].CopyFrom(tensor)
+    return objection
 
 
 def _scaled(pair: tuple[float, float], factor: float) -> tuple[float, float]:

@@ -20,13 +20,13 @@ from quark.onnx.fast_finetune.batch_store import BatchStore
 from quark.onnx.graph.dataflow import Dataflow, Segment
 from quark.onnx.inference import session
 
-__all__ = ["Arrays", "Step", "Walk"]
+__all__ = ["Ahead", "Arrays", "Step", "Walk"]
 
 Arrays = dict[str, NDArray[np.generic]]
 
 
-class Step:
-    """One advance of a walk: call `run` for every batch, from any thread."""
+class Ahead:
+    """Tensors that later nodes make, computed from where a walk stands: call `run` for every batch, from any thread."""
 
     def __init__(self, walk: Walk, segment: Segment, targets: tuple[str, ...]) -> None:
         self._walk = walk
@@ -36,32 +36,31 @@ class Step:
         self._opening = Lock()
 
     def run(self, batch: int) -> Arrays:
-        """The targets of one batch; the frontier of this batch moves on.
+        """The targets of one batch; the walk stays where it is.
 
         Raises:
             FinetuneError: onnxruntime cannot run the segment.
         """
+        return self._targets_among(self._make(batch), batch)
+
+    def _make(self, batch: int) -> Arrays:
+        """The segment's outputs."""
         walk, segment = self._walk, self._segment
-        before = walk.frontier(batch)
+        if not segment.nodes:
+            return {}
         feed = {name: walk.store.get((walk.name, name, batch)) for name in segment.inputs}
-        made: Arrays = {}
-        if segment.nodes:
-            try:
-                values = self._opened(feed).run(list(segment.outputs), feed)
-            except Exception as error:  # onnxruntime's exceptions have no base of their own
-                wanted = ", ".join(map(repr, self._targets))
-                raise FinetuneError(f"onnxruntime cannot compute {wanted} of the {walk.name} graph: {error}") from error
-            made = dict(zip(segment.outputs, values, strict=True))
-        targets = {
+        try:
+            values = self._opened(feed).run(list(segment.outputs), feed)
+        except Exception as error:  # onnxruntime's exceptions have no base of their own
+            wanted = ", ".join(map(repr, self._targets))
+            raise FinetuneError(f"onnxruntime cannot compute {wanted} of the {walk.name} graph: {error}") from error
+        return dict(zip(segment.outputs, values, strict=True))
+
+    def _targets_among(self, made: Arrays, batch: int) -> Arrays:
+        walk = self._walk
+        return {
             name: made[name] if name in made else walk.store.get((walk.name, name, batch)) for name in self._targets
         }
-        after = walk.live()
-        for name in before - after:
-            walk.store.drop((walk.name, name, batch))
-        for name in after & made.keys():
-            walk.store.put((walk.name, name, batch), made[name])
-        walk.set_frontier(batch, after & (before | made.keys()))
-        return targets
 
     def _opened(self, feed: Arrays) -> ort.InferenceSession:
         """The session of the segment, with the initializers as they are at the first run."""
@@ -71,6 +70,27 @@ class Step:
                 model = self._walk.dataflow.segment_model(self._segment, types)
                 self._session = session(model, threads=self._walk.threads)
             return self._session
+
+
+class Step(Ahead):
+    """One advance of a walk."""
+
+    def run(self, batch: int) -> Arrays:
+        """The targets of one batch; the frontier of this batch moves on.
+
+        Raises:
+            FinetuneError: onnxruntime cannot run the segment.
+        """
+        walk, before = self._walk, self._walk.frontier(batch)
+        made = self._make(batch)
+        targets = self._targets_among(made, batch)
+        after = walk.live()
+        for name in before - after:
+            walk.store.drop((walk.name, name, batch))
+        for name in after & made.keys():
+            walk.store.put((walk.name, name, batch), made[name])
+        walk.set_frontier(batch, after & (before | made.keys()))
+        return targets
 
 
 class Walk:
@@ -120,13 +140,24 @@ class Walk:
     def advance(self) -> Step:
         """The step to the next stop. Every batch must have run the step before."""
         targets = self._stops.pop(0)
-        here = next(iter(self._frontiers.values()))
+        here = self._here()
         nodes = self.dataflow.ancestors(targets, here)
         made = {name for node in nodes for name in node.output if name}
         later = set[str]().union(*self._stops)
         rest = self.dataflow.ancestors(later, here | made)
         self._live = frozenset(later.union(*map(self.dataflow.reads, rest)))
+        return Step(self, self._segment(nodes, here, self._live.union(targets)), targets)
+
+    def ahead(self, targets: tuple[str, ...]) -> Ahead:
+        """Tensors of a later stop, with the initializers as they are now. Every batch must have run the step before."""
+        here = self._here()
+        return Ahead(self, self._segment(self.dataflow.ancestors(targets, here), here, frozenset(targets)), targets)
+
+    def _here(self) -> frozenset[str]:
+        return next(iter(self._frontiers.values()))
+
+    def _segment(self, nodes: list[onnx.NodeProto], here: frozenset[str], wanted: frozenset[str]) -> Segment:
+        """Nodes behind the frontier `here`, of whose outputs some are wanted."""
+        made = {name for node in nodes for name in node.output if name}
         read = {name for node in nodes for name in self.dataflow.reads(node)}
-        inputs = tuple(name for name in dict.fromkeys(read) if name in here and name not in made)
-        outputs = tuple(sorted(made & (self._live | set(targets))))
-        return Step(self, Segment(tuple(nodes), tuple(sorted(inputs)), outputs), targets)
+        return Segment(tuple(nodes), tuple(sorted(read & here - made)), tuple(sorted(made & wanted)))

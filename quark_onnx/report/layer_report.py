@@ -23,7 +23,7 @@ class LayerReport:
         before, after: mean squared error of the layer's output before its activation, summed over output channels.
         power: mean squared float output, for comparison.
         rows: how many output positions were used.
-        seconds: for this layer, inference of its data included.
+        seconds: for this layer, inference of its data included; with `parallel=True` of its solver alone.
     """
 
     name: str

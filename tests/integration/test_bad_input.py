@@ -222,7 +222,7 @@ def test_both_algorithms() -> None:
 
 
 def test_an_option_that_is_not_there_yet() -> None:
-    config = QConfig(LAYER, algo_config=[AdaRoundConfig(selective_update=True)])
+    config = QConfig(LAYER, algo_config=[AdaRoundConfig(output_qdq=True)])
     with pytest.raises(NotImplementedError, match="nothing acts on this option yet"):
         ModelQuantizer(config)
     with pytest.raises(NotImplementedError, match="nothing acts on this option yet"):

@@ -177,9 +177,10 @@ def wide_layer() -> onnx.ModelProto:
 
 @pytest.fixture
 def ctrl_c_after() -> Iterator[Callable[[float], None]]:
-    """Sends this process a real signal, whose handler does what Python's does for Ctrl-C."""
+    """Sends this process a real signal, whose handler does what Python's does for Ctrl-C; once more after a second, as
+    an exception out of a callback of the garbage collector (hypothesis has one) goes nowhere."""
     old = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds)
+    yield lambda seconds: signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, old)
 

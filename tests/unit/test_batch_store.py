@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quark.onnx.fast_finetune import batch_store
 from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
+from quark.onnx.fast_finetune.mapped_file import MappedFile
 
 KEYS = [("float", "a", 0), ("float", "a", 1), ("quantized", "a", 0), ("quantized", "b/c:0", 0)]
 ARRAYS = [
@@ -99,3 +102,53 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         FileStore(str(tmp_path / "file" / "cache"))
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_mapped_arrays_are_the_same_and_outlive_their_store(name: str):
+    with STORES[name]() as store:
+        mapped = [store.mapped(array) for array in ARRAYS]
+        again = store.mapped(mapped[0])
+    for array, found in zip([*ARRAYS, ARRAYS[0]], [*mapped, again], strict=True):
+        assert found.dtype == array.dtype
+        np.testing.assert_array_equal(found, array)
+
+
+def test_mapped_arrays_have_no_files_of_their_own(tmp_path: Path):
+    """A process may have some thousand files open, a model many more arrays."""
+    open_files = Path("/proc/self/fd")
+    if not open_files.exists():
+        pytest.skip("this system does not list open files")
+    before = len(list(open_files.iterdir()))
+    with FileStore(str(tmp_path)) as store:
+        mapped = [store.mapped(np.full((3, 5), i, np.int32)) for i in range(500)]
+        assert len(list(open_files.iterdir())) < before + 10
+        assert not [path for path in tmp_path.rglob("*") if path.is_file()], "what has no name need not be removed"
+        assert all((array == i).all() for i, array in enumerate(mapped))
+    del mapped, store
+    assert len(list(open_files.iterdir())) == before
+
+
+def test_an_array_that_does_not_fit_into_a_file_gets_the_next(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(batch_store, "_FILE_BYTES", 1000)
+    with FileStore(None) as store:
+        arrays = [np.arange(n, dtype=np.uint8) for n in (400, 600, 1, 1000, 5000, 64, 999)]
+        for found, array in zip([store.mapped(array) for array in arrays], arrays, strict=True):
+            np.testing.assert_array_equal(found, array)
+
+
+def test_threads_may_map_at_the_same_time():
+    with FileStore(None) as store, ThreadPoolExecutor(8) as executor:
+        arrays = [np.full(1000, i, np.uint16) for i in range(200)]
+        for found, array in zip(executor.map(store.mapped, arrays), arrays, strict=True):
+            np.testing.assert_array_equal(found, array)
+
+
+def test_a_full_disk_is_explained(monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    with FileStore(None) as store:
+        monkeypatch.setattr(MappedFile, "add", full)
+        with pytest.raises(OSError, match=r"cannot be kept in .*No space left.*another cache_dir, or memory level 1"):
+            store.mapped(ARRAYS[0])

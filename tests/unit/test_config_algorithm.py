@@ -35,7 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "num_iterations": 1000,
     "learning_rate": 0.1,
     "early_stop": False,
-    "output_index": 0,
+    "output_index": None,
     "lr_adjust": None,
     "target_op_type": (
         "Conv",
@@ -46,6 +46,7 @@ DEFAULTS: dict[str, Any] = {
         "LayerNormalization",
     ),
     "selective_update": False,
+    "evaluator": None,
     "update_bias": None,
     "output_qdq": False,
     "drop_ratio": 1.0,
@@ -80,7 +81,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "num_iterations": positive_ints,
     "learning_rate": positives,
     "early_stop": flags,
-    "output_index": st.integers(0, 99),
+    "output_index": st.none() | st.integers(0, 99),
     "lr_adjust": st.none() | st.tuples(positives, positives),
     "target_op_type": st.lists(st.sampled_from(TUNABLE_OP_TYPES), min_size=1),
     "selective_update": flags,
@@ -103,7 +104,10 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "solver": st.sampled_from(["auto", "gradient", "least_squares"]),
 }
 kinds = st.sampled_from([AdaRoundConfig, AdaQuantConfig])
-configs = st.builds(lambda kind, options: kind(**options), kinds, st.fixed_dictionaries({}, optional=OPTIONS))
+options = st.fixed_dictionaries({}, optional=OPTIONS).filter(
+    lambda given: not (given.get("parallel") and given.get("selective_update"))
+)
+configs = st.builds(lambda kind, options: kind(**options), kinds, options)
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -176,7 +180,7 @@ WRONG_VALUES = [
     ("learning_rate", 0.0, "a number > 0"),
     ("learning_rate", math.nan, "a number > 0"),
     ("learning_rate", math.inf, "a number > 0"),
-    ("output_index", -1, "an int >= 0"),
+    ("output_index", -1, "an int >= 0, or None"),
     ("lr_adjust", (1.0,), "two numbers > 0 (error threshold, new learning rate), or a callable, or None"),
     ("lr_adjust", (0.1, 0), "two numbers > 0 (error threshold, new learning rate), or a callable, or None"),
     ("target_op_type", (), f"a list of one or more of {', '.join(TUNABLE_OP_TYPES)}"),
@@ -211,6 +215,9 @@ WRONG_TYPES = [
     *((name, 1) for name, default in DEFAULTS.items() if type(default) is bool),
     *((name, None) for name, default in DEFAULTS.items() if default is not None),
     ("num_iterations", 1000.0),
+    ("output_index", "1"),
+    ("output_index", False),
+    ("evaluator", "accuracy"),
     ("optim_device", 0),
     ("target_op_type", "Conv"),
     ("target_op_type", [1]),
@@ -245,7 +252,7 @@ def test_unknown_op_type_names_the_nearest() -> None:
     [
         ("num_iteration", "did you mean 'num_iterations'"),
         ("NumIterations", "did you mean 'num_iterations'"),
-        ("lr", "known: optim_device, infer_device, .* and 18 more"),
+        ("lr", "known: optim_device, infer_device, .* and 19 more"),
     ],
 )
 def test_unknown_keyword_names_the_nearest(keyword: str, hint: str) -> None:
@@ -278,6 +285,31 @@ def test_callable_lr_adjust_is_kept_and_cannot_be_written() -> None:
     assert config.lr_adjust is halve
     with pytest.raises(ConfigError, match=r"AdaRoundConfig.lr_adjust: .* a callable cannot"):
         config.to_dict()
+
+
+def test_an_evaluator_is_kept_and_cannot_be_written() -> None:
+    def accuracy(session: Any) -> float:
+        return float(session is None)
+
+    config = AdaQuantConfig(selective_update=True, evaluator=accuracy)
+    assert config.evaluator is accuracy
+    assert config == dataclasses.replace(config)
+    with pytest.raises(ConfigError, match=r"AdaQuantConfig.evaluator: .* a callable cannot"):
+        config.to_dict()
+
+
+def test_an_evaluator_needs_selective_update() -> None:
+    with pytest.raises(ConfigError, match=r"AdaRoundConfig.evaluator: .*, or selective_update=True with it"):
+        AdaRoundConfig(evaluator=len)
+    with pytest.raises(ConfigError, match="selective_update=True"):
+        dataclasses.replace(AdaQuantConfig(selective_update=True, evaluator=len), selective_update=False)
+
+
+def test_parallel_and_selective_update_exclude_each_other() -> None:
+    with pytest.raises(ConfigError, match=r"AdaQuantConfig.parallel: got True, expected False with selective_update"):
+        AdaQuantConfig(parallel=True, selective_update=True)
+    with pytest.raises(ConfigError, match="False with selective_update"):
+        AdaRoundConfig.from_dict({"parallel": True, "selective_update": True})
 
 
 @pytest.mark.parametrize(

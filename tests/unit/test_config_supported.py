@@ -32,7 +32,11 @@ IN_EFFECT: dict[str, Any] = {
     "mem_opt_level": 2,
     "cache_dir": "somewhere",
     "solver": "least_squares",
+    "selective_update": True,
+    "parallel": True,
+    "select_max_mem_layer": True,
 }
+IN_EFFECT_WITH_SELECTIVE_UPDATE: dict[str, Any] = {"output_index": 1, "evaluator": len}
 IGNORED: dict[str, Any] = {
     "batch_size": 2,
     "num_batches": 2,
@@ -52,23 +56,30 @@ IGNORED: dict[str, Any] = {
 NOT_YET: dict[str, Any] = {
     "optim_device": "cuda:0",
     "infer_device": "cuda",
-    "output_index": 1,
-    "selective_update": True,
     "output_qdq": True,
     "drop_ratio": 0.5,
     "ref_model_path": "model.onnx",
-    "parallel": True,
-    "select_max_mem_layer": True,
 }
 
 
 def test_every_keyword_is_in_effect_reported_or_refused() -> None:
-    assert sorted([*IN_EFFECT, *IGNORED, *NOT_YET]) == sorted(field.name for field in fields(AdaRoundConfig))
+    listed = [*IN_EFFECT, *IN_EFFECT_WITH_SELECTIVE_UPDATE, *IGNORED, *NOT_YET]
+    assert sorted(listed) == sorted(field.name for field in fields(AdaRoundConfig))
 
 
 @pytest.mark.parametrize("keyword", IN_EFFECT)
 def test_keywords_in_effect_are_not_reported(keyword: str) -> None:
     assert check_engine_supports(AdaRoundConfig(**{keyword: IN_EFFECT[keyword]})) == ()
+
+
+@pytest.mark.parametrize("solver", ["least_squares", "gradient"])
+def test_output_index_is_in_effect_only_where_outputs_are_compared(solver: str) -> None:
+    for name, value in IN_EFFECT_WITH_SELECTIVE_UPDATE.items():
+        assert check_engine_supports(AdaRoundConfig(solver=solver, selective_update=True, **{name: value})) == ()
+    for others in ({}, {"selective_update": True, "evaluator": len}):
+        (ignored,) = check_engine_supports(AdaRoundConfig(solver=solver, output_index=0, **others))
+        assert (ignored.keyword, ignored.value) == ("output_index", 0)
+        assert "selective_update" in ignored.reason
 
 
 @pytest.mark.parametrize("keyword", IGNORED)

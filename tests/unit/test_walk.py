@@ -130,6 +130,35 @@ def test_stores_agree(walk_case: tuple[RandomGraph, list[list[str]]]):
             np.testing.assert_array_equal(a[name], b[name])
 
 
+@settings(max_examples=40, deadline=None)
+@given(walks())
+def test_looking_ahead(walk_case: tuple[RandomGraph, list[list[str]]]):
+    """From every stop, the tensors of the last one; the walk then goes on as if nobody had looked."""
+    graph, stops = walk_case
+    batches = batches_of(graph, (2, 1))
+    last = tuple(stops[-1])
+    expected = [{**batch, **inner_tensors(graph.model, batch)} for batch in batches]
+    store = WatchedStore()
+    walk = Walk("float", graph.model, stops, store, threads=1)
+    for index, batch in enumerate(batches):
+        walk.put_inputs(index, batch)
+    for targets in stops:
+        held = set(store.held)
+        ahead = walk.ahead(last)
+        for index in range(len(batches)):
+            found = ahead.run(index)
+            assert set(found) == set(last)
+            for name in last:
+                close(found[name], expected[index][name])
+        assert store.held == held
+        step = walk.advance()
+        for index in range(len(batches)):
+            found = step.run(index)
+            for name in targets:
+                close(found[name], expected[index][name])
+    assert not store.held
+
+
 QUANTIZED = """(float[N,2] x) => (float[N,2] y) {
     w1_real = DequantizeLinear(w1, scale)
     w2_real = DequantizeLinear(w2, scale)
@@ -149,6 +178,21 @@ def test_later_steps_see_integers_written_before_them():
         by_name = {tensor.name: tensor for tensor in model.graph.initializer}
         write_integers(by_name["w2"], np.array([[0, 4], [4, 0]], np.int32))
         np.testing.assert_array_equal(walk.advance().run(0)["y"], [[2, 1]])
+
+
+def test_looking_ahead_sees_the_integers_of_that_moment():
+    model = build(QUANTIZED, w1=np.eye(2, dtype=np.int8), w2=np.eye(2, dtype=np.int8), scale=0.5)
+    with MemoryStore() as store:
+        walk = Walk("quantized", model, [["x"], ["a"], ["y"]], store, threads=1)
+        walk.put_inputs(0, {"x": np.float32([[1, 2]])})
+        walk.advance().run(0)  # as before the first layer
+        by_name = {tensor.name: tensor for tensor in model.graph.initializer}
+        np.testing.assert_array_equal(walk.ahead(("y",)).run(0)["y"], [[0.25, 0.5]])
+        write_integers(by_name["w1"], np.array([[4, 0], [0, 4]], np.int32))
+        np.testing.assert_array_equal(walk.ahead(("y",)).run(0)["y"], [[1, 2]])
+        np.testing.assert_array_equal(walk.advance().run(0)["a"], [[2, 4]])
+        write_integers(by_name["w1"], np.zeros((2, 2), np.int32))
+        np.testing.assert_array_equal(walk.ahead(("y",)).run(0)["y"], [[1, 2]])  # the node has run
 
 
 def test_two_graphs_share_a_store():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from quark.onnx.errors import ConfigError
 
 from .frozen import NamedConfig, strict_keywords
-from .validate import Check, Flag, FlagOrNone, PathOrNone, integer, optional, real, string, strings
+from .validate import Check, Flag, FlagOrNone, PathOrNone, integer, optional, problem, real, string, strings
 
 __all__ = ["TUNABLE_OP_TYPES", "AdaQuantConfig", "AdaRoundConfig", "AlgoConfig", "FastFinetuneConfig"]
 
@@ -36,6 +38,12 @@ def _lr_adjust(value: object) -> object:
     return value if callable(value) else _pair(value)
 
 
+def _callable(value: object) -> object:
+    if not callable(value):
+        raise TypeError
+    return value
+
+
 Count = Annotated[int, integer("an int >= 1", lambda n: n >= 1)]
 Index = Annotated[int, integer("an int >= 0", lambda n: n >= 0)]
 Seed = Annotated[int, integer("an int from 0 to 2**64 - 1", lambda n: 0 <= n < 2**64)]
@@ -56,6 +64,8 @@ LrAdjust = Annotated[
     tuple[float, float] | Callable[[float], float] | None,
     optional(Check("two numbers > 0 (error threshold, new learning rate), or a callable", _lr_adjust)),
 ]
+IndexOrNone = Annotated[int | None, optional(integer("an int >= 0", lambda n: n >= 0))]
+Evaluator = Annotated[Callable[[Any], float] | None, optional(Check("a callable", _callable))]
 Solver = Annotated[
     Literal["auto", "gradient", "least_squares"],
     string(f"one of {', '.join(_SOLVERS)}", lambda solver: solver in _SOLVERS),
@@ -82,12 +92,17 @@ class FastFinetuneConfig(AlgoConfig):
         num_iterations: optimiser steps per layer.
         learning_rate: Adam's step size.
         early_stop: end a layer when the mean loss of a window is no better than that of the windows before.
-        output_index: which model output `selective_update` judges.
+        output_index: the position of the model output that `selective_update` compares; None: all.
         lr_adjust: (threshold, new rate): a layer whose mean squared output error is above the threshold
             before it is tuned uses the new rate; or a callable from that error to the rate. None:
             `learning_rate` everywhere.
         target_op_type: the op types that are tuned.
-        selective_update: keep a layer only if the error of the whole model falls.
+        selective_update: keep a layer only if the whole model gets better by it: if the L2 norm of quantized minus
+            float output, mean over all samples and outputs of floats, falls; or as `evaluator` says. The nodes behind
+            the layer are run again for it.
+        evaluator: takes the place of that L2 norm: called with an onnxruntime.InferenceSession of the quantized model
+            as it is now, Q/DQ computed as defined, it returns a finite number, higher is better. Called once before
+            the first layer, and after each that was changed. Not in AMD Quark.
         update_bias: tune the bias too. None: yes with least squares, where the best bias has a closed form;
             no with the gradient solver, as in AMD Quark.
         output_qdq: judge the layer after the quantization of its output.
@@ -100,11 +115,11 @@ class FastFinetuneConfig(AlgoConfig):
         ref_model_path: a model that replaces the float model as the reference.
         dynamic_batch: take all the data as one batch.
         parallel: gather all layers' inputs from the model as it is before finetuning, and tune layers side by
-            side.
+            side. The gradient solver then keeps the data of all layers. Not with `selective_update`.
         reg_param: weight of AdaRound's rounding regulariser.
         beta_range: (start, end) of the regulariser's exponent, annealed by a cosine.
         warm_start: share of the steps before the regulariser sets in.
-        select_max_mem_layer: tune only the layer that needs the most memory.
+        select_max_mem_layer: tune only the layer whose input and float output need the most memory.
         num_workers: loader processes of AMD Quark's level 2.
         pin_memory: page-locked buffers of AMD Quark's level 2.
         use_gds: GPU-direct file reading of AMD Quark's level 2.
@@ -112,7 +127,7 @@ class FastFinetuneConfig(AlgoConfig):
             loops, "auto" picks for each layer. Not in AMD Quark.
 
     Raises:
-        ConfigError: a wrong value; ConfigTypeError: a wrong type, or an unknown keyword.
+        ConfigError: a wrong value, or two that do not go together; ConfigTypeError: a wrong type, an unknown keyword.
     """
 
     optim_device: Device = "cpu"
@@ -124,10 +139,11 @@ class FastFinetuneConfig(AlgoConfig):
     num_iterations: Count = 1000
     learning_rate: Rate = 0.1
     early_stop: Flag = False
-    output_index: Index = 0
+    output_index: IndexOrNone = None
     lr_adjust: LrAdjust = None
     target_op_type: OpTypes = TUNABLE_OP_TYPES
     selective_update: Flag = False
+    evaluator: Evaluator = None
     update_bias: FlagOrNone = None
     output_qdq: Flag = False
     drop_ratio: Share = 1.0
@@ -145,6 +161,15 @@ class FastFinetuneConfig(AlgoConfig):
     pin_memory: Flag = False
     use_gds: Flag = False
     solver: Solver = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kind = type(self).__name__
+        if self.evaluator is not None and not self.selective_update:
+            raise ConfigError(problem(f"{kind}.evaluator", self.evaluator, "None, or selective_update=True with it"))
+        if self.parallel and self.selective_update:
+            expected = "False with selective_update, which needs each layer's result before the next"
+            raise ConfigError(problem(f"{kind}.parallel", True, expected))
 
 
 @strict_keywords

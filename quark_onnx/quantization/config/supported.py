@@ -36,13 +36,9 @@ _NO_SPEC = {
 _NOT_YET = (
     "optim_device",
     "infer_device",
-    "output_index",
-    "selective_update",
     "output_qdq",
     "drop_ratio",
     "ref_model_path",
-    "parallel",
-    "select_max_mem_layer",
 )
 
 # Keywords that only steer an iteration over mini-batches, with why a closed-form solver has no use for them.
@@ -110,6 +106,8 @@ def check_engine_supports(config: FastFinetuneConfig) -> tuple[IgnoredOption, ..
             instead = f"{getattr(kind, keyword)!r}: nothing acts on this option yet"
             raise _unsupported(f"{kind.__name__}.{keyword}", changed[keyword], instead)
     meaningless = _NEVER if config.solver == "gradient" else {**_NO_MEANING, **_NEVER}
+    if not config.selective_update or config.evaluator is not None:
+        meaningless = {**meaningless, "output_index": "only selective_update without an evaluator looks at it"}
     return tuple(
         IgnoredOption(keyword, value, meaningless[keyword])
         for keyword, value in changed.items()

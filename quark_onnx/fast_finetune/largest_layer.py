@@ -1,0 +1,64 @@
+"""The one layer whose data needs the most memory: `select_max_mem_layer`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import onnx
+
+from quark.onnx.fast_finetune.samples import KeptSamples
+from quark.onnx.fast_finetune.walk import Walk
+from quark.onnx.plan.types import LayerPlan, Plan, SkippedLayer
+
+__all__ = ["with_largest_layer"]
+
+_MIB = 1 << 20
+
+
+def with_largest_layer(
+    float_model: onnx.ModelProto, quantized: onnx.ModelProto, plan: Plan, samples: KeptSamples, *, threads: int
+) -> Plan:
+    """The plan with only the layer whose input and float output need the most memory, over all samples; the first of
+    several. The others are skipped, which says why.
+
+    Raises:
+        FinetuneError: onnxruntime cannot run a graph.
+    """
+    sizes = _bytes_of_layers(float_model, quantized, plan.layers, samples, threads)
+    largest = max(range(len(sizes)), key=sizes.__getitem__)
+    chosen = plan.layers[largest]
+    why = "select_max_mem_layer: its data needs {:.3g} MiB, that of {!r} {:.3g} MiB"
+    skipped = tuple(
+        SkippedLayer(layer.node, layer.op_type, why.format(size / _MIB, chosen.node, sizes[largest] / _MIB))
+        for layer, size in zip(plan.layers, sizes, strict=True)
+        if layer is not chosen
+    )
+    return replace(plan, layers=(chosen,), skipped=(*plan.skipped, *skipped))
+
+
+def _bytes_of_layers(
+    float_model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    layers: tuple[LayerPlan, ...],
+    samples: KeptSamples,
+    threads: int,
+) -> list[int]:
+    """Measured on one batch of each shape, which stands for all batches of that shape."""
+    shapes = [tuple((name, array.shape) for name, array in samples.load(b).items()) for b in range(samples.batches)]
+    measured = {shapes.index(shape): count for shape, count in Counter(shapes).items()}
+    inputs = Walk(
+        "sizes quantized", quantized, [[layer.input.tensor for layer in layers]], samples.store, threads=threads
+    )
+    targets = Walk("sizes float", float_model, [[layer.target for layer in layers]], samples.store, threads=threads)
+    for batch in measured:
+        arrays = samples.load(batch)
+        for walk in (inputs, targets):
+            walk.put_inputs(batch, {name: arrays[name] for name in walk.dataflow.inputs})
+    run_inputs, run_targets = inputs.advance().run, targets.advance().run
+    sizes = [0] * len(layers)
+    for batch, count in measured.items():
+        x, y = run_inputs(batch), run_targets(batch)
+        for index, layer in enumerate(layers):
+            sizes[index] += count * (x[layer.input.tensor].nbytes + 4 * y[layer.target].size)
+    return sizes
