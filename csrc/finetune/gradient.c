@@ -1,13 +1,15 @@
 /* The published loops: AdaRound (arXiv 2004.10568) and AdaQuant (2006.10518), by Adam on mini-batches.
  *
- * Each output channel is a problem of its own, and so the loss of channel r is taken in units of U_r = scale_r^2
- * E[x^2], about what it costs to move one weight by one step. Then neither Adam nor AdaRound's regulariser depends on
+ * Each output channel is a problem of its own (but for softmax), and so the loss of channel r is taken in units of
+ * U_r = scale_r^2 E[x^2] E[f'^2], about what it costs to move one weight by one step; f' is the derivative of what
+ * stands between the layer's output and the loss. Then neither Adam nor AdaRound's regulariser depends on
  * the scale of activations or weights, nor on the number of weights (docs/numerics.md). */
 #include "base/blas.h"
 #include "base/memory.h"
 #include "base/pool.h"
 #include "base/random.h"
 #include "finetune/early_stop.h"
+#include "finetune/input_mixing.h"
 #include "finetune/reconstruction.h"
 #include "finetune/schedule.h"
 #include "kernels/kernels.h"
@@ -32,28 +34,32 @@ typedef struct {
     int64_t rows, inputs, weights;
     int64_t *samples[2], count[2]; /* by qk_set */
     int64_t *order;                /* the fitted samples as they are drawn */
+    qk_input_mixing mixing;        /* of drop_ratio below 1 */
     qk_reconstruction on;
     qk_reconstruction_result found;
     float *weight, *variable, *base, *first, *second, *best; /* (rows, K) */
     float *bias, *bias_first, *bias_second, *best_bias;      /* (rows) */
     float *per_unit;                                         /* (rows): 1 / U */
     double *rounding;                                        /* (rows): sum of the regulariser */
-    double *row_loss, *row_before;                           /* (rows): scratch; judged loss of the start */
+    double *row_loss, *row_slope;                            /* (rows): scratch */
+    double *row_before;                                      /* (rows): judged loss of the start */
     qk_adam adam;
     float penalty, beta;
 } trainer;
 
+static bool mixes(const trainer *t) { return t->options->drop_ratio < 1; }
 static bool trains_bias(const trainer *t) { return t->options->update_bias && t->start->bias && t->start->bias_scale; }
 
 /* ---- set-up ---------------------------------------------------------------------------------- */
 
 static void trainer_destroy(trainer *t) {
     qk_reconstruction_destroy(&t->on);
+    qk_input_mixing_destroy(&t->mixing);
     void *arrays[] = {
         t->order,    t->samples[0], t->samples[1],  t->found.gradient, t->found.slope, t->found.mean_power,
         t->weight,   t->variable,   t->base,        t->first,          t->second,      t->best,
         t->bias,     t->bias_first, t->bias_second, t->best_bias,      t->per_unit,    t->rounding,
-        t->row_loss, t->row_before};
+        t->row_loss, t->row_slope,  t->row_before};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
@@ -70,7 +76,8 @@ static qk_status trainer_allocate(trainer *t) {
     t->rounding = QK_NEW(double, t->rows);
     t->row_loss = QK_NEW(double, t->rows);
     t->row_before = QK_NEW(double, t->rows);
-    ok &= t->order && t->found.mean_power && t->rounding && t->row_loss && t->row_before;
+    t->row_slope = QK_NEW(double, t->rows);
+    ok &= t->order && t->found.mean_power && t->rounding && t->row_loss && t->row_slope && t->row_before;
     return ok ? QK_OK : QK_E_NOMEM;
 }
 
@@ -103,6 +110,11 @@ static qk_status trainer_init(trainer *t) {
     if (t->options->batch_size > t->count[QK_FITTED]) return QK_E_ARG;
     const int64_t most = t->options->batch_size > EVALUATED ? t->options->batch_size : EVALUATED;
     QK_TRY(qk_reconstruction_init(&t->on, t->data, most, t->pool));
+    if (mixes(t)) {
+        if (!(t->options->drop_ratio >= 0) || !t->data->x_float[0].data) return QK_E_ARG;
+        QK_TRY(qk_input_mixing_init(&t->mixing, t->data, t->options->drop_ratio, t->options->seed,
+                                    t->options->batch_size));
+    }
     set_variables(t);
     return QK_OK;
 }
@@ -113,7 +125,8 @@ static qk_status trainer_init(trainer *t) {
 typedef struct {
     double *row_loss;     /* (rows) */
     double *mean_power;   /* (groups * K): mean square of each input */
-    double *mean_error;   /* (rows): of each output */
+    double *mean_error;   /* (rows): of each output, times the stage's derivative */
+    double *slope_power;  /* (rows): mean square of that */
     double *target_power; /* mean square of the target */
 } summary;
 
@@ -127,6 +140,7 @@ static double evaluate(trainer *t, qk_set set, summary sums) {
     qk_reconstruction_result found = {.row_loss = sums.row_loss ? t->row_loss : NULL,
                                       .slope = sums.mean_error ? t->found.slope : NULL,
                                       .mean_power = sums.mean_power ? t->found.mean_power : NULL,
+                                      .slope_power = sums.slope_power ? t->row_slope : NULL,
                                       .target_power = sums.target_power ? &power : NULL};
     for (int64_t i = 0; i < t->count[set]; i += EVALUATED) {
         const int64_t n = t->count[set] - i < EVALUATED ? t->count[set] - i : EVALUATED;
@@ -135,6 +149,7 @@ static double evaluate(trainer *t, qk_set set, summary sums) {
         loss += share * found.loss;
         add_share(sums.row_loss, found.row_loss, t->rows, share);
         add_share(sums.mean_power, found.mean_power, t->data->geometry.groups * t->inputs, share);
+        add_share(sums.slope_power, found.slope_power, t->rows, share);
         add_share(sums.target_power, found.target_power, 1, share);
         for (int64_t r = 0; r < t->rows && sums.mean_error; r++) sums.mean_error[r] += share * found.slope[r] / 2;
     }
@@ -145,20 +160,23 @@ static double evaluate(trainer *t, qk_set set, summary sums) {
 static qk_set judging_set(const trainer *t) { return t->count[QK_HELD_OUT] ? QK_HELD_OUT : QK_FITTED; }
 
 static qk_status judge_start(trainer *t, qk_gradient_result *result) {
-    const int64_t K = t->inputs, O = t->data->geometry.outputs;
-    double *power = QK_NEW(double, t->data->geometry.groups * K);
+    const int64_t K = t->inputs, O = t->data->geometry.outputs, inputs = t->data->geometry.groups * K;
+    double *power = QK_NEW(double, inputs + t->rows);
     if (!power) return QK_E_NOMEM;
+    double *slope_power = power + inputs;
     result->power[QK_FITTED] = result->power[QK_HELD_OUT] = 0;
     for (int set = 0; set < 2; set++)
         result->before[set] = evaluate(t, (qk_set)set,
                                        (summary){.row_loss = (qk_set)set == judging_set(t) ? t->row_before : NULL,
                                                  .mean_power = set == QK_FITTED ? power : NULL,
+                                                 .slope_power = set == QK_FITTED ? slope_power : NULL,
                                                  .target_power = &result->power[set]});
     for (int64_t r = 0; r < t->rows; r++) {
         double mean = 0;
         for (int64_t k = 0; k < K; k++) mean += power[r / O * K + k] / (double)K;
-        const float per_unit = (float)(1 / ((double)t->start->weight_scale[r] * t->start->weight_scale[r] * mean));
-        t->per_unit[r] = isfinite(per_unit) ? per_unit : 0; /* dead inputs: nothing to train */
+        const double scale = t->start->weight_scale[r];
+        const float per_unit = (float)(1 / (scale * scale * mean * slope_power[r]));
+        t->per_unit[r] = isfinite(per_unit) ? per_unit : 0; /* dead inputs or outputs: nothing to train */
     }
     free(power);
     const bool finite =
@@ -251,6 +269,8 @@ static qk_status iterate(trainer *t, qk_gradient_result *result) {
     for (int64_t it = 0; it < o->iterations; it++) {
         if (it % STEPS_PER_LOOK == 0 && o->cancelled && o->cancelled(o->user)) return QK_E_CANCELLED;
         draw(t, &random);
+        if (mixes(t)) qk_mix_inputs(&t->mixing, t->order, o->batch_size, it, t->pool);
+        t->on.inputs = t->mixing.samples;
         t->found.slope = bias ? slope : NULL;
         t->found.mean_power = NULL;
         qk_reconstruct(&t->on, t->weight, t->bias, t->order, o->batch_size, &t->found);
@@ -275,6 +295,7 @@ static qk_status iterate(trainer *t, qk_gradient_result *result) {
             break;
         }
     }
+    t->on.inputs = NULL;
     if (has_best) {
         memcpy(t->variable, t->best, (size_t)t->weights * sizeof(float));
         memcpy(t->bias, t->best_bias, (size_t)t->rows * sizeof(float));
@@ -306,15 +327,23 @@ static void round_bias(trainer *t, int32_t *bias_q) {
     }
 }
 
-/* Outputs are problems of their own: those that did not get better get back what they had. */
+/* Whether the loss of one output depends on the weights of others. */
+static bool outputs_are_coupled(const trainer *t) { return t->data->stage.activation.kind == QK_SOFTMAX; }
+
+/* Outputs are problems of their own: those that did not get better get back what they had. Coupled ones stand or fall
+ * together. */
 static qk_status keep_better_rows(trainer *t, qk_gradient_result *result) {
     const qk_quantized_layer *l = t->start;
-    double *after = QK_NEW(double, t->rows);
+    double *after = QK_NEW(double, t->rows), all_before = 0, all_after = 0;
     if (!after) return QK_E_NOMEM;
     evaluate(t, judging_set(t), (summary){.row_loss = after});
+    for (int64_t r = 0; r < t->rows; r++) {
+        all_before += t->row_before[r];
+        all_after += after[r];
+    }
     result->improved = 0;
     for (int64_t r = 0; r < t->rows; r++) {
-        if (after[r] < t->row_before[r]) {
+        if (outputs_are_coupled(t) ? all_after < all_before : after[r] < t->row_before[r]) {
             result->improved++;
             continue;
         }
@@ -330,16 +359,22 @@ static qk_status keep_better_rows(trainer *t, qk_gradient_result *result) {
     return QK_OK;
 }
 
+/* The best bias for these weights; behind an activation a step of Gauss and Newton towards it. */
+static qk_status fit_bias(trainer *t) {
+    double *mean_error = QK_NEW(double, 2 * t->rows);
+    if (!mean_error) return QK_E_NOMEM;
+    double *slope_power = mean_error + t->rows;
+    evaluate(t, QK_FITTED, (summary){.mean_error = mean_error, .slope_power = slope_power});
+    for (int64_t r = 0; r < t->rows; r++)
+        if (slope_power[r] > 0) t->bias[r] -= (float)(mean_error[r] / slope_power[r]);
+    free(mean_error);
+    return QK_OK;
+}
+
 static qk_status finish(trainer *t, qk_gradient_result *result) {
     round_weights(t, result->weight_q);
     if (trains_bias(t)) {
-        if (t->options->method == QK_ADAROUND) { /* the best bias for these weights has a closed form */
-            double *mean = QK_NEW(double, t->rows);
-            if (!mean) return QK_E_NOMEM;
-            evaluate(t, QK_FITTED, (summary){.mean_error = mean});
-            for (int64_t r = 0; r < t->rows; r++) t->bias[r] -= (float)mean[r];
-            free(mean);
-        }
+        if (t->options->method == QK_ADAROUND) QK_TRY(fit_bias(t));
         round_bias(t, result->bias_q);
     }
     QK_TRY(keep_better_rows(t, result));
@@ -365,7 +400,7 @@ qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start
 }
 
 qk_status qk_start_loss(const qk_training_data *data, const qk_quantized_layer *start, qk_pool *pool, double *loss) {
-    const qk_gradient_options options = {.method = QK_ADAROUND, .batch_size = 1};
+    const qk_gradient_options options = {.method = QK_ADAROUND, .batch_size = 1, .drop_ratio = 1};
     trainer t = {.data = data, .start = start, .options = &options, .pool = pool};
     qk_blas_enter();
     const qk_status status = trainer_init(&t);

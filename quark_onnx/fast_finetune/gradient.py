@@ -79,6 +79,7 @@ class GradientLayer:
             reg_param=config.reg_param,
             warm_start=config.warm_start,
             beta_range=config.beta_range,
+            drop_ratio=config.drop_ratio,
             window=window if config.early_stop else 0,
             patience=0,
             seed=config.fixed_seed,

@@ -97,7 +97,7 @@ static void without_samples_there_is_nothing_to_train_on(void) {
     fixture f = fixture_of(&ref_cases[0], SAMPLES, 1, 1);
     const qk_gradient_options o = options_of(QK_ADAQUANT, true);
     qk_gradient_result r;
-    CHECK(qk_training_data_new(&f.data, &f.geometry, 0) == QK_OK);
+    CHECK(qk_training_data_new(&f.data, &f.geometry, NULL, 0) == QK_OK);
     double loss;
     CHECK(train(&f, &o, &r) == QK_E_NO_ROWS);
     CHECK(qk_start_loss(f.data, &f.start, f.pool, &loss) == QK_E_NO_ROWS);

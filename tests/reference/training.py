@@ -127,6 +127,7 @@ class Options:
     reg_param: float = 0.01
     warm_start: float = 0.2
     beta_range: tuple[float, float] = (20.0, 2.0)
+    drop_ratio: float = 1.0
     window: int = 0
     patience: int = 0
     seed: int = 0
