@@ -204,6 +204,8 @@ class TrainingData:
         window: int,
         patience: int,
         seed: int,
+        offered_weight: NDArray[np.int32] | None,
+        offered_bias: NDArray[np.int32] | None,
         pool: ThreadPool,
     ) -> TrainedLayer:
         """AdaRound or AdaQuant by gradient, from the float weight."""
@@ -220,5 +222,6 @@ class TrainedLayer(TypedDict):
     power: tuple[float, float]
     samples: tuple[int, int]
     improved: int
+    trained: int
     iterations: int
     stopped_early: bool

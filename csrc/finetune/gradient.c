@@ -39,10 +39,12 @@ typedef struct {
     qk_reconstruction_result found;
     float *weight, *variable, *base, *first, *second, *best; /* (rows, K) */
     float *bias, *bias_first, *bias_second, *best_bias;      /* (rows) */
+    int32_t *weight_q, *bias_q;                              /* (rows, K), (rows): what the steps led to */
     float *per_unit;                                         /* (rows): 1 / U */
     double *rounding;                                        /* (rows): sum of the regulariser */
-    double *row_loss, *row_slope;                            /* (rows): scratch */
-    double *row_before;                                      /* (rows): judged loss of the start */
+    double *row_loss, *row_slope, *row_offered;              /* (rows): scratch */
+    bool *took;                                              /* (rows): whether the result is no longer the start */
+    double *row_best;                                        /* (rows): judged loss of the result so far */
     qk_adam adam;
     float penalty, beta;
 } trainer;
@@ -59,7 +61,8 @@ static void trainer_destroy(trainer *t) {
         t->order,    t->samples[0], t->samples[1],  t->found.gradient, t->found.slope, t->found.mean_power,
         t->weight,   t->variable,   t->base,        t->first,          t->second,      t->best,
         t->bias,     t->bias_first, t->bias_second, t->best_bias,      t->per_unit,    t->rounding,
-        t->row_loss, t->row_slope,  t->row_before};
+        t->row_loss, t->row_slope,  t->row_offered, t->took,           t->row_best,    t->weight_q,
+        t->bias_q};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
@@ -72,12 +75,17 @@ static qk_status trainer_allocate(trainer *t) {
     for (size_t i = 0; i < sizeof by_row / sizeof *by_row; i++) ok &= (*by_row[i] = QK_NEW(float, t->rows)) != NULL;
     for (int set = 0; set < 2; set++) ok &= (t->samples[set] = QK_NEW(int64_t, t->data->count)) != NULL;
     t->order = QK_NEW(int64_t, t->data->count);
+    t->weight_q = QK_NEW(int32_t, t->weights);
+    t->bias_q = QK_NEW(int32_t, t->rows);
     t->found.mean_power = QK_NEW(double, t->data->geometry.groups * t->inputs);
     t->rounding = QK_NEW(double, t->rows);
     t->row_loss = QK_NEW(double, t->rows);
-    t->row_before = QK_NEW(double, t->rows);
+    t->row_best = QK_NEW(double, t->rows);
     t->row_slope = QK_NEW(double, t->rows);
-    ok &= t->order && t->found.mean_power && t->rounding && t->row_loss && t->row_slope && t->row_before;
+    t->row_offered = QK_NEW(double, t->rows);
+    t->took = QK_NEW(bool, t->rows);
+    ok &= t->weight_q && t->bias_q && t->row_offered && t->took && t->order && t->found.mean_power && t->rounding &&
+          t->row_loss && t->row_slope && t->row_best;
     return ok ? QK_OK : QK_E_NOMEM;
 }
 
@@ -167,7 +175,7 @@ static qk_status judge_start(trainer *t, qk_gradient_result *result) {
     result->power[QK_FITTED] = result->power[QK_HELD_OUT] = 0;
     for (int set = 0; set < 2; set++)
         result->before[set] = evaluate(t, (qk_set)set,
-                                       (summary){.row_loss = (qk_set)set == judging_set(t) ? t->row_before : NULL,
+                                       (summary){.row_loss = (qk_set)set == judging_set(t) ? t->row_best : NULL,
                                                  .mean_power = set == QK_FITTED ? power : NULL,
                                                  .slope_power = set == QK_FITTED ? slope_power : NULL,
                                                  .target_power = &result->power[set]});
@@ -307,56 +315,58 @@ static qk_status iterate(trainer *t, qk_gradient_result *result) {
 
 static double clip(double q, int32_t lo, int32_t hi) { return fmin(fmax(q, lo), hi); }
 
-static void round_weights(trainer *t, int32_t *weight_q) {
+static int32_t integer_bias(const trainer *t, int64_t r, float bias) {
+    const qk_quantized_layer *l = t->start;
+    return (int32_t)clip(rint((double)(bias / l->bias_scale[r])), l->bias_qmin, l->bias_qmax);
+}
+
+/* The layer computes with these integers from now on. bias_q NULL: with the start's bias. */
+static void use_integers(trainer *t, const int32_t *weight_q, const int32_t *bias_q) {
+    const qk_quantized_layer *l = t->start;
+    for (int64_t i = 0; i < t->weights; i++) {
+        const int64_t row = i / t->inputs;
+        t->weight[i] = l->weight_scale[row] * (float)(weight_q[i] - l->weight_zp[row]);
+    }
+    for (int64_t r = 0; r < t->rows && l->bias; r++)
+        t->bias[r] = bias_q ? l->bias_scale[r] * (float)bias_q[r] : l->bias[r];
+}
+
+static void round_weights(trainer *t) {
     const qk_quantized_layer *l = t->start;
     for (int64_t i = 0; i < t->weights; i++) {
         const int64_t row = i / t->inputs;
         const double q = t->options->method == QK_ADAROUND
                              ? (double)t->base[i] + (t->variable[i] >= 0)
                              : rint((double)(t->variable[i] / l->weight_scale[row])) + l->weight_zp[row];
-        weight_q[i] = (int32_t)clip(q, l->qmin, l->qmax);
-        t->weight[i] = l->weight_scale[row] * (float)(weight_q[i] - l->weight_zp[row]);
-    }
-}
-
-static void round_bias(trainer *t, int32_t *bias_q) {
-    const qk_quantized_layer *l = t->start;
-    for (int64_t r = 0; r < t->rows; r++) {
-        bias_q[r] = (int32_t)clip(rint((double)(t->bias[r] / l->bias_scale[r])), l->bias_qmin, l->bias_qmax);
-        t->bias[r] = l->bias_scale[r] * (float)bias_q[r];
+        t->weight_q[i] = (int32_t)clip(q, l->qmin, l->qmax);
+        t->weight[i] = l->weight_scale[row] * (float)(t->weight_q[i] - l->weight_zp[row]);
     }
 }
 
 /* Whether the loss of one output depends on the weights of others. */
 static bool outputs_are_coupled(const trainer *t) { return t->data->stage.activation.kind == QK_SOFTMAX; }
 
-/* Outputs are problems of their own: those that did not get better get back what they had. Coupled ones stand or fall
- * together. */
-static qk_status keep_better_rows(trainer *t, qk_gradient_result *result) {
-    const qk_quantized_layer *l = t->start;
-    double *after = QK_NEW(double, t->rows), all_before = 0, all_after = 0;
-    if (!after) return QK_E_NOMEM;
-    evaluate(t, judging_set(t), (summary){.row_loss = after});
+/* Outputs are problems of their own: the result takes these integers for those that get better by them. Coupled
+ * outputs stand or fall together. Returns how many outputs took them. */
+static int64_t offer(trainer *t, const int32_t *weight_q, const int32_t *bias_q, qk_gradient_result *result) {
+    double *loss = t->row_offered, all_before = 0, all_now = 0;
+    int64_t taken = 0;
+    use_integers(t, weight_q, trains_bias(t) ? bias_q : NULL);
+    memset(loss, 0, (size_t)t->rows * sizeof *loss);
+    evaluate(t, judging_set(t), (summary){.row_loss = loss});
     for (int64_t r = 0; r < t->rows; r++) {
-        all_before += t->row_before[r];
-        all_after += after[r];
+        all_before += t->row_best[r];
+        all_now += loss[r];
     }
-    result->improved = 0;
     for (int64_t r = 0; r < t->rows; r++) {
-        if (outputs_are_coupled(t) ? all_after < all_before : after[r] < t->row_before[r]) {
-            result->improved++;
-            continue;
-        }
-        for (int64_t i = r * t->inputs; i < (r + 1) * t->inputs; i++) {
-            result->weight_q[i] = l->weight_q[i];
-            t->weight[i] = l->weight_scale[r] * (float)(l->weight_q[i] - l->weight_zp[r]);
-        }
-        t->bias[r] = l->bias ? l->bias[r] : 0;
-        if (trains_bias(t))
-            result->bias_q[r] = (int32_t)clip(rint((double)l->bias[r] / l->bias_scale[r]), l->bias_qmin, l->bias_qmax);
+        if (!(outputs_are_coupled(t) ? all_now < all_before : loss[r] < t->row_best[r])) continue;
+        taken++;
+        t->took[r] = true;
+        t->row_best[r] = loss[r];
+        memcpy(result->weight_q + r * t->inputs, weight_q + r * t->inputs, (size_t)t->inputs * sizeof *weight_q);
+        if (trains_bias(t)) result->bias_q[r] = bias_q[r];
     }
-    free(after);
-    return QK_OK;
+    return taken;
 }
 
 /* The best bias for these weights; behind an activation a step of Gauss and Newton towards it. */
@@ -371,13 +381,27 @@ static qk_status fit_bias(trainer *t) {
     return QK_OK;
 }
 
+/* The better of the start and of what the caller offers, output by output. */
+static void first_result(trainer *t, qk_gradient_result *result) {
+    const qk_quantized_layer *l = t->start;
+    const qk_gradient_options *o = t->options;
+    memcpy(result->weight_q, l->weight_q, (size_t)t->weights * sizeof *l->weight_q);
+    for (int64_t r = 0; r < t->rows && trains_bias(t); r++) result->bias_q[r] = integer_bias(t, r, l->bias[r]);
+    if (!o->offered_weight_q) return;
+    offer(t, o->offered_weight_q, o->offered_bias_q, result);
+    use_integers(t, l->weight_q, NULL);
+}
+
 static qk_status finish(trainer *t, qk_gradient_result *result) {
-    round_weights(t, result->weight_q);
+    round_weights(t);
     if (trains_bias(t)) {
         if (t->options->method == QK_ADAROUND) QK_TRY(fit_bias(t));
-        round_bias(t, result->bias_q);
+        for (int64_t r = 0; r < t->rows; r++) t->bias_q[r] = integer_bias(t, r, t->bias[r]);
     }
-    QK_TRY(keep_better_rows(t, result));
+    result->trained = offer(t, t->weight_q, t->bias_q, result);
+    result->improved = 0;
+    for (int64_t r = 0; r < t->rows; r++) result->improved += t->took[r];
+    use_integers(t, result->weight_q, trains_bias(t) ? result->bias_q : NULL);
     for (int set = 0; set < 2; set++) {
         result->after[set] = evaluate(t, (qk_set)set, (summary){0});
         result->samples[set] = t->count[set];
@@ -392,6 +416,7 @@ qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start
     qk_blas_enter();
     qk_status status = trainer_init(&t);
     if (status == QK_OK) status = judge_start(&t, result);
+    if (status == QK_OK) first_result(&t, result);
     if (status == QK_OK) status = iterate(&t, result);
     if (status == QK_OK) status = finish(&t, result);
     qk_blas_leave();

@@ -84,11 +84,14 @@ qk_status qk_training_data_add(qk_training_data *d, const qk_tensor *x, const qk
     if (e.samples == 0 || e.positions == 0 || y->dtype != QK_F32) return QK_E_SHAPE;
     if (x_float && (x_float->dtype != QK_F32 || x_float->dims[0] != x->dims[0] || !is_of_one_shape(x, x_float)))
         return QK_E_SHAPE;
-    if (d->stage.activation.kind == QK_SOFTMAX && (d->stage.axis < 1 || d->stage.axis >= y->ndim)) return QK_E_SHAPE;
     if (d->count == 0) {
+        if (d->stage.axis < 0) d->stage.axis += y->ndim;
+        if (d->stage.activation.kind == QK_SOFTMAX && (d->stage.axis < 1 || d->stage.axis >= y->ndim))
+            return QK_E_SHAPE;
         d->extent = e;
         QK_TRY(make_tables(d));
-    } else if (x->dtype != d->x[0].dtype || !is_of_one_shape(x, d->x) || !x_float != !d->x_float[0].data) {
+    } else if (x->dtype != d->x[0].dtype || !is_of_one_shape(x, d->x) || !is_of_one_shape(y, d->y) ||
+               !x_float != !d->x_float[0].data) {
         return QK_E_SHAPE;
     }
     if (!grow(d, e.samples)) return QK_E_NOMEM;

@@ -202,7 +202,7 @@ typedef struct {
 typedef struct {
     qk_activation activation;
     const float *slopes; /* (rows): `a` of each output; NULL: the same for all. The caller's memory */
-    int axis;            /* of softmax, in y: 1 .. ndim - 1 */
+    int axis;            /* of softmax, in y: 1 .. ndim - 1, or from the end: -1 .. */
     bool folded;         /* f(y) only: the ends of Q's grid do to z what f does */
     bool quantized;      /* Q is there; its gradient is 1 inside of the grid, else 0 */
     qk_affine affine;
@@ -237,6 +237,9 @@ typedef struct {
     int64_t window;    /* of early stop, in steps; 0: no early stop */
     int64_t patience;
     uint64_t seed;
+    /* Another solution for the same start, kept where it is the best: (rows, K), (rows). NULL: none. The second is not
+     * read where the bias stays. */
+    const int32_t *offered_weight_q, *offered_bias_q;
     double *losses; /* (iterations): reconstruction loss of every step (NaN: not run), the caller's; may be NULL */
     /* Called now and then by the calling thread; true: cancel. May be NULL. */
     bool (*cancelled)(void *user);
@@ -251,6 +254,7 @@ typedef struct {
     double power[2]; /* mean square of the target, for relative errors */
     int64_t samples[2];
     int64_t improved;   /* outputs whose judging loss is below the start's; the others are as they were */
+    int64_t trained;    /* those of them for which the steps did it, not the solution that was offered */
     int64_t iterations; /* that were run */
     qk_gradient_end end;
 } qk_gradient_result;

@@ -110,33 +110,46 @@ static PyObject *training_add(PyObject *object, PyObject *args) {
 }
 
 static PyObject *result_dict(const qk_gradient_result *r, PyObject *weight, PyObject *bias, PyObject *losses) {
-    return Py_BuildValue("{s:O,s:O,s:O,s:(dd),s:(dd),s:(dd),s:(LL),s:L,s:L,s:O}", "weight", weight, "bias", bias,
-                         "losses", losses, "before", r->before[QK_FITTED], r->before[QK_HELD_OUT], "after",
-                         r->after[QK_FITTED], r->after[QK_HELD_OUT], "power", r->power[QK_FITTED],
-                         r->power[QK_HELD_OUT], "samples", (long long)r->samples[QK_FITTED],
-                         (long long)r->samples[QK_HELD_OUT], "improved", (long long)r->improved, "iterations",
-                         (long long)r->iterations, "stopped_early", r->end == QK_STOPPED_EARLY ? Py_True : Py_False);
+    return Py_BuildValue(
+        "{s:O,s:O,s:O,s:(dd),s:(dd),s:(dd),s:(LL),s:L,s:L,s:L,s:O}", "weight", weight, "bias", bias, "losses", losses,
+        "before", r->before[QK_FITTED], r->before[QK_HELD_OUT], "after", r->after[QK_FITTED], r->after[QK_HELD_OUT],
+        "power", r->power[QK_FITTED], r->power[QK_HELD_OUT], "samples", (long long)r->samples[QK_FITTED],
+        (long long)r->samples[QK_HELD_OUT], "improved", (long long)r->improved, "trained", (long long)r->trained,
+        "iterations", (long long)r->iterations, "stopped_early", r->end == QK_STOPPED_EARLY ? Py_True : Py_False);
+}
+
+/* Arrays or None: the other solution. Its bias may be None only where the bias stays. */
+static bool offered_from(const training_object *self, PyObject *weight, PyObject *bias, const qk_quantized_layer *start,
+                         qk_gradient_options *o) {
+    PyArrayObject *w, *b;
+    if (weight == Py_None) return true;
+    if (!(w = qk_array(weight, "offered_weight", NPY_INT32, self->rows * self->inputs))) return false;
+    o->offered_weight_q = PyArray_DATA(w);
+    if (!start->bias || !start->bias_scale || !o->update_bias) return true;
+    if (!(b = qk_array(bias, "offered_bias", NPY_INT32, self->rows))) return false;
+    o->offered_bias_q = PyArray_DATA(b);
+    return true;
 }
 
 static PyObject *training_train(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"weight",     "weight_q",   "weight_scale",  "weight_zero_point",
-                            "qmin",       "qmax",       "bias",          "bias_scale",
-                            "bias_qmin",  "bias_qmax",  "update_bias",   "adaround",
-                            "batch_size", "iterations", "learning_rate", "reg_param",
-                            "warm_start", "beta_range", "drop_ratio",    "window",
-                            "patience",   "seed",       "pool",          NULL};
+    static char *names[] = {"weight",      "weight_q",   "weight_scale",   "weight_zero_point", "qmin",
+                            "qmax",        "bias",       "bias_scale",     "bias_qmin",         "bias_qmax",
+                            "update_bias", "adaround",   "batch_size",     "iterations",        "learning_rate",
+                            "reg_param",   "warm_start", "beta_range",     "drop_ratio",        "window",
+                            "patience",    "seed",       "offered_weight", "offered_bias",      "pool",
+                            NULL};
     training_object *self = (training_object *)object;
-    PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *pool_argument;
+    PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *offered_weight, *offered_bias, *pool_argument;
     qk_quantized_layer start = {0};
     qk_gradient_options o = {.cancelled = qk_signal_pending};
     int update_bias, adaround;
     long long batch_size, iterations, window, patience;
     unsigned long long seed;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO$iiOOiippLLddd(dd)dLLKO:train", names, &weight, &weight_q,
-                                     &scale, &zp, &start.qmin, &start.qmax, &bias, &bias_scale, &start.bias_qmin,
-                                     &start.bias_qmax, &update_bias, &adaround, &batch_size, &iterations,
-                                     &o.learning_rate, &o.reg_param, &o.warm_start, &o.beta_start, &o.beta_end,
-                                     &o.drop_ratio, &window, &patience, &seed, &pool_argument))
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "OOOO$iiOOiippLLddd(dd)dLLKOOO:train", names, &weight, &weight_q, &scale, &zp, &start.qmin,
+            &start.qmax, &bias, &bias_scale, &start.bias_qmin, &start.bias_qmax, &update_bias, &adaround, &batch_size,
+            &iterations, &o.learning_rate, &o.reg_param, &o.warm_start, &o.beta_start, &o.beta_end, &o.drop_ratio,
+            &window, &patience, &seed, &offered_weight, &offered_bias, &pool_argument))
         return NULL;
     qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
     if (!pool || !qk_quantized_layer_from((PyObject *[]){weight, weight_q, scale, zp, bias, bias_scale}, self->rows,
@@ -146,8 +159,9 @@ static PyObject *training_train(PyObject *object, PyObject *args, PyObject *kwar
         PyErr_SetString(PyExc_ValueError, "iterations: at least 1 is needed");
         return NULL;
     }
-    o.method = adaround ? QK_ADAROUND : QK_ADAQUANT;
     o.update_bias = update_bias;
+    if (!offered_from(self, offered_weight, offered_bias, &start, &o)) return NULL;
+    o.method = adaround ? QK_ADAROUND : QK_ADAQUANT;
     o.batch_size = batch_size;
     o.iterations = iterations;
     o.window = window;
@@ -209,7 +223,7 @@ static PyMethodDef training_methods[] = {
     {"train", KEYWORDS(training_train), METH_VARARGS | METH_KEYWORDS,
      "train($self, weight, weight_q, weight_scale, weight_zero_point, *, qmin, qmax, bias, bias_scale, bias_qmin,"
      " bias_qmax, update_bias, adaround, batch_size, iterations, learning_rate, reg_param, warm_start, beta_range,"
-     " drop_ratio, window, patience, seed, pool)\n--\n\n"
+     " drop_ratio, window, patience, seed, offered_weight, offered_bias, pool)\n--\n\n"
      "AdaRound or AdaQuant by gradient, from the float weight."},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot training_slots[] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
@@ -13,16 +13,14 @@ from quark.onnx.calibration.joining import BatchJoiner, CanJoin
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
-from quark.onnx.fast_finetune.gradient import GradientLayer
-from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer, LeastSquaresSettings
+from quark.onnx.fast_finetune.choose_solver import choose_solver
 from quark.onnx.fast_finetune.run import finetune_layers
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.settings import HOLDOUT
-from quark.onnx.fast_finetune.solver import LayerSolver
 from quark.onnx.inference import batch_is_free
 from quark.onnx.plan.build import build_plan
-from quark.onnx.plan.types import LayerPlan, Plan
-from quark.onnx.quantization.config.algorithm import AdaQuantConfig, FastFinetuneConfig
+from quark.onnx.plan.types import Plan
+from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.supported import check_engine_supports
 from quark.onnx.report.end_to_end import Outputs, compare, outputs_of
 from quark.onnx.report.layer_report import LayerReport
@@ -85,7 +83,7 @@ class FastFinetune:
         for line in self._ignored:
             _LOG.warning(line)
         with self._clock.phase("plan"):
-            plan = build_plan(float_model, quantized, self._config.target_op_type)
+            plan = build_plan(float_model, quantized, self._config.target_op_type, output_qdq=self._config.output_qdq)
         _refuse_empty(plan, self._config)
         with self._clock.phase("compare"):
             whole = self._before(float_model, quantized)
@@ -118,20 +116,11 @@ class FastFinetune:
                 quantized,
                 plan,
                 self._samples,
-                self._solver(),
+                choose_solver(self._config, self._samples.samples, self._store, _core.ThreadPool(self._threads)),
                 threads=self._threads,
                 float_first=self._config.mem_opt_level == 0,
                 on_layer=on_layer,
             )
-
-    def _solver(self) -> Callable[[LayerPlan], LayerSolver]:
-        config, pool = self._config, _core.ThreadPool(self._threads)
-        if config.solver == "gradient":
-            return lambda layer: GradientLayer(layer, config, self._store, pool=pool)
-        settings = LeastSquaresSettings(
-            free=isinstance(config, AdaQuantConfig), update_bias=config.update_bias is not False, seed=config.fixed_seed
-        )
-        return lambda layer: LeastSquaresLayer(layer, settings, samples=self._samples.samples, pool=pool)
 
     def _outputs(self, model: onnx.ModelProto, role: str = "quantized", *, fuse_qdq: bool = False) -> Outputs:
         try:
