@@ -85,12 +85,14 @@ def _solve(
     about = {"name": layer.node, "op_type": layer.op_type, "inputs": inputs, "outputs": outputs}
     if problem:
         return LayerReport(**about, reason=problem, seconds=time.perf_counter() - started)
+    solve_started = time.perf_counter()
     try:
         solved = solver.solve()
     except ValueError as error:
         return LayerReport(**about, reason=str(error), seconds=time.perf_counter() - started)
     except MemoryError as error:
         raise FinetuneError(f"layer {layer.node!r} (K = {inputs}, {outputs} outputs): out of memory") from error
+    solve_seconds = time.perf_counter() - solve_started
     accepted = solved.improved > 0
     if accepted:
         write_integers(initializers[weight.initializer], solved.weight.T if weight.transposed else solved.weight)
@@ -108,6 +110,7 @@ def _solve(
         power=_scaled(solved.power, square),
         rows=solved.rows,
         seconds=time.perf_counter() - started,
+        solve_seconds=solve_seconds,
     )
 
 
