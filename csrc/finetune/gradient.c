@@ -33,7 +33,7 @@ typedef struct {
     qk_pool *pool;
     int64_t rows, inputs, weights;
     int64_t *samples[2], count[2]; /* by qk_set */
-    int64_t *order;                /* the fitted samples as they are drawn */
+    int64_t *order, drawn;         /* the fitted samples as they take their turn; how many have */
     qk_input_mixing mixing;        /* of drop_ratio below 1 */
     qk_reconstruction on;
     qk_reconstruction_result found;
@@ -194,15 +194,19 @@ static qk_status judge_start(trainer *t, qk_gradient_result *result) {
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 
-/* `count` of the fitted samples without replacement: the first places of a Fisher-Yates shuffle that goes on from step
- * to step. */
-static void draw(trainer *t, qk_random *random) {
+/* The samples of the next step: all take their turn in a shuffled order before it is shuffled anew, which leaves less
+ * noise in the sum of the steps than drawing each step by itself. */
+static const int64_t *draw(trainer *t, qk_random *random) {
+    const int64_t count = t->count[QK_FITTED], each = t->options->batch_size;
     int64_t *order = t->order;
-    for (int64_t i = 0; i < t->options->batch_size; i++) {
-        const int64_t j = i + (int64_t)qk_random_below(random, (uint64_t)(t->count[QK_FITTED] - i)), s = order[i];
+    if (t->drawn + each > count) t->drawn = 0;
+    for (int64_t i = 0; i < count && t->drawn == 0; i++) {
+        const int64_t j = i + (int64_t)qk_random_below(random, (uint64_t)(count - i)), s = order[i];
         order[i] = order[j];
         order[j] = s;
     }
+    t->drawn += each;
+    return order + t->drawn - each;
 }
 
 static void step_row(trainer *t, int64_t r) {
@@ -276,12 +280,12 @@ static qk_status iterate(trainer *t, qk_gradient_result *result) {
     step_weights(t);
     for (int64_t it = 0; it < o->iterations; it++) {
         if (it % STEPS_PER_LOOK == 0 && o->cancelled && o->cancelled(o->user)) return QK_E_CANCELLED;
-        draw(t, &random);
-        if (mixes(t)) qk_mix_inputs(&t->mixing, t->order, o->batch_size, it, t->pool);
+        const int64_t *samples = draw(t, &random);
+        if (mixes(t)) qk_mix_inputs(&t->mixing, samples, o->batch_size, it, t->pool);
         t->on.inputs = t->mixing.samples;
         t->found.slope = bias ? slope : NULL;
         t->found.mean_power = NULL;
-        qk_reconstruct(&t->on, t->weight, t->bias, t->order, o->batch_size, &t->found);
+        qk_reconstruct(&t->on, t->weight, t->bias, samples, o->batch_size, &t->found);
         t->found.slope = slope;
         t->found.mean_power = power;
         const bool warm = o->method == QK_ADAQUANT || qk_schedule_is_warm(&schedule, it);
