@@ -215,7 +215,7 @@ static void the_regulariser_waits_for_the_warm_up(void) {
  * weights and scales in larger ones, which AdaQuant's learning rate would be relative to. */
 static void units_do_not_matter(void) {
     for (int kind = 0; kind < 3; kind++) {
-        fixture f = fixture_new(&ref_cases[11], 2, 1), g = fixture_new(&ref_cases[11], 2, 1);
+        fixture f = fixture_new(&ref_cases[12], 1, 1), g = fixture_new(&ref_cases[12], 1, 1);
         const int64_t rows = rows_of(&f), weights = rows * f.geometry.inputs;
         const qk_gradient_options o = options_of(kind == 1 ? QK_ADAQUANT : QK_ADAROUND, false);
         qk_gradient_result a, b;
