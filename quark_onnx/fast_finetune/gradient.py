@@ -80,7 +80,7 @@ class GradientLayer:
             warm_start=config.warm_start,
             beta_range=config.beta_range,
             window=window if config.early_stop else 0,
-            patience=0,
+            patience=config.patience,
             seed=config.fixed_seed,
             pool=self._pool,
         )

@@ -40,6 +40,7 @@ IGNORED: dict[str, Any] = {
     "learning_rate": 0.5,
     "lr_adjust": (0.1, 0.2),
     "early_stop": True,
+    "patience": 1,
     "log_period": 5,
     "reg_param": 0.5,
     "beta_range": (10.0, 2.0),

@@ -82,6 +82,7 @@ class FastFinetuneConfig(AlgoConfig):
         num_iterations: optimiser steps per layer.
         learning_rate: Adam's step size.
         early_stop: end a layer when the mean loss of a window is no better than that of the windows before.
+        patience: how many windows in a row without improvement `early_stop` lets pass. Not in AMD Quark.
         output_index: which model output `selective_update` judges.
         lr_adjust: (threshold, new rate): a layer whose mean squared output error is above the threshold
             before it is tuned uses the new rate; or a callable from that error to the rate. None:
@@ -124,6 +125,7 @@ class FastFinetuneConfig(AlgoConfig):
     num_iterations: Count = 1000
     learning_rate: Rate = 0.1
     early_stop: Flag = False
+    patience: Index = 0
     output_index: Index = 0
     lr_adjust: LrAdjust = None
     target_op_type: OpTypes = TUNABLE_OP_TYPES

@@ -54,6 +54,7 @@ _NO_MEANING = {
     "num_iterations": "there are no steps",
     "learning_rate": "there are no steps",
     "early_stop": "there are no steps to stop",
+    "patience": "there are no steps to stop",
     "log_period": "there are no steps to log",
     "reg_param": "weights are integers throughout, nothing has to be pushed there",
     "beta_range": "weights are integers throughout, nothing has to be pushed there",
