@@ -11,6 +11,7 @@ import onnx
 from quark.onnx import _core
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin
 from quark.onnx.calibration.reader import Batch, sample_count
+from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
 from quark.onnx.fast_finetune.gradient import GradientLayer
@@ -53,15 +54,19 @@ class FastFinetune:
         threads: of onnxruntime and of the core.
         clock: gets the phases' times.
 
+    Attributes:
+        engine: runs all models of this finetuning, calibration included.
+
     Raises:
-        UnsupportedError: the options ask for what this version cannot do.
+        UnsupportedError: the options ask for what this version, or this machine, cannot do.
     """
 
     def __init__(self, config: FastFinetuneConfig, *, threads: int, clock: PhaseClock) -> None:
-        self._config, self._threads, self._clock = config, threads, clock
+        self._config, self._clock = config, clock
+        self.engine, on_the_cpu = engine_on_device(config, threads=threads)
         self._ignored = tuple(
             f"{option.keyword}={option.value!r} has no effect: {option.reason}"
-            for option in check_engine_supports(config)
+            for option in (*check_engine_supports(config), *on_the_cpu)
         )
         self._store: BatchStore = FileStore(config.cache_dir) if config.mem_opt_level == 2 else MemoryStore()
         self._samples = KeptSamples(self._store, config.data_size, HOLDOUT)
@@ -119,13 +124,13 @@ class FastFinetune:
                 plan,
                 self._samples,
                 self._solver(),
-                threads=self._threads,
+                self.engine,
                 float_first=self._config.mem_opt_level == 0,
                 on_layer=on_layer,
             )
 
     def _solver(self) -> Callable[[LayerPlan], LayerSolver]:
-        config, pool = self._config, _core.ThreadPool(self._threads)
+        config, pool = self._config, _core.ThreadPool(self.engine.threads)
         if config.solver == "gradient":
             return lambda layer: GradientLayer(layer, config, self._store, pool=pool)
         settings = LeastSquaresSettings(
@@ -135,7 +140,7 @@ class FastFinetune:
 
     def _outputs(self, model: onnx.ModelProto, role: str = "quantized", *, fuse_qdq: bool = False) -> Outputs:
         try:
-            return outputs_of(model, self._samples.compared, threads=self._threads, fuse_qdq=fuse_qdq)
+            return outputs_of(model, self._samples.compared, self.engine, fuse_qdq=fuse_qdq)
         except ModelError as error:
             raise ModelError(f"the {role} model is invalid: {error}") from error
         except Exception as error:  # onnxruntime's exceptions have no base of their own

@@ -25,6 +25,8 @@ LAYER = QLayerConfig(input_tensors=UInt8Spec(), weight=Int8Spec())
 
 # A value other than the default for every keyword, by what the least-squares solver makes of it.
 IN_EFFECT: dict[str, Any] = {
+    "optim_device": "cuda:0",
+    "infer_device": "cuda",
     "fixed_seed": 1,
     "data_size": 5,
     "target_op_type": ("Conv",),
@@ -51,8 +53,6 @@ IGNORED: dict[str, Any] = {
     "use_gds": True,
 }
 NOT_YET: dict[str, Any] = {
-    "optim_device": "cuda:0",
-    "infer_device": "cuda",
     "output_index": 1,
     "selective_update": True,
     "output_qdq": True,

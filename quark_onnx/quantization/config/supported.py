@@ -34,8 +34,6 @@ _NO_SPEC = {
 
 # Keywords that nothing acts on yet: they would silently not do what they say.
 _NOT_YET = (
-    "optim_device",
-    "infer_device",
     "output_index",
     "selective_update",
     "output_qdq",
