@@ -63,6 +63,7 @@ class FastFinetune:
 
     def __init__(self, config: FastFinetuneConfig, *, threads: int, clock: PhaseClock) -> None:
         self._config, self._clock = config, clock
+        self._role = "float" if config.ref_model_path is None else "reference"
         self.engine, on_the_cpu = engine_on_device(config, threads=threads)
         self._ignored = tuple(
             f"{option.keyword}={option.value!r} has no effect: {option.reason}"
@@ -83,6 +84,9 @@ class FastFinetune:
 
     def run(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, *, samples_seen: int) -> Report:
         """Finetune `quantized` in place; only integer weights and biases change.
+
+        Args:
+            float_model: that of ref_model_path, if there is one.
 
         Raises:
             ModelError: no layer can be tuned, or a model cannot run.
@@ -147,18 +151,19 @@ class FastFinetune:
             raise DataError(f"the {role} model cannot run on the calibration data: {error}") from error
 
     def _before(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> _WholeModel:
-        reference = self._outputs(float_model, "float")
+        reference = self._outputs(float_model, self._role)
         before = self._outputs(quantized)
         wanted, given = ([[array.shape for array in arrays] for arrays in outputs] for outputs in (reference, before))
         if wanted != given:
             raise ModelError(
-                "the two models are not one model: the float model's outputs have the shapes "
+                f"the two models are not one model: the {self._role} model's outputs have the shapes "
                 f"{wanted[0]}, the quantized model's {given[0]}"
             )
         return _WholeModel(reference, before, self._outputs(quantized, fuse_qdq=True))
 
     def _after(self, quantized: onnx.ModelProto, whole: _WholeModel) -> EndToEnd:
         return EndToEnd(
+            reference=f"{self._role} model",
             samples=sum(map(sample_count, self._samples.compared)),
             held_out=self._samples.held_out,
             before=compare(whole.reference, whole.before),
@@ -180,8 +185,8 @@ def _warnings(result: EndToEnd) -> tuple[str, ...]:
     found = []
     if not result.after.l2 < result.before.l2:
         found.append(
-            f"finetuning did not bring the whole model closer to the float model: L2 {result.before.l2:.4g} before, "
-            f"{result.after.l2:.4g} after"
+            f"finetuning did not bring the whole model closer to the {result.reference}: L2 {result.before.l2:.4g} "
+            f"before, {result.after.l2:.4g} after"
         )
     if result.after_default.l2 > 1.1 * result.after.l2:
         found.append(

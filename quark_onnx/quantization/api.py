@@ -21,6 +21,7 @@ from quark.onnx.calibration.reader import (
 from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import ConfigTypeError, DataError, ModelError
 from quark.onnx.fast_finetune.finetune import FastFinetune
+from quark.onnx.fast_finetune.reference import reference_forms
 from quark.onnx.graph.insert_qdq import DEFAULT_OP_TYPES, QdqOptions, calibration_tensors, insert_qdq
 from quark.onnx.graph.model_file import ModelLike, check_output_path, load_model, save_model
 from quark.onnx.graph.prepare import is_quantized, prepare
@@ -91,15 +92,17 @@ class ModelQuantizer:
         """
         self.report = None
         reader = _checked_reader(calibration_data_reader)
-        if model_output is not None:
-            check_output_path(model_output, model_input)
         clock, config = PhaseClock(), self.config
         engine = Engine(_threads(config))
+        reference_path = config.fast_finetune.ref_model_path if config.fast_finetune is not None else None
+        if model_output is not None:
+            check_output_path(model_output, model_input, reference_path)
         with clock.phase("load"):
             original = load_model(model_input, role="float model")
         if is_quantized(original):
             raise ModelError("the model is quantized already: to finetune it, call quark.onnx.finetune()")
         with clock.phase("prepare"):
+            reference = reference_forms(reference_path, original)
             model = prepare(original)
             options = _qdq_options(config, model)
         with ExitStack() as stack:
@@ -112,7 +115,8 @@ class ModelQuantizer:
             with clock.phase("insert Q/DQ"):
                 quantized = insert_qdq(model, calibration.ranges, calibration.weights, options)
             if finetuning is not None:
-                report = finetuning.run(model, quantized, samples_seen=calibration.samples)
+                target = reference[0] if reference else model
+                report = finetuning.run(target, quantized, samples_seen=calibration.samples)
             else:
                 report = Report(
                     algorithm=None, samples=calibration.samples, phases=clock.seconds, peak_rss_mib=peak_rss_mib()
@@ -156,7 +160,7 @@ def finetune(
     engine_on_device(algorithm, threads=threads)
     _checked_reader(reader)
     if output is not None:
-        check_output_path(output, float_model, quantized_model)
+        check_output_path(output, float_model, quantized_model, algorithm.ref_model_path)
     clock = PhaseClock()
     with clock.phase("load"):
         model = load_model(float_model, role="float model")
@@ -166,7 +170,8 @@ def finetune(
     if not is_quantized(quantized):
         raise ModelError("the quantized model has no Q/DQ: quantize it first, with ModelQuantizer or another tool")
     with clock.phase("prepare"):
-        model = matching_form([prepare(model), model], quantized, algorithm.target_op_type)
+        forms = reference_forms(algorithm.ref_model_path, model) or (prepare(model), model)
+        model = matching_form(forms, quantized, algorithm.target_op_type)
     with FastFinetune(algorithm, threads=threads, clock=clock) as finetuning:
         with clock.phase("read data"):
             items = checked_items(reader, model_inputs(model))

@@ -33,6 +33,7 @@ IN_EFFECT: dict[str, Any] = {
     "update_bias": False,
     "mem_opt_level": 2,
     "cache_dir": "somewhere",
+    "ref_model_path": "model.onnx",
     "solver": "least_squares",
 }
 IGNORED: dict[str, Any] = {
@@ -57,7 +58,6 @@ NOT_YET: dict[str, Any] = {
     "selective_update": True,
     "output_qdq": True,
     "drop_ratio": 0.5,
-    "ref_model_path": "model.onnx",
     "parallel": True,
     "select_max_mem_layer": True,
 }

@@ -101,7 +101,10 @@ class FastFinetuneConfig(AlgoConfig):
             files.
         cache_dir: where level 2 puts its files; None: a temporary directory.
         log_period: steps between two lines of the log.
-        ref_model_path: a model that replaces the float model as the reference.
+        ref_model_path: a float model with the same inputs, layers and outputs (the same model trained longer,
+            say) that takes the float model's place in finetuning: layers are tuned towards its outputs,
+            AdaRound rounds its weights down or up, and the report compares with it. Ranges and scales stay
+            those of the model that is quantized.
         dynamic_batch: take all the data as one batch.
         parallel: gather all layers' inputs from the model as it is before finetuning, and tune layers side by
             side.

@@ -38,7 +38,6 @@ _NOT_YET = (
     "selective_update",
     "output_qdq",
     "drop_ratio",
-    "ref_model_path",
     "parallel",
     "select_max_mem_layer",
 )
