@@ -1,8 +1,8 @@
 """ref_model_path: a model that takes the float model's place in finetuning.
 
 It gives the targets of the layers, their float weights and the outputs to compare with; ranges and scales stay those of
-the model that is quantized. The weights are what makes the targets: so AdaRound rounds them down or up, and damping pulls
-towards them. The float model as its own reference changes nothing.
+the model that is quantized. Its weights are what makes the targets: so AdaRound rounds them down or up, and damping
+pulls towards them. The float model as its own reference changes nothing.
 """
 
 from __future__ import annotations

@@ -75,9 +75,9 @@ class FastFinetuneConfig(AlgoConfig):
     Args:
         optim_device: where layers are tuned: "cpu"; "cuda" and "cuda:N" are an error so far.
         infer_device: where onnxruntime runs the models: "cpu", "cuda" or "cuda:N", the latter with
-            onnxruntime-gpu. On another device results may differ in the last bits. A device that cannot be
-            used is an error; with the environment variable QUARK_ONNX_DEVICE_FALLBACK=1 the CPU is used, and
-            the report says so.
+            onnxruntime-gpu; what comes out is not what the CPU gives to the bit. A device that cannot be used
+            is an error; with the environment variable QUARK_ONNX_DEVICE_FALLBACK=1 the CPU is used, and the
+            report says so.
         fixed_seed: seeds everything that is random.
         data_size: how many calibration samples are used, at most; counts samples whatever the reader's batch.
         batch_size: samples per optimiser step.
