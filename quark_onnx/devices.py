@@ -14,9 +14,9 @@ from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.supported import IgnoredOption
 from quark.onnx.quantization.config.validate import problem
 
-__all__ = ["FALLBACK", "engine_on_device"]
+__all__ = ["engine_on_device"]
 
-FALLBACK = "QUARK_ONNX_DEVICE_FALLBACK"  # environment variable; "1": the CPU is used instead, with a warning
+_FALLBACK = "QUARK_ONNX_DEVICE_FALLBACK"  # environment variable; "1": the CPU is used instead, with a warning
 
 _PROBE = '<ir_version: 8, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Abs(x) }'
 
@@ -33,11 +33,13 @@ def engine_on_device(config: FastFinetuneConfig, *, threads: int) -> tuple[Engin
     engine = Engine(threads, config.infer_device)
     reasons = {"optim_device": _why_no_solver(config.optim_device), "infer_device": _why_no_engine(engine)}
     unusable = {keyword: reason for keyword, reason in reasons.items() if reason}
-    if unusable and os.environ.get(FALLBACK) != "1":
+    if unusable and os.environ.get(_FALLBACK) != "1":
         keyword, reason = next(iter(unusable.items()))
-        instead = f"'cpu': {reason}. {FALLBACK}=1 makes this a warning and uses the CPU"
+        instead = f"'cpu': {reason}. {_FALLBACK}=1 makes this a warning and uses the CPU"
         raise UnsupportedError(problem(f"{type(config).__name__}.{keyword}", getattr(config, keyword), instead))
-    return Engine(threads) if "infer_device" in unusable else engine, tuple(
+    if "infer_device" in unusable:
+        engine = Engine(threads)
+    return engine, tuple(
         IgnoredOption(keyword, getattr(config, keyword), f"{reason}. The CPU is used")
         for keyword, reason in unusable.items()
     )
