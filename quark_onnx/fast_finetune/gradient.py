@@ -91,7 +91,7 @@ class GradientLayer:
             beta_range=config.beta_range,
             drop_ratio=config.drop_ratio,
             window=window if config.early_stop else 0,
-            patience=0,
+            patience=config.patience,
             seed=config.fixed_seed,
             offered_weight=None if offered is None else offered.weight,
             offered_bias=None if offered is None else offered.bias,

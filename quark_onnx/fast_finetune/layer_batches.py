@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Walk
-from quark.onnx.inference import in_order, shared_out
+from quark.onnx.inference import Engine, in_order
 from quark.onnx.plan.types import Plan
 
 __all__ = ["LayerBatches"]
@@ -26,7 +26,7 @@ class LayerBatches:
     Args:
         quantized: each layer sees the outputs of the layers before it with the initializers of that moment.
         samples: the calibration data; used up.
-        threads: for all that runs at the same time.
+        engine: for all that runs at the same time.
         float_first: compute all float targets before the first layer, and keep them (memory level 0).
 
     Raises:
@@ -39,16 +39,16 @@ class LayerBatches:
         quantized: onnx.ModelProto,
         plan: Plan,
         samples: KeptSamples,
+        engine: Engine,
         *,
-        threads: int,
         float_first: bool,
     ) -> None:
         self._plan, self._batches = plan, samples.batches
-        self._at_once, run_threads = shared_out(threads, samples.batches)
+        self._at_once, each = engine.shared_out(samples.batches)
         targets = [[layer.target] for layer in plan.layers]
         inputs = [[layer.input.tensor] for layer in plan.layers]
-        self._float = Walk("float", float_model, targets, samples.store, threads=run_threads)
-        self._quantized = Walk("quantized", quantized, inputs, samples.store, threads=run_threads)
+        self._float = Walk("float", float_model, targets, samples.store, each)
+        self._quantized = Walk("quantized", quantized, inputs, samples.store, each)
         for batch in range(samples.batches):
             arrays = samples.load(batch)
             for walk in (self._float, self._quantized):

@@ -15,6 +15,7 @@ from quark.onnx.fast_finetune.layer_batches import LayerBatches
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.solver import LayerSolver
 from quark.onnx.graph.write_back import write_integers
+from quark.onnx.inference import Engine
 from quark.onnx.plan.types import LayerPlan, Plan
 from quark.onnx.report.layer_report import LayerReport
 
@@ -29,8 +30,8 @@ def finetune_layers(
     plan: Plan,
     samples: KeptSamples,
     solver: Callable[[LayerPlan], LayerSolver],
+    engine: Engine,
     *,
-    threads: int,
     float_first: bool,
     on_layer: Callable[[LayerReport], None],
 ) -> tuple[LayerReport, ...]:
@@ -48,7 +49,7 @@ def finetune_layers(
         FinetuneError: onnxruntime cannot run a segment of a graph.
     """
     initializers = {t.name: t for t in quantized.graph.initializer}
-    batches = LayerBatches(float_model, quantized, plan, samples, threads=threads, float_first=float_first)
+    batches = LayerBatches(float_model, quantized, plan, samples, engine, float_first=float_first)
     reports = []
     for index, layer in enumerate(plan.layers):
         started = time.perf_counter()

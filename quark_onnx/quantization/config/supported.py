@@ -34,11 +34,8 @@ _NO_SPEC = {
 
 # Keywords that nothing acts on yet: they would silently not do what they say.
 _NOT_YET = (
-    "optim_device",
-    "infer_device",
     "output_index",
     "selective_update",
-    "ref_model_path",
     "parallel",
     "select_max_mem_layer",
 )
@@ -52,6 +49,7 @@ _NO_MEANING = {
     "num_iterations": "there are no steps",
     "learning_rate": "there are no steps",
     "early_stop": "there are no steps to stop",
+    "patience": "there are no steps to stop",
     "log_period": "there are no steps to log",
     "reg_param": "weights are integers throughout, nothing has to be pushed there",
     "beta_range": "weights are integers throughout, nothing has to be pushed there",
