@@ -14,8 +14,10 @@ from typing import Any
 _NOISY = 0.05  # share of the machine that other processes may take before a timing is called noisy
 
 
-def run(command: Sequence[str], *, cwd: Path) -> dict[str, Any]:
+def run(command: Sequence[str], *, cwd: Path, log: Path | None = None) -> dict[str, Any]:
     """Run command in cwd and merge the lines `TAG {json}` of its output; of equal keys the earlier counts.
+
+    All it prints, standard error too, is kept in the file log, if one is given.
 
     Returns the merged objects plus `others_cpu`, the share (0-1) of all cores that other processes used.
 
@@ -28,6 +30,8 @@ def run(command: Sequence[str], *, cwd: Path) -> dict[str, Any]:
         command, cwd=cwd, env=env, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     elapsed = time.perf_counter() - start
+    if log is not None:
+        log.write_text(done.stdout)
     others = (_busy_seconds() - busy) - (_children_seconds() - own)
     found: dict[str, Any] = {}
     for line in done.stdout.splitlines():

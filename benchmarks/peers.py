@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import fresh_process
+import peer_log
 
 HERE = Path(__file__).resolve().parent
 
 
+@dataclass(frozen=True, kw_only=True)
+class PeerJob:
+    """One job of peer_quark.py, by its options. learning_rate: None for amd-quark's default of the algorithm."""
+
+    case: str
+    samples: int
+    algorithm: str = "adaround"
+    batch_size: int = 1
+    iterations: int = 1000
+    learning_rate: float | None = None
+
+    @property
+    def name(self) -> str:
+        """All that tells it from other jobs."""
+        return "_".join(str(value) for value in asdict(self).values() if value is not None)
+
+
 class Peer:
-    """Runs amd-quark at its documented settings (batch 1, 1000 iterations) and remembers what it gave.
+    """Runs amd-quark and remembers what it gave.
 
     results: every result so far, as plain dicts; one from a file has `earlier` true.
     """
@@ -26,35 +45,35 @@ class Peer:
             found = json.loads(earlier.read_text())["peers"]
             self.results = [{**result, "earlier": True} for result in found]
 
-    def result(
-        self, case: str, samples: int, *, algorithm: str = "adaround", with_model: bool = False
-    ) -> dict[str, Any]:
-        """Figures of one job (keys of peer_quark.py and memory.py). with_model: its model file must exist."""
-        wanted = {"case": case, "samples": samples, "algorithm": algorithm}
+    def result(self, job: PeerJob, *, with_model: bool = False, with_loop: bool = False) -> dict[str, Any]:
+        """Figures of one job: keys of peer_quark.py and memory.py, and with an algorithm those of peer_log.py.
+
+        with_model: its model file must exist. with_loop: the figures of peer_log.py must be there. An earlier result
+        without them does not do.
+        """
+        wanted = asdict(job)
         for found in self.results:
-            if wanted.items() <= found.items() and (Path(found["output"]).is_file() or not with_model):
+            has_model, has_loop = Path(found["output"]).is_file(), "loop_s" in found
+            if wanted.items() <= found.items() and (has_model or not with_model) and (has_loop or not with_loop):
                 return found
-        fresh = self._run(case, samples, algorithm)
+        fresh = self._run(job)
         self.results.append(fresh)
         return fresh
 
-    def _run(self, case: str, samples: int, algorithm: str) -> dict[str, Any]:
+    def _run(self, job: PeerJob) -> dict[str, Any]:
         if self._python is None:
             raise RuntimeError(
-                f"no earlier result of amd-quark {algorithm} on {case} with {samples} samples: "
+                f"no earlier result of amd-quark that has all it takes: {job}; "
                 "give --peer-python, the interpreter of an environment with amd-quark 0.13"
             )
-        output = self._models / f"quark_{case}_{samples}_{algorithm}.onnx"
+        output = self._models / f"quark_{job.name}.onnx"
         command = [str(self._python), str(HERE / "peer_memory.py"), str(self._tools / "peer_quark.py")]
-        command += [
-            "--case",
-            case,
-            "--samples",
-            str(samples),
-            "--algorithm",
-            algorithm,
-            "--output",
-            str(output),
-        ]
-        date = datetime.now().isoformat(timespec="seconds")
-        return fresh_process.run(command, cwd=self._models) | {"earlier": False, "date": date}
+        command += ["--output", str(output)]
+        for option, value in asdict(job).items():
+            if value is not None:
+                command += [f"--{option.replace('_', '-')}", str(value)]
+        date, log = datetime.now().isoformat(timespec="seconds"), output.with_suffix(".log")
+        figures = fresh_process.run(command, cwd=self._models, log=log)
+        if job.algorithm != "none":
+            figures |= peer_log.loop_figures(log.read_text())
+        return figures | {"earlier": False, "date": date}

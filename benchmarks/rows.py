@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fresh_process import noisy
+from peers import PeerJob
 
 Figures = Mapping[str, Any]
 
@@ -42,6 +43,15 @@ class Row:
             else "-" + self.weight_method
         )
         return f"{self.case}-{self.samples}{special.lower()}"
+
+    @property
+    def peer_job(self) -> PeerJob:
+        """The same job for amd-quark."""
+        return PeerJob(case=self.case, samples=self.samples)
+
+    def with_samples(self, samples: int) -> Row:
+        """The row with another number of samples, without the floors that hold for a number."""
+        return replace(self, samples=samples, mse=None, mse_of_peer=None, agree=None)
 
 
 ROWS = (

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fresh_process import noisy
+from layer_errors import share_at_most_peers
 from rich import box
 from rich.table import Table
 from rows import own_memory
@@ -26,6 +27,32 @@ def figures_table(rows: Sequence[Figures]) -> Table:
         table.add_row(row["row"], "ours", *_side(ours, f"{ours['wall_s'] / bound['bound_s']:.1f}"))
         table.add_row("", "amd-quark (earlier run)" if peer["earlier"] else "amd-quark", *_side(peer, ""))
         table.add_row("", "ours / amd-quark", *_ratios(ours, peer))
+    return table
+
+
+def gradient_table(rows: Sequence[Figures]) -> Table:
+    """Two lines a row: ours, amd-quark. In brackets: at onnxruntime's default optimisation."""
+    table = _table("row", "who", "loop s", "agree % (default)", "logit mse (default)", "layers at most amd-quark's")
+    for row in rows:
+        ours, peer = row["ours"], row["peer"]
+        layers = len(peer["layer_errors"])
+        share = share_at_most_peers(ours["layer_errors"], peer["layer_errors"])
+        table.add_row(row["row"], "ours", *_loop_side(ours), f"{share * layers:.0f} of {layers}")
+        table.add_row("", "amd-quark (earlier run)" if peer["earlier"] else "amd-quark", *_loop_side(peer), "")
+    return table
+
+
+def solvers_table(rows: Sequence[Figures]) -> Table:
+    """Two lines a row: our two solvers, started from the same plain model."""
+    table = _table("row", "solver", "call s", "loop s", "held-out error", "agree % (default)", "logit mse (default)")
+    for row in rows:
+        for solver, side, title in (("gradient", "ours", row["row"]), ("least squares", "least_squares", "")):
+            figures = row[side]
+            loop, *result = _loop_side(figures)
+            table.add_row(
+                title, solver, f"{_mark(figures)}{figures['wall_s']:.2f}", loop,
+                f"{figures['held_out_error']:.4g}", *result,
+            )  # fmt: skip
     return table
 
 
@@ -58,15 +85,23 @@ def _table(*columns: str) -> Table:
 
 
 def _side(figures: Figures, multiple: str) -> list[str]:
-    mark = "~" if noisy(figures) else ""
     return [
-        f"{mark}{figures['wall_s']:.2f}",
+        f"{_mark(figures)}{figures['wall_s']:.2f}",
         multiple,
         f"{figures['peak_rss_mib']:.0f}",
         f"{own_memory(figures):.0f}",
         f"{figures['growth_mib']:.0f}",
         *(_pair(figures, key, form) for key, form in (("agree", "{:.1f}"), ("mse", "{:.4g}"), ("top1", "{:.1f}"))),
     ]
+
+
+def _loop_side(figures: Figures) -> list[str]:
+    pairs = (_pair(figures, key, form) for key, form in (("agree", "{:.1f}"), ("mse", "{:.4g}")))
+    return [f"{_mark(figures)}{figures['loop_s']:.2f}", *pairs]
+
+
+def _mark(figures: Figures) -> str:
+    return "~" if noisy(figures) else ""
 
 
 def _pair(figures: Figures, key: str, form: str) -> str:

@@ -6,6 +6,10 @@ from typing import TypedDict, final, type_check_only
 import numpy as np
 from numpy.typing import NDArray
 
+# Of a layer in training: activation, a, b, slopes (rows) of PRelu, axis of softmax, folded, grid of the output
+# (scale, zero_point, qmin, qmax).
+_OutputStage = tuple[str, float, float, NDArray[np.float32] | None, int, bool, tuple[float, int, int, int] | None]
+
 def isa() -> str:
     """The kernels in use: 'scalar', 'avx2' or 'avx512'. QK_MAX_ISA caps them."""
 
@@ -154,9 +158,17 @@ class TrainingData:
         holdout: int = 0,
         x_scale: float = 1.0,
         x_zero_point: int = 0,
+        stage: _OutputStage | None = None,
     ) -> TrainingData: ...
-    def add(self, x: NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.int8], y: NDArray[np.float32], /) -> None:
-        """The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. Neither is copied."""
+    def add(
+        self,
+        x: NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.int8],
+        y: NDArray[np.float32],
+        x_float: NDArray[np.float32] | None = None,
+        /,
+    ) -> None:
+        """The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. y: float32. x_float: what the
+        float graph feeds the layer, float32; for drop_ratio below 1. None of them is copied."""
 
     def start_loss(
         self,
@@ -191,9 +203,12 @@ class TrainingData:
         reg_param: float,
         warm_start: float,
         beta_range: tuple[float, float],
+        drop_ratio: float,
         window: int,
         patience: int,
         seed: int,
+        offered_weight: NDArray[np.int32] | None,
+        offered_bias: NDArray[np.int32] | None,
         pool: ThreadPool,
     ) -> TrainedLayer:
         """AdaRound or AdaQuant by gradient, from the float weight."""
@@ -210,6 +225,7 @@ class TrainedLayer(TypedDict):
     power: tuple[float, float]
     samples: tuple[int, int]
     improved: int
+    trained: int
     iterations: int
     stopped_early: bool
 

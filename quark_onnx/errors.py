@@ -26,7 +26,7 @@ class ConfigTypeError(ConfigError, TypeError):
 
 
 class UnsupportedError(QuarkError, NotImplementedError):
-    """A configuration is well formed and asks for something that this version cannot do yet."""
+    """A configuration is well formed and asks for something that this version, or this machine, cannot do."""
 
 
 class ModelError(QuarkError, ValueError):

@@ -5,24 +5,53 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from quark.onnx.errors import ModelError
+from quark.onnx.errors import ModelError, UnsupportedError
 
-__all__ = ["BatchMerging", "batch_is_free", "in_order", "session", "shared_out"]
+__all__ = ["CUDA", "BatchMerging", "Engine", "batch_is_free", "in_order", "session"]
+
+CUDA = "CUDAExecutionProvider"
 
 Batch = dict[str, NDArray[np.generic]]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def session(model: onnx.ModelProto, *, threads: int, fuse_qdq: bool = False) -> ort.InferenceSession:
-    """An onnxruntime session on the CPU.
+@dataclass(frozen=True)
+class Engine:
+    """What onnxruntime runs models with.
+
+    Attributes:
+        threads: for all that runs at the same time.
+        device: "cpu", "cuda" or "cuda:N".
+    """
+
+    threads: int
+    device: str = "cpu"
+
+    def shared_out(self, runs: int) -> tuple[int, Engine]:
+        """How many of `runs` independent runs go on at the same time, and the engine of each."""
+        at_once = max(1, min(self.threads, runs))
+        return at_once, replace(self, threads=-(-self.threads // at_once))
+
+    def providers(self) -> list[str | tuple[str, dict[str, Any]]]:
+        """onnxruntime's execution providers, the first one first; the CPU does what a GPU cannot."""
+        kind, _, number = self.device.partition(":")
+        if kind == "cpu":
+            return ["CPUExecutionProvider"]
+        # TF32 would round what layers are tuned towards to 11 bits.
+        return [(CUDA, {"device_id": int(number or 0), "use_tf32": 0}), "CPUExecutionProvider"]
+
+
+def session(model: onnx.ModelProto, engine: Engine, *, fuse_qdq: bool = False) -> ort.InferenceSession:
+    """An onnxruntime session.
 
     Args:
         fuse_qdq: as onnxruntime runs a Q/DQ model by default, with integer kernels that may differ from machine to
@@ -30,23 +59,23 @@ def session(model: onnx.ModelProto, *, threads: int, fuse_qdq: bool = False) -> 
 
     Raises:
         ModelError: the model is invalid.
+        UnsupportedError: the device does not start.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = engine.threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the core needs the processors in between
     options.add_session_config_entry("session.disable_quant_qdq", "0" if fuse_qdq else "1")
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # as fast, and freed memory goes back
-    try:
-        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    try:  # without fallback: it would go on on the CPU
+        opened = ort.InferenceSession(
+            model.SerializeToString(), options, providers=engine.providers(), enable_fallback=0
+        )
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         raise ModelError(f"onnxruntime cannot load the model: {error}") from error
-
-
-def shared_out(threads: int, runs: int) -> tuple[int, int]:
-    """How many of `runs` independent runs go on at the same time, and the threads of each."""
-    at_once = max(1, min(threads, runs))
-    return at_once, -(-threads // at_once)
+    if engine.device != "cpu" and CUDA not in opened.get_providers():  # onnxruntime says so in its log only
+        raise UnsupportedError(f"onnxruntime's {CUDA} does not start on {engine.device!r}")
+    return opened
 
 
 def in_order(run: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int) -> Iterator[_Result]:
@@ -75,8 +104,8 @@ class BatchMerging:
         model: not changed.
     """
 
-    def __init__(self, model: onnx.ModelProto, *, threads: int) -> None:
-        self._model, self._threads = model, threads
+    def __init__(self, model: onnx.ModelProto, engine: Engine) -> None:
+        self._model, self._engine = model, engine
         self._exact: bool | None = None
 
     def is_exact(self, a: Batch, b: Batch) -> bool:
@@ -89,7 +118,7 @@ class BatchMerging:
         return self._exact
 
     def _try(self, a: Batch, b: Batch) -> bool:
-        run = session(self._model, threads=self._threads)
+        run = session(self._model, self._engine)
         try:
             apart = [run.run(None, item) for item in (a, b)]
             joined = run.run(None, {name: np.concatenate([a[name], b[name]]) for name in a})

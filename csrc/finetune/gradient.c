@@ -1,13 +1,15 @@
 /* The published loops: AdaRound (arXiv 2004.10568) and AdaQuant (2006.10518), by Adam on mini-batches.
  *
- * Each output channel is a problem of its own, and so the loss of channel r is taken in units of U_r = scale_r^2
- * E[x^2], about what it costs to move one weight by one step. Then neither Adam nor AdaRound's regulariser depends on
+ * Each output channel is a problem of its own (but for softmax), and so the loss of channel r is taken in units of
+ * U_r = scale_r^2 E[x^2] E[f'^2], about what it costs to move one weight by one step; f' is the derivative of what
+ * stands between the layer's output and the loss. Then neither Adam nor AdaRound's regulariser depends on
  * the scale of activations or weights, nor on the number of weights (docs/numerics.md). */
 #include "base/blas.h"
 #include "base/memory.h"
 #include "base/pool.h"
 #include "base/random.h"
 #include "finetune/early_stop.h"
+#include "finetune/input_mixing.h"
 #include "finetune/reconstruction.h"
 #include "finetune/schedule.h"
 #include "kernels/kernels.h"
@@ -31,29 +33,36 @@ typedef struct {
     qk_pool *pool;
     int64_t rows, inputs, weights;
     int64_t *samples[2], count[2]; /* by qk_set */
-    int64_t *order;                /* the fitted samples as they are drawn */
+    int64_t *order, drawn;         /* the fitted samples as they take their turn; how many have */
+    qk_input_mixing mixing;        /* of drop_ratio below 1 */
     qk_reconstruction on;
     qk_reconstruction_result found;
     float *weight, *variable, *base, *first, *second, *best; /* (rows, K) */
     float *bias, *bias_first, *bias_second, *best_bias;      /* (rows) */
+    int32_t *weight_q, *bias_q;                              /* (rows, K), (rows): what the steps led to */
     float *per_unit;                                         /* (rows): 1 / U */
     double *rounding;                                        /* (rows): sum of the regulariser */
-    double *row_loss, *row_before;                           /* (rows): scratch; judged loss of the start */
+    double *row_loss, *row_slope, *row_offered;              /* (rows): scratch */
+    bool *took;                                              /* (rows): whether the result is no longer the start */
+    double *row_best;                                        /* (rows): judged loss of the result so far */
     qk_adam adam;
     float penalty, beta;
 } trainer;
 
+static bool mixes(const trainer *t) { return t->options->drop_ratio < 1; }
 static bool trains_bias(const trainer *t) { return t->options->update_bias && t->start->bias && t->start->bias_scale; }
 
 /* ---- set-up ---------------------------------------------------------------------------------- */
 
 static void trainer_destroy(trainer *t) {
     qk_reconstruction_destroy(&t->on);
+    qk_input_mixing_destroy(&t->mixing);
     void *arrays[] = {
         t->order,    t->samples[0], t->samples[1],  t->found.gradient, t->found.slope, t->found.mean_power,
         t->weight,   t->variable,   t->base,        t->first,          t->second,      t->best,
         t->bias,     t->bias_first, t->bias_second, t->best_bias,      t->per_unit,    t->rounding,
-        t->row_loss, t->row_before};
+        t->row_loss, t->row_slope,  t->row_offered, t->took,           t->row_best,    t->weight_q,
+        t->bias_q};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
@@ -66,11 +75,17 @@ static qk_status trainer_allocate(trainer *t) {
     for (size_t i = 0; i < sizeof by_row / sizeof *by_row; i++) ok &= (*by_row[i] = QK_NEW(float, t->rows)) != NULL;
     for (int set = 0; set < 2; set++) ok &= (t->samples[set] = QK_NEW(int64_t, t->data->count)) != NULL;
     t->order = QK_NEW(int64_t, t->data->count);
+    t->weight_q = QK_NEW(int32_t, t->weights);
+    t->bias_q = QK_NEW(int32_t, t->rows);
     t->found.mean_power = QK_NEW(double, t->data->geometry.groups * t->inputs);
     t->rounding = QK_NEW(double, t->rows);
     t->row_loss = QK_NEW(double, t->rows);
-    t->row_before = QK_NEW(double, t->rows);
-    ok &= t->order && t->found.mean_power && t->rounding && t->row_loss && t->row_before;
+    t->row_best = QK_NEW(double, t->rows);
+    t->row_slope = QK_NEW(double, t->rows);
+    t->row_offered = QK_NEW(double, t->rows);
+    t->took = QK_NEW(bool, t->rows);
+    ok &= t->weight_q && t->bias_q && t->row_offered && t->took && t->order && t->found.mean_power && t->rounding &&
+          t->row_loss && t->row_slope && t->row_best;
     return ok ? QK_OK : QK_E_NOMEM;
 }
 
@@ -103,6 +118,11 @@ static qk_status trainer_init(trainer *t) {
     if (t->options->batch_size > t->count[QK_FITTED]) return QK_E_ARG;
     const int64_t most = t->options->batch_size > EVALUATED ? t->options->batch_size : EVALUATED;
     QK_TRY(qk_reconstruction_init(&t->on, t->data, most, t->pool));
+    if (mixes(t)) {
+        if (!(t->options->drop_ratio >= 0) || !t->data->x_float[0].data) return QK_E_ARG;
+        QK_TRY(qk_input_mixing_init(&t->mixing, t->data, t->options->drop_ratio, t->options->seed,
+                                    t->options->batch_size));
+    }
     set_variables(t);
     return QK_OK;
 }
@@ -113,7 +133,8 @@ static qk_status trainer_init(trainer *t) {
 typedef struct {
     double *row_loss;     /* (rows) */
     double *mean_power;   /* (groups * K): mean square of each input */
-    double *mean_error;   /* (rows): of each output */
+    double *mean_error;   /* (rows): of each output, times the stage's derivative */
+    double *slope_power;  /* (rows): mean square of that */
     double *target_power; /* mean square of the target */
 } summary;
 
@@ -127,6 +148,7 @@ static double evaluate(trainer *t, qk_set set, summary sums) {
     qk_reconstruction_result found = {.row_loss = sums.row_loss ? t->row_loss : NULL,
                                       .slope = sums.mean_error ? t->found.slope : NULL,
                                       .mean_power = sums.mean_power ? t->found.mean_power : NULL,
+                                      .slope_power = sums.slope_power ? t->row_slope : NULL,
                                       .target_power = sums.target_power ? &power : NULL};
     for (int64_t i = 0; i < t->count[set]; i += EVALUATED) {
         const int64_t n = t->count[set] - i < EVALUATED ? t->count[set] - i : EVALUATED;
@@ -135,6 +157,7 @@ static double evaluate(trainer *t, qk_set set, summary sums) {
         loss += share * found.loss;
         add_share(sums.row_loss, found.row_loss, t->rows, share);
         add_share(sums.mean_power, found.mean_power, t->data->geometry.groups * t->inputs, share);
+        add_share(sums.slope_power, found.slope_power, t->rows, share);
         add_share(sums.target_power, found.target_power, 1, share);
         for (int64_t r = 0; r < t->rows && sums.mean_error; r++) sums.mean_error[r] += share * found.slope[r] / 2;
     }
@@ -145,20 +168,23 @@ static double evaluate(trainer *t, qk_set set, summary sums) {
 static qk_set judging_set(const trainer *t) { return t->count[QK_HELD_OUT] ? QK_HELD_OUT : QK_FITTED; }
 
 static qk_status judge_start(trainer *t, qk_gradient_result *result) {
-    const int64_t K = t->inputs, O = t->data->geometry.outputs;
-    double *power = QK_NEW(double, t->data->geometry.groups * K);
+    const int64_t K = t->inputs, O = t->data->geometry.outputs, inputs = t->data->geometry.groups * K;
+    double *power = QK_NEW(double, inputs + t->rows);
     if (!power) return QK_E_NOMEM;
+    double *slope_power = power + inputs;
     result->power[QK_FITTED] = result->power[QK_HELD_OUT] = 0;
     for (int set = 0; set < 2; set++)
         result->before[set] = evaluate(t, (qk_set)set,
-                                       (summary){.row_loss = (qk_set)set == judging_set(t) ? t->row_before : NULL,
+                                       (summary){.row_loss = (qk_set)set == judging_set(t) ? t->row_best : NULL,
                                                  .mean_power = set == QK_FITTED ? power : NULL,
+                                                 .slope_power = set == QK_FITTED ? slope_power : NULL,
                                                  .target_power = &result->power[set]});
     for (int64_t r = 0; r < t->rows; r++) {
         double mean = 0;
         for (int64_t k = 0; k < K; k++) mean += power[r / O * K + k] / (double)K;
-        const float per_unit = (float)(1 / ((double)t->start->weight_scale[r] * t->start->weight_scale[r] * mean));
-        t->per_unit[r] = isfinite(per_unit) ? per_unit : 0; /* dead inputs: nothing to train */
+        const double scale = t->start->weight_scale[r];
+        const float per_unit = (float)(1 / (scale * scale * mean * slope_power[r]));
+        t->per_unit[r] = isfinite(per_unit) ? per_unit : 0; /* dead inputs or outputs: nothing to train */
     }
     free(power);
     const bool finite =
@@ -168,15 +194,19 @@ static qk_status judge_start(trainer *t, qk_gradient_result *result) {
 
 /* ---- steps ----------------------------------------------------------------------------------- */
 
-/* `count` of the fitted samples without replacement: the first places of a Fisher-Yates shuffle that goes on from step
- * to step. */
-static void draw(trainer *t, qk_random *random) {
+/* The samples of the next step: all take their turn in a shuffled order before it is shuffled anew, which leaves less
+ * noise in the sum of the steps than drawing each step by itself. */
+static const int64_t *draw(trainer *t, qk_random *random) {
+    const int64_t count = t->count[QK_FITTED], each = t->options->batch_size;
     int64_t *order = t->order;
-    for (int64_t i = 0; i < t->options->batch_size; i++) {
-        const int64_t j = i + (int64_t)qk_random_below(random, (uint64_t)(t->count[QK_FITTED] - i)), s = order[i];
+    if (t->drawn + each > count) t->drawn = 0;
+    for (int64_t i = 0; i < count && t->drawn == 0; i++) {
+        const int64_t j = i + (int64_t)qk_random_below(random, (uint64_t)(count - i)), s = order[i];
         order[i] = order[j];
         order[j] = s;
     }
+    t->drawn += each;
+    return order + t->drawn - each;
 }
 
 static void step_row(trainer *t, int64_t r) {
@@ -250,10 +280,12 @@ static qk_status iterate(trainer *t, qk_gradient_result *result) {
     step_weights(t);
     for (int64_t it = 0; it < o->iterations; it++) {
         if (it % STEPS_PER_LOOK == 0 && o->cancelled && o->cancelled(o->user)) return QK_E_CANCELLED;
-        draw(t, &random);
+        const int64_t *samples = draw(t, &random);
+        if (mixes(t)) qk_mix_inputs(&t->mixing, samples, o->batch_size, it, t->pool);
+        t->on.inputs = t->mixing.samples;
         t->found.slope = bias ? slope : NULL;
         t->found.mean_power = NULL;
-        qk_reconstruct(&t->on, t->weight, t->bias, t->order, o->batch_size, &t->found);
+        qk_reconstruct(&t->on, t->weight, t->bias, samples, o->batch_size, &t->found);
         t->found.slope = slope;
         t->found.mean_power = power;
         const bool warm = o->method == QK_ADAQUANT || qk_schedule_is_warm(&schedule, it);
@@ -275,6 +307,7 @@ static qk_status iterate(trainer *t, qk_gradient_result *result) {
             break;
         }
     }
+    t->on.inputs = NULL;
     if (has_best) {
         memcpy(t->variable, t->best, (size_t)t->weights * sizeof(float));
         memcpy(t->bias, t->best_bias, (size_t)t->rows * sizeof(float));
@@ -286,63 +319,93 @@ static qk_status iterate(trainer *t, qk_gradient_result *result) {
 
 static double clip(double q, int32_t lo, int32_t hi) { return fmin(fmax(q, lo), hi); }
 
-static void round_weights(trainer *t, int32_t *weight_q) {
+static int32_t integer_bias(const trainer *t, int64_t r, float bias) {
+    const qk_quantized_layer *l = t->start;
+    return (int32_t)clip(rint((double)(bias / l->bias_scale[r])), l->bias_qmin, l->bias_qmax);
+}
+
+/* The layer computes with these integers from now on. bias_q NULL: with the start's bias. */
+static void use_integers(trainer *t, const int32_t *weight_q, const int32_t *bias_q) {
+    const qk_quantized_layer *l = t->start;
+    for (int64_t i = 0; i < t->weights; i++) {
+        const int64_t row = i / t->inputs;
+        t->weight[i] = l->weight_scale[row] * (float)(weight_q[i] - l->weight_zp[row]);
+    }
+    for (int64_t r = 0; r < t->rows && l->bias; r++)
+        t->bias[r] = bias_q ? l->bias_scale[r] * (float)bias_q[r] : l->bias[r];
+}
+
+static void round_weights(trainer *t) {
     const qk_quantized_layer *l = t->start;
     for (int64_t i = 0; i < t->weights; i++) {
         const int64_t row = i / t->inputs;
         const double q = t->options->method == QK_ADAROUND
                              ? (double)t->base[i] + (t->variable[i] >= 0)
                              : rint((double)(t->variable[i] / l->weight_scale[row])) + l->weight_zp[row];
-        weight_q[i] = (int32_t)clip(q, l->qmin, l->qmax);
-        t->weight[i] = l->weight_scale[row] * (float)(weight_q[i] - l->weight_zp[row]);
+        t->weight_q[i] = (int32_t)clip(q, l->qmin, l->qmax);
+        t->weight[i] = l->weight_scale[row] * (float)(t->weight_q[i] - l->weight_zp[row]);
     }
 }
 
-static void round_bias(trainer *t, int32_t *bias_q) {
-    const qk_quantized_layer *l = t->start;
+/* Whether the loss of one output depends on the weights of others. */
+static bool outputs_are_coupled(const trainer *t) { return t->data->stage.activation.kind == QK_SOFTMAX; }
+
+/* Outputs are problems of their own: the result takes these integers for those that get better by them. Coupled
+ * outputs stand or fall together. Returns how many outputs took them. */
+static int64_t offer(trainer *t, const int32_t *weight_q, const int32_t *bias_q, qk_gradient_result *result) {
+    double *loss = t->row_offered, all_before = 0, all_now = 0;
+    int64_t taken = 0;
+    use_integers(t, weight_q, trains_bias(t) ? bias_q : NULL);
+    memset(loss, 0, (size_t)t->rows * sizeof *loss);
+    evaluate(t, judging_set(t), (summary){.row_loss = loss});
     for (int64_t r = 0; r < t->rows; r++) {
-        bias_q[r] = (int32_t)clip(rint((double)(t->bias[r] / l->bias_scale[r])), l->bias_qmin, l->bias_qmax);
-        t->bias[r] = l->bias_scale[r] * (float)bias_q[r];
+        all_before += t->row_best[r];
+        all_now += loss[r];
     }
+    for (int64_t r = 0; r < t->rows; r++) {
+        if (!(outputs_are_coupled(t) ? all_now < all_before : loss[r] < t->row_best[r])) continue;
+        taken++;
+        t->took[r] = true;
+        t->row_best[r] = loss[r];
+        memcpy(result->weight_q + r * t->inputs, weight_q + r * t->inputs, (size_t)t->inputs * sizeof *weight_q);
+        if (trains_bias(t)) result->bias_q[r] = bias_q[r];
+    }
+    return taken;
 }
 
-/* Outputs are problems of their own: those that did not get better get back what they had. */
-static qk_status keep_better_rows(trainer *t, qk_gradient_result *result) {
-    const qk_quantized_layer *l = t->start;
-    double *after = QK_NEW(double, t->rows);
-    if (!after) return QK_E_NOMEM;
-    evaluate(t, judging_set(t), (summary){.row_loss = after});
-    result->improved = 0;
-    for (int64_t r = 0; r < t->rows; r++) {
-        if (after[r] < t->row_before[r]) {
-            result->improved++;
-            continue;
-        }
-        for (int64_t i = r * t->inputs; i < (r + 1) * t->inputs; i++) {
-            result->weight_q[i] = l->weight_q[i];
-            t->weight[i] = l->weight_scale[r] * (float)(l->weight_q[i] - l->weight_zp[r]);
-        }
-        t->bias[r] = l->bias ? l->bias[r] : 0;
-        if (trains_bias(t))
-            result->bias_q[r] = (int32_t)clip(rint((double)l->bias[r] / l->bias_scale[r]), l->bias_qmin, l->bias_qmax);
-    }
-    free(after);
+/* The best bias for these weights; behind an activation a step of Gauss and Newton towards it. */
+static qk_status fit_bias(trainer *t) {
+    double *mean_error = QK_NEW(double, 2 * t->rows);
+    if (!mean_error) return QK_E_NOMEM;
+    double *slope_power = mean_error + t->rows;
+    evaluate(t, QK_FITTED, (summary){.mean_error = mean_error, .slope_power = slope_power});
+    for (int64_t r = 0; r < t->rows; r++)
+        if (slope_power[r] > 0) t->bias[r] -= (float)(mean_error[r] / slope_power[r]);
+    free(mean_error);
     return QK_OK;
 }
 
+/* The better of the start and of what the caller offers, output by output. */
+static void first_result(trainer *t, qk_gradient_result *result) {
+    const qk_quantized_layer *l = t->start;
+    const qk_gradient_options *o = t->options;
+    memcpy(result->weight_q, l->weight_q, (size_t)t->weights * sizeof *l->weight_q);
+    for (int64_t r = 0; r < t->rows && trains_bias(t); r++) result->bias_q[r] = integer_bias(t, r, l->bias[r]);
+    if (!o->offered_weight_q) return;
+    offer(t, o->offered_weight_q, o->offered_bias_q, result);
+    use_integers(t, l->weight_q, NULL);
+}
+
 static qk_status finish(trainer *t, qk_gradient_result *result) {
-    round_weights(t, result->weight_q);
+    round_weights(t);
     if (trains_bias(t)) {
-        if (t->options->method == QK_ADAROUND) { /* the best bias for these weights has a closed form */
-            double *mean = QK_NEW(double, t->rows);
-            if (!mean) return QK_E_NOMEM;
-            evaluate(t, QK_FITTED, (summary){.mean_error = mean});
-            for (int64_t r = 0; r < t->rows; r++) t->bias[r] -= (float)mean[r];
-            free(mean);
-        }
-        round_bias(t, result->bias_q);
+        if (t->options->method == QK_ADAROUND) QK_TRY(fit_bias(t));
+        for (int64_t r = 0; r < t->rows; r++) t->bias_q[r] = integer_bias(t, r, t->bias[r]);
     }
-    QK_TRY(keep_better_rows(t, result));
+    result->trained = offer(t, t->weight_q, t->bias_q, result);
+    result->improved = 0;
+    for (int64_t r = 0; r < t->rows; r++) result->improved += t->took[r];
+    use_integers(t, result->weight_q, trains_bias(t) ? result->bias_q : NULL);
     for (int set = 0; set < 2; set++) {
         result->after[set] = evaluate(t, (qk_set)set, (summary){0});
         result->samples[set] = t->count[set];
@@ -357,6 +420,7 @@ qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start
     qk_blas_enter();
     qk_status status = trainer_init(&t);
     if (status == QK_OK) status = judge_start(&t, result);
+    if (status == QK_OK) first_result(&t, result);
     if (status == QK_OK) status = iterate(&t, result);
     if (status == QK_OK) status = finish(&t, result);
     qk_blas_leave();
@@ -365,7 +429,7 @@ qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start
 }
 
 qk_status qk_start_loss(const qk_training_data *data, const qk_quantized_layer *start, qk_pool *pool, double *loss) {
-    const qk_gradient_options options = {.method = QK_ADAROUND, .batch_size = 1};
+    const qk_gradient_options options = {.method = QK_ADAROUND, .batch_size = 1, .drop_ratio = 1};
     trainer t = {.data = data, .start = start, .options = &options, .pool = pool};
     qk_blas_enter();
     const qk_status status = trainer_init(&t);

@@ -9,38 +9,42 @@
 
 enum { FEW_OUTPUTS = 2 }; /* up to here per group (depthwise) vector loops beat BLAS */
 
+/* Softmax needs a sample as a whole; it is a unit then, with all its pieces and groups. */
+static bool takes_whole_samples(const qk_training_data *d) { return d->stage.activation.kind == QK_SOFTMAX; }
+
 /* Samples of one unit of work: several small ones, or a piece of a large one. */
 static int64_t samples_per_unit(const qk_training_data *d) {
     const int64_t n = QK_CHUNK / d->extent.positions;
-    return n < 1 ? 1 : n;
+    return n < 1 || takes_whole_samples(d) ? 1 : n;
 }
 
 static int64_t unit_count(const qk_training_data *d, int64_t samples) {
     const int64_t each = samples_per_unit(d);
-    return (samples + each - 1) / each * d->pieces;
+    return (samples + each - 1) / each * (takes_whole_samples(d) ? 1 : d->pieces);
 }
 
 qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *data, int64_t most_samples,
                                  qk_pool *pool) {
     const qk_geometry *g = &data->geometry;
     const int64_t rows = g->groups * g->outputs, units = unit_count(data, most_samples);
+    const int64_t threads = qk_pool_threads(pool);
     *r = (qk_reconstruction){.data = data, .pool = pool, .most_samples = most_samples, .rows = rows};
-    r->panels = QK_NEW(float, qk_pool_threads(pool) * (g->inputs + 2 * g->outputs) * QK_CHUNK);
+    r->panels = QK_NEW(float, threads * (g->inputs + 2 * g->outputs) * QK_CHUNK);
+    r->outputs = QK_NEW(float, takes_whole_samples(data) ? threads * 4 * rows * data->extent.positions : 1);
     r->gradient = QK_NEW(float, units * rows * g->inputs);
     r->slope = QK_NEW(float, units * rows);
     r->loss = QK_NEW(double, units * rows);
     r->power = QK_NEW(double, units * g->groups * g->inputs);
-    r->target_power = QK_NEW(double, units * g->groups);
-    return r->panels && r->gradient && r->slope && r->loss && r->power && r->target_power ? QK_OK : QK_E_NOMEM;
+    r->target_power = QK_NEW(double, units * rows);
+    r->slope_power = QK_NEW(double, units * rows);
+    const bool ok =
+        r->panels && r->outputs && r->gradient && r->slope && r->loss && r->power && r->target_power && r->slope_power;
+    return ok ? QK_OK : QK_E_NOMEM;
 }
 
 void qk_reconstruction_destroy(qk_reconstruction *r) {
-    free(r->panels);
-    free(r->gradient);
-    free(r->slope);
-    free(r->loss);
-    free(r->power);
-    free(r->target_power);
+    void *arrays[] = {r->panels, r->outputs, r->gradient, r->slope, r->loss, r->power, r->target_power, r->slope_power};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
 typedef struct {
@@ -60,16 +64,21 @@ static void forward(float *out, const float *weight, const float *panel, int64_t
     for (int64_t o = 0; o < O; o++) qk_kernels_get()->weighted_sum(out + o * n, weight + o * K, panel, K, n, (size_t)n);
 }
 
-/* gradient (O, K) = error (O, n) panel' (n, K). */
-static void backward(float *gradient, const float *error, const float *panel, int64_t O, int64_t K, int64_t n) {
+/* gradient (O, K) = error (O, n) panel' (n, K), or += that. */
+static void backward(float *gradient, const float *error, const float *panel, int64_t O, int64_t K, int64_t n,
+                     bool accumulate) {
     if (O > FEW_OUTPUTS) {
-        qk_sgemm(gradient, error, panel,
-                 (qk_gemm_shape){.m = O, .n = K, .k = n, .lda = n, .ldb = n, .ldc = K, .b_transposed = true});
+        qk_sgemm(
+            gradient, error, panel,
+            (qk_gemm_shape){
+                .m = O, .n = K, .k = n, .lda = n, .ldb = n, .ldc = K, .b_transposed = true, .accumulate = accumulate});
         return;
     }
     for (int64_t o = 0; o < O; o++)
-        for (int64_t k = 0; k < K; k++)
-            gradient[o * K + k] = (float)qk_kernels_get()->dot_f32(error + o * n, panel + k * n, (size_t)n);
+        for (int64_t k = 0; k < K; k++) {
+            const float dot = (float)qk_kernels_get()->dot_f32(error + o * n, panel + k * n, (size_t)n);
+            gradient[o * K + k] = accumulate ? gradient[o * K + k] + dot : dot;
+        }
 }
 
 /* The target of one output line, from column `column` of to on. */
@@ -84,42 +93,106 @@ static void copy_target(float *to, const qk_training_data *d, int64_t sample, in
     for (int64_t i = 0; i < n; i++) to[i] = y[i * e->y_position];
 }
 
+/* The input of the i-th sample of a call. */
+static qk_tensor input_of(const batch *b, int64_t i) {
+    return b->r->inputs ? b->r->inputs[i] : b->r->data->x[b->samples[i]];
+}
+
+/* A line of n outputs of one row: its error in place of out, and all sums of it. bias: still to be added. */
+static void judge_line(const batch *b, int64_t unit, int64_t row, float bias, float *out, float *target, int64_t n) {
+    const qk_kernels *kernels = qk_kernels_get();
+    const qk_output_stage *stage = &b->r->data->stage;
+    const int64_t at = unit * b->r->rows + row;
+    b->r->slope_power[at] = (double)n;
+    if (qk_stage_is_plain(stage)) {
+        b->r->loss[at] = kernels->output_error(out, target, bias, (size_t)n);
+    } else {
+        b->r->slope_power[at] = 0;
+        b->r->loss[at] = qk_stage_line(stage, row, bias, out, target, (size_t)n, &b->r->slope_power[at]);
+    }
+    if (b->wanted->target_power) b->r->target_power[at] = kernels->sum_squares(target, (size_t)n);
+    if (b->wanted->slope) b->r->slope[at] = (float)kernels->sum(out, (size_t)n);
+}
+
+static void add_input_power(const batch *b, int64_t unit, int64_t group, const float *panel, int64_t n) {
+    const qk_geometry *g = &b->r->data->geometry;
+    double *power = b->r->power + (unit * g->groups + group) * g->inputs;
+    for (int64_t k = 0; k < g->inputs && b->wanted->mean_power; k++)
+        power[k] += qk_kernels_get()->sum_squares(panel + k * n, (size_t)n);
+}
+
 /* One group on the columns of one unit. */
 static void run_group(const batch *b, int64_t unit, int64_t group, int64_t first, int64_t last, int64_t piece,
                       float *panel) {
-    const qk_kernels *kernels = qk_kernels_get();
     const qk_training_data *d = b->r->data;
     const int64_t K = d->geometry.inputs, O = d->geometry.outputs, each = d->tables[piece].count;
     const int64_t n = (last - first) * each;
     float *out = panel + K * n, *target = out + O * n;
     for (int64_t s = first; s < last; s++) {
-        qk_fill_piece(d, b->samples[s], piece, group, panel, n, (s - first) * each);
+        qk_fill_piece(d, input_of(b, s), piece, group, panel, n, (s - first) * each);
         for (int64_t o = 0; o < O; o++)
             copy_target(target + o * n + (s - first) * each, d, b->samples[s], piece, group * O + o);
     }
     forward(out, b->weight + group * O * K, panel, O, K, n);
-    double target_power = 0;
     for (int64_t o = 0; o < O; o++) {
         const int64_t row = group * O + o;
-        if (b->wanted->target_power) target_power += kernels->sum_squares(target + o * n, (size_t)n);
-        b->r->loss[unit * b->r->rows + row] =
-            kernels->output_error(out + o * n, target + o * n, b->bias ? b->bias[row] : 0, (size_t)n);
-        if (b->wanted->slope) b->r->slope[unit * b->r->rows + row] = (float)kernels->sum(out + o * n, (size_t)n);
+        judge_line(b, unit, row, b->bias ? b->bias[row] : 0, out + o * n, target + o * n, n);
     }
-    b->r->target_power[unit * d->geometry.groups + group] = target_power;
-    if (b->wanted->gradient) backward(b->r->gradient + (unit * b->r->rows + group * O) * K, out, panel, O, K, n);
-    for (int64_t k = 0; k < K && b->wanted->mean_power; k++)
-        b->r->power[(unit * d->geometry.groups + group) * K + k] = kernels->sum_squares(panel + k * n, (size_t)n);
+    if (b->wanted->gradient) backward(b->r->gradient + (unit * b->r->rows + group * O) * K, out, panel, O, K, n, false);
+    add_input_power(b, unit, group, panel, n);
+}
+
+/* A whole sample: all outputs, softmax, then the gradient from the inputs once more. */
+static void run_sample(const batch *b, int64_t unit, float *panel, float *z) {
+    const qk_training_data *d = b->r->data;
+    const qk_kernels *kernels = qk_kernels_get();
+    const int64_t K = d->geometry.inputs, O = d->geometry.outputs, P = d->extent.positions, all = b->r->rows * P;
+    float *target = z + all, *error = target + all, *slope_power = error + all;
+    for (int64_t piece = 0; piece < d->pieces; piece++)
+        for (int64_t group = 0; group < d->geometry.groups; group++) {
+            const int64_t n = d->tables[piece].count;
+            float *out = panel + K * n;
+            qk_fill_piece(d, input_of(b, unit), piece, group, panel, n, 0);
+            forward(out, b->weight + group * O * K, panel, O, K, n);
+            add_input_power(b, unit, group, panel, n);
+            for (int64_t o = 0; o < O; o++) {
+                const int64_t row = group * O + o, at = row * P + piece * QK_CHUNK;
+                for (int64_t i = 0; i < n; i++) z[at + i] = out[o * n + i] + (b->bias ? b->bias[row] : 0);
+                copy_target(target + at, d, b->samples[unit], piece, row);
+            }
+        }
+    qk_stage_softmax(&d->stage, qk_softmax_shape_of(&d->stage, &d->geometry, &d->y[b->samples[unit]]), z, target, error,
+                     slope_power);
+    for (int64_t row = 0; row < b->r->rows; row++) {
+        const int64_t at = unit * b->r->rows + row;
+        b->r->loss[at] = kernels->sum_squares(error + row * P, (size_t)P);
+        b->r->target_power[at] = kernels->sum_squares(target + row * P, (size_t)P);
+        b->r->slope_power[at] = kernels->sum(slope_power + row * P, (size_t)P);
+        b->r->slope[at] = (float)kernels->sum(z + row * P, (size_t)P);
+    }
+    for (int64_t piece = 0; piece < d->pieces && b->wanted->gradient; piece++)
+        for (int64_t group = 0; group < d->geometry.groups; group++) {
+            const int64_t n = d->tables[piece].count;
+            float *out = panel + K * n;
+            qk_fill_piece(d, input_of(b, unit), piece, group, panel, n, 0);
+            for (int64_t o = 0; o < O; o++)
+                memcpy(out + o * n, z + (group * O + o) * P + piece * QK_CHUNK, (size_t)n * sizeof *out);
+            backward(b->r->gradient + (unit * b->r->rows + group * O) * K, out, panel, O, K, n, piece > 0);
+        }
 }
 
 static void unit_task(void *context, int64_t task, int worker) {
     const batch *b = context;
     const qk_training_data *d = b->r->data;
     const qk_geometry *g = &d->geometry;
+    float *panel = b->r->panels + worker * (g->inputs + 2 * g->outputs) * QK_CHUNK;
+    if (takes_whole_samples(d)) {
+        run_sample(b, task, panel, b->r->outputs + worker * 4 * b->r->rows * d->extent.positions);
+        return;
+    }
     const int64_t unit = task / g->groups, group = task % g->groups, each = samples_per_unit(d);
     const int64_t first = unit / d->pieces * each, last = first + each < b->count ? first + each : b->count;
-    run_group(b, unit, group, first, last, unit % d->pieces,
-              b->r->panels + worker * (g->inputs + 2 * g->outputs) * QK_CHUNK);
+    run_group(b, unit, group, first, last, unit % d->pieces, panel);
 }
 
 /* to[i] = factor * sum over units of parts[unit, i] */
@@ -137,15 +210,20 @@ void qk_reconstruct(qk_reconstruction *r, const float *weight, const float *bias
     const int64_t units = unit_count(r->data, count), inputs = g->groups * g->inputs;
     const double columns = (double)(count * r->data->extent.positions);
     batch b = {r, weight, bias, samples, count, units, result};
-    qk_pool_run(r->pool, unit_task, &b, units * g->groups);
+    if (result->mean_power) memset(r->power, 0, (size_t)(units * inputs) * sizeof *r->power);
+    qk_pool_run(r->pool, unit_task, &b, takes_whole_samples(r->data) ? units : units * g->groups);
     result->loss = 0;
     for (int64_t row = 0; row < r->rows; row++) {
-        double loss = 0;
-        for (int64_t u = 0; u < units; u++) loss += r->loss[u * r->rows + row] / columns;
+        double loss = 0, slope_power = 0;
+        for (int64_t u = 0; u < units; u++) {
+            loss += r->loss[u * r->rows + row] / columns;
+            slope_power += r->slope_power[u * r->rows + row] / columns;
+        }
         if (result->row_loss) result->row_loss[row] = loss;
+        if (result->slope_power) result->slope_power[row] = slope_power;
         result->loss += loss;
     }
-    for (int64_t i = 0; i < units * g->groups && result->target_power; i++)
+    for (int64_t i = 0; i < units * r->rows && result->target_power; i++)
         *result->target_power = (i ? *result->target_power : 0) + r->target_power[i] / columns;
     if (result->gradient) add_units(result->gradient, r->gradient, units, r->rows * g->inputs, 2 / columns);
     if (result->slope) add_units(result->slope, r->slope, units, r->rows, 2 / columns);

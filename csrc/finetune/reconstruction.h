@@ -1,23 +1,27 @@
 /* The reconstruction loss of a layer on some samples, and its gradient by the weight and the bias.
  *
- * loss = mean over samples and positions of the sum over outputs of (w x + b - y)^2. No gradient by x is needed, as
- * layers are trained one by one. */
+ * loss = mean over samples and positions of the sum over outputs of (stage(w x + b) - f(y))^2. No gradient by x is
+ * needed, as layers are trained one by one. */
 #ifndef QK_RECONSTRUCTION_H
 #define QK_RECONSTRUCTION_H
 
 #include "finetune/training_data.h"
+#include "ops/output_stage.h"
 
 typedef struct {
     const qk_training_data *data;
     qk_pool *pool;
-    int64_t most_samples; /* of a call */
-    int64_t rows;         /* output channels of all groups */
-    float *panels;        /* (threads, K + 2 O, columns of a unit) */
-    float *gradient;      /* (units, rows, K) */
-    float *slope;         /* (units, rows): of the bias */
-    double *loss;         /* (units, rows) */
-    double *power;        /* (units, groups, K): sums of squares of the inputs */
-    double *target_power; /* (units, groups) */
+    int64_t most_samples;    /* of a call */
+    int64_t rows;            /* output channels of all groups */
+    const qk_tensor *inputs; /* of the samples of a call, in place of the data's own; NULL: those */
+    float *panels;           /* (threads, K + 2 O, columns of a unit) */
+    float *outputs;          /* softmax: (threads, 4, rows, positions) */
+    float *gradient;         /* (units, rows, K) */
+    float *slope;            /* (units, rows): of the bias */
+    double *loss;            /* (units, rows) */
+    double *power;           /* (units, groups, K): sums of squares of the inputs */
+    double *target_power;    /* (units, rows) */
+    double *slope_power;     /* (units, rows): of the stage */
 } qk_reconstruction;
 
 qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *data, int64_t most_samples,
@@ -31,7 +35,8 @@ typedef struct {
     float *gradient;      /* (rows, K) of the loss by the weight */
     float *slope;         /* (rows) of the loss by the bias */
     double *mean_power;   /* (groups * K): mean square of each input */
-    double *target_power; /* mean over samples and positions of the sum over outputs of y^2 */
+    double *target_power; /* mean over samples and positions of the sum over outputs of f(y)^2 */
+    double *slope_power;  /* (rows): mean square of the stage's derivative */
 } qk_reconstruction_result;
 
 /* weight (rows, K), bias (rows) or NULL. samples: indices into the data, `count` of them. */

@@ -4,12 +4,15 @@
 
 #include "base/memory.h"
 
-qk_status qk_training_data_new(qk_training_data **out, const qk_geometry *geometry, int holdout) {
+qk_status qk_training_data_new(qk_training_data **out, const qk_geometry *geometry, const qk_output_stage *stage,
+                               int holdout) {
     *out = NULL;
     if (!qk_geometry_is_sane(geometry) || holdout < 0 || holdout == 1) return QK_E_ARG;
+    if (stage && stage->activation.kind == QK_SOFTMAX && stage->folded) return QK_E_ARG;
     qk_training_data *d = QK_NEW(qk_training_data, 1);
     if (!d) return QK_E_NOMEM;
     d->geometry = *geometry;
+    if (stage) d->stage = *stage;
     d->holdout = holdout;
     *out = d;
     return QK_OK;
@@ -26,6 +29,7 @@ void qk_training_data_free(qk_training_data *d) {
     if (!d) return;
     free_tables(d);
     free(d->x);
+    free(d->x_float);
     free(d->y);
     free(d);
 }
@@ -49,12 +53,14 @@ static qk_status make_tables(qk_training_data *d) {
 static bool grow(qk_training_data *d, int64_t more) {
     if (d->count + more <= d->room) return true;
     const int64_t room = 2 * (d->count + more);
-    qk_tensor *x = realloc(d->x, (size_t)room * sizeof *x);
-    if (x) d->x = x;
-    qk_tensor *y = realloc(d->y, (size_t)room * sizeof *y);
-    if (y) d->y = y;
-    if (x && y) d->room = room;
-    return x && y;
+    qk_tensor **arrays[] = {&d->x, &d->x_float, &d->y};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
+        qk_tensor *larger = realloc(*arrays[i], (size_t)room * sizeof *larger);
+        if (!larger) return false;
+        *arrays[i] = larger;
+    }
+    d->room = room;
+    return true;
 }
 
 static size_t item_size(qk_dtype dtype) { return dtype == QK_F32 ? sizeof(float) : 1; }
@@ -66,20 +72,32 @@ static qk_tensor sample_of(const qk_tensor *batch, int64_t index, int64_t stride
     return t;
 }
 
-qk_status qk_training_data_add(qk_training_data *d, const qk_tensor *x, const qk_tensor *y) {
+static bool is_of_one_shape(const qk_tensor *a, const qk_tensor *b) {
+    for (int i = 1; i < a->ndim && a->ndim == b->ndim; i++)
+        if (a->dims[i] != b->dims[i]) return false;
+    return a->ndim == b->ndim;
+}
+
+qk_status qk_training_data_add(qk_training_data *d, const qk_tensor *x, const qk_tensor *x_float, const qk_tensor *y) {
     qk_extent e;
     QK_TRY(qk_extent_of(&d->geometry, x, y, &e));
     if (e.samples == 0 || e.positions == 0 || y->dtype != QK_F32) return QK_E_SHAPE;
+    if (x_float && (x_float->dtype != QK_F32 || x_float->dims[0] != x->dims[0] || !is_of_one_shape(x, x_float)))
+        return QK_E_SHAPE;
     if (d->count == 0) {
+        if (d->stage.axis < 0) d->stage.axis += y->ndim;
+        if (d->stage.activation.kind == QK_SOFTMAX && (d->stage.axis < 1 || d->stage.axis >= y->ndim))
+            return QK_E_SHAPE;
         d->extent = e;
         QK_TRY(make_tables(d));
+    } else if (x->dtype != d->x[0].dtype || !is_of_one_shape(x, d->x) || !is_of_one_shape(y, d->y) ||
+               !x_float != !d->x_float[0].data) {
+        return QK_E_SHAPE;
     }
-    if (d->count > 0 && (x->ndim != d->x[0].ndim || x->dtype != d->x[0].dtype)) return QK_E_SHAPE;
-    for (int i = 1; i < x->ndim && d->count > 0; i++)
-        if (x->dims[i] != d->x[0].dims[i]) return QK_E_SHAPE;
     if (!grow(d, e.samples)) return QK_E_NOMEM;
     for (int64_t s = 0; s < e.samples; s++) {
         d->x[d->count] = sample_of(x, s, e.x_sample);
+        d->x_float[d->count] = x_float ? sample_of(x_float, s, e.x_sample) : (qk_tensor){0};
         d->y[d->count++] = sample_of(y, s, e.y_sample);
     }
     return QK_OK;
@@ -91,10 +109,10 @@ bool qk_is_held_out(const qk_training_data *d, int64_t sample) {
 
 int64_t qk_channels_per_group(const qk_training_data *d) { return d->geometry.inputs / d->extent.taps; }
 
-void qk_fill_piece(const qk_training_data *d, int64_t sample, int64_t piece, int64_t group, float *panel, int64_t ld,
+void qk_fill_piece(const qk_training_data *d, qk_tensor x, int64_t piece, int64_t group, float *panel, int64_t ld,
                    int64_t column) {
     const int64_t channels = qk_channels_per_group(d);
-    qk_tensor x = d->x[sample]; /* starts at the group's first channel, so that its lines start the panel */
+    /* to start at the group's first channel, so that its lines start the panel */
     x.data = (const char *)x.data + (size_t)(group * channels * d->extent.x_channel) * item_size(x.dtype);
     const qk_panel_fill_job job = {panel, ld, column, &x, d->extent.x_channel, &d->tables[piece]};
     qk_panel_fill(&job, 0, channels);

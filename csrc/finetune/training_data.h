@@ -9,19 +9,20 @@ enum { QK_CHUNK = 512 }; /* rows of a unit of work; fixed, so that no result dep
 
 struct qk_training_data {
     qk_geometry geometry;
+    qk_output_stage stage;
     int holdout;
-    int64_t count, room;  /* samples */
-    qk_tensor *x, *y;     /* (room), each one sample */
-    qk_extent extent;     /* of one sample; all samples have one shape */
-    qk_row_table *tables; /* (pieces): QK_CHUNK positions of a sample each, the last maybe fewer */
+    int64_t count, room;        /* samples */
+    qk_tensor *x, *x_float, *y; /* (room), each one sample; of x_float data may be NULL */
+    qk_extent extent;           /* of one sample; all samples have one shape */
+    qk_row_table *tables;       /* (pieces): QK_CHUNK positions of a sample each, the last maybe fewer */
     int64_t pieces;
 };
 
 /* Whether a sample judges instead of being trained on. */
 bool qk_is_held_out(const qk_training_data *data, int64_t sample);
 int64_t qk_channels_per_group(const qk_training_data *data);
-/* Input lines of group `group` of one piece of a sample, from column `column` of panel (K, ld) on. */
-void qk_fill_piece(const qk_training_data *data, int64_t sample, int64_t piece, int64_t group, float *panel, int64_t ld,
+/* Input lines of group `group` of one piece of a sample x, from column `column` of panel (K, ld) on. */
+void qk_fill_piece(const qk_training_data *data, qk_tensor x, int64_t piece, int64_t group, float *panel, int64_t ld,
                    int64_t column);
 
 #endif

@@ -180,14 +180,47 @@ typedef struct {
 qk_status qk_least_squares(const qk_layer *layer, const qk_quantized_layer *start,
                            const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result);
 
+/* ---- what stands between a layer's output and the loss --------------------------------------- */
+typedef enum {
+    QK_NO_ACTIVATION,
+    QK_CLIP,       /* from a to b; Relu: from 0 to infinity */
+    QK_LEAKY_RELU, /* a x below 0; PRelu: a is the output's own */
+    QK_SIGMOID,
+    QK_TANH,
+    QK_GELU,         /* with the normal distribution */
+    QK_GELU_TANH,    /* its approximation */
+    QK_HARD_SIGMOID, /* a x + b, from 0 to 1 */
+    QK_HARD_SWISH,
+    QK_SOFTMAX
+} qk_activation_kind;
+typedef struct {
+    qk_activation_kind kind;
+    float a, b;
+} qk_activation;
+
+/* The loss compares Q(f(z)) with f(y): z is the quantized layer's output, y the float layer's. */
+typedef struct {
+    qk_activation activation;
+    const float *slopes; /* (rows): `a` of each output; NULL: the same for all. The caller's memory */
+    int axis;            /* of softmax, in y: 1 .. ndim - 1, or from the end: -1 .. */
+    bool folded;         /* f(y) only: the ends of Q's grid do to z what f does */
+    bool quantized;      /* Q is there; its gradient is 1 inside of the grid, else 0 */
+    qk_affine affine;
+    qk_grid grid;
+} qk_output_stage;
+
 /* ---- the published loops: AdaRound and AdaQuant by gradient ---------------------------------- */
 /* The samples of a layer. Their memory stays with the caller and must outlive them. */
 typedef struct qk_training_data qk_training_data;
-/* holdout: every holdout-th sample only judges, if there are at least 2 * holdout; 0: none. */
-qk_status qk_training_data_new(qk_training_data **data, const qk_geometry *geometry, int holdout);
+/* stage is copied; NULL: nothing stands in between. holdout: every holdout-th sample only judges, if there are at least
+ * 2 * holdout; 0: none. */
+qk_status qk_training_data_new(qk_training_data **data, const qk_geometry *geometry, const qk_output_stage *stage,
+                               int holdout);
 void qk_training_data_free(qk_training_data *data);
-/* The next samples; y is float32. QK_E_SHAPE unless all samples have one shape. */
-qk_status qk_training_data_add(qk_training_data *data, const qk_tensor *x, const qk_tensor *y);
+/* The next samples. x: what the quantized graph feeds the layer; x_float: what the float graph does, float32 and of
+ * the same shape, NULL if no step will mix them; y: float32. QK_E_SHAPE unless all samples have one shape. */
+qk_status qk_training_data_add(qk_training_data *data, const qk_tensor *x, const qk_tensor *x_float,
+                               const qk_tensor *y);
 
 typedef enum { QK_ADAROUND, QK_ADAQUANT } qk_gradient_method;
 typedef enum { QK_ITERATIONS_DONE, QK_STOPPED_EARLY } qk_gradient_end;
@@ -200,9 +233,13 @@ typedef struct {
     double learning_rate;
     double reg_param; /* AdaRound; docs/numerics.md says what 0.01 means */
     double warm_start, beta_start, beta_end;
-    int64_t window; /* of early stop, in steps; 0: no early stop */
+    double drop_ratio; /* each input of a step is x with this probability, else x_float; 1: always x */
+    int64_t window;    /* of early stop, in steps; 0: no early stop */
     int64_t patience;
     uint64_t seed;
+    /* Another solution for the same start, kept where it is the best: (rows, K), (rows). NULL: none. The second is not
+     * read where the bias stays. */
+    const int32_t *offered_weight_q, *offered_bias_q;
     double *losses; /* (iterations): reconstruction loss of every step (NaN: not run), the caller's; may be NULL */
     /* Called now and then by the calling thread; true: cancel. May be NULL. */
     bool (*cancelled)(void *user);
@@ -217,6 +254,7 @@ typedef struct {
     double power[2]; /* mean square of the target, for relative errors */
     int64_t samples[2];
     int64_t improved;   /* outputs whose judging loss is below the start's; the others are as they were */
+    int64_t trained;    /* those of them for which the steps did it, not the solution that was offered */
     int64_t iterations; /* that were run */
     qk_gradient_end end;
 } qk_gradient_result;

@@ -72,6 +72,14 @@ typedef struct {
     void (*weighted_sum)(float *restrict y, const float *w, const float *restrict x, int64_t k, int64_t ld, size_t n);
     /* out += bias - target; returns the sum of its squares. */
     double (*output_error)(float *restrict out, const float *restrict target, float bias, size_t n);
+    /* value = f(z + bias), slope = f'(z + bias); f is not softmax. */
+    void (*activate)(float *restrict value, float *restrict slope, const float *restrict z, float bias,
+                     const qk_activation *f, size_t n);
+    /* value goes through Q/DQ; slope becomes 0 where value lies outside of the grid. */
+    void (*fake_quant_through)(float *restrict value, float *restrict slope, size_t n, qk_affine affine, qk_grid grid);
+    /* error = (value - target) * slope; returns the sum of the squares of value - target. */
+    double (*sloped_error)(float *restrict error, const float *restrict value, const float *restrict target,
+                           const float *restrict slope, size_t n);
     /* One step of Adam for n variables. */
     void (*adam)(float *restrict variable, float *restrict first, float *restrict second,
                  const float *restrict gradient, qk_adam adam, size_t n);

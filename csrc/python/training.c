@@ -10,24 +10,70 @@ typedef struct {
     bool in_use;
 } training_object;
 
+/* None, or (activation, a, b, slopes or None, axis, folded, (scale, zero_point, qmin, qmax) or None). */
+static bool stage_from(PyObject *argument, npy_intp rows, qk_output_stage *stage) {
+    static const char *const names[] = {[QK_NO_ACTIVATION] = "none",
+                                        [QK_CLIP] = "clip",
+                                        [QK_LEAKY_RELU] = "leaky_relu",
+                                        [QK_SIGMOID] = "sigmoid",
+                                        [QK_TANH] = "tanh",
+                                        [QK_GELU] = "gelu",
+                                        [QK_GELU_TANH] = "gelu_tanh",
+                                        [QK_HARD_SIGMOID] = "hard_sigmoid",
+                                        [QK_HARD_SWISH] = "hard_swish",
+                                        [QK_SOFTMAX] = "softmax"};
+    enum { KINDS = sizeof names / sizeof *names };
+    *stage = (qk_output_stage){.activation = {.kind = QK_NO_ACTIVATION}};
+    if (argument == Py_None) return true;
+    const char *name;
+    PyObject *slopes, *grid;
+    int folded, kind = 0;
+    if (!PyTuple_Check(argument)) {
+        PyErr_Format(PyExc_TypeError, "stage: a tuple is needed, not %s", Py_TYPE(argument)->tp_name);
+        return false;
+    }
+    if (!PyArg_ParseTuple(argument, "sffOipO;stage: (activation, a, b, slopes, axis, folded, grid) is needed", &name,
+                          &stage->activation.a, &stage->activation.b, &slopes, &stage->axis, &folded, &grid))
+        return false;
+    while (kind < KINDS && strcmp(name, names[kind]) != 0) kind++;
+    if (kind == KINDS) {
+        PyErr_Format(PyExc_ValueError, "stage: no activation is called %s", name);
+        return false;
+    }
+    stage->activation.kind = (qk_activation_kind)kind;
+    stage->folded = folded;
+    if (slopes != Py_None) {
+        PyArrayObject *array = qk_array(slopes, "slopes", NPY_FLOAT32, rows);
+        if (!array) return false;
+        stage->slopes = PyArray_DATA(array);
+    }
+    stage->quantized = grid != Py_None;
+    return !stage->quantized ||
+           PyArg_ParseTuple(grid, "fiii;stage: a grid (scale, zero_point, qmin, qmax) is needed", &stage->affine.scale,
+                            &stage->affine.zero_point, &stage->grid.qmin, &stage->grid.qmax);
+}
+
 static PyObject *training_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"inputs", "outputs", "groups", "conv", "holdout", "x_scale", "x_zero_point", NULL};
+    static char *names[] = {"inputs", "outputs", "groups", "conv", "holdout", "x_scale", "x_zero_point", "stage", NULL};
     long long inputs, outputs, groups = 1;
     int holdout = 0;
     qk_affine affine = {1.0f, 0};
-    PyObject *conv = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LL|$LOifi:TrainingData", names, &inputs, &outputs, &groups, &conv,
-                                     &holdout, &affine.scale, &affine.zero_point))
+    PyObject *conv = Py_None, *stage_argument = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LL|$LOifiO:TrainingData", names, &inputs, &outputs, &groups, &conv,
+                                     &holdout, &affine.scale, &affine.zero_point, &stage_argument))
         return NULL;
     qk_geometry geometry = {.inputs = inputs, .outputs = outputs, .groups = groups};
-    if (!qk_conv_from(conv, &geometry)) return NULL;
+    qk_output_stage stage;
+    if (!qk_conv_from(conv, &geometry) || !stage_from(stage_argument, (npy_intp)(groups * outputs), &stage))
+        return NULL;
     training_object *self = (training_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->x_affine = affine;
     self->rows = (npy_intp)(groups * outputs);
     self->inputs = (npy_intp)inputs;
     self->arrays = PyList_New(0);
-    const qk_status status = self->arrays ? qk_training_data_new(&self->data, &geometry, holdout) : QK_E_NOMEM;
+    qk_status status = self->arrays && PyList_Append(self->arrays, stage_argument) == 0 ? QK_OK : QK_E_NOMEM;
+    if (status == QK_OK) status = qk_training_data_new(&self->data, &geometry, &stage, holdout);
     if (status != QK_OK) {
         Py_DECREF(self);
         return qk_raise(status, "TrainingData");
@@ -46,46 +92,64 @@ static void training_dealloc(PyObject *object) {
 
 static PyObject *training_add(PyObject *object, PyObject *args) {
     training_object *self = (training_object *)object;
-    PyObject *x_argument, *y_argument;
-    qk_tensor x, y;
-    if (!PyArg_ParseTuple(args, "OO:add", &x_argument, &y_argument) ||
-        !qk_tensor_from(x_argument, "x", self->x_affine, &x) ||
-        !qk_tensor_from(y_argument, "y", (qk_affine){1.0f, 0}, &y) || !qk_take(&self->in_use, "TrainingData"))
+    const qk_affine none = {1.0f, 0};
+    PyObject *x_argument, *y_argument, *float_argument = Py_None;
+    qk_tensor x, y, x_float;
+    if (!PyArg_ParseTuple(args, "OO|O:add", &x_argument, &y_argument, &float_argument) ||
+        !qk_tensor_from(x_argument, "x", self->x_affine, &x) || !qk_tensor_from(y_argument, "y", none, &y) ||
+        (float_argument != Py_None && !qk_tensor_from(float_argument, "x_float", none, &x_float)) ||
+        !qk_take(&self->in_use, "TrainingData"))
         return NULL;
-    const qk_status status = qk_training_data_add(self->data, &x, &y);
+    const qk_status status = qk_training_data_add(self->data, &x, float_argument != Py_None ? &x_float : NULL, &y);
     self->in_use = false;
     if (status != QK_OK) return qk_raise(status, "add");
-    if (PyList_Append(self->arrays, x_argument) != 0 || PyList_Append(self->arrays, y_argument) != 0) return NULL;
-    Py_RETURN_NONE;
+    PyObject *kept = PyTuple_Pack(3, x_argument, y_argument, float_argument);
+    const bool ok = kept && PyList_Append(self->arrays, kept) == 0;
+    Py_XDECREF(kept);
+    return ok ? Py_NewRef(Py_None) : NULL;
 }
 
 static PyObject *result_dict(const qk_gradient_result *r, PyObject *weight, PyObject *bias, PyObject *losses) {
-    return Py_BuildValue("{s:O,s:O,s:O,s:(dd),s:(dd),s:(dd),s:(LL),s:L,s:L,s:O}", "weight", weight, "bias", bias,
-                         "losses", losses, "before", r->before[QK_FITTED], r->before[QK_HELD_OUT], "after",
-                         r->after[QK_FITTED], r->after[QK_HELD_OUT], "power", r->power[QK_FITTED],
-                         r->power[QK_HELD_OUT], "samples", (long long)r->samples[QK_FITTED],
-                         (long long)r->samples[QK_HELD_OUT], "improved", (long long)r->improved, "iterations",
-                         (long long)r->iterations, "stopped_early", r->end == QK_STOPPED_EARLY ? Py_True : Py_False);
+    return Py_BuildValue(
+        "{s:O,s:O,s:O,s:(dd),s:(dd),s:(dd),s:(LL),s:L,s:L,s:L,s:O}", "weight", weight, "bias", bias, "losses", losses,
+        "before", r->before[QK_FITTED], r->before[QK_HELD_OUT], "after", r->after[QK_FITTED], r->after[QK_HELD_OUT],
+        "power", r->power[QK_FITTED], r->power[QK_HELD_OUT], "samples", (long long)r->samples[QK_FITTED],
+        (long long)r->samples[QK_HELD_OUT], "improved", (long long)r->improved, "trained", (long long)r->trained,
+        "iterations", (long long)r->iterations, "stopped_early", r->end == QK_STOPPED_EARLY ? Py_True : Py_False);
+}
+
+/* Arrays or None: the other solution. Its bias may be None only where the bias stays. */
+static bool offered_from(const training_object *self, PyObject *weight, PyObject *bias, const qk_quantized_layer *start,
+                         qk_gradient_options *o) {
+    PyArrayObject *w, *b;
+    if (weight == Py_None) return true;
+    if (!(w = qk_array(weight, "offered_weight", NPY_INT32, self->rows * self->inputs))) return false;
+    o->offered_weight_q = PyArray_DATA(w);
+    if (!start->bias || !start->bias_scale || !o->update_bias) return true;
+    if (!(b = qk_array(bias, "offered_bias", NPY_INT32, self->rows))) return false;
+    o->offered_bias_q = PyArray_DATA(b);
+    return true;
 }
 
 static PyObject *training_train(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {
-        "weight",        "weight_q",  "weight_scale", "weight_zero_point", "qmin",     "qmax",       "bias",
-        "bias_scale",    "bias_qmin", "bias_qmax",    "update_bias",       "adaround", "batch_size", "iterations",
-        "learning_rate", "reg_param", "warm_start",   "beta_range",        "window",   "patience",   "seed",
-        "pool",          NULL};
+    static char *names[] = {"weight",      "weight_q",   "weight_scale",   "weight_zero_point", "qmin",
+                            "qmax",        "bias",       "bias_scale",     "bias_qmin",         "bias_qmax",
+                            "update_bias", "adaround",   "batch_size",     "iterations",        "learning_rate",
+                            "reg_param",   "warm_start", "beta_range",     "drop_ratio",        "window",
+                            "patience",    "seed",       "offered_weight", "offered_bias",      "pool",
+                            NULL};
     training_object *self = (training_object *)object;
-    PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *pool_argument;
+    PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *offered_weight, *offered_bias, *pool_argument;
     qk_quantized_layer start = {0};
     qk_gradient_options o = {.cancelled = qk_cancelled};
     int update_bias, adaround;
     long long batch_size, iterations, window, patience;
     unsigned long long seed;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO$iiOOiippLLddd(dd)LLKO:train", names, &weight, &weight_q,
-                                     &scale, &zp, &start.qmin, &start.qmax, &bias, &bias_scale, &start.bias_qmin,
-                                     &start.bias_qmax, &update_bias, &adaround, &batch_size, &iterations,
-                                     &o.learning_rate, &o.reg_param, &o.warm_start, &o.beta_start, &o.beta_end, &window,
-                                     &patience, &seed, &pool_argument))
+    if (!PyArg_ParseTupleAndKeywords(
+            args, kwargs, "OOOO$iiOOiippLLddd(dd)dLLKOOO:train", names, &weight, &weight_q, &scale, &zp, &start.qmin,
+            &start.qmax, &bias, &bias_scale, &start.bias_qmin, &start.bias_qmax, &update_bias, &adaround, &batch_size,
+            &iterations, &o.learning_rate, &o.reg_param, &o.warm_start, &o.beta_start, &o.beta_end, &o.drop_ratio,
+            &window, &patience, &seed, &offered_weight, &offered_bias, &pool_argument))
         return NULL;
     qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
     if (!pool || !qk_quantized_layer_from((PyObject *[]){weight, weight_q, scale, zp, bias, bias_scale}, self->rows,
@@ -96,8 +160,9 @@ static PyObject *training_train(PyObject *object, PyObject *args, PyObject *kwar
         return NULL;
     }
     o.user = pool_argument;
-    o.method = adaround ? QK_ADAROUND : QK_ADAQUANT;
     o.update_bias = update_bias;
+    if (!offered_from(self, offered_weight, offered_bias, &start, &o)) return NULL;
+    o.method = adaround ? QK_ADAROUND : QK_ADAQUANT;
     o.batch_size = batch_size;
     o.iterations = iterations;
     o.window = window;
@@ -149,20 +214,24 @@ static PyObject *training_start_loss(PyObject *object, PyObject *args) {
 #define KEYWORDS(function) (PyCFunction)(void (*)(void))(function)
 static PyMethodDef training_methods[] = {
     {"add", training_add, METH_VARARGS,
-     "add($self, x, y, /)\n--\n\n"
-     "The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. y: float32. Neither is copied."},
+     "add($self, x, y, x_float=None, /)\n--\n\n"
+     "The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. y: float32. x_float: what the "
+     "float"
+     " graph feeds the layer, float32; for drop_ratio below 1. None of them is copied."},
     {"start_loss", training_start_loss, METH_VARARGS,
      "start_loss($self, weight, weight_q, weight_scale, weight_zero_point, bias, pool, /)\n--\n\n"
      "The reconstruction loss of the start, over all samples: summed over outputs, mean over output positions."},
     {"train", KEYWORDS(training_train), METH_VARARGS | METH_KEYWORDS,
      "train($self, weight, weight_q, weight_scale, weight_zero_point, *, qmin, qmax, bias, bias_scale, bias_qmin,"
      " bias_qmax, update_bias, adaround, batch_size, iterations, learning_rate, reg_param, warm_start, beta_range,"
-     " window, patience, seed, pool)\n--\n\n"
+     " drop_ratio, window, patience, seed, offered_weight, offered_bias, pool)\n--\n\n"
      "AdaRound or AdaQuant by gradient, from the float weight."},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot training_slots[] = {
-    {Py_tp_doc, "TrainingData(inputs, outputs, *, groups=1, conv=None, holdout=0, x_scale=1.0, x_zero_point=0)\n--\n\n"
-                "The samples of one layer, for the gradient loops."},
+    {Py_tp_doc,
+     "TrainingData(inputs, outputs, *, groups=1, conv=None, holdout=0, x_scale=1.0, x_zero_point=0, stage=None)"
+     "\n--\n\n"
+     "The samples of one layer, for the gradient loops."},
     {Py_tp_new, training_new},
     {Py_tp_dealloc, training_dealloc},
     {Py_tp_methods, training_methods},

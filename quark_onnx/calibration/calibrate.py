@@ -17,7 +17,7 @@ from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError
 from quark.onnx.graph.insert_qdq import WeightParams
 from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer
-from quark.onnx.inference import in_order, session, shared_out
+from quark.onnx.inference import Engine, in_order, session
 from quark.onnx.plan.build import weight_rows
 from quark.onnx.plan.layer_data import core_geometry
 
@@ -76,8 +76,7 @@ def calibrate(
     tensors: list[str],
     layers: Iterable[WeightLayer],
     settings: CalibrationSettings,
-    *,
-    threads: int,
+    engine: Engine,
 ) -> Calibration:
     """Run the float model over all items once; memory does not depend on how many there are.
 
@@ -89,13 +88,13 @@ def calibrate(
     Raises:
         DataError: a tensor becomes NaN or Inf, or the model cannot run on a batch.
     """
-    pool = _core.ThreadPool(threads)
+    pool = _core.ThreadPool(engine.threads)
     ranges = _core.ValueRanges(len(tensors), _BINS)
     search = _ScaleSearch(model, layers if settings.weights else (), pool)
     wanted = list(dict.fromkeys([*tensors, *search.tensors()]))
     # A reader may use its memory again. With few items, the processors are shared out among each item's operators.
-    first = [{name: array.copy() for name, array in item.items()} for item in islice(items, threads)]
-    at_once, each = shared_out(threads, len(first))
+    first = [{name: array.copy() for name, array in item.items()} for item in islice(items, engine.threads)]
+    at_once, each = engine.shared_out(len(first))
     run = _Exposed(model, wanted, each)
     samples = 0
     for batch, values in in_order(run, _batches(chain(first, items), can_join, run), threads=at_once):
@@ -120,7 +119,7 @@ def _batches(items: Iterator[Batch], can_join: CanJoin, run: _Exposed) -> Iterat
 class _Exposed:
     """The model with inner tensors as outputs."""
 
-    def __init__(self, model: onnx.ModelProto, tensors: list[str], threads: int) -> None:
+    def __init__(self, model: onnx.ModelProto, tensors: list[str], engine: Engine) -> None:
         exposed = onnx.ModelProto()
         exposed.CopyFrom(model)
         self._inputs = {i.name for i in model.graph.input}
@@ -128,7 +127,7 @@ class _Exposed:
         self._names = self._names or [output.name for output in model.graph.output]  # data is tried in any case
         del exposed.graph.output[:]
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names)
-        self._session = session(exposed, threads=threads)
+        self._session = session(exposed, engine)
 
     def __call__(self, batch: Batch) -> tuple[Batch, dict[str, NDArray[np.generic]]]:
         """The batch, and the wanted tensors that it leads to."""

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
 
-from quark.onnx import _core
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin
 from quark.onnx.calibration.reader import Batch, sample_count
+from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
-from quark.onnx.fast_finetune.gradient import GradientLayer
+from quark.onnx.fast_finetune.choose_solver import choose_solver
 from quark.onnx.fast_finetune.largest_layer import with_largest_layer
-from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer, LeastSquaresSettings
 from quark.onnx.fast_finetune.run import finetune_layers
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.selective import EvaluatorJudge, Judge, OutputJudge, judged_outputs
 from quark.onnx.fast_finetune.settings import HOLDOUT
-from quark.onnx.fast_finetune.solver import LayerSolver
 from quark.onnx.inference import batch_is_free
 from quark.onnx.plan.build import build_plan
-from quark.onnx.plan.types import LayerPlan, Plan
-from quark.onnx.quantization.config.algorithm import AdaQuantConfig, FastFinetuneConfig
+from quark.onnx.plan.types import Plan
+from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.supported import check_engine_supports
 from quark.onnx.report.end_to_end import Outputs, compare, outputs_of
 from quark.onnx.report.layer_report import LayerReport
@@ -55,15 +53,20 @@ class FastFinetune:
         threads: of onnxruntime and of the core.
         clock: gets the phases' times.
 
+    Attributes:
+        engine: runs all models of this finetuning, calibration included.
+
     Raises:
-        UnsupportedError: the options ask for what this version cannot do.
+        UnsupportedError: the options ask for what this version, or this machine, cannot do.
     """
 
     def __init__(self, config: FastFinetuneConfig, *, threads: int, clock: PhaseClock) -> None:
-        self._config, self._threads, self._clock = config, threads, clock
+        self._config, self._clock = config, clock
+        self._role = "float" if config.ref_model_path is None else "reference"
+        self.engine, on_the_cpu = engine_on_device(config, threads=threads)
         self._ignored = tuple(
             f"{option.keyword}={option.value!r} has no effect: {option.reason}"
-            for option in check_engine_supports(config)
+            for option in (*check_engine_supports(config), *on_the_cpu)
         )
         self._store: BatchStore = FileStore(config.cache_dir) if config.mem_opt_level == 2 else MemoryStore()
         self._samples = KeptSamples(self._store, config.data_size, HOLDOUT)
@@ -87,19 +90,22 @@ class FastFinetune:
     def run(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, *, samples_seen: int) -> Report:
         """Finetune `quantized` in place; only integer weights and biases change.
 
+        Args:
+            float_model: that of ref_model_path, if there is one.
+
         Raises:
             ModelError: no layer can be tuned, or a model cannot run.
         """
         for line in self._ignored:
             _LOG.warning(line)
         with self._clock.phase("plan"):
-            plan = build_plan(float_model, quantized, self._config.target_op_type)
+            plan = build_plan(float_model, quantized, self._config.target_op_type, output_qdq=self._config.output_qdq)
         _refuse_empty(plan, self._config)
         with self._clock.phase("compare"):
             whole = self._before(float_model, quantized)
         if self._config.select_max_mem_layer:
             with self._clock.phase("plan"):
-                plan = with_largest_layer(float_model, quantized, plan, self._samples, threads=self._threads)
+                plan = with_largest_layer(float_model, quantized, plan, self._samples, self.engine)
         with self._clock.phase("finetune"):
             layers = self._tune(float_model, quantized, plan)
         with self._clock.phase("compare"):
@@ -129,8 +135,8 @@ class FastFinetune:
                 quantized,
                 plan,
                 self._samples,
-                self._solver(),
-                threads=self._threads,
+                choose_solver(self._config, self._samples.samples, self._store),
+                self.engine,
                 float_first=self._config.mem_opt_level == 0 and not self._config.parallel,
                 parallel=self._config.parallel,
                 judge=self._judge(float_model, quantized),
@@ -138,43 +144,35 @@ class FastFinetune:
             )
 
     def _judge(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> Judge | None:
-        config, threads = self._config, self._threads
+        config = self._config
         if not config.selective_update:
             return None
         if config.evaluator is not None:
-            return EvaluatorJudge(config.evaluator, quantized, threads=threads)
-        return OutputJudge(float_model, quantized, judged_outputs(float_model, config), self._samples, threads=threads)
-
-    def _solver(self) -> Callable[[LayerPlan, _core.ThreadPool], LayerSolver]:
-        config = self._config
-        if config.solver == "gradient":
-            return lambda layer, pool: GradientLayer(layer, config, self._store, pool=pool)
-        settings = LeastSquaresSettings(
-            free=isinstance(config, AdaQuantConfig), update_bias=config.update_bias is not False, seed=config.fixed_seed
-        )
-        return lambda layer, pool: LeastSquaresLayer(layer, settings, samples=self._samples.samples, pool=pool)
+            return EvaluatorJudge(config.evaluator, quantized, self.engine)
+        return OutputJudge(float_model, quantized, judged_outputs(float_model, config), self._samples, self.engine)
 
     def _outputs(self, model: onnx.ModelProto, role: str = "quantized", *, fuse_qdq: bool = False) -> Outputs:
         try:
-            return outputs_of(model, self._samples.compared, threads=self._threads, fuse_qdq=fuse_qdq)
+            return outputs_of(model, self._samples.compared, self.engine, fuse_qdq=fuse_qdq)
         except ModelError as error:
             raise ModelError(f"the {role} model is invalid: {error}") from error
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             raise DataError(f"the {role} model cannot run on the calibration data: {error}") from error
 
     def _before(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> _WholeModel:
-        reference = self._outputs(float_model, "float")
+        reference = self._outputs(float_model, self._role)
         before = self._outputs(quantized)
         wanted, given = ([[array.shape for array in arrays] for arrays in outputs] for outputs in (reference, before))
         if wanted != given:
             raise ModelError(
-                "the two models are not one model: the float model's outputs have the shapes "
+                f"the two models are not one model: the {self._role} model's outputs have the shapes "
                 f"{wanted[0]}, the quantized model's {given[0]}"
             )
         return _WholeModel(reference, before, self._outputs(quantized, fuse_qdq=True))
 
     def _after(self, quantized: onnx.ModelProto, whole: _WholeModel) -> EndToEnd:
         return EndToEnd(
+            reference=f"{self._role} model",
             samples=sum(map(sample_count, self._samples.compared)),
             held_out=self._samples.held_out,
             before=compare(whole.reference, whole.before),
@@ -196,8 +194,8 @@ def _warnings(result: EndToEnd) -> tuple[str, ...]:
     found = []
     if not result.after.l2 < result.before.l2:
         found.append(
-            f"finetuning did not bring the whole model closer to the float model: L2 {result.before.l2:.4g} before, "
-            f"{result.after.l2:.4g} after"
+            f"finetuning did not bring the whole model closer to the {result.reference}: L2 {result.before.l2:.4g} "
+            f"before, {result.after.l2:.4g} after"
         )
     if result.after_default.l2 > 1.1 * result.after.l2:
         found.append(

@@ -13,7 +13,7 @@ from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.batch_store import BatchStore
 from quark.onnx.fast_finetune.settings import HOLDOUT
 from quark.onnx.fast_finetune.solver import LayerInput, Solution, quantized_layer
-from quark.onnx.plan.layer_data import core_geometry
+from quark.onnx.plan.layer_data import core_geometry, core_stage
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.quantization.config.algorithm import AdaRoundConfig, FastFinetuneConfig
 
@@ -27,12 +27,20 @@ class GradientLayer:
 
     Args:
         store: keeps the layer's data; at memory level 2 in files, of which the core maps what it needs.
+        update_bias: the bias is tuned too.
     """
 
     def __init__(
-        self, layer: LayerPlan, config: FastFinetuneConfig, store: BatchStore, *, pool: _core.ThreadPool
+        self,
+        layer: LayerPlan,
+        config: FastFinetuneConfig,
+        store: BatchStore,
+        *,
+        update_bias: bool,
+        pool: _core.ThreadPool,
     ) -> None:
         self._plan, self._config, self._store, self._pool = layer, config, store, pool
+        self._update_bias = update_bias
         outputs, inputs = layer.weight.rows.shape
         self._data = _core.TrainingData(
             inputs,
@@ -42,6 +50,7 @@ class GradientLayer:
             holdout=HOLDOUT,
             x_scale=layer.input.scale,
             x_zero_point=layer.input.zero_point,
+            stage=core_stage(layer.stage),
         )
         self._samples = self._values = 0
 
@@ -50,7 +59,8 @@ class GradientLayer:
         self._samples += len(x)
         self._values += y.size
 
-    def solve(self) -> Solution:
+    def solve(self, offered: Solution | None = None) -> Solution:
+        """Train. Where another solution of the layer is offered, the result is the better one, output by output."""
         config, name = self._config, self._plan.node
         held_out = self._samples // HOLDOUT if self._samples >= 2 * HOLDOUT else 0
         fitted = self._samples - held_out
@@ -62,7 +72,7 @@ class GradientLayer:
         trained = self._data.train(
             *arrays,
             **options,
-            update_bias=bool(config.update_bias),
+            update_bias=self._update_bias,
             adaround=isinstance(config, AdaRoundConfig),
             batch_size=batch_size,
             iterations=config.num_iterations,
@@ -70,20 +80,27 @@ class GradientLayer:
             reg_param=config.reg_param,
             warm_start=config.warm_start,
             beta_range=config.beta_range,
+            drop_ratio=config.drop_ratio,
             window=window if config.early_stop else 0,
-            patience=0,
+            patience=config.patience,
             seed=config.fixed_seed,
+            offered_weight=None if offered is None else offered.weight,
+            offered_bias=None if offered is None else offered.bias,
             pool=self._pool,
         )
         self._log(trained)
         outputs = len(self._plan.weight.rows)
         rows = self._values // (outputs * self._samples)
-        stopped = ", stopped early" if trained["stopped_early"] else ""
+        how = f"{type(config).name}, {trained['iterations']} steps"
+        if trained["stopped_early"]:
+            how += ", stopped early"
+        if offered is not None:
+            how = f"{how} ({trained['trained']}); {offered.candidate} ({trained['improved'] - trained['trained']})"
         return Solution(
             weight=trained["weight"],
             bias=trained["bias"],
             improved=trained["improved"],
-            candidate=f"{type(config).name}, {trained['iterations']} steps{stopped}",
+            candidate=how,
             before=trained["before"],
             after=trained["after"],
             power=trained["power"],

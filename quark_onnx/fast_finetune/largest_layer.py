@@ -9,6 +9,7 @@ import onnx
 
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Walk
+from quark.onnx.inference import Engine
 from quark.onnx.plan.types import LayerPlan, Plan, SkippedLayer
 
 __all__ = ["with_largest_layer"]
@@ -17,7 +18,7 @@ _MIB = 1 << 20
 
 
 def with_largest_layer(
-    float_model: onnx.ModelProto, quantized: onnx.ModelProto, plan: Plan, samples: KeptSamples, *, threads: int
+    float_model: onnx.ModelProto, quantized: onnx.ModelProto, plan: Plan, samples: KeptSamples, engine: Engine
 ) -> Plan:
     """The plan with only the layer whose input and float output need the most memory, over all samples; the first of
     several. The others are skipped, which says why.
@@ -25,7 +26,7 @@ def with_largest_layer(
     Raises:
         FinetuneError: onnxruntime cannot run a graph.
     """
-    sizes = _bytes_of_layers(float_model, quantized, plan.layers, samples, threads)
+    sizes = _bytes_of_layers(float_model, quantized, plan.layers, samples, engine)
     largest = max(range(len(sizes)), key=sizes.__getitem__)
     chosen = plan.layers[largest]
     why = "select_max_mem_layer: its data needs {:.3g} MiB, that of {!r} {:.3g} MiB"
@@ -42,15 +43,13 @@ def _bytes_of_layers(
     quantized: onnx.ModelProto,
     layers: tuple[LayerPlan, ...],
     samples: KeptSamples,
-    threads: int,
+    engine: Engine,
 ) -> list[int]:
     """Measured on one batch of each shape, which stands for all batches of that shape."""
     shapes = [tuple((name, array.shape) for name, array in samples.load(b).items()) for b in range(samples.batches)]
     measured = {shapes.index(shape): count for shape, count in Counter(shapes).items()}
-    inputs = Walk(
-        "sizes quantized", quantized, [[layer.input.tensor for layer in layers]], samples.store, threads=threads
-    )
-    targets = Walk("sizes float", float_model, [[layer.target for layer in layers]], samples.store, threads=threads)
+    inputs = Walk("sizes quantized", quantized, [[layer.input.tensor for layer in layers]], samples.store, engine)
+    targets = Walk("sizes float", float_model, [[layer.target for layer in layers]], samples.store, engine)
     for batch in measured:
         arrays = samples.load(batch)
         for walk in (inputs, targets):

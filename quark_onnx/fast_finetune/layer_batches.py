@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Arrays, Walk
-from quark.onnx.inference import in_order, shared_out
+from quark.onnx.inference import Engine, in_order
 from quark.onnx.plan.types import LayerPlan
 
 __all__ = ["LayerBatches", "LayerData"]
@@ -27,7 +27,7 @@ class LayerBatches:
         quantized: layers see the outputs of the layers before them with the initializers of the moment.
         stops: the layers whose data is wanted at each step: one layer after the other, or all at once.
         samples: the calibration data; used up.
-        threads: for all that runs at the same time.
+        engine: for all that runs at the same time.
         float_first: compute all float targets before the first layer, and keep them (memory level 0).
         outputs: tensors of the quantized graph that `outputs` will be asked for.
 
@@ -41,17 +41,17 @@ class LayerBatches:
         quantized: onnx.ModelProto,
         stops: Sequence[Sequence[LayerPlan]],
         samples: KeptSamples,
+        engine: Engine,
         *,
-        threads: int,
         float_first: bool,
         outputs: tuple[str, ...] = (),
     ) -> None:
         self._stops, self._batches, self._outputs = stops, samples.batches, outputs
-        self._at_once, run_threads = shared_out(threads, samples.batches)
+        self._at_once, each = engine.shared_out(samples.batches)
         targets = [[layer.target for layer in layers] for layers in stops]
         inputs = [[layer.input.tensor for layer in layers] for layers in stops]
-        self._float = Walk("float", float_model, targets, samples.store, threads=run_threads)
-        self._quantized = Walk("quantized", quantized, [*inputs, outputs], samples.store, threads=run_threads)
+        self._float = Walk("float", float_model, targets, samples.store, each)
+        self._quantized = Walk("quantized", quantized, [*inputs, outputs], samples.store, each)
         for batch in range(samples.batches):
             arrays = samples.load(batch)
             for walk in (self._float, self._quantized):

@@ -18,8 +18,9 @@ from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.layer_batches import LayerBatches, LayerData
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.selective import Judge
-from quark.onnx.fast_finetune.solver import LayerSolver, Solution
+from quark.onnx.fast_finetune.solver import LayerSolver, OpenSolver, Solution
 from quark.onnx.graph.write_back import write_integers
+from quark.onnx.inference import Engine
 from quark.onnx.plan.types import LayerPlan, Plan
 from quark.onnx.report.layer_report import LayerReport
 
@@ -27,7 +28,6 @@ __all__ = ["finetune_layers"]
 
 _FREED_BYTES = 16 << 20
 _Initializers = dict[str, onnx.TensorProto]
-_OpenSolver = Callable[[LayerPlan, _core.ThreadPool], LayerSolver]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,7 @@ class _Solved:
     solution: Solution | None
     problem: str
     seconds: float
+    solve_seconds: float
 
 
 def finetune_layers(
@@ -45,9 +46,9 @@ def finetune_layers(
     quantized: onnx.ModelProto,
     plan: Plan,
     samples: KeptSamples,
-    solver: _OpenSolver,
+    solver: OpenSolver,
+    engine: Engine,
     *,
-    threads: int,
     float_first: bool,
     parallel: bool,
     judge: Judge | None,
@@ -73,7 +74,7 @@ def finetune_layers(
         quantized,
         stops,
         samples,
-        threads=threads,
+        engine,
         float_first=float_first,
         outputs=judge.outputs if judge is not None else (),
     )
@@ -82,7 +83,7 @@ def finetune_layers(
     initializers = {t.name: t for t in quantized.graph.initializer}
     reports = []
     order = _side_by_side if parallel else _one_by_one
-    with closing(order(plan.layers, batches, solver, threads)) as results:
+    with closing(order(plan.layers, batches, solver, engine.threads)) as results:
         for solved in results:
             report = _write_back(solved, initializers, judge)
             reports.append(report)
@@ -91,7 +92,7 @@ def finetune_layers(
 
 
 def _one_by_one(
-    layers: tuple[LayerPlan, ...], batches: LayerBatches, solver: _OpenSolver, threads: int
+    layers: tuple[LayerPlan, ...], batches: LayerBatches, solver: OpenSolver, threads: int
 ) -> Generator[_Solved, None, None]:
     """Each layer's data is computed when the layers before it are written back."""
     pool = _core.ThreadPool(threads)
@@ -105,7 +106,7 @@ def _one_by_one(
 
 
 def _side_by_side(
-    layers: tuple[LayerPlan, ...], batches: LayerBatches, solver: _OpenSolver, threads: int
+    layers: tuple[LayerPlan, ...], batches: LayerBatches, solver: OpenSolver, threads: int
 ) -> Generator[_Solved, None, None]:
     """All layers get their data in one pass; then each is solved by a thread of its own, several at a time."""
     pools = [_core.ThreadPool(1) for _ in layers]
@@ -153,7 +154,7 @@ def _feed(solver: LayerSolver, x: NDArray[np.generic], y: NDArray[np.float32], l
 
 
 def _solve(solver: LayerSolver, layer: LayerPlan, problem: str, started: float) -> _Solved:
-    solution = None
+    solution, solve_started = None, time.perf_counter()
     if not problem:
         try:
             solution = solver.solve()
@@ -162,7 +163,8 @@ def _solve(solver: LayerSolver, layer: LayerPlan, problem: str, started: float) 
         except MemoryError as error:
             outputs, inputs = layer.weight.rows.shape
             raise FinetuneError(f"layer {layer.node!r} (K = {inputs}, {outputs} outputs): out of memory") from error
-    return _Solved(layer, solution, problem, time.perf_counter() - started)
+    ended = time.perf_counter()
+    return _Solved(layer, solution, problem, ended - started, ended - solve_started)
 
 
 def _write_back(solved: _Solved, initializers: _Initializers, judge: Judge | None) -> LayerReport:
@@ -189,6 +191,7 @@ def _write_back(solved: _Solved, initializers: _Initializers, judge: Judge | Non
         power=_scaled(solution.power, square),
         rows=solution.rows,
         seconds=solved.seconds + time.perf_counter() - started,
+        solve_seconds=solved.solve_seconds,
     )
 
 

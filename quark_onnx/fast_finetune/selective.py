@@ -18,7 +18,7 @@ from quark.onnx.errors import ConfigError, FinetuneError, ModelError
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Arrays, Walk
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.inference import in_order, session, shared_out
+from quark.onnx.inference import Engine, in_order, session
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.validate import problem
 
@@ -99,15 +99,14 @@ class OutputJudge(Judge):
         quantized: onnx.ModelProto,
         judged: tuple[int, ...],
         samples: KeptSamples,
-        *,
-        threads: int,
+        engine: Engine,
     ) -> None:
         super().__init__()
         self.outputs = tuple(quantized.graph.output[i].name for i in judged)
         self._targets = tuple(float_model.graph.output[i].name for i in judged)
-        at_once, run_threads = shared_out(threads, samples.batches)
+        at_once, each = engine.shared_out(samples.batches)
         # The second stop keeps what the first computes.
-        walk = Walk("whole float", float_model, 2 * [self._targets], samples.store, threads=run_threads)
+        walk = Walk("whole float", float_model, 2 * [self._targets], samples.store, each)
         self._counts = []
         for batch in range(samples.batches):
             arrays = samples.load(batch)
@@ -136,12 +135,12 @@ class EvaluatorJudge(Judge):
 
     _name, _sign = "evaluator's score", -1
 
-    def __init__(self, evaluator: Callable[..., float], quantized: onnx.ModelProto, *, threads: int) -> None:
+    def __init__(self, evaluator: Callable[..., float], quantized: onnx.ModelProto, engine: Engine) -> None:
         super().__init__()
-        self._evaluator, self._quantized, self._threads = evaluator, quantized, threads
+        self._evaluator, self._quantized, self._engine = evaluator, quantized, engine
 
     def _score(self) -> float:
-        score = self._evaluator(session(self._quantized, threads=self._threads))
+        score = self._evaluator(session(self._quantized, self._engine))
         if not isinstance(score, numbers.Real) or not math.isfinite(score):
             raise FinetuneError(f"the evaluator returned {score!r}: return a finite number, the higher the better")
         return float(score)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.onnx import _core
 from quark.onnx.plan.types import LayerPlan
 
-__all__ = ["LayerInput", "LayerSolver", "Solution", "quantized_layer"]
+__all__ = ["LayerInput", "LayerSolver", "OpenSolver", "Solution", "quantized_layer"]
 
 
 _WeightArrays = tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]
@@ -57,6 +59,9 @@ class LayerSolver(Protocol):
             ValueError: the data allows none; says why.
             MemoryError: there is not enough memory.
         """
+
+
+OpenSolver = Callable[[LayerPlan, _core.ThreadPool], LayerSolver]  # of a layer; the pool is what it works with
 
 
 def quantized_layer(layer: LayerPlan) -> tuple[_WeightArrays, dict[str, Any]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.batch_store import BatchStore
 from quark.onnx.graph.dataflow import Dataflow, Segment
-from quark.onnx.inference import session
+from quark.onnx.inference import Engine, session
 
 __all__ = ["Ahead", "Arrays", "Step", "Walk"]
 
@@ -68,7 +68,7 @@ class Ahead:
             if self._session is None:
                 types = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feed.items()}
                 model = self._walk.dataflow.segment_model(self._segment, types)
-                self._session = session(model, threads=self._walk.threads)
+                self._session = session(model, self._walk.engine)
             return self._session
 
 
@@ -99,7 +99,7 @@ class Walk:
     Args:
         name: of the graph, in the store's keys.
         stops: the tensors wanted at each step, in the order in which they will be asked for.
-        threads: of each run of a segment.
+        engine: of each run of a segment.
     """
 
     def __init__(
@@ -108,13 +108,12 @@ class Walk:
         model: onnx.ModelProto,
         stops: Iterable[Iterable[str]],
         store: BatchStore,
-        *,
-        threads: int,
+        engine: Engine,
     ) -> None:
         self.name = name
         self.dataflow = Dataflow(model)
         self.store = store
-        self.threads = threads
+        self.engine = engine
         self._stops = [tuple(s) for s in stops]
         self._frontiers: dict[int, frozenset[str]] = {}
         self._live: frozenset[str] = frozenset()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -42,7 +41,10 @@ class Dataflow:
         self.outputs = tuple(o.name for o in model.graph.output)
         self.producer = {name: node for node in model.graph.node for name in node.output if name}
         self._reads = {id(node): tuple(reads(node)) for node in model.graph.node}
-        self._readers = Counter(name for node in model.graph.node for name in set(self.reads(node)))
+        self._readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in model.graph.node:
+            for name in set(self.reads(node)):
+                self._readers.setdefault(name, []).append(node)
         constant = set(self.initializers) | {""}
         self._constant_nodes: set[int] = set()
         for node in model.graph.node:
@@ -55,9 +57,14 @@ class Dataflow:
         """What a node reads; all that its subgraphs read, their own tensors included, are among it."""
         return self._reads[id(node)]
 
-    def reader_count(self, tensor: str) -> int:
-        """How many nodes read a tensor."""
-        return self._readers[tensor]
+    def readers(self, tensor: str) -> list[onnx.NodeProto]:
+        """The nodes that read a tensor, in graph order."""
+        return self._readers.get(tensor, [])
+
+    def only_reader(self, tensor: str) -> onnx.NodeProto | None:
+        """The node that alone sees a tensor: nobody else reads it, and the model does not return it."""
+        readers = self.readers(tensor)
+        return readers[0] if len(readers) == 1 and tensor not in self.outputs else None
 
     def is_constant(self, tensor: str) -> bool:
         """Whether a tensor does not depend on the model's inputs."""

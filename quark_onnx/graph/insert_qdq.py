@@ -160,7 +160,7 @@ def _quantizer(
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     add_infer_metadata(copy)  # or the quantizer writes the model to a file to infer the shapes that it has
-    return QDQQuantizer(
+    return _Quantizer(
         model=copy,
         per_channel=options.per_channel,
         reduce_range=False,
@@ -176,6 +176,18 @@ def _quantizer(
             "TensorQuantOverrides": overrides,
         },
     )
+
+
+class _Quantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no types
+    """Leaves a Relu or Clip behind a tensor without parameters of its own, where onnxruntime's raises KeyError.
+
+    Such a tensor shares those of another, as the output of a Transpose or MaxPool does. Where nothing else reads it,
+    `_tensor_ranges` gives it parameters; where several nodes do, it cannot be replaced, and needs none.
+    """
+
+    def try_replacing_upstream_output(self, upstream_output_name: str, output_name: str) -> bool:
+        known = upstream_output_name in self.quantization_params
+        return known and bool(super().try_replacing_upstream_output(upstream_output_name, output_name))
 
 
 def _tensor_data(lowest: float, highest: float) -> TensorData:

@@ -63,12 +63,12 @@ def _read(path: Path, role: str) -> onnx.ModelProto:
         raise ModelError(f"the {role} {os.fspath(path)!r} cannot be read as ONNX: {error}") from error
 
 
-def check_output_path(path: str | os.PathLike[str], *inputs: ModelLike) -> None:
+def check_output_path(path: str | os.PathLike[str], *inputs: ModelLike | None) -> None:
     """Refuse, before any work is done, a path that a model cannot be saved to.
 
     Args:
         path: where the result will go. An existing file is fine: it is replaced.
-        inputs: the models that are read, which must not be overwritten; protos are ignored.
+        inputs: the models that are read, which must not be overwritten; protos and None are ignored.
 
     Raises:
         OSError: FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError, or

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layer, weight_layers
+from quark.onnx.plan.output_stage import output_stage
+from quark.onnx.plan.quantizers import INTEGERS, dequantize_parameters
 from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
 
 __all__ = ["build_plan", "weight_rows"]
 
-_INTEGERS = {onnx.TensorProto.INT8: (-128, 127), onnx.TensorProto.UINT8: (0, 255)}
 _FAR = 2  # steps: half of a layer's integers farther than this from its rounded float weight means another weight
 
 
@@ -29,7 +30,9 @@ def weight_rows(layer: WeightLayer, weight: NDArray[np.generic]) -> NDArray[np.g
     return np.ascontiguousarray(rows)
 
 
-def build_plan(float_model: onnx.ModelProto, quantized: onnx.ModelProto, op_types: Collection[str]) -> Plan:
+def build_plan(
+    float_model: onnx.ModelProto, quantized: onnx.ModelProto, op_types: Collection[str], *, output_qdq: bool = False
+) -> Plan:
     """The plan for a quantized Q/DQ model and the float model that it was made from.
 
     A layer's float counterpart is the one with its node name, else the one with its output's name, else the one whose
@@ -37,6 +40,7 @@ def build_plan(float_model: onnx.ModelProto, quantized: onnx.ModelProto, op_type
 
     Args:
         op_types: the op types to be tuned; nodes of other types are not mentioned.
+        output_qdq: layers are judged after the quantization of their output.
     """
     graph, float_graph = Dataflow(quantized), Dataflow(float_model)
     constants = _constant_shapes(graph)
@@ -49,7 +53,7 @@ def build_plan(float_model: onnx.ModelProto, quantized: onnx.ModelProto, op_type
             layer = weight_layer(node, constants)
             if layer is None:
                 raise _Skip(_not_a_layer(node, graph, constants))
-            layers.append(_layer_plan(layer, graph, float_graph, counterparts))
+            layers.append(_layer_plan(layer, graph, float_graph, counterparts, output_qdq=output_qdq))
         except _Skip as reason:
             skipped.append(SkippedLayer(node.name or node.output[0], node.op_type, str(reason)))
     return Plan(tuple(layers), tuple(skipped))
@@ -73,7 +77,7 @@ def _not_a_layer(node: onnx.NodeProto, graph: Dataflow, constants: Collection[st
 
 def _refuse_shared(initializer: str, dequantized: str, graph: Dataflow) -> None:
     """What another node reads too must not change."""
-    if graph.reader_count(initializer) > 1 or graph.reader_count(dequantized) > 1:
+    if len(graph.readers(initializer)) > 1 or len(graph.readers(dequantized)) > 1:
         raise _Skip(f"its initializer {initializer!r} serves several nodes")
 
 
@@ -106,13 +110,15 @@ def _kind(layer: WeightLayer) -> tuple[object, ...]:
     return layer.op_type, layer.weight_shape, attributes
 
 
-def _layer_plan(layer: WeightLayer, graph: Dataflow, float_graph: Dataflow, counterparts: _Counterparts) -> LayerPlan:
+def _layer_plan(
+    layer: WeightLayer, graph: Dataflow, float_graph: Dataflow, counterparts: _Counterparts, *, output_qdq: bool
+) -> LayerPlan:
     dequantize = graph.producer.get(layer.weight)
     if dequantize is None:
         raise _Skip("its weight is not quantized")
     integers = graph.initializers[dequantize.input[0]]
     _refuse_shared(integers.name, layer.weight, graph)
-    if integers.data_type not in _INTEGERS:
+    if onnx.helper.tensor_dtype_to_np_dtype(integers.data_type).name not in INTEGERS:
         raise _Skip(f"weights of type {onnx.TensorProto.DataType.Name(integers.data_type)} are not tuned yet")
     if len(layer.weight_shape) > 2 and layer.op_type == "MatMul":
         raise _Skip("its weight is a stack of matrices")
@@ -127,6 +133,9 @@ def _layer_plan(layer: WeightLayer, graph: Dataflow, float_graph: Dataflow, coun
         raise _Skip("Gemm with alpha 0 has no weight to tune")
     weight = _quantized_weight(layer, graph, dequantize, onnx.numpy_helper.to_array(
         float_graph.initializers[counterpart.weight]))  # fmt: skip
+    stage = None
+    if gemm.alpha == 1:  # the core sees outputs without alpha
+        stage = output_stage(layer, graph, counterpart, float_graph, through_qdq=output_qdq)
     return LayerPlan(
         node=layer.node_name or layer.output,
         op_type=layer.op_type,
@@ -136,6 +145,8 @@ def _layer_plan(layer: WeightLayer, graph: Dataflow, float_graph: Dataflow, coun
         input_transposed=gemm.trans_a,
         input=_quantized_input(layer, graph),
         target=counterpart.output,
+        float_input=counterpart.input,
+        stage=stage,
         weight=weight,
         bias=_quantized_bias(layer, graph, len(weight.rows), gemm.beta),
     )
@@ -145,35 +156,17 @@ def _quantized_input(layer: WeightLayer, graph: Dataflow) -> QuantizedInput:
     node = graph.producer.get(layer.input)
     # Without a zero point the type of the quantized tensor is not known here: then the float tensor will do.
     if node is not None and node.op_type == "DequantizeLinear" and any(node.input[2:]):
-        scale, zero_point = _dequantize_parameters(node, graph)
+        scale, zero_point = dequantize_parameters(node, graph)
         if scale is not None and scale.size == 1 and zero_point.dtype in (np.uint8, np.int8):
             return QuantizedInput(node.input[0], float(scale.reshape(())), int(zero_point.reshape(())))
     return QuantizedInput(layer.input, 1.0, 0)
-
-
-def _dequantize_parameters(
-    node: onnx.NodeProto, graph: Dataflow
-) -> tuple[NDArray[np.float32] | None, NDArray[np.generic]]:
-    """Scale and zero point of a DequantizeLinear; scale None where they are not float32 initializers."""
-    scale = graph.initializers.get(node.input[1])
-    if scale is None or scale.data_type != onnx.TensorProto.FLOAT:
-        return None, np.zeros(1, np.int32)
-    zero_point = node.input[2] if len(node.input) > 2 else ""
-    if not zero_point:
-        # ONNX: uint8 zeros by default; of an initializer's type where that is known.
-        quantized = graph.initializers.get(node.input[0])
-        kind = onnx.helper.tensor_dtype_to_np_dtype(quantized.data_type) if quantized is not None else np.uint8
-        return onnx.numpy_helper.to_array(scale), np.zeros(tuple(scale.dims), kind)
-    if zero_point not in graph.initializers:
-        return None, np.zeros(1, np.int32)
-    return onnx.numpy_helper.to_array(scale), onnx.numpy_helper.to_array(graph.initializers[zero_point])
 
 
 def _quantized_weight(
     layer: WeightLayer, graph: Dataflow, dequantize: onnx.NodeProto, float_weight: NDArray[np.float32]
 ) -> QuantizedWeight:
     integers = onnx.numpy_helper.to_array(graph.initializers[dequantize.input[0]])
-    scale, zero_point = _dequantize_parameters(dequantize, graph)
+    scale, zero_point = dequantize_parameters(dequantize, graph)
     rows = weight_rows(layer, float_weight).astype(np.float32, copy=False)
     rows_q = weight_rows(layer, integers).astype(np.int32)
     axis = next((a.i for a in dequantize.attribute if a.name == "axis"), 1) % integers.ndim
@@ -183,7 +176,7 @@ def _quantized_weight(
         raise _Skip("its weight scale is neither one constant per tensor nor one per output channel")
     s = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), len(rows)), np.float32)
     z = np.ascontiguousarray(np.broadcast_to(zero_point.reshape(-1), len(rows)), np.int32)
-    qmin, qmax = _INTEGERS[graph.initializers[dequantize.input[0]].data_type]
+    qmin, qmax = INTEGERS[integers.dtype.name]
     nearest = np.clip(np.rint(rows / s[:, None]) + z[:, None], qmin, qmax)
     if _median_distance(nearest, rows_q, z[:, None]) > _FAR:
         raise _Skip("its weight is not near that of the float model: was another float model quantized?")
@@ -218,7 +211,7 @@ def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: flo
         real = onnx.numpy_helper.to_array(graph.initializers[layer.bias])
         return _fixed_bias(real, outputs, beta)
     integers = onnx.numpy_helper.to_array(graph.initializers[node.input[0]])
-    scale, zero_point = _dequantize_parameters(node, graph)
+    scale, zero_point = dequantize_parameters(node, graph)
     if scale is None or not _is_per_output(integers, outputs) or scale.size not in (1, outputs):
         raise _Skip("its bias is not one integer per output, quantized with constant scales")
     s = np.ascontiguousarray(np.broadcast_to(beta * scale.reshape(-1), outputs), np.float32)

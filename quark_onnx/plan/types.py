@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quark.onnx.graph.weight_layers import ConvAttributes
+from quark.onnx.plan.output_stage import OutputStage
 
 __all__ = ["LayerPlan", "Plan", "QuantizedBias", "QuantizedInput", "QuantizedWeight", "SkippedLayer"]
 
@@ -81,6 +82,8 @@ class LayerPlan:
         input_transposed: Gemm's transA: the input is (K, rows).
         input: what feeds it in the quantized graph.
         target: the tensor of the float graph that it should reproduce, before any activation.
+        float_input: what feeds it in the float graph.
+        stage: what the gradient loops look through behind the layer; None: nothing.
     """
 
     node: str
@@ -91,6 +94,8 @@ class LayerPlan:
     input_transposed: bool
     input: QuantizedInput
     target: str
+    float_input: str
+    stage: OutputStage | None
     weight: QuantizedWeight
     bias: QuantizedBias | None
 

@@ -18,13 +18,15 @@ from quark.onnx.calibration.reader import (
     model_inputs,
     sample_count,
 )
+from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import ConfigTypeError, DataError, ModelError
 from quark.onnx.fast_finetune.finetune import FastFinetune
+from quark.onnx.fast_finetune.reference import reference_forms
 from quark.onnx.graph.insert_qdq import DEFAULT_OP_TYPES, QdqOptions, calibration_tensors, insert_qdq
 from quark.onnx.graph.model_file import ModelLike, check_output_path, load_model, save_model
 from quark.onnx.graph.prepare import is_quantized, prepare
 from quark.onnx.graph.weight_layers import weight_layers
-from quark.onnx.inference import BatchMerging
+from quark.onnx.inference import BatchMerging, Engine
 from quark.onnx.plan.float_form import matching_form
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
@@ -52,7 +54,7 @@ class ModelQuantizer:
 
     Raises:
         ConfigTypeError: `config` is not a QConfig.
-        UnsupportedError: it asks for what this version cannot do.
+        UnsupportedError: it asks for what this version, or this machine, cannot do.
     """
 
     def __init__(self, config: QConfig) -> None:
@@ -61,6 +63,7 @@ class ModelQuantizer:
         check_supported(config)
         if config.fast_finetune is not None:
             check_engine_supports(config.fast_finetune)
+            engine_on_device(config.fast_finetune, threads=_threads(config))
         self.config = config
         self.report: Report | None = None
 
@@ -89,27 +92,31 @@ class ModelQuantizer:
         """
         self.report = None
         reader = _checked_reader(calibration_data_reader)
-        if model_output is not None:
-            check_output_path(model_output, model_input)
         clock, config = PhaseClock(), self.config
-        threads = _threads(config)
+        engine = Engine(_threads(config))
+        reference_path = config.fast_finetune.ref_model_path if config.fast_finetune is not None else None
+        if model_output is not None:
+            check_output_path(model_output, model_input, reference_path)
         with clock.phase("load"):
             original = load_model(model_input, role="float model")
         if is_quantized(original):
             raise ModelError("the model is quantized already: to finetune it, call quark.onnx.finetune()")
         with clock.phase("prepare"):
+            reference = reference_forms(reference_path, original)
             model = prepare(original)
             options = _qdq_options(config, model)
         with ExitStack() as stack:
             finetuning = None
             if config.fast_finetune is not None:
-                finetuning = stack.enter_context(FastFinetune(config.fast_finetune, threads=threads, clock=clock))
+                finetuning = FastFinetune(config.fast_finetune, threads=engine.threads, clock=clock)
+                engine = stack.enter_context(finetuning).engine
             with clock.phase("calibrate"):
-                calibration = _calibrate(model, reader, finetuning, options, config, threads)
+                calibration = _calibrate(model, reader, finetuning, options, config, engine)
             with clock.phase("insert Q/DQ"):
                 quantized = insert_qdq(model, calibration.ranges, calibration.weights, options)
             if finetuning is not None:
-                report = finetuning.run(model, quantized, samples_seen=calibration.samples)
+                target = reference[0] if reference else model
+                report = finetuning.run(target, quantized, samples_seen=calibration.samples)
             else:
                 report = Report(
                     algorithm=None, samples=calibration.samples, phases=clock.seconds, peak_rss_mib=peak_rss_mib()
@@ -142,16 +149,19 @@ def finetune(
         OSError: a path cannot be read or written.
         ModelError: a model is not ONNX, cannot run, has no Q/DQ, or no layer of it can be finetuned.
         DataError: the reader gives nothing, or data that does not fit the model.
-        ConfigError, UnsupportedError: the configuration has no algorithm, or asks for what this version cannot do.
+        ConfigError, UnsupportedError: the configuration has no algorithm, or asks for what this version, or
+            this machine, cannot do.
     """
     algorithm = config.fast_finetune if isinstance(config, QConfig) else config
     if not isinstance(algorithm, FastFinetuneConfig):
         raise ConfigTypeError(f"finetune needs AdaRoundConfig or AdaQuantConfig, not {config!r}")
     check_engine_supports(algorithm)
+    threads = _threads(config if isinstance(config, QConfig) else None)
+    engine_on_device(algorithm, threads=threads)
     _checked_reader(reader)
     if output is not None:
-        check_output_path(output, float_model, quantized_model)
-    clock, threads = PhaseClock(), _threads(config if isinstance(config, QConfig) else None)
+        check_output_path(output, float_model, quantized_model, algorithm.ref_model_path)
+    clock = PhaseClock()
     with clock.phase("load"):
         model = load_model(float_model, role="float model")
         quantized = load_model(quantized_model, role="quantized model")
@@ -160,11 +170,12 @@ def finetune(
     if not is_quantized(quantized):
         raise ModelError("the quantized model has no Q/DQ: quantize it first, with ModelQuantizer or another tool")
     with clock.phase("prepare"):
-        model = matching_form([prepare(model), model], quantized, algorithm.target_op_type)
+        forms = reference_forms(algorithm.ref_model_path, model) or (prepare(model), model)
+        model = matching_form(forms, quantized, algorithm.target_op_type)
     with FastFinetune(algorithm, threads=threads, clock=clock) as finetuning:
         with clock.phase("read data"):
             items = checked_items(reader, model_inputs(model))
-            can_join = BatchMerging(model, threads=threads).is_exact
+            can_join = BatchMerging(model, finetuning.engine).is_exact
             seen = sum(map(sample_count, finetuning.keep(items, model, can_join)))
         report = finetuning.run(model, quantized, samples_seen=seen)
     delivered = _deliver(quantized, output, clock, external_data=False)
@@ -205,7 +216,7 @@ def _calibrate(
     finetuning: FastFinetune | None,
     options: QdqOptions,
     config: QConfig,
-    threads: int,
+    engine: Engine,
 ) -> Calibration:
     activation, weight = config.activation_spec, config.weight_spec
     percentile = None
@@ -230,11 +241,11 @@ def _calibrate(
                 progress.advance(sample_count(item))
 
         items = watched(checked_items(reader, model_inputs(model)))
-        can_join = BatchMerging(model, threads=threads).is_exact
+        can_join = BatchMerging(model, engine).is_exact
         if finetuning is not None:
             items = finetuning.keep(items, model, can_join)
         settings = CalibrationSettings(percentile, grid)
-        return calibrate(model, items, can_join, tensors, layers, settings, threads=threads)
+        return calibrate(model, items, can_join, tensors, layers, settings, engine)
 
 
 def _deliver(

@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.calibration.reader import Batch
-from quark.onnx.inference import in_order, session, shared_out
+from quark.onnx.inference import Engine, in_order, session
 
 __all__ = ["Deviation", "compare", "outputs_of"]
 
@@ -33,10 +33,10 @@ class Deviation:
     agreement: float | None
 
 
-def outputs_of(model: onnx.ModelProto, batches: Sequence[Batch], *, threads: int, fuse_qdq: bool) -> Outputs:
+def outputs_of(model: onnx.ModelProto, batches: Sequence[Batch], engine: Engine, *, fuse_qdq: bool) -> Outputs:
     """All outputs of a model, batch by batch."""
-    at_once, each = shared_out(threads, len(batches))
-    opened = session(model, threads=each, fuse_qdq=fuse_qdq)
+    at_once, each = engine.shared_out(len(batches))
+    opened = session(model, each, fuse_qdq=fuse_qdq)
     return list(in_order(lambda batch: list(opened.run(None, batch)), batches, threads=at_once))
 
 

@@ -24,6 +24,7 @@ class LayerReport:
         power: mean squared float output, for comparison.
         rows: how many output positions were used.
         seconds: for this layer, inference of its data included; with `parallel=True` of its solver alone.
+        solve_seconds: of these, for finding the integers once all data is there: training, or solving from moments.
     """
 
     name: str
@@ -39,3 +40,4 @@ class LayerReport:
     power: tuple[float, float] = _NONE
     rows: tuple[int, int] = (0, 0)
     seconds: float = 0.0
+    solve_seconds: float = 0.0

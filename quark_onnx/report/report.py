@@ -25,12 +25,14 @@ class EndToEnd:
     """The whole model against the float model, with onnxruntime's graph optimisation off and at its default.
 
     Attributes:
+        reference: "float model"; "reference model" where that of ref_model_path took its place.
         samples: how many calibration samples were compared.
         held_out: whether they were left out of the fit.
         before, after: of finetuning, optimisation off: the model's own definition.
         before_default, after_default: with onnxruntime's default optimisation, which users run.
     """
 
+    reference: str
     samples: int
     held_out: bool
     before: Deviation
@@ -129,7 +131,8 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
 
 def _end_to_end_table(result: EndToEnd) -> Table:
     kind = "held-out" if result.held_out else "fitted"
-    table = Table(title=f"Whole model against the float model, {result.samples} {kind} samples", title_justify="left")
+    title = f"Whole model against the {result.reference}, {result.samples} {kind} samples"
+    table = Table(title=title, title_justify="left")
     for name in ("", "L2", "SQNR dB", "agreement"):
         table.add_column(name, justify="right")
     for name, deviation in (

@@ -8,8 +8,8 @@ enum { SAMPLES = 12, HOLDOUT = 3, FITTED = 8, STEPS = 200 };
 
 static inline void feed(fixture *f, int holdout) {
     qk_training_data_free(f->data);
-    CHECK(qk_training_data_new(&f->data, &f->geometry, holdout) == QK_OK);
-    CHECK(qk_training_data_add(f->data, &f->x, &f->y) == QK_OK);
+    CHECK(qk_training_data_new(&f->data, &f->geometry, NULL, holdout) == QK_OK);
+    CHECK(qk_training_data_add(f->data, &f->x, NULL, &f->y) == QK_OK);
 }
 
 static inline fixture fixture_new(const ref_case *c, uint64_t seed, int threads) {
@@ -26,6 +26,7 @@ static inline qk_gradient_options options_of(qk_gradient_method method, bool upd
                                  .learning_rate = method == QK_ADAROUND ? 0.05 : 0.002,
                                  .reg_param = 0.01,
                                  .warm_start = 0.2,
+                                 .drop_ratio = 1,
                                  .beta_start = 20,
                                  .beta_end = 2,
                                  .seed = 3};

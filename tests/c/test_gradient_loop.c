@@ -97,7 +97,7 @@ static void without_samples_there_is_nothing_to_train_on(void) {
     fixture f = fixture_of(&ref_cases[0], SAMPLES, 1, 1);
     const qk_gradient_options o = options_of(QK_ADAQUANT, true);
     qk_gradient_result r;
-    CHECK(qk_training_data_new(&f.data, &f.geometry, 0) == QK_OK);
+    CHECK(qk_training_data_new(&f.data, &f.geometry, NULL, 0) == QK_OK);
     double loss;
     CHECK(train(&f, &o, &r) == QK_E_NO_ROWS);
     CHECK(qk_start_loss(f.data, &f.start, f.pool, &loss) == QK_E_NO_ROWS);
@@ -215,7 +215,7 @@ static void the_regulariser_waits_for_the_warm_up(void) {
  * weights and scales in larger ones, which AdaQuant's learning rate would be relative to. */
 static void units_do_not_matter(void) {
     for (int kind = 0; kind < 3; kind++) {
-        fixture f = fixture_new(&ref_cases[11], 1, 1), g = fixture_new(&ref_cases[11], 1, 1);
+        fixture f = fixture_new(&ref_cases[12], 1, 1), g = fixture_new(&ref_cases[12], 1, 1);
         const int64_t rows = rows_of(&f), weights = rows * f.geometry.inputs;
         const qk_gradient_options o = options_of(kind == 1 ? QK_ADAQUANT : QK_ADAROUND, false);
         qk_gradient_result a, b;

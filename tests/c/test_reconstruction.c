@@ -39,10 +39,10 @@ static fixture fixture_new(const ref_case *c, qk_dtype dtype, int threads) {
     f.positions = ref_positions(g, &f.x);
     f.weight = qk_floats(&random, f.rows * f.K, -1, 1);
     f.bias = qk_floats(&random, f.rows, -1, 1);
-    CHECK(qk_training_data_new(&f.data, g, 0) == QK_OK);
+    CHECK(qk_training_data_new(&f.data, g, NULL, 0) == QK_OK);
     const qk_tensor x[] = {ref_slice(&f.x, 0, 1), ref_slice(&f.x, 1, dims[0])};
     const qk_tensor y[] = {ref_slice(&f.y, 0, 1), ref_slice(&f.y, 1, dims[0])};
-    for (int i = 0; i < 2; i++) CHECK(qk_training_data_add(f.data, &x[i], &y[i]) == QK_OK);
+    for (int i = 0; i < 2; i++) CHECK(qk_training_data_add(f.data, &x[i], NULL, &y[i]) == QK_OK);
     return f;
 }
 

@@ -5,7 +5,7 @@
 
 static qk_training_data *data_new(const qk_geometry *g, int holdout) {
     qk_training_data *d;
-    CHECK(qk_training_data_new(&d, g, holdout) == QK_OK);
+    CHECK(qk_training_data_new(&d, g, NULL, holdout) == QK_OK);
     return d;
 }
 
@@ -37,7 +37,7 @@ static void check_pieces(const ref_case *c, qk_dtype dtype) {
     const int64_t ld = LEFT + QK_CHUNK + RIGHT;
     float *rows = MEMORY(float, positions * inputs), *panel = MEMORY(float, K * ld);
     qk_training_data *d = data_new(g, 0);
-    CHECK(qk_training_data_add(d, &x, &y) == QK_OK);
+    CHECK(qk_training_data_add(d, &x, NULL, &y) == QK_OK);
     CHECK(d->count == x.dims[0]);
     CHECK(d->extent.positions == positions);
     CHECK(d->pieces == (positions + QK_CHUNK - 1) / QK_CHUNK);
@@ -48,7 +48,7 @@ static void check_pieces(const ref_case *c, qk_dtype dtype) {
                 const int64_t first = piece * QK_CHUNK, n = d->tables[piece].count;
                 CHECK(n == (positions - first < QK_CHUNK ? positions - first : QK_CHUNK));
                 for (int64_t i = 0; i < K * ld; i++) panel[i] = -77;
-                qk_fill_piece(d, s, piece, group, panel, ld, LEFT);
+                qk_fill_piece(d, d->x[s], piece, group, panel, ld, LEFT);
                 for (int64_t k = 0; k < K; k++) {
                     CHECK(same_line(panel + k * ld + LEFT, rows, first, n, inputs, group * K + k));
                     CHECK(panel[k * ld + LEFT - 1] == -77 && panel[k * ld + LEFT + n] == -77);
@@ -83,7 +83,7 @@ static void samples_stay_where_the_caller_has_them(void) {
             x[i] = ref_tensor(&random, (qk_dtype)dtype, c->x_ndim, dims);
             y[i] = ref_target(&random, &c->geometry, &x[i]);
             x[i].affine.zero_point += i; /* each batch may have its own */
-            CHECK(qk_training_data_add(d, &x[i], &y[i]) == QK_OK);
+            CHECK(qk_training_data_add(d, &x[i], NULL, &y[i]) == QK_OK);
         }
         for (int i = 0; i < 3; i++)
             for (int64_t s = 0; s < x[i].dims[0]; s++, count++) {
@@ -106,7 +106,7 @@ static void many_samples_one_by_one(void) {
     qk_training_data *d = data_new(&c->geometry, 0);
     for (int64_t s = 0; s < dims[0]; s++) {
         const qk_tensor one = ref_slice(&x, s, s + 1), target = ref_slice(&y, s, s + 1);
-        CHECK(qk_training_data_add(d, &one, &target) == QK_OK);
+        CHECK(qk_training_data_add(d, &one, NULL, &target) == QK_OK);
     }
     CHECK(d->count == dims[0]);
     for (int64_t s = 0; s < d->count; s++) CHECK(d->x[s].data == ref_slice(&x, s, s + 1).data);
@@ -124,7 +124,7 @@ static void every_holdout_th_sample_judges_if_there_are_enough(void) {
             int64_t dims[QK_MAX_DIMS] = {samples, c->x_dims[1]};
             qk_tensor x = ref_tensor(&random, QK_F32, 2, dims), y = ref_target(&random, &c->geometry, &x);
             qk_training_data *d = data_new(&c->geometry, holdout);
-            CHECK(qk_training_data_add(d, &x, &y) == QK_OK);
+            CHECK(qk_training_data_add(d, &x, NULL, &y) == QK_OK);
             for (int64_t s = 0; s < samples; s++) {
                 const bool expected = holdout > 0 && samples >= 2 * holdout && (s + 1) % holdout == 0;
                 CHECK(qk_is_held_out(d, s) == expected);
@@ -137,9 +137,9 @@ static void every_holdout_th_sample_judges_if_there_are_enough(void) {
 
 static void nothing_can_be_learnt_when_all_samples_judge(void) {
     qk_training_data *some = data_new(&ref_cases[0].geometry, 0), *d = some;
-    CHECK(qk_training_data_new(&d, &ref_cases[0].geometry, 1) == QK_E_ARG);
+    CHECK(qk_training_data_new(&d, &ref_cases[0].geometry, NULL, 1) == QK_E_ARG);
     CHECK(d == NULL);
-    CHECK(qk_training_data_new(&d, &ref_cases[0].geometry, -2) == QK_E_ARG);
+    CHECK(qk_training_data_new(&d, &ref_cases[0].geometry, NULL, -2) == QK_E_ARG);
     qk_training_data_free(d);
     qk_training_data_free(some);
 }
@@ -149,27 +149,27 @@ static void shapes_that_differ_are_refused(void) {
     qk_random random = {8};
     qk_tensor x = ref_tensor(&random, QK_F32, 4, c->x_dims), y = ref_target(&random, &c->geometry, &x);
     qk_training_data *d = data_new(&c->geometry, 0);
-    CHECK(qk_training_data_add(d, &x, &y) == QK_OK);
+    CHECK(qk_training_data_add(d, &x, NULL, &y) == QK_OK);
     for (int axis = 1; axis < 4; axis++) { /* another number of channels, lines, columns */
         int64_t dims[QK_MAX_DIMS];
         memcpy(dims, c->x_dims, sizeof dims);
         dims[axis]++;
         qk_tensor other = ref_tensor(&random, QK_F32, 4, dims), target = ref_target(&random, &c->geometry, &other);
-        CHECK(qk_training_data_add(d, &other, &target) == QK_E_SHAPE);
+        CHECK(qk_training_data_add(d, &other, NULL, &target) == QK_E_SHAPE);
         ref_free(&other);
         ref_free(&target);
     }
     qk_tensor bytes = ref_tensor(&random, QK_U8, 4, c->x_dims), wrong = y;
-    CHECK(qk_training_data_add(d, &bytes, &y) == QK_E_SHAPE); /* the first samples were float32 */
+    CHECK(qk_training_data_add(d, &bytes, NULL, &y) == QK_E_SHAPE); /* the first samples were float32 */
     wrong.dtype = QK_U8;
-    CHECK(qk_training_data_add(d, &x, &wrong) == QK_E_SHAPE);
+    CHECK(qk_training_data_add(d, &x, NULL, &wrong) == QK_E_SHAPE);
     wrong = y;
     wrong.dims[1]--;
-    CHECK(qk_training_data_add(d, &x, &wrong) == QK_E_SHAPE);
+    CHECK(qk_training_data_add(d, &x, NULL, &wrong) == QK_E_SHAPE);
     wrong = ref_slice(&y, 0, 3);
-    CHECK(qk_training_data_add(d, &x, &wrong) == QK_E_SHAPE);
+    CHECK(qk_training_data_add(d, &x, NULL, &wrong) == QK_E_SHAPE);
     CHECK(d->count == 4); /* what was refused left nothing behind */
-    CHECK(qk_training_data_add(d, &x, &y) == QK_OK);
+    CHECK(qk_training_data_add(d, &x, NULL, &y) == QK_OK);
     CHECK(d->count == 8);
     qk_training_data_free(d);
     ref_free(&bytes);
@@ -182,15 +182,15 @@ static void a_sample_without_positions_is_refused(void) {
     const float nothing = 0;
     const qk_tensor x = {&nothing, QK_F32, 3, {1, 2, 4}, {1, 0}}, y = {&nothing, QK_F32, 3, {1, 2, 0}, {1, 0}};
     qk_training_data *d = data_new(&g, 0);
-    CHECK(qk_training_data_add(d, &x, &y) == QK_E_SHAPE);
+    CHECK(qk_training_data_add(d, &x, NULL, &y) == QK_E_SHAPE);
     qk_training_data_free(d);
 }
 
 static qk_status build_attempt(void *context) {
     const qk_tensor *tensors = context;
     qk_training_data *d;
-    qk_status status = qk_training_data_new(&d, &sizes[4].geometry, 0);
-    if (status == QK_OK) status = qk_training_data_add(d, &tensors[0], &tensors[1]);
+    qk_status status = qk_training_data_new(&d, &sizes[4].geometry, NULL, 0);
+    if (status == QK_OK) status = qk_training_data_add(d, &tensors[0], NULL, &tensors[1]);
     qk_training_data_free(d);
     return status;
 }

@@ -222,11 +222,11 @@ def test_both_algorithms() -> None:
 
 
 def test_an_option_that_is_not_there_yet() -> None:
-    config = QConfig(LAYER, algo_config=[AdaRoundConfig(output_qdq=True)])
+    config = QConfig(LAYER, algo_config=[AdaRoundConfig(drop_ratio=0.5)])
     with pytest.raises(NotImplementedError, match="nothing acts on this option yet"):
         ModelQuantizer(config)
     with pytest.raises(NotImplementedError, match="nothing acts on this option yet"):
-        quark.onnx.finetune("absent.onnx", "absent too.onnx", None, items(), AdaQuantConfig(output_qdq=True))
+        quark.onnx.finetune("absent.onnx", "absent too.onnx", None, items(), AdaQuantConfig(drop_ratio=0.5))
 
 
 def test_an_unknown_node_to_exclude(folder: Path) -> None:

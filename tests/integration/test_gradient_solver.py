@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -102,12 +103,23 @@ def test_level_2_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monke
     assert list(cache.iterdir()) == []
 
 
-def test_early_stop_is_reported() -> None:
-    options: dict[str, Any] = {"solver": "gradient", "num_iterations": 400, "learning_rate": 0.3, "num_batches": 5}
-    _, report = tuned(separable_cnn(), AdaQuantConfig(early_stop=True, **options))
-    assert any("stopped early" in layer.candidate for layer in report.layers)
-    _, report = tuned(separable_cnn(), AdaQuantConfig(**options))
-    assert not any("stopped early" in layer.candidate for layer in report.layers)
+def test_early_stop_is_reported_and_patience_delays_it() -> None:
+    most, window = 400, 5
+
+    def steps(**options: Any) -> list[int]:
+        """Of each layer."""
+        config = AdaQuantConfig(
+            solver="gradient", num_iterations=most, learning_rate=0.3, num_batches=window, **options
+        )
+        _, report = tuned(separable_cnn(), config)
+        shown = [re.fullmatch(r"adaquant, (\d+) steps(, stopped early)?", layer.candidate) for layer in report.layers]
+        assert all((match[2] is None) == (int(match[1]) == most) for match in shown)
+        return [int(match[1]) for match in shown]
+
+    at_once, later, never = steps(early_stop=True), steps(early_stop=True, patience=1), steps(patience=1)
+    assert at_once[0] + window <= later[0] < most  # the layers after it may see other data
+    assert sum(at_once) < sum(later)
+    assert set(never) == {most}
 
 
 def test_the_loss_is_logged_every_log_period(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,18 @@ PACKAGE = ROOT / "quark_onnx"
 CSRC = ROOT / "csrc"
 
 # From the bottom up: a module imports its own layer and the ones before it. What is not listed is the top.
-LAYERS = ("_preload", "errors", "config", "inference", "graph", "plan", "calibration", "report", "fast_finetune")
+LAYERS = (
+    "_preload",
+    "errors",
+    "config",
+    "inference",
+    "devices",
+    "graph",
+    "plan",
+    "calibration",
+    "report",
+    "fast_finetune",
+)
 
 # Folders of csrc and what each may include besides itself, qk.h and the C library.
 C_LAYERS = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from reference.least_squares import QuantizedLayer
-from reference.training import Adam, Options, Rows, SplitMix64, Trained, draw, per_unit
+from reference.training import Adam, Options, Rows, SplitMix64, Trained, Turns, per_unit
 
 
 def rounded(layer: QuantizedLayer, weight: np.ndarray) -> np.ndarray:
@@ -24,10 +24,10 @@ def train(layer: QuantizedLayer, rows: Rows, order: list[int], options: Options)
     weight = layer.weight.astype(np.float64)
     bias = np.zeros(len(weight)) if layer.bias is None else layer.bias.astype(np.float64)
     of_weight, of_bias = Adam(options.learning_rate), Adam(options.learning_rate)
-    random, order = SplitMix64.of_seed(options.seed), list(order)
+    turns = Turns(list(order), SplitMix64.of_seed(options.seed))
     losses, margins = [], []
     for _ in range(options.iterations):
-        batch = rows[draw(order, options.batch_size, random)]
+        batch = rows[turns.draw(options.batch_size)]
         q = rounded(layer, weight)
         margins.append(margin(layer, weight))
         used = layer.real(np.clip(q, layer.qmin, layer.qmax))

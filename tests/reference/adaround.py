@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from reference.least_squares import QuantizedLayer
-from reference.training import Adam, Options, Rows, SplitMix64, Trained, draw, per_unit
+from reference.training import Adam, Options, Rows, SplitMix64, Trained, Turns, per_unit
 
 ZETA, GAMMA = 1.1, -0.1  # equation 23: the sigmoid is stretched to [-0.1, 1.1]
 
@@ -82,9 +82,10 @@ def train(layer: QuantizedLayer, rows: Rows, order: list[int], options: Options)
     bias = np.zeros(len(layer.weight)) if layer.bias is None else layer.bias.astype(np.float64)
     whole, fraction = floors(layer)
     v = inverse_rectified_sigmoid(fraction)
-    adam, random, order, losses = Adam(options.learning_rate), SplitMix64.of_seed(options.seed), list(order), []
+    adam, losses = Adam(options.learning_rate), []
+    turns = Turns(list(order), SplitMix64.of_seed(options.seed))
     for step in range(options.iterations):
-        batch = rows[draw(order, options.batch_size, random)]
+        batch = rows[turns.draw(options.batch_size)]
         losses.append(batch.loss(soft_weight(layer, v), bias))
         warm = step >= options.warm_start * options.iterations
         penalty = 100 * options.reg_param if warm else 0

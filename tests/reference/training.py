@@ -31,12 +31,23 @@ class SplitMix64:
         return self.next() % n
 
 
-def draw(order: list[int], count: int, random: SplitMix64) -> list[int]:
-    """The first `count` places of a Fisher-Yates shuffle of `order`, which stays as it was left."""
-    for i in range(count):
-        j = i + random.below(len(order) - i)
-        order[i], order[j] = order[j], order[i]
-    return order[:count]
+@dataclass
+class Turns:
+    """Samples in a shuffled order (Fisher, Yates), which is shuffled anew where it does not last for a step."""
+
+    order: list[int]
+    random: SplitMix64
+    place: int = 0
+
+    def draw(self, count: int) -> list[int]:
+        if self.place + count > len(self.order):
+            self.place = 0
+        if self.place == 0:
+            for i in range(len(self.order)):
+                j = i + self.random.below(len(self.order) - i)
+                self.order[i], self.order[j] = self.order[j], self.order[i]
+        self.place += count
+        return self.order[self.place - count : self.place]
 
 
 def is_held_out(samples: int, holdout: int) -> np.ndarray:
@@ -127,6 +138,7 @@ class Options:
     reg_param: float = 0.01
     warm_start: float = 0.2
     beta_range: tuple[float, float] = (20.0, 2.0)
+    drop_ratio: float = 1.0
     window: int = 0
     patience: int = 0
     seed: int = 0

@@ -107,6 +107,8 @@ def train(
         "bias_qmin": -(2**31),
         "bias_qmax": 2**31 - 1,
         "adaround": adaround,
+        "offered_weight": None,
+        "offered_bias": None,
         "pool": pool,
         **vars(options),
     }

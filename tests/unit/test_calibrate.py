@@ -21,6 +21,7 @@ from small_models import MODELS, Arrays, build, samples
 from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, WeightGrid, calibrate
 from quark.onnx.errors import DataError
 from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer, weight_layers
+from quark.onnx.inference import Engine
 
 PLAIN = CalibrationSettings(percentile=None, weights=None)
 BINS = 4096
@@ -45,7 +46,7 @@ def calibrated(
     threads: int = 1,
 ) -> Calibration:
     wanted = weight_layers(model) if layers is None else layers
-    return calibrate(model, iter(batches), lambda *_: True, tensors, wanted, settings, threads=threads)
+    return calibrate(model, iter(batches), lambda *_: True, tensors, wanted, settings, Engine(threads))
 
 
 @settings(max_examples=25, deadline=None)

@@ -35,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "num_iterations": 1000,
     "learning_rate": 0.1,
     "early_stop": False,
+    "patience": 0,
     "output_index": None,
     "lr_adjust": None,
     "target_op_type": (
@@ -81,6 +82,7 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "num_iterations": positive_ints,
     "learning_rate": positives,
     "early_stop": flags,
+    "patience": st.integers(0, 99),
     "output_index": st.none() | st.integers(0, 99),
     "lr_adjust": st.none() | st.tuples(positives, positives),
     "target_op_type": st.lists(st.sampled_from(TUNABLE_OP_TYPES), min_size=1),
@@ -180,6 +182,7 @@ WRONG_VALUES = [
     ("learning_rate", 0.0, "a number > 0"),
     ("learning_rate", math.nan, "a number > 0"),
     ("learning_rate", math.inf, "a number > 0"),
+    ("patience", -1, "an int >= 0"),
     ("output_index", -1, "an int >= 0, or None"),
     ("lr_adjust", (1.0,), "two numbers > 0 (error threshold, new learning rate), or a callable, or None"),
     ("lr_adjust", (0.1, 0), "two numbers > 0 (error threshold, new learning rate), or a callable, or None"),
@@ -252,7 +255,7 @@ def test_unknown_op_type_names_the_nearest() -> None:
     [
         ("num_iteration", "did you mean 'num_iterations'"),
         ("NumIterations", "did you mean 'num_iterations'"),
-        ("lr", "known: optim_device, infer_device, .* and 19 more"),
+        ("lr", "known: optim_device, infer_device, .* and 20 more"),
     ],
 )
 def test_unknown_keyword_names_the_nearest(keyword: str, hint: str) -> None:

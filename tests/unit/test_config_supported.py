@@ -25,12 +25,16 @@ LAYER = QLayerConfig(input_tensors=UInt8Spec(), weight=Int8Spec())
 
 # A value other than the default for every keyword, by what the least-squares solver makes of it.
 IN_EFFECT: dict[str, Any] = {
+    "optim_device": "cuda:0",
+    "infer_device": "cuda",
     "fixed_seed": 1,
     "data_size": 5,
     "target_op_type": ("Conv",),
     "update_bias": False,
     "mem_opt_level": 2,
     "cache_dir": "somewhere",
+    "output_qdq": True,
+    "ref_model_path": "model.onnx",
     "solver": "least_squares",
     "selective_update": True,
     "parallel": True,
@@ -44,6 +48,7 @@ IGNORED: dict[str, Any] = {
     "learning_rate": 0.5,
     "lr_adjust": (0.1, 0.2),
     "early_stop": True,
+    "patience": 1,
     "log_period": 5,
     "reg_param": 0.5,
     "beta_range": (10.0, 2.0),
@@ -54,11 +59,7 @@ IGNORED: dict[str, Any] = {
     "use_gds": True,
 }
 NOT_YET: dict[str, Any] = {
-    "optim_device": "cuda:0",
-    "infer_device": "cuda",
-    "output_qdq": True,
     "drop_ratio": 0.5,
-    "ref_model_path": "model.onnx",
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import adaquant, adaround
 from reference.least_squares import start
-from reference.training import Options, SplitMix64, draw, early_stop, keep_better_rows, per_unit, real_bias
+from reference.training import Options, SplitMix64, Turns, early_stop, keep_better_rows, per_unit, real_bias
 from reference.training_cases import CASES, TrainingCase, in_8_bits, matrix_case, train
 
 from quark.onnx import _core
@@ -49,13 +49,14 @@ def assert_same_bits(a: dict[str, Any], b: dict[str, Any]) -> None:
 # ---- against the reference ---------------------------------------------------------------------
 
 
-def test_the_reference_draws_splitmix64_without_replacement():
+def test_every_sample_has_its_turn_before_any_has_another():
     random = SplitMix64(1234567)
     assert [random.next() for _ in range(3)] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    order, random = list(range(7)), SplitMix64.of_seed(3)
-    for count in (1, 4, 7):
-        assert len(set(draw(order, count, random))) == count
-        assert sorted(order) == list(range(7))
+    turns = Turns(list(range(7)), SplitMix64.of_seed(3))
+    assert sorted(turns.draw(3) + turns.draw(3)) != sorted(turns.draw(3) + turns.draw(3)), "one is left out"
+    turns = Turns(list(range(6)), SplitMix64.of_seed(3))
+    for _ in range(3):
+        assert sorted(turns.draw(2) + turns.draw(2) + turns.draw(2)) == list(range(6))
 
 
 @pytest.mark.parametrize("penalty", [0.0, 1.0])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from small_models import build
 
+from quark.onnx.inference import Engine
 from quark.onnx.report.end_to_end import Deviation, compare, outputs_of
 
 WANT = np.float32([[1, 2, 2], [0, 3, 4]])
@@ -70,5 +71,5 @@ def test_agreement_is_for_class_scores_only(shape: tuple[int, ...]):
 
 def test_outputs_come_from_the_model_batch_by_batch():
     model = build("(float[N] x) => (float[N] y, float[N] z) { y = Neg(x) z = Add(x, x) }")
-    found = outputs_of(model, [{"x": np.float32([1])}, {"x": np.float32([2, 3])}], threads=1, fuse_qdq=True)
+    found = outputs_of(model, [{"x": np.float32([1])}, {"x": np.float32([2, 3])}], Engine(1), fuse_qdq=True)
     assert [[a.tolist() for a in batch] for batch in found] == [[[-1], [2]], [[-2, -3], [4, 6]]]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
@@ -123,9 +124,23 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_equal_to_quantize_static_to_the_bit(options, tmp_path):
-    float_model = network()
-    ours = quantized(float_model, options)
+    check_against_quantize_static(network(), options, tmp_path)
 
+
+READERS = ("a = Clip(v, low, high) b = Relu(a)", "c = Relu(v)", "d = Conv(v, w)")
+
+
+@pytest.mark.parametrize("readers", list(permutations(READERS)))
+@pytest.mark.parametrize("view", ["Transpose<perm=[0,1,3,2]>", "MaxPool<kernel_shape=[1,1]>"])
+def test_an_activation_beside_other_readers_of_a_tensor_that_shares_parameters(view, readers, tmp_path):
+    nodes = f"h = Conv(x, w) v = {view}(h) {' '.join(readers)} y = Concat<axis=1>(b, c, d)"
+    text, weight = f"(float[N,8,5,5] x) => (float[N,24,5,5] y) {{ {nodes} }}", normal(8, 8, 1, 1)
+    for options in (UINT8, INT8):
+        check_against_quantize_static(model(text, w=weight, low=-1.0, high=2.0), options, tmp_path)
+
+
+def check_against_quantize_static(float_model, options, tmp_path):
+    ours = quantized(float_model, options)
     reader = SimpleNamespace(get_next=iter([feeds_of(float_model), None]).__next__)
     copy = onnx.ModelProto()
     copy.CopyFrom(float_model)

@@ -11,14 +11,14 @@ import pytest
 from onnx import TensorProto
 from small_models import MODELS, Arrays, build, samples
 
-from quark.onnx.inference import BatchMerging, batch_is_free, in_order, session
+from quark.onnx.inference import BatchMerging, Engine, batch_is_free, in_order, session
 
 ONE = np.float32([[1, -2, 3]])
 TWO = np.float32([[4, 5, -6], [7, 8, 9]])
 
 
 def is_exact(model: onnx.ModelProto, a: Arrays, b: Arrays) -> bool:
-    return BatchMerging(model, threads=1).is_exact(a, b)
+    return BatchMerging(model, Engine(1)).is_exact(a, b)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -72,7 +72,7 @@ def test_defaults_of_inputs_are_no_inputs():
 
 
 def test_the_first_two_items_decide_for_all():
-    merging = BatchMerging(build("(float[N,3] x) => (float[N,3] y) { y = Relu(x) }"), threads=1)
+    merging = BatchMerging(build("(float[N,3] x) => (float[N,3] y) { y = Relu(x) }"), Engine(1))
     assert merging.is_exact({"x": ONE}, {"x": TWO})
     assert merging.is_exact({"x": ONE}, {"no such input": TWO})  # is not run
 
@@ -94,7 +94,7 @@ def test_unless_asked_to_fuse_a_session_keeps_the_models_own_rounding():
         s=0.5,
         z=np.int8(0),
     )
-    (y,) = session(model, threads=1).run(None, {"x": np.float32([0.3, -3, 100])})
+    (y,) = session(model, Engine(1)).run(None, {"x": np.float32([0.3, -3, 100])})
     np.testing.assert_array_equal(y, [0.5, 0, 63.5])
 
 

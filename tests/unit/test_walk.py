@@ -22,7 +22,7 @@ from quark.onnx.fast_finetune import walk as walk_module
 from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
 from quark.onnx.fast_finetune.walk import Walk
 from quark.onnx.graph.write_back import write_integers
-from quark.onnx.inference import session
+from quark.onnx.inference import Engine, session
 
 
 class WatchedStore(MemoryStore):
@@ -84,13 +84,13 @@ def test_targets_nodes_and_frontier(walk_case: tuple[RandomGraph, list[list[str]
     expected = [{**batch, **inner_tensors(model, batch)} for batch in batches]
     runs = Counter[str]()
 
-    def counted(segment: onnx.ModelProto, **options: Any) -> Any:
+    def counted(segment: onnx.ModelProto, engine: Engine) -> Any:
         runs.update(node.name for node in segment.graph.node)
-        return session(segment, **options)
+        return session(segment, engine)
 
     store = WatchedStore()
     with mock.patch.object(walk_module, "session", counted):
-        walk = Walk("float", model, stops, store, threads=1)
+        walk = Walk("float", model, stops, store, Engine(1))
         for index, batch in enumerate(batches):
             walk.put_inputs(index, batch)
         for position, targets in enumerate(stops):
@@ -120,7 +120,7 @@ def test_stores_agree(walk_case: tuple[RandomGraph, list[list[str]]]):
     seen = []
     with MemoryStore() as memory, FileStore(None) as files:
         for store in (memory, files):
-            walk = Walk("float", graph.model, stops, store, threads=1)
+            walk = Walk("float", graph.model, stops, store, Engine(1))
             for index, batch in enumerate(batches):
                 walk.put_inputs(index, batch)
             steps = (walk.advance() for _ in stops)
@@ -139,7 +139,7 @@ def test_looking_ahead(walk_case: tuple[RandomGraph, list[list[str]]]):
     last = tuple(stops[-1])
     expected = [{**batch, **inner_tensors(graph.model, batch)} for batch in batches]
     store = WatchedStore()
-    walk = Walk("float", graph.model, stops, store, threads=1)
+    walk = Walk("float", graph.model, stops, store, Engine(1))
     for index, batch in enumerate(batches):
         walk.put_inputs(index, batch)
     for targets in stops:
@@ -172,7 +172,7 @@ def test_later_steps_see_integers_written_before_them():
     model = build(QUANTIZED, w1=np.eye(2, dtype=np.int8), w2=np.eye(2, dtype=np.int8), scale=0.5)
     x = np.float32([[1, 2]])
     with MemoryStore() as store:
-        walk = Walk("quantized", model, [["a"], ["y"]], store, threads=1)
+        walk = Walk("quantized", model, [["a"], ["y"]], store, Engine(1))
         walk.put_inputs(0, {"x": x})
         np.testing.assert_array_equal(walk.advance().run(0)["a"], x / 2)
         by_name = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -183,7 +183,7 @@ def test_later_steps_see_integers_written_before_them():
 def test_looking_ahead_sees_the_integers_of_that_moment():
     model = build(QUANTIZED, w1=np.eye(2, dtype=np.int8), w2=np.eye(2, dtype=np.int8), scale=0.5)
     with MemoryStore() as store:
-        walk = Walk("quantized", model, [["x"], ["a"], ["y"]], store, threads=1)
+        walk = Walk("quantized", model, [["x"], ["a"], ["y"]], store, Engine(1))
         walk.put_inputs(0, {"x": np.float32([[1, 2]])})
         walk.advance().run(0)  # as before the first layer
         by_name = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -200,7 +200,7 @@ def test_two_graphs_share_a_store():
     squared = build("(float[N] x) => (float[N] y) { a = Mul(x, x) y = Relu(a) }")
     x = np.float32([3, 4])
     with MemoryStore() as store:
-        walks = [Walk(n, m, [["a"], ["y"]], store, threads=1) for n, m in (("a", doubled), ("b", squared))]
+        walks = [Walk(n, m, [["a"], ["y"]], store, Engine(1)) for n, m in (("a", doubled), ("b", squared))]
         for walk in walks:
             walk.put_inputs(0, {"x": x})
         for _ in range(2):
@@ -213,7 +213,7 @@ def test_a_random_node_runs_once():
     """Two stops behind the same noise see the same noise."""
     model = build("(float[N,3] x) => (float[N,3] y) { a = RandomNormal<shape=[2,3]>() b = Neg(a) y = Add(b, x) }")
     with MemoryStore() as store:
-        walk = Walk("float", model, [["a"], ["b"], ["y"]], store, threads=1)
+        walk = Walk("float", model, [["a"], ["b"], ["y"]], store, Engine(1))
         x = np.ones((2, 3), np.float32)
         walk.put_inputs(0, {"x": x})
         a, b, y = (next(iter(walk.advance().run(0).values())) for _ in range(3))
@@ -233,7 +233,7 @@ def test_integer_and_boolean_tensors_are_kept_in_their_types():
     )
     dtypes = []
     with MemoryStore() as store:
-        walk = Walk("float", model, [["even", "narrow"], ["chosen"], ["y"]], store, threads=1)
+        walk = Walk("float", model, [["even", "narrow"], ["chosen"], ["y"]], store, Engine(1))
         walk.put_inputs(0, {"x": np.arange(3)})
         for _ in range(3):
             dtypes += [array.dtype for array in walk.advance().run(0).values()]
@@ -245,7 +245,7 @@ def test_a_segment_that_cannot_run_names_its_target(make_store: Any):
     model = build("(float[N,3] x) => (float[N,M] y) { [fold] y = Reshape(x, shape) }", shape=np.array([2, 6]))
     store: BatchStore
     with make_store() as store:
-        walk = Walk("float", model, [["y"]], store, threads=1)
+        walk = Walk("float", model, [["y"]], store, Engine(1))
         walk.put_inputs(0, {"x": np.ones((3, 3), np.float32)})
         with pytest.raises(FinetuneError, match="cannot compute 'y' of the float graph"):
             walk.advance().run(0)

@@ -83,8 +83,11 @@ class FastFinetuneConfig(AlgoConfig):
     """The options that AdaRound and AdaQuant share. Abstract; the classes below differ in two defaults.
 
     Args:
-        optim_device: where layers are tuned: "cpu", "cuda" or "cuda:N".
-        infer_device: where onnxruntime runs the models.
+        optim_device: where layers are tuned: "cpu"; "cuda" and "cuda:N" are an error so far.
+        infer_device: where onnxruntime runs the models: "cpu", "cuda" or "cuda:N", the latter with
+            onnxruntime-gpu; what comes out is not what the CPU gives to the bit. A device that cannot be used
+            is an error; with the environment variable QUARK_ONNX_DEVICE_FALLBACK=1 the CPU is used, and the
+            report says so.
         fixed_seed: seeds everything that is random.
         data_size: how many calibration samples are used, at most; counts samples whatever the reader's batch.
         batch_size: samples per optimiser step.
@@ -92,6 +95,7 @@ class FastFinetuneConfig(AlgoConfig):
         num_iterations: optimiser steps per layer.
         learning_rate: Adam's step size.
         early_stop: end a layer when the mean loss of a window is no better than that of the windows before.
+        patience: how many windows in a row without improvement `early_stop` lets pass. Not in AMD Quark.
         output_index: the position of the model output that `selective_update` compares; None: all.
         lr_adjust: (threshold, new rate): a layer whose mean squared output error is above the threshold
             before it is tuned uses the new rate; or a callable from that error to the rate. None:
@@ -112,7 +116,10 @@ class FastFinetuneConfig(AlgoConfig):
             files.
         cache_dir: where level 2 puts its files; None: a temporary directory.
         log_period: steps between two lines of the log.
-        ref_model_path: a model that replaces the float model as the reference.
+        ref_model_path: a float model with the same inputs, layers and outputs (the same model trained longer,
+            say) that takes the float model's place in finetuning: layers are tuned towards its outputs,
+            AdaRound rounds its weights down or up, and the report compares with it. Ranges and scales stay
+            those of the model that is quantized.
         dynamic_batch: take all the data as one batch.
         parallel: gather all layers' inputs from the model as it is before finetuning, and tune layers side by
             side. The gradient solver then keeps the data of all layers. Not with `selective_update`.
@@ -139,6 +146,7 @@ class FastFinetuneConfig(AlgoConfig):
     num_iterations: Count = 1000
     learning_rate: Rate = 0.1
     early_stop: Flag = False
+    patience: Index = 0
     output_index: IndexOrNone = None
     lr_adjust: LrAdjust = None
     target_op_type: OpTypes = TUNABLE_OP_TYPES

@@ -33,13 +33,7 @@ _NO_SPEC = {
 }
 
 # Keywords that nothing acts on yet: they would silently not do what they say.
-_NOT_YET = (
-    "optim_device",
-    "infer_device",
-    "output_qdq",
-    "drop_ratio",
-    "ref_model_path",
-)
+_NOT_YET = ("drop_ratio",)
 
 # Keywords that only steer an iteration over mini-batches, with why a closed-form solver has no use for them.
 _NO_MEANING = {
@@ -50,6 +44,7 @@ _NO_MEANING = {
     "num_iterations": "there are no steps",
     "learning_rate": "there are no steps",
     "early_stop": "there are no steps to stop",
+    "patience": "there are no steps to stop",
     "log_period": "there are no steps to log",
     "reg_param": "weights are integers throughout, nothing has to be pushed there",
     "beta_range": "weights are integers throughout, nothing has to be pushed there",

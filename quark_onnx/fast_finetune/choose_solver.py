@@ -1,0 +1,77 @@
+"""Which solver a layer gets."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.onnx import _core
+from quark.onnx.fast_finetune.batch_store import BatchStore
+from quark.onnx.fast_finetune.gradient import GradientLayer
+from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer, LeastSquaresSettings
+from quark.onnx.fast_finetune.solver import LayerInput, LayerSolver, OpenSolver, Solution
+from quark.onnx.plan.types import LayerPlan
+from quark.onnx.quantization.config.algorithm import AdaQuantConfig, FastFinetuneConfig
+
+__all__ = ["choose_solver"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore) -> OpenSolver:
+    """What opens the solver of a layer.
+
+    "auto" is least squares where the loss is quadratic in the weight. Behind an activation or the output's
+    quantization, and with mixed inputs, it is least squares and the published loop: held-out samples choose, output by
+    output, by the loss as it is.
+
+    Args:
+        samples: how many each layer will be fed.
+    """
+    settings = LeastSquaresSettings(
+        free=isinstance(config, AdaQuantConfig), update_bias=config.update_bias is not False, seed=config.fixed_seed
+    )
+
+    def least_squares(layer: LayerPlan, pool: _core.ThreadPool) -> LeastSquaresLayer:
+        return LeastSquaresLayer(layer, settings, samples=samples, pool=pool)
+
+    def gradient(layer: LayerPlan, pool: _core.ThreadPool, *, update_bias: bool) -> GradientLayer:
+        return GradientLayer(layer, config, store, update_bias=update_bias, pool=pool)
+
+    def both(layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
+        if layer.stage is None and config.drop_ratio == 1:
+            return least_squares(layer, pool)
+        return _Both(layer.node, least_squares(layer, pool), gradient(layer, pool, update_bias=settings.update_bias))
+
+    match config.solver:
+        case "least_squares":
+            return least_squares
+        case "gradient":
+            return lambda layer, pool: gradient(layer, pool, update_bias=bool(config.update_bias))
+        case _:
+            return both
+
+
+class _Both:
+    """Both solvers of one layer. (`LayerSolver`)"""
+
+    def __init__(self, name: str, least_squares: LeastSquaresLayer, gradient: GradientLayer) -> None:
+        self._name, self._least_squares = name, least_squares
+        self._gradient: GradientLayer | None = gradient
+
+    def feed(self, x: LayerInput, y: NDArray[np.float32]) -> None:
+        self._least_squares.feed(x, y)
+        try:
+            if self._gradient is not None:
+                self._gradient.feed(x, y)
+        except ValueError as error:
+            _LOG.info(
+                "layer %s: by least squares alone, as the published loop cannot take its data: %s", self._name, error
+            )
+            self._gradient = None
+
+    def solve(self) -> Solution:
+        solution = self._least_squares.solve()
+        return solution if self._gradient is None else self._gradient.solve(solution)

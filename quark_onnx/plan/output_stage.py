@@ -1,0 +1,186 @@
+"""What the loss of a layer looks through: the activation behind it, and the quantization of its output."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from quark.onnx.graph.dataflow import Dataflow
+from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer
+from quark.onnx.plan.quantizers import INTEGERS, dequantize_parameters
+
+__all__ = ["Activation", "OutputStage", "output_stage"]
+
+
+@dataclass(frozen=True, eq=False)
+class Activation:
+    """An activation as the core knows it (csrc/include/qk.h).
+
+    Attributes:
+        kind: "none", "clip", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "hard_sigmoid", "hard_swish" or
+            "softmax".
+        a, b: clip: the bounds; leaky_relu: a is the slope; hard_sigmoid: ONNX's alpha and beta.
+        slopes: (outputs,) float32 of PRelu, in place of a.
+        axis: of softmax.
+    """
+
+    kind: str = "none"
+    a: float = 0.0
+    b: float = 0.0
+    slopes: NDArray[np.float32] | None = None
+    axis: int = 0
+
+    def is_like(self, other: Activation) -> bool:
+        """The same but for the rounding of PRelu's slopes."""
+        if (self.kind, self.a, self.b, self.axis) != (other.kind, other.a, other.b, other.axis):
+            return False
+        if self.slopes is None or other.slopes is None:
+            return self.slopes is other.slopes
+        return np.allclose(self.slopes, other.slopes, rtol=0, atol=0.01 * float(np.abs(other.slopes).max()))
+
+
+@dataclass(frozen=True, eq=False)
+class OutputStage:
+    """The loss compares quantize(activation(output)) with activation(float output).
+
+    Attributes:
+        folded: the quantized model has no such activation, as the ends of the grid do the same: quantize(output).
+        grid: (scale, zero point, qmin, qmax) of the output's quantization; None: it is not looked at.
+    """
+
+    activation: Activation
+    folded: bool
+    grid: tuple[float, int, int, int] | None
+
+
+def output_stage(
+    layer: WeightLayer, graph: Dataflow, counterpart: WeightLayer, float_graph: Dataflow, *, through_qdq: bool
+) -> OutputStage | None:
+    """The stage of a quantized layer, None where the loss is taken at its output.
+
+    An activation counts if it alone reads the output, and stands in both graphs; with `through_qdq` also one that the
+    quantized graph leaves to the quantization of the output.
+    """
+    find = _Finder(layer)
+    wanted = find.activation(float_graph, counterpart.output)
+    kept = find.activation(graph, layer.output)
+    if kept is not None and (wanted is None or not kept.is_like(wanted)):
+        return None
+    output = layer.output if kept is None else graph.readers(layer.output)[0].output[0]
+    grid = _grid(graph, output) if through_qdq else None
+    folded = (
+        kept is None and wanted is not None and grid is not None and not _is_behind_qdq(graph, output, wanted, find)
+    )
+    if kept is None and grid is None:
+        return None
+    return OutputStage((wanted if folded else kept) or Activation(), folded, grid)
+
+
+def _grid(graph: Dataflow, tensor: str) -> tuple[float, int, int, int] | None:
+    node = graph.only_reader(tensor)
+    if node is None or node.op_type != "QuantizeLinear":
+        return None
+    scale, zero_point = dequantize_parameters(node, graph)
+    if scale is None or scale.size != 1 or zero_point.dtype.name not in INTEGERS:
+        return None
+    return float(scale.reshape(())), int(zero_point.reshape(())), *INTEGERS[zero_point.dtype.name]
+
+
+def _is_behind_qdq(graph: Dataflow, tensor: str, activation: Activation, find: _Finder) -> bool:
+    """Whether the activation follows the quantization of the output, and so does not belong to it."""
+    for quantize in graph.readers(tensor):
+        for dequantize in graph.readers(quantize.output[0]):
+            found = find.activation(graph, dequantize.output[0])
+            if found is not None and found.is_like(activation):
+                return True
+    return False
+
+
+class _Finder:
+    """Finds the activations that suit a layer."""
+
+    def __init__(self, layer: WeightLayer) -> None:
+        self._outputs = layer.weight_shape[layer.channel_axis]
+        self._behind_channel = len(layer.weight_shape) - 2 if isinstance(layer.attributes, ConvAttributes) else 0
+
+    def activation(self, graph: Dataflow, tensor: str) -> Activation | None:
+        """The one that alone reads a tensor."""
+        node = graph.only_reader(tensor)
+        if node is None or node.domain not in ("", "ai.onnx"):
+            return None
+        given = _attributes(node)
+        match node.op_type:
+            case "Relu":
+                return Activation("clip", 0.0, math.inf)
+            case "Clip":
+                return self._clip(node, given, graph)
+            case "LeakyRelu":
+                return Activation("leaky_relu", given.get("alpha", 0.01))
+            case "PRelu":
+                return self._prelu(node, graph)
+            case "Sigmoid":
+                return Activation("sigmoid")
+            case "Tanh":
+                return Activation("tanh")
+            case "Gelu":
+                return Activation("gelu_tanh" if given.get("approximate") == b"tanh" else "gelu")
+            case "HardSigmoid":
+                return Activation("hard_sigmoid", given.get("alpha", 0.2), given.get("beta", 0.5))
+            case "HardSwish":
+                return Activation("hard_swish")
+            case "Softmax":
+                return self._softmax(given, graph)
+        return None
+
+    def _clip(self, node: onnx.NodeProto, given: dict[str, Any], graph: Dataflow) -> Activation | None:
+        bounds = [given.get("min", -math.inf), given.get("max", math.inf)]
+        for i, name in enumerate(node.input[1:]):
+            if name:
+                bound = _constant(graph, name)
+                if bound is None or bound.size != 1:
+                    return None
+                bounds[i] = float(bound.reshape(()))
+        return Activation("clip", *bounds)
+
+    def _prelu(self, node: onnx.NodeProto, graph: Dataflow) -> Activation | None:
+        slope = _constant(graph, node.input[1])
+        if slope is None:
+            return None
+        if slope.size != 1:
+            channels_first = slope.shape[slope.ndim - 1 - self._behind_channel :] if slope.ndim else ()
+            if slope.size != self._outputs or slope.ndim <= self._behind_channel or channels_first[0] != self._outputs:
+                return None  # other slopes at other positions
+        return Activation(
+            "leaky_relu", slopes=np.ascontiguousarray(np.broadcast_to(slope.reshape(-1), self._outputs), np.float32)
+        )
+
+    def _softmax(self, given: dict[str, Any], graph: Dataflow) -> Activation | None:
+        version = next((o.version for o in graph.model.opset_import if o.domain in ("", "ai.onnx")), 1)
+        axis = given.get("axis", -1)
+        if version < 13 or axis == 0:  # over all axes from `axis` on; over samples
+            return None
+        return Activation("softmax", axis=axis)
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+
+
+def _constant(graph: Dataflow, name: str) -> NDArray[np.float32] | None:
+    """A float32 initializer, or an integer one behind DequantizeLinear with one scale."""
+    if name in graph.initializers:
+        array = onnx.numpy_helper.to_array(graph.initializers[name])
+        return array if array.dtype == np.float32 else None
+    node = graph.producer.get(name)
+    if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in graph.initializers:
+        return None
+    scale, zero_point = dequantize_parameters(node, graph)
+    if scale is None or scale.size != 1:
+        return None
+    integers = onnx.numpy_helper.to_array(graph.initializers[node.input[0]]).astype(np.float32)
+    return (integers - zero_point.astype(np.float32)) * scale

@@ -1,0 +1,32 @@
+"""Scales and zero points of the Q/DQ nodes of a quantized graph."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from quark.onnx.graph.dataflow import Dataflow
+
+__all__ = ["INTEGERS", "dequantize_parameters"]
+
+# By NumPy's name of the type: the integers that there are.
+INTEGERS = {"int8": (-128, 127), "uint8": (0, 255)}
+
+
+def dequantize_parameters(
+    node: onnx.NodeProto, graph: Dataflow
+) -> tuple[NDArray[np.float32] | None, NDArray[np.generic]]:
+    """Scale and zero point of a Q/DQ node; scale None where they are not float32 initializers."""
+    scale = graph.initializers.get(node.input[1])
+    if scale is None or scale.data_type != onnx.TensorProto.FLOAT:
+        return None, np.zeros(1, np.int32)
+    zero_point = node.input[2] if len(node.input) > 2 else ""
+    if not zero_point:
+        # ONNX: uint8 zeros by default; of an initializer's type where that is known.
+        quantized = graph.initializers.get(node.input[0])
+        kind = onnx.helper.tensor_dtype_to_np_dtype(quantized.data_type) if quantized is not None else np.uint8
+        return onnx.numpy_helper.to_array(scale), np.zeros(tuple(scale.dims), kind)
+    if zero_point not in graph.initializers:
+        return None, np.zeros(1, np.int32)
+    return onnx.numpy_helper.to_array(scale), onnx.numpy_helper.to_array(graph.initializers[zero_point])
