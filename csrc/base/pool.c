@@ -16,11 +16,20 @@ struct qk_pool {
     void *context;
     int64_t count;
     atomic_llong next;
-    uint64_t generation; /* of the current run */
-    bool open;           /* the current run still takes helpers */
-    int busy;            /* helpers at work on it */
+    atomic_ullong generation; /* of the current run */
+    atomic_bool open;         /* the current run still takes helpers */
+    atomic_int busy;          /* helpers at work on it */
     bool stop;
+    atomic_bool awake; /* who waits looks again for a while before it sleeps */
 };
+
+enum { LOOKS = 4000 }; /* about 50 microseconds, the price of being woken up */
+
+static void pause_a_moment(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_ia32_pause();
+#endif
+}
 
 typedef struct {
     qk_pool *pool;
@@ -32,6 +41,19 @@ static void drain(qk_pool *pool, int worker) {
     while ((i = atomic_fetch_add(&pool->next, 1)) < pool->count) pool->task(pool->context, i, worker);
 }
 
+static bool is_there_a_run(qk_pool *pool, uint64_t seen) {
+    return atomic_load(&pool->open) && atomic_load(&pool->generation) != seen;
+}
+
+/* Whether a new run came while an awake pool looked for it. Takes and leaves the lock held. */
+static bool await_run(qk_pool *pool, uint64_t seen) {
+    if (!atomic_load(&pool->awake)) return false;
+    pthread_mutex_unlock(&pool->lock);
+    for (int i = 0; i < LOOKS && !is_there_a_run(pool, seen); i++) pause_a_moment();
+    pthread_mutex_lock(&pool->lock);
+    return is_there_a_run(pool, seen);
+}
+
 static void *help(void *argument) {
     helper_argument self = *(helper_argument *)argument;
     free(argument);
@@ -39,7 +61,8 @@ static void *help(void *argument) {
     uint64_t seen = 0;
     pthread_mutex_lock(&pool->lock);
     for (;;) {
-        while (!pool->stop && !(pool->open && pool->generation != seen)) pthread_cond_wait(&pool->wake, &pool->lock);
+        while (!pool->stop && !is_there_a_run(pool, seen))
+            if (!await_run(pool, seen) && !pool->stop) pthread_cond_wait(&pool->wake, &pool->lock);
         if (pool->stop) break;
         seen = pool->generation;
         pool->busy++;
@@ -95,6 +118,8 @@ void qk_pool_free(qk_pool *pool) {
     free(pool);
 }
 
+void qk_pool_keep_awake(qk_pool *pool, bool awake) { atomic_store(&pool->awake, awake); }
+
 int qk_pool_threads(const qk_pool *pool) { return pool->threads; }
 
 void qk_pool_run(qk_pool *pool, qk_task task, void *context, int64_t count) {
@@ -116,6 +141,11 @@ void qk_pool_run(qk_pool *pool, qk_task task, void *context, int64_t count) {
     if (shared) { /* helpers that have not come by now are not waited for: the processor may be busy elsewhere */
         pthread_mutex_lock(&pool->lock);
         pool->open = false;
+        if (atomic_load(&pool->awake)) {
+            pthread_mutex_unlock(&pool->lock);
+            for (int i = 0; i < LOOKS && atomic_load(&pool->busy) > 0; i++) pause_a_moment();
+            pthread_mutex_lock(&pool->lock);
+        }
         while (pool->busy > 0) pthread_cond_wait(&pool->done, &pool->lock);
         pthread_mutex_unlock(&pool->lock);
     }

@@ -11,4 +11,7 @@ typedef void (*qk_task)(void *context, int64_t task, int worker);
 /* Runs tasks 0 .. count - 1 and returns when all are done. Not reentrant: no task may call it. */
 void qk_pool_run(qk_pool *pool, qk_task task, void *context, int64_t count);
 
+/* Between many short runs, one soon after the other: threads then do not sleep at once. Off at first. */
+void qk_pool_keep_awake(qk_pool *pool, bool awake);
+
 #endif

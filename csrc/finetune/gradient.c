@@ -421,7 +421,9 @@ qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start
     qk_status status = trainer_init(&t);
     if (status == QK_OK) status = judge_start(&t, result);
     if (status == QK_OK) first_result(&t, result);
+    qk_pool_keep_awake(pool, true);
     if (status == QK_OK) status = iterate(&t, result);
+    qk_pool_keep_awake(pool, false);
     if (status == QK_OK) status = finish(&t, result);
     qk_blas_leave();
     trainer_destroy(&t);
