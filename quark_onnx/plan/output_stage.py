@@ -105,7 +105,7 @@ class _Finder:
     """Finds the activations that suit a layer."""
 
     def __init__(self, layer: WeightLayer) -> None:
-        self._outputs = layer.weight_shape[layer.channel_axis]
+        self._outputs = layer.layout.outputs
         self._behind_channel = len(layer.weight_shape) - 2 if isinstance(layer.attributes, ConvAttributes) else 0
 
     def activation(self, graph: Dataflow, tensor: str) -> Activation | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.onnx.graph.row_layout import RowLayout
 from quark.onnx.graph.weight_layers import ConvAttributes
 from quark.onnx.plan.output_stage import OutputStage
 
@@ -38,7 +39,7 @@ class QuantizedWeight:
         scale: (outputs,) float32; a per-tensor scale is repeated.
         zero_point: (outputs,) int32.
         qmin, qmax: the integers that may be used.
-        transposed: the initializer is (K, outputs).
+        layout: of the rows in the initializer.
     """
 
     initializer: str
@@ -48,7 +49,7 @@ class QuantizedWeight:
     zero_point: NDArray[np.int32]
     qmin: int
     qmax: int
-    transposed: bool
+    layout: RowLayout
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ class LayerPlan:
 
     Attributes:
         node: name of the node in the quantized model.
-        groups: of a Conv; K and the outputs below are of all groups together.
+        groups: of a Conv or ConvTranspose; the outputs below are of all groups together.
         conv: None for Gemm and MatMul.
         factor: Gemm's alpha.
         input_transposed: Gemm's transA: the input is (K, rows).
