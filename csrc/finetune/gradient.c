@@ -106,6 +106,7 @@ static void set_variables(trainer *t) {
 static qk_status trainer_init(trainer *t) {
     const qk_geometry *g = &t->data->geometry;
     if (t->data->count == 0) return QK_E_NO_ROWS;
+    if (!qk_samples_are_finite(t->data)) return QK_E_NONFINITE;
     t->rows = g->groups * g->outputs;
     t->inputs = g->inputs;
     t->weights = t->rows * g->inputs;
@@ -119,7 +120,7 @@ static qk_status trainer_init(trainer *t) {
     const int64_t most = t->options->batch_size > EVALUATED ? t->options->batch_size : EVALUATED;
     QK_TRY(qk_reconstruction_init(&t->on, t->data, most, t->pool));
     if (mixes(t)) {
-        if (!(t->options->drop_ratio >= 0) || !t->data->x_float[0].data) return QK_E_ARG;
+        if (!t->data->x_float[0].data) return QK_E_ARG;
         QK_TRY(qk_input_mixing_init(&t->mixing, t->data, t->options->drop_ratio, t->options->seed,
                                     t->options->batch_size));
     }
@@ -317,6 +318,12 @@ static qk_status iterate(trainer *t, qk_gradient_result *result) {
 
 /* ---- the result ------------------------------------------------------------------------------ */
 
+static double sum_of(const double *x, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += x[i];
+    return sum;
+}
+
 static double clip(double q, int32_t lo, int32_t hi) { return fmin(fmax(q, lo), hi); }
 
 static int32_t integer_bias(const trainer *t, int64_t r, float bias) {
@@ -353,17 +360,14 @@ static bool outputs_are_coupled(const trainer *t) { return t->data->stage.activa
 /* Outputs are problems of their own: the result takes these integers for those that get better by them. Coupled
  * outputs stand or fall together. Returns how many outputs took them. */
 static int64_t offer(trainer *t, const int32_t *weight_q, const int32_t *bias_q, qk_gradient_result *result) {
-    double *loss = t->row_offered, all_before = 0, all_now = 0;
+    double *loss = t->row_offered;
     int64_t taken = 0;
     use_integers(t, weight_q, trains_bias(t) ? bias_q : NULL);
     memset(loss, 0, (size_t)t->rows * sizeof *loss);
     evaluate(t, judging_set(t), (summary){.row_loss = loss});
+    const bool all_better = sum_of(loss, t->rows) < sum_of(t->row_best, t->rows);
     for (int64_t r = 0; r < t->rows; r++) {
-        all_before += t->row_best[r];
-        all_now += loss[r];
-    }
-    for (int64_t r = 0; r < t->rows; r++) {
-        if (!(outputs_are_coupled(t) ? all_now < all_before : loss[r] < t->row_best[r])) continue;
+        if (!(outputs_are_coupled(t) ? all_better : loss[r] < t->row_best[r])) continue;
         taken++;
         t->took[r] = true;
         t->row_best[r] = loss[r];
@@ -373,15 +377,35 @@ static int64_t offer(trainer *t, const int32_t *weight_q, const int32_t *bias_q,
     return taken;
 }
 
-/* The best bias for these weights; behind an activation a step of Gauss and Newton towards it. */
+/* The best bias for these weights; behind an activation a step of Gauss and Newton towards it, halved where it does not
+ * lower the loss that it was fitted to, in the end not taken. */
 static qk_status fit_bias(trainer *t) {
-    double *mean_error = QK_NEW(double, 2 * t->rows);
-    if (!mean_error) return QK_E_NOMEM;
-    double *slope_power = mean_error + t->rows;
-    evaluate(t, QK_FITTED, (summary){.mean_error = mean_error, .slope_power = slope_power});
-    for (int64_t r = 0; r < t->rows; r++)
-        if (slope_power[r] > 0) t->bias[r] -= (float)(mean_error[r] / slope_power[r]);
-    free(mean_error);
+    enum { TRIES = 4 };
+    double *step = QK_NEW(double, 4 * t->rows);
+    if (!step) return QK_E_NOMEM;
+    double *slope_power = step + t->rows, *before = slope_power + t->rows, *after = before + t->rows;
+    float *start = t->best_bias; /* not needed any more */
+    memcpy(start, t->bias, (size_t)t->rows * sizeof *start);
+    evaluate(t, QK_FITTED, (summary){.row_loss = before, .mean_error = step, .slope_power = slope_power});
+    for (int64_t r = 0; r < t->rows; r++) {
+        step[r] = slope_power[r] > 0 ? step[r] / slope_power[r] : 0;
+        t->bias[r] = start[r] - (float)step[r];
+    }
+    const double all_before = sum_of(before, t->rows);
+    bool done = qk_stage_is_plain(&t->data->stage);
+    for (int i = 1; i <= TRIES && !done; i++) {
+        memset(after, 0, (size_t)t->rows * sizeof *after);
+        evaluate(t, QK_FITTED, (summary){.row_loss = after});
+        const bool all_better = sum_of(after, t->rows) < all_before;
+        done = true;
+        for (int64_t r = 0; r < t->rows; r++) {
+            if (step[r] == 0 || (outputs_are_coupled(t) ? all_better : after[r] < before[r])) continue;
+            step[r] = i < TRIES ? step[r] / 2 : 0;
+            t->bias[r] = start[r] - (float)step[r];
+            done = false;
+        }
+    }
+    free(step);
     return QK_OK;
 }
 
@@ -417,6 +441,7 @@ qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start
                    qk_pool *pool, qk_gradient_result *result) {
     trainer t = {.data = data, .start = start, .options = options, .pool = pool};
     if (options->batch_size < 1 || options->iterations < 1 || !(options->learning_rate > 0)) return QK_E_ARG;
+    if (!(options->drop_ratio >= 0 && options->drop_ratio <= 1)) return QK_E_ARG;
     qk_blas_enter();
     qk_status status = trainer_init(&t);
     if (status == QK_OK) status = judge_start(&t, result);

@@ -3,12 +3,14 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/kernels.h"
 
 qk_status qk_training_data_new(qk_training_data **out, const qk_geometry *geometry, const qk_output_stage *stage,
                                int holdout) {
     *out = NULL;
     if (!qk_geometry_is_sane(geometry) || holdout < 0 || holdout == 1) return QK_E_ARG;
     if (stage && stage->activation.kind == QK_SOFTMAX && stage->folded) return QK_E_ARG;
+    if (stage && stage->quantized && !(stage->affine.scale > 0 && stage->grid.qmin < stage->grid.qmax)) return QK_E_ARG;
     qk_training_data *d = QK_NEW(qk_training_data, 1);
     if (!d) return QK_E_NOMEM;
     d->geometry = *geometry;
@@ -101,6 +103,18 @@ qk_status qk_training_data_add(qk_training_data *d, const qk_tensor *x, const qk
         d->y[d->count++] = sample_of(y, s, e.y_sample);
     }
     return QK_OK;
+}
+
+bool qk_samples_are_finite(const qk_training_data *d) {
+    const qk_kernels *k = qk_kernels_get();
+    const size_t x = (size_t)d->extent.x_sample, y = (size_t)d->extent.y_sample;
+    float lo = 0, hi = 0;
+    for (int64_t s = 0; s < d->count; s++)
+        if ((d->x[s].dtype == QK_F32 && !k->min_max(d->x[s].data, x, &lo, &hi)) ||
+            (d->x_float[s].data && !k->min_max(d->x_float[s].data, x, &lo, &hi)) ||
+            !k->min_max(d->y[s].data, y, &lo, &hi))
+            return false;
+    return true;
 }
 
 bool qk_is_held_out(const qk_training_data *d, int64_t sample) {

@@ -18,6 +18,8 @@ struct qk_training_data {
     int64_t pieces;
 };
 
+/* Whether there is neither NaN nor Inf in the samples. An activation could hide them from the loss. */
+bool qk_samples_are_finite(const qk_training_data *data);
 /* Whether a sample judges instead of being trained on. */
 bool qk_is_held_out(const qk_training_data *data, int64_t sample);
 int64_t qk_channels_per_group(const qk_training_data *data);
