@@ -118,7 +118,7 @@ static qk_status trainer_init(trainer *t) {
     memcpy(t->order, t->samples[QK_FITTED], (size_t)t->count[QK_FITTED] * sizeof *t->order);
     if (t->options->batch_size > t->count[QK_FITTED]) return QK_E_ARG;
     const int64_t most = t->options->batch_size > EVALUATED ? t->options->batch_size : EVALUATED;
-    QK_TRY(qk_reconstruction_init(&t->on, t->data, most, t->pool));
+    QK_TRY(qk_reconstruction_init(&t->on, t->data, most, t->options->batch_size, t->pool));
     if (mixes(t)) {
         if (!t->data->x_float[0].data) return QK_E_ARG;
         QK_TRY(qk_input_mixing_init(&t->mixing, t->data, t->options->drop_ratio, t->options->seed,

@@ -24,14 +24,14 @@ static int64_t unit_count(const qk_training_data *d, int64_t samples) {
 }
 
 qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *data, int64_t most_samples,
-                                 qk_pool *pool) {
+                                 int64_t most_trained, qk_pool *pool) {
     const qk_geometry *g = &data->geometry;
     const int64_t rows = g->groups * g->outputs, units = unit_count(data, most_samples);
     const int64_t threads = qk_pool_threads(pool);
     *r = (qk_reconstruction){.data = data, .pool = pool, .most_samples = most_samples, .rows = rows};
     r->panels = QK_NEW(float, threads * (g->inputs + 2 * g->outputs) * QK_CHUNK);
     r->outputs = QK_NEW(float, takes_whole_samples(data) ? threads * 4 * rows * data->extent.positions : 1);
-    r->gradient = QK_NEW(float, units * rows * g->inputs);
+    r->gradient = QK_NEW(float, unit_count(data, most_trained) * rows * g->inputs);
     r->slope = QK_NEW(float, units * rows);
     r->loss = QK_NEW(double, units * rows);
     r->power = QK_NEW(double, units * g->groups * g->inputs);

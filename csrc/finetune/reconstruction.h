@@ -24,8 +24,9 @@ typedef struct {
     double *slope_power;     /* (units, rows): of the stage */
 } qk_reconstruction;
 
+/* most_samples: of a call; most_trained: of a call that wants the gradient. */
 qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *data, int64_t most_samples,
-                                 qk_pool *pool);
+                                 int64_t most_trained, qk_pool *pool);
 void qk_reconstruction_destroy(qk_reconstruction *r);
 
 /* What is wanted of some samples: entries that are NULL are not computed. */

@@ -143,7 +143,7 @@ static void calls_do_not_see_each_other(void) {
         reconstruct(&f, f.bias, samples, 2, &fresh);
         qk_reconstruction r;
         qk_blas_enter();
-        CHECK(qk_reconstruction_init(&r, f.data, f.data->count, f.pool) == QK_OK);
+        CHECK(qk_reconstruction_init(&r, f.data, f.data->count, f.data->count, f.pool) == QK_OK);
         qk_reconstruct(&r, f.weight, NULL, samples, f.data->count, &used);
         qk_reconstruct(&r, f.weight, f.bias, samples, 2, &used);
         qk_reconstruction_destroy(&r);
@@ -179,7 +179,7 @@ static void threads_do_not_change_a_bit(void) {
 static qk_status init_attempt(void *context) {
     const fixture *f = context;
     qk_reconstruction r;
-    const qk_status status = qk_reconstruction_init(&r, f->data, 3, f->pool);
+    const qk_status status = qk_reconstruction_init(&r, f->data, 3, 3, f->pool);
     qk_reconstruction_destroy(&r); /* also of one that failed */
     return status;
 }

@@ -264,7 +264,7 @@ static void calls_do_not_see_each_other_nor_what_is_not_wanted(void) {
             reconstruct(&f, f.bias, samples, 2, &fresh);
             qk_reconstruction r;
             qk_blas_enter();
-            CHECK(qk_reconstruction_init(&r, f.data, f.data->count, f.pool) == QK_OK);
+            CHECK(qk_reconstruction_init(&r, f.data, f.data->count, f.data->count, f.pool) == QK_OK);
             qk_reconstruct(&r, f.weight, NULL, samples, f.data->count, &used);
             qk_reconstruct(&r, f.weight, f.bias, samples, 2, &used);
             check_same_result(&f, &used, &fresh);
@@ -309,7 +309,7 @@ static void inputs_may_be_given(void) {
                 bytes.bias, others, COUNT, &expected);
             qk_reconstruction r;
             qk_blas_enter();
-            CHECK(qk_reconstruction_init(&r, bytes.data, COUNT, bytes.pool) == QK_OK);
+            CHECK(qk_reconstruction_init(&r, bytes.data, COUNT, COUNT, bytes.pool) == QK_OK);
             r.inputs = inputs;
             qk_reconstruct(&r, bytes.weight, bytes.bias, chosen, COUNT, &given);
             qk_reconstruction_destroy(&r);
@@ -325,7 +325,7 @@ static void inputs_may_be_given(void) {
 static qk_status init_attempt(void *context) {
     const fixture *f = context;
     qk_reconstruction r;
-    const qk_status status = qk_reconstruction_init(&r, f->data, 3, f->pool);
+    const qk_status status = qk_reconstruction_init(&r, f->data, 3, 3, f->pool);
     qk_reconstruction_destroy(&r);
     return status;
 }
