@@ -35,7 +35,7 @@ typedef struct {
     int64_t *samples[2], count[2]; /* by qk_set */
     int64_t *order, drawn;         /* the fitted samples as they take their turn; how many have */
     qk_input_mixing mixing;        /* of drop_ratio below 1 */
-    qk_reconstruction on;
+    qk_reconstruction on, all;     /* of a step; of judging */
     qk_reconstruction_result found;
     float *weight, *variable, *base, *first, *second, *best; /* (rows, K) */
     float *bias, *bias_first, *bias_second, *best_bias;      /* (rows) */
@@ -56,6 +56,7 @@ static bool trains_bias(const trainer *t) { return t->options->update_bias && t-
 
 static void trainer_destroy(trainer *t) {
     qk_reconstruction_destroy(&t->on);
+    qk_reconstruction_destroy(&t->all);
     qk_input_mixing_destroy(&t->mixing);
     void *arrays[] = {
         t->order,    t->samples[0], t->samples[1],  t->found.gradient, t->found.slope, t->found.mean_power,
@@ -117,8 +118,9 @@ static qk_status trainer_init(trainer *t) {
     }
     memcpy(t->order, t->samples[QK_FITTED], (size_t)t->count[QK_FITTED] * sizeof *t->order);
     if (t->options->batch_size > t->count[QK_FITTED]) return QK_E_ARG;
-    const int64_t most = t->options->batch_size > EVALUATED ? t->options->batch_size : EVALUATED;
-    QK_TRY(qk_reconstruction_init(&t->on, t->data, most, t->options->batch_size, t->pool));
+    const int64_t batch = t->options->batch_size;
+    QK_TRY(qk_reconstruction_init(&t->on, t->data, batch, batch, t->pool));
+    QK_TRY(qk_reconstruction_init(&t->all, t->data, EVALUATED, 0, t->pool));
     if (mixes(t)) {
         if (!t->data->x_float[0].data) return QK_E_ARG;
         QK_TRY(qk_input_mixing_init(&t->mixing, t->data, t->options->drop_ratio, t->options->seed,
@@ -154,7 +156,7 @@ static double evaluate(trainer *t, qk_set set, summary sums) {
     for (int64_t i = 0; i < t->count[set]; i += EVALUATED) {
         const int64_t n = t->count[set] - i < EVALUATED ? t->count[set] - i : EVALUATED;
         const double share = (double)n / (double)t->count[set];
-        qk_reconstruct(&t->on, t->weight, t->bias, t->samples[set] + i, n, &found);
+        qk_reconstruct(&t->all, t->weight, t->bias, t->samples[set] + i, n, &found);
         loss += share * found.loss;
         add_share(sums.row_loss, found.row_loss, t->rows, share);
         add_share(sums.mean_power, found.mean_power, t->data->geometry.groups * t->inputs, share);
@@ -308,7 +310,6 @@ static qk_status iterate(trainer *t, qk_gradient_result *result) {
             break;
         }
     }
-    t->on.inputs = NULL;
     if (has_best) {
         memcpy(t->variable, t->best, (size_t)t->weights * sizeof(float));
         memcpy(t->bias, t->best_bias, (size_t)t->rows * sizeof(float));

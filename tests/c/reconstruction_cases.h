@@ -80,7 +80,7 @@ static inline void reconstruct(const fixture *f, const float *bias, const int64_
                                qk_reconstruction_result *result) {
     qk_reconstruction r;
     qk_blas_enter();
-    CHECK(qk_reconstruction_init(&r, f->data, count, count, f->pool) == QK_OK);
+    CHECK(qk_reconstruction_init(&r, f->data, f->data->count, f->data->count, f->pool) == QK_OK);
     qk_reconstruct(&r, f->weight, bias, samples, count, result);
     qk_reconstruction_destroy(&r);
     qk_blas_leave();

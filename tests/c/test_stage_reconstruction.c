@@ -309,7 +309,7 @@ static void inputs_may_be_given(void) {
                 bytes.bias, others, COUNT, &expected);
             qk_reconstruction r;
             qk_blas_enter();
-            CHECK(qk_reconstruction_init(&r, bytes.data, COUNT, COUNT, bytes.pool) == QK_OK);
+            CHECK(qk_reconstruction_init(&r, bytes.data, bytes.data->count, COUNT, bytes.pool) == QK_OK);
             r.inputs = inputs;
             qk_reconstruct(&r, bytes.weight, bytes.bias, chosen, COUNT, &given);
             qk_reconstruction_destroy(&r);

@@ -9,7 +9,7 @@ static qk_training_data *data_new(const qk_geometry *g, int holdout) {
     return d;
 }
 
-/* Positions of a sample below, at and above QK_CHUNK and twice that. */
+/* Positions of a sample below, at and above 512 and twice that. */
 static const ref_case sizes[] = {
     {"511", {1, QK_PAD_EXPLICIT, 1, 2, 6, {3}, {1}, {1}, {1}, {1}}, 3, {2, 2, 511}},
     {"512", {1, QK_PAD_EXPLICIT, 1, 2, 6, {3}, {1}, {1}, {1}, {1}}, 3, {2, 2, 512}},
@@ -28,33 +28,36 @@ static bool same_line(const float *line, const float *rows, int64_t first, int64
 }
 
 /* Every piece of every group of every sample, filled into the middle of a panel. */
-static void check_pieces(const ref_case *c, qk_dtype dtype) {
+static void check_pieces(const ref_case *c, qk_dtype dtype, int64_t size) {
     enum { LEFT = 5, RIGHT = 3 };
     const qk_geometry *g = &c->geometry;
     qk_random random = {(uint64_t)dtype + 3};
     qk_tensor x = ref_tensor(&random, dtype, c->x_ndim, c->x_dims), y = ref_target(&random, g, &x);
     const int64_t K = g->inputs, inputs = g->groups * K, positions = ref_positions(g, &x);
-    const int64_t ld = LEFT + QK_CHUNK + RIGHT;
+    const int64_t ld = LEFT + size + RIGHT;
     float *rows = MEMORY(float, positions * inputs), *panel = MEMORY(float, K * ld);
     qk_training_data *d = data_new(g, 0);
     CHECK(qk_training_data_add(d, &x, NULL, &y) == QK_OK);
     CHECK(d->count == x.dims[0]);
     CHECK(d->extent.positions == positions);
-    CHECK(d->pieces == (positions + QK_CHUNK - 1) / QK_CHUNK);
+    qk_pieces pieces;
+    CHECK(qk_pieces_init(&pieces, d, size) == QK_OK);
+    CHECK(pieces.count == (positions + size - 1) / size);
     for (int64_t s = 0; s < d->count; s++) {
         ref_inputs(g, &x, s, rows);
-        for (int64_t piece = 0; piece < d->pieces; piece++)
+        for (int64_t piece = 0; piece < pieces.count; piece++)
             for (int64_t group = 0; group < g->groups; group++) {
-                const int64_t first = piece * QK_CHUNK, n = d->tables[piece].count;
-                CHECK(n == (positions - first < QK_CHUNK ? positions - first : QK_CHUNK));
+                const int64_t first = piece * size, n = pieces.tables[piece].count;
+                CHECK(n == (positions - first < size ? positions - first : size));
                 for (int64_t i = 0; i < K * ld; i++) panel[i] = -77;
-                qk_fill_piece(d, d->x[s], piece, group, panel, ld, LEFT);
+                qk_fill_piece(d, d->x[s], &(qk_piece_fill){&pieces.tables[piece], group, panel, ld, LEFT});
                 for (int64_t k = 0; k < K; k++) {
                     CHECK(same_line(panel + k * ld + LEFT, rows, first, n, inputs, group * K + k));
                     CHECK(panel[k * ld + LEFT - 1] == -77 && panel[k * ld + LEFT + n] == -77);
                 }
             }
     }
+    qk_pieces_destroy(&pieces);
     qk_training_data_free(d);
     free(panel);
     free(rows);
@@ -64,7 +67,10 @@ static void check_pieces(const ref_case *c, qk_dtype dtype) {
 
 static void pieces_are_the_inputs_of_their_positions(void) {
     for (int i = 0; i < REF_CASES + SIZES; i++)
-        for (int dtype = QK_F32; dtype <= QK_I8; dtype++) check_pieces(case_of(i), (qk_dtype)dtype);
+        for (int dtype = QK_F32; dtype <= QK_I8; dtype++) {
+            check_pieces(case_of(i), (qk_dtype)dtype, 512);
+            check_pieces(case_of(i), (qk_dtype)dtype, 32);
+        }
 }
 
 static void samples_stay_where_the_caller_has_them(void) {
