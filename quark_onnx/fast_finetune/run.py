@@ -142,11 +142,16 @@ def _side_by_side(
 
 def _feed(solver: LayerSolver, data: LayerData, layer: LayerPlan) -> str:
     """Adds a batch; what went wrong, if anything did."""
-    y = data.y if layer.factor == 1 else data.y / np.float32(layer.factor)
-    x = data.x if data.x.dtype in (np.float32, np.uint8, np.int8) else data.x.astype(np.float32)
-    inputs = [array.T if layer.input_transposed else array for array in (x, data.x_float) if array is not None]
+    x, y, x_float = data.x, data.y, data.x_float
+    if layer.factor != 1:
+        y = y / np.float32(layer.factor)
+    if x.dtype not in (np.float32, np.uint8, np.int8):
+        x = x.astype(np.float32)
+    if layer.input_transposed:
+        x, x_float = x.T, None if x_float is None else x_float.T
     try:
-        solver.feed(np.ascontiguousarray(inputs[0]), np.ascontiguousarray(y), *map(np.ascontiguousarray, inputs[1:]))
+        mixed_in = None if x_float is None else np.ascontiguousarray(x_float)
+        solver.feed(np.ascontiguousarray(x), np.ascontiguousarray(y), mixed_in)
     except ValueError as error:
         return f"its data does not fit: {error} (input {x.shape}, float output {y.shape})"
     return ""
