@@ -54,8 +54,9 @@ class GradientLayer:
         )
         self._samples = self._values = 0
 
-    def feed(self, x: LayerInput, y: NDArray[np.float32]) -> None:
-        self._data.add(self._store.mapped(x), self._store.mapped(y))
+    def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:
+        mapped = self._store.mapped
+        self._data.add(mapped(x), mapped(y), None if x_float is None else mapped(x_float))
         self._samples += len(x)
         self._values += y.size
 
