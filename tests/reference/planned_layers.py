@@ -25,10 +25,11 @@ def assert_is_its_plan(layer: LayerPlan, model: onnx.ModelProto, quantized: onnx
         x = (x.astype(np.float64) - layer.input.zero_point) * layer.input.scale
     rows, weight = rows_of(layer, x.astype(np.float64)), layer.weight
     real = weight.scale[:, None].astype(np.float64) * (weight.rows_q - weight.zero_point[:, None])
-    expected = rows @ real.reshape(layer.groups, -1, real.shape[1]).transpose(0, 2, 1) * layer.factor
-    if layer.bias is not None:
-        expected = expected + layer.bias.real.reshape(layer.groups, 1, -1)
+    columns = real.reshape(layer.groups, -1, real.shape[1]).transpose(0, 2, 1) * layer.factor
+    bias = np.zeros(len(real)) if layer.bias is None else layer.bias.real
+    expected = rows @ columns + bias.reshape(layer.groups, 1, -1)
     found = output_rows(y, layer.groups) if layer.conv else y.reshape(1, -1, y.shape[-1])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    terms = (np.abs(rows) @ np.abs(columns)).max() + np.abs(bias).max()  # which may cancel out
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * terms)
     steps = weight.rows / weight.scale[:, None] + weight.zero_point[:, None]
     assert np.abs(weight.rows_q - np.clip(steps, weight.qmin, weight.qmax)).max() <= 1
