@@ -144,9 +144,10 @@ def _feed(solver: LayerSolver, data: LayerData, layer: LayerPlan) -> str:
     """Adds a batch; what went wrong, if anything did."""
     y = data.y if layer.factor == 1 else data.y / np.float32(layer.factor)
     x = data.x if data.x.dtype in (np.float32, np.uint8, np.int8) else data.x.astype(np.float32)
-    inputs = [array.T if layer.input_transposed else array for array in (x, data.x_float) if array is not None]
+    arrange = layer.arrangement
     try:
-        solver.feed(np.ascontiguousarray(inputs[0]), np.ascontiguousarray(y), *map(np.ascontiguousarray, inputs[1:]))
+        x_float = None if data.x_float is None else np.ascontiguousarray(arrange.input(data.x_float))
+        solver.feed(np.ascontiguousarray(arrange.input(x)), np.ascontiguousarray(arrange.output(y)), x_float)
     except ValueError as error:
         return f"its data does not fit: {error} (input {x.shape}, float output {y.shape})"
     return ""

@@ -8,6 +8,8 @@ from typing import Any
 
 import onnx
 
+from quark.onnx.graph.normalization import NORMALIZATIONS, NormAttributes, norm_attributes
+
 __all__ = ["ConvAttributes", "GemmAttributes", "WeightLayer", "weight_layer", "weight_layers"]
 
 
@@ -44,20 +46,21 @@ class GemmAttributes:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightLayer:
-    """A node that applies a float32 initializer linearly to its first input.
+    """A node that applies a float32 initializer linearly to its first input; of a normalization, to that normalized.
 
     Attributes:
         node_name: unique in a prepared model.
-        op_type: "Conv" (one or two spatial dimensions), "Gemm" or "MatMul".
+        op_type: "Conv" (one or two spatial dimensions), "Gemm", "MatMul" or one of `NORMALIZATIONS`.
         weight: the weight's initializer; layers may share it.
         weight_shape: Conv: (outputs, inputs / group, *kernel). Gemm: (inputs, outputs), swapped if trans_b.
-            MatMul: (..., inputs, outputs).
+            MatMul: (..., inputs, outputs). Normalizations: that of the scale.
         bias: the bias's initializer, or None.
         has_dynamic_bias: the node adds a third input that is no float32 initializer.
         input: the tensor that the weight is applied to.
         output: the node's output.
-        channel_axis: the axis of the weight that counts output channels, not negative.
-        attributes: ConvAttributes of a Conv, GemmAttributes otherwise.
+        channel_axis: the axis of the weight that counts output channels, not negative. 0 of
+            normalizations, whose scale has one output per element.
+        attributes: ConvAttributes of a Conv, GemmAttributes of Gemm and MatMul, NormAttributes of a normalization.
     """
 
     node_name: str
@@ -69,11 +72,11 @@ class WeightLayer:
     input: str
     output: str
     channel_axis: int
-    attributes: ConvAttributes | GemmAttributes
+    attributes: ConvAttributes | GemmAttributes | NormAttributes
 
 
 def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
-    """The Conv (1-D, 2-D), Gemm and MatMul nodes whose second input is a float32 initializer, in graph order.
+    """The nodes of the types above whose second input is a float32 initializer, in graph order.
 
     Args:
         model: a prepared model. Nodes inside the subgraphs of If, Loop and Scan are not looked at.
@@ -94,7 +97,7 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         return None
     shape = constants[node.input[1]]
     given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-    attributes: ConvAttributes | GemmAttributes
+    attributes: ConvAttributes | GemmAttributes | NormAttributes
     if node.op_type == "Conv" and len(shape) in (3, 4):
         attributes, channel_axis = _conv_attributes(given, shape[2:]), 0
     elif node.op_type == "Gemm":
@@ -107,6 +110,8 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         channel_axis = 0 if attributes.trans_b else 1
     elif node.op_type == "MatMul" and len(shape) > 1:
         attributes, channel_axis = GemmAttributes(), len(shape) - 1
+    elif node.op_type in NORMALIZATIONS:
+        attributes, channel_axis = norm_attributes(node, given), 0
     else:
         return None
     bias = node.input[2] if len(node.input) > 2 else ""
