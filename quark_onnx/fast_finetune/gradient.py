@@ -55,7 +55,8 @@ class GradientLayer:
         self._samples = self._values = 0
 
     def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:
-        self._data.add(*map(self._store.mapped, (x, y) if x_float is None else (x, y, x_float)))
+        mapped = self._store.mapped
+        self._data.add(mapped(x), mapped(y), None if x_float is None else mapped(x_float))
         self._samples += len(x)
         self._values += y.size
 
