@@ -250,6 +250,21 @@ def test_the_error_is_taken_behind_the_activation(op_type: str, solver: str, act
 
 
 @EVERY_KIND
+@pytest.mark.parametrize("solver", ["auto", "gradient"])
+def test_the_error_is_taken_behind_the_quantization_of_the_output(op_type: str, solver: str) -> None:
+    """Which does Relu's work, as onnxruntime's quantizer has it."""
+    models = norm_models(
+        op_type, end="y = Relu(z)",
+        quantized_end="q = QuantizeLinear(z, end_step, end_zero) y = DequantizeLinear(q, end_step, end_zero)",
+        constants=(("end_step", np.float32(0.02)), ("end_zero", np.uint8(0))),
+    )  # fmt: skip
+    model, layer = tuned(models, AdaRoundConfig(solver=solver, num_iterations=100, update_bias=True, output_qdq=True))
+    assert layer.before == pytest.approx(errors(models, models.quantized), rel=1e-3)
+    assert layer.after == pytest.approx(errors(models, model), rel=1e-3)
+    assert layer.after[1] < layer.before[1]
+
+
+@EVERY_KIND
 @pytest.mark.parametrize("activation", ["Softmax(z)", "PRelu(z, slopes)"])
 def test_an_activation_along_an_axis_is_not_looked_through(op_type: str, activation: str) -> None:
     slopes = np.linspace(0, 0.5, 6).reshape((6,) if op_type == "LayerNormalization" else (6, 1, 1))

@@ -30,7 +30,8 @@ class NormModels:
         more: the inputs behind the bias, float32.
         off: what the float model's scale and bias are, more than the quantized one's.
         given: of `GIVEN`.
-        end: what makes y of the node's output z.
+        end: what makes y of the node's output z; quantized_end: in the quantized model, where it is another.
+        constants: that they read.
     """
 
     op: str
@@ -45,6 +46,7 @@ class NormModels:
     x_zero: np.generic = X_ZERO
     opset: int = 21
     end: str = "y = Identity(z)"
+    quantized_end: str = ""
     constants: tuple[tuple[str, np.ndarray | float], ...] = ()
 
     @property
@@ -56,7 +58,7 @@ class NormModels:
         constants = {"scale": self.scale + self.off[0]}
         if self.bias_q is not None:
             constants["bias"] = STEP * self.bias_q + self.off[1]
-        return self._model(f"[layer] z = {self._node('x')}", constants)
+        return self._model(f"[layer] z = {self._node('x')} {self.end}", constants)
 
     @property
     def quantized(self) -> onnx.ModelProto:
@@ -68,7 +70,7 @@ class NormModels:
         if self.bias_q is not None:
             text += "bias = DequantizeLinear(bias_q, step) "
             constants["bias_q"] = self.bias_q
-        return self._model(f"{text} [layer] z = {self._node('given')}", constants)
+        return self._model(f"{text} [layer] z = {self._node('given')} {self.quantized_end or self.end}", constants)
 
     def _node(self, x: str) -> str:
         inputs = [x, "scale", *(["bias"] if self.bias_q is not None else [])]
@@ -80,7 +82,7 @@ class NormModels:
         any_shape = ",".join("ABCDEF"[: len(self.shape)])
         model = onnx.parser.parse_model(
             f'<ir_version: 8, opset_import: ["": {self.opset}]> '
-            f"g (float[{shape}] x) => (float[{any_shape}] y) {{ {text} {self.end} }}"
+            f"g (float[{shape}] x) => (float[{any_shape}] y) {{ {text} }}"
         )
         constants |= {f"more{i}": values for i, values in enumerate(self.more)} | dict(self.constants)
         for name, value in constants.items():
