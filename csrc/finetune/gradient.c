@@ -48,6 +48,7 @@ static void step_row(qk_trainer *t, int64_t r) {
         const qk_soft_rounding s = {t->variable + at,
                                     t->first + at,
                                     t->second + at,
+                                    t->sigmoid + at,
                                     t->base + at,
                                     t->weight + at,
                                     l->weight_scale[r],

@@ -14,12 +14,13 @@ void qk_trainer_destroy(qk_trainer *t) {
         t->weight,   t->variable,   t->base,        t->first,          t->second,      t->best,
         t->bias,     t->bias_first, t->bias_second, t->best_bias,      t->per_unit,    t->rounding,
         t->row_loss, t->row_slope,  t->row_offered, t->took,           t->row_best,    t->weight_q,
-        t->bias_q};
+        t->bias_q,   t->sigmoid};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
 static qk_status trainer_allocate(qk_trainer *t) {
-    float **by_weight[] = {&t->weight, &t->variable, &t->base, &t->first, &t->second, &t->best, &t->found.gradient};
+    float **by_weight[] = {&t->weight, &t->variable, &t->base,    &t->first,
+                           &t->second, &t->best,     &t->sigmoid, &t->found.gradient};
     float **by_row[] = {&t->bias, &t->bias_first, &t->bias_second, &t->best_bias, &t->per_unit, &t->found.slope};
     bool ok = true;
     for (size_t i = 0; i < sizeof by_weight / sizeof *by_weight; i++)

@@ -19,14 +19,14 @@ typedef struct {
     qk_input_mixing mixing;        /* of drop_ratio below 1 */
     qk_reconstruction on, all;     /* of a step; of judging */
     qk_reconstruction_result found;
-    float *weight, *variable, *base, *first, *second, *best; /* (rows, K) */
-    float *bias, *bias_first, *bias_second, *best_bias;      /* (rows) */
-    int32_t *weight_q, *bias_q;                              /* (rows, K), (rows): what the steps led to */
-    float *per_unit;                                         /* (rows): 1 / U */
-    double *rounding;                                        /* (rows): sum of the regulariser */
-    double *row_loss, *row_slope, *row_offered;              /* (rows): scratch */
-    bool *took;                                              /* (rows): whether the result is no longer the start */
-    double *row_best;                                        /* (rows): judged loss of the result so far */
+    float *weight, *variable, *base, *first, *second, *best, *sigmoid; /* (rows, K) */
+    float *bias, *bias_first, *bias_second, *best_bias;                /* (rows) */
+    int32_t *weight_q, *bias_q;                                        /* (rows, K), (rows): what the steps led to */
+    float *per_unit;                                                   /* (rows): 1 / U */
+    double *rounding;                                                  /* (rows): sum of the regulariser */
+    double *row_loss, *row_slope, *row_offered;                        /* (rows): scratch */
+    bool *took;       /* (rows): whether the result is no longer the start */
+    double *row_best; /* (rows): judged loss of the result so far */
     qk_adam adam;
     float penalty, beta;
 } qk_trainer;
