@@ -16,7 +16,7 @@ from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError
 from quark.onnx.graph.insert_qdq import WeightParams
-from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer
+from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
 from quark.onnx.inference import Engine, in_order, session
 from quark.onnx.plan.layer_data import core_geometry
 
@@ -202,7 +202,7 @@ class _ScaleSearch:
         found = {}
         for layer, core, rows in self._layers:
             # The channels of a ConvTranspose's groups lie on one axis: as `insert_qdq`, one scale for all of them.
-            per_channel = grid.per_channel and layer.weight_shape[layer.channel_axis] == len(rows)
+            per_channel = grid.per_channel and layer.channels == len(rows)
             try:
                 scale, zero_point = core.weight_scale(
                     rows,
@@ -222,4 +222,6 @@ class _ScaleSearch:
 def _searchable(layer: WeightLayer) -> bool:
     if isinstance(layer.attributes, ConvAttributes):
         return True
+    if not isinstance(layer.attributes, GemmAttributes):
+        return False  # the scale of a normalization: the layer's input is not what it is applied to
     return len(layer.weight_shape) == 2 and not layer.attributes.trans_a

@@ -142,16 +142,14 @@ def _side_by_side(
 
 def _feed(solver: LayerSolver, data: LayerData, layer: LayerPlan) -> str:
     """Adds a batch; what went wrong, if anything did."""
-    x, y, x_float = data.x, data.y, data.x_float
+    x, y, x_float, arrange = data.x, data.y, data.x_float, layer.arrangement
     if layer.factor != 1:
         y = y / np.float32(layer.factor)
     if x.dtype not in (np.float32, np.uint8, np.int8):
         x = x.astype(np.float32)
-    if layer.input_transposed:
-        x, x_float = x.T, None if x_float is None else x_float.T
     try:
-        mixed_in = None if x_float is None else np.ascontiguousarray(x_float)
-        solver.feed(np.ascontiguousarray(x), np.ascontiguousarray(y), mixed_in)
+        mixed_in = None if x_float is None else np.ascontiguousarray(arrange.input(x_float))
+        solver.feed(np.ascontiguousarray(arrange.input(x)), np.ascontiguousarray(arrange.output(y)), mixed_in)
     except ValueError as error:
         return f"its data does not fit: {error} (input {x.shape}, float output {y.shape})"
     return ""

@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from quark.onnx.graph.normalization import NORMALIZATIONS, NormAttributes, norm_attributes
 from quark.onnx.graph.row_layout import RowLayout
 
 __all__ = [
@@ -64,21 +65,23 @@ class GemmAttributes:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightLayer:
-    """A node that applies a float32 initializer linearly to its first input.
+    """A node that applies a float32 initializer linearly to its first input; of a normalization, to that normalized.
 
     Attributes:
         node_name: unique in a prepared model.
-        op_type: "Conv" or "ConvTranspose" (one to three spatial dimensions), "Gemm" or "MatMul".
+        op_type: "Conv" or "ConvTranspose" (one to three spatial dimensions), "Gemm", "MatMul", or one of
+            `NORMALIZATIONS`.
         weight: the weight's initializer; layers may share it.
         weight_shape: Conv: (outputs, inputs / group, *kernel). ConvTranspose: (inputs, outputs / group, *kernel).
-            Gemm: (inputs, outputs), swapped if trans_b. MatMul: (..., inputs, outputs).
+            Gemm: (inputs, outputs), swapped if trans_b. MatMul: (..., inputs, outputs). Normalizations: the scale's.
         bias: the bias's initializer, or None.
         has_dynamic_bias: the node adds a third input that is no float32 initializer.
         input: the tensor that the weight is applied to.
         output: the node's output.
-        channel_axis: the axis of the weight that counts output channels, not negative. The groups of a ConvTranspose
-            share it: each of them has so many channels.
-        attributes: ConvAttributes of a Conv, ConvTransposeAttributes, GemmAttributes otherwise.
+        channel_axis: the axis of the weight that counts output channels, not negative; of a ConvTranspose those of each
+            group. 0 of normalizations, whose scale has one output per element.
+        attributes: ConvAttributes of a Conv, ConvTransposeAttributes, GemmAttributes of Gemm and MatMul,
+            NormAttributes of a normalization.
     """
 
     node_name: str
@@ -90,12 +93,21 @@ class WeightLayer:
     input: str
     output: str
     channel_axis: int
-    attributes: ConvAttributes | GemmAttributes
+    attributes: ConvAttributes | GemmAttributes | NormAttributes
+
+    @property
+    def channels(self) -> int:
+        """How many scales the weight may have; the groups of a ConvTranspose share them."""
+        if isinstance(self.attributes, NormAttributes):
+            return math.prod(self.weight_shape)
+        return self.weight_shape[self.channel_axis]
 
     @property
     def layout(self) -> RowLayout:
         """Of the weight."""
-        shape, channels = self.weight_shape, self.weight_shape[self.channel_axis]
+        shape, channels = self.weight_shape, self.channels
+        if isinstance(self.attributes, NormAttributes):
+            return RowLayout((channels, 1), (0, 1), channels)
         if isinstance(self.attributes, ConvTransposeAttributes):
             groups = self.attributes.group
             parts = (groups, shape[0] // groups, channels, math.prod(shape[2:]))
@@ -106,9 +118,7 @@ class WeightLayer:
 
 
 def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
-    """The Conv and ConvTranspose (1-D to 3-D), Gemm and MatMul nodes with a float32 initializer as their second input.
-
-    In graph order.
+    """The nodes of the types above whose second input is a float32 initializer, in graph order.
 
     Args:
         model: a prepared model. Nodes inside the subgraphs of If, Loop and Scan are not looked at.
@@ -129,7 +139,7 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         return None
     shape = constants[node.input[1]]
     given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-    attributes: ConvAttributes | GemmAttributes
+    attributes: ConvAttributes | GemmAttributes | NormAttributes
     is_of_a_conv = 1 <= len(shape) - 2 <= _MAX_SPATIAL
     if node.op_type == "Conv" and is_of_a_conv:
         attributes, channel_axis = ConvAttributes(**_conv_attributes(given, shape[2:])), 0
@@ -145,6 +155,8 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         channel_axis = 0 if attributes.trans_b else 1
     elif node.op_type == "MatMul" and len(shape) > 1:
         attributes, channel_axis = GemmAttributes(), len(shape) - 1
+    elif node.op_type in NORMALIZATIONS:
+        attributes, channel_axis = norm_attributes(node, given), 0
     else:
         return None
     bias = node.input[2] if len(node.input) > 2 else ""

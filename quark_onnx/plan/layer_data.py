@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.onnx.graph.normalization import NormAttributes
 from quark.onnx.graph.weight_layers import ConvAttributes, ConvTransposeAttributes, GemmAttributes
 from quark.onnx.plan.output_stage import OutputStage
 
@@ -20,9 +21,9 @@ ConvGeometry = (
 )
 
 
-def core_geometry(attributes: ConvAttributes | GemmAttributes) -> ConvGeometry | None:
-    """The argument `conv` of `_core.Layer`; None for matrix products."""
-    if isinstance(attributes, GemmAttributes):
+def core_geometry(attributes: ConvAttributes | GemmAttributes | NormAttributes) -> ConvGeometry | None:
+    """The argument `conv` of `_core.Layer`; None for what is no convolution."""
+    if not isinstance(attributes, ConvAttributes):
         return None
     a, auto_pad = attributes, _AUTO_PAD[attributes.auto_pad]
     if isinstance(a, ConvTransposeAttributes):

@@ -260,6 +260,7 @@ def make_cases() -> dict[str, TrainingCase]:
         "depthwise": conv_case(3, sizes=(7, 7), channels=1, outputs=1, groups=6, kernel=(3, 3), pads=(1, 1, 1, 1)),
         "depthwise, two outputs": conv_case(4, sizes=(7, 6), channels=1, outputs=2, groups=3, kernel=(3, 3)),
         "grouped": conv_case(5, sizes=(6, 6), channels=2, outputs=3, groups=2, kernel=(3, 3), pads=(1, 1, 1, 1)),
+        "normalization": norm_case(13),
         "conv 1-D": conv_case(6, sizes=(20,), channels=3, outputs=4, kernel=(5,), strides=(2,), pads=(2, 1)),
         "conv 3-D": conv_case(13, sizes=(4, 5, 4), channels=2, outputs=3, kernel=(2, 3, 2), pads=(0, 1, 1, 0, 1, 0)),
         "transposed": case_of(14, transposed, sizes=(6, 5), channels=2, outputs=3),
@@ -272,6 +273,17 @@ def make_cases() -> dict[str, TrainingCase]:
         "int8 conv": in_8_bits(dense, np.int8),
         "uint8 gemm": in_8_bits(matrix_case(12), np.uint8),
     }
+
+
+def norm_case(seed: int, *, elements: int = 12, samples: int = 12) -> TrainingCase:
+    """A normalization: one input and one weight per output, one scale for all weights."""
+    layer = quantized_layer(seed, rows=1, inputs=elements)  # its row is the weight of each element
+    column = {
+        name: np.ascontiguousarray(getattr(layer, name).reshape(elements, 1)) for name in ("weight", "weight_q")
+    } | {name: np.repeat(getattr(layer, name), elements) for name in ("scale", "zero_point", "bias", "bias_scale")}
+    x = correlated(seed, samples, elements, 19)
+    conv = Conv(kernel=(1,), strides=(1,), dilations=(1,), pads=(0, 0), auto_pad="NOTSET", groups=elements)
+    return with_targets(seed, replace(layer, **column), x, outputs=1, conv=conv)
 
 
 CASES = make_cases()
