@@ -5,18 +5,10 @@
 
 #include "base/memory.h"
 #include "base/pool.h"
+#include "calibration/value_range.h"
 #include "kernels/kernels.h"
 
 enum { FINEST = -120 }; /* the least exponent of a bin width: its inverse stays finite */
-
-struct qk_value_range {
-    int bins;
-    float lo, hi;
-    uint64_t count;
-    int exponent; /* bin width is 2^exponent */
-    bool has_width;
-    uint64_t *counts; /* (bins) of |x| in [i, i + 1) * width; the last also holds |x| == bins * width */
-};
 
 qk_value_range *qk_value_range_new(int bins) {
     if (bins < 2 || bins % 2) return NULL;
@@ -26,7 +18,7 @@ qk_value_range *qk_value_range_new(int bins) {
     r->lo = INFINITY;
     r->hi = -INFINITY;
     r->exponent = FINEST;
-    r->counts = QK_NEW(uint64_t, bins);
+    r->counts = QK_NEW(uint64_t, 2 * (int64_t)bins);
     if (!r->counts) {
         free(r);
         return NULL;
@@ -55,20 +47,26 @@ static void widen(qk_value_range *r, float largest) {
         r->has_width = true;
         return;
     }
-    for (; r->exponent < exponent; r->exponent++) {
-        for (int i = 0; i < r->bins / 2; i++) r->counts[i] = r->counts[2 * i] + r->counts[2 * i + 1];
-        memset(r->counts + r->bins / 2, 0, (size_t)(r->bins / 2) * sizeof *r->counts);
-    }
+    for (; r->exponent < exponent; r->exponent++)
+        for (uint64_t *counts = r->counts; counts <= r->counts + r->bins; counts += r->bins) {
+            for (int i = 0; i < r->bins / 2; i++) counts[i] = counts[2 * i] + counts[2 * i + 1];
+            memset(counts + r->bins / 2, 0, (size_t)(r->bins / 2) * sizeof *counts);
+        }
 }
 
 float qk_value_range_percentile(const qk_value_range *r, double percentile) {
     const double wanted = percentile / 100 * (double)r->count;
     uint64_t seen = 0;
     for (int i = 0; i < r->bins; i++) {
-        seen += r->counts[i];
+        seen += r->counts[i] + r->counts[r->bins + i];
         if ((double)seen >= wanted) return ldexpf((float)(i + 1), r->exponent);
     }
     return ldexpf((float)r->bins, r->exponent);
+}
+
+double qk_value_range_histogram(const qk_value_range *r, uint64_t *counts) {
+    for (int i = 0; i < 2 * r->bins; i++) counts[i] = qk_value_range_in(r, i - r->bins);
+    return ldexp(1, r->exponent);
 }
 
 /* ---- updating many ranges at once ------------------------------------------------------------ */
@@ -81,7 +79,7 @@ typedef struct {
     size_t n;
     float lo, hi;
     bool finite;
-    uint32_t *counts; /* (bins) of this piece */
+    uint32_t *counts; /* (2, bins) of this piece */
 } piece;
 
 static void scan_task(void *context, int64_t task, int worker) {
@@ -117,7 +115,7 @@ static qk_status update_in_pieces(qk_value_range *const *ranges, const float *co
     for (size_t i = 0; i < count; i++) {
         const int64_t m = (int64_t)((n[i] + PIECE - 1) / PIECE);
         pieces += m;
-        counts += m * ranges[i]->bins;
+        counts += m * 2 * ranges[i]->bins;
     }
     piece *all = QK_NEW(piece, pieces);
     uint32_t *memory = QK_NEW(uint32_t, counts);
@@ -126,7 +124,7 @@ static qk_status update_in_pieces(qk_value_range *const *ranges, const float *co
         piece *p = all;
         uint32_t *c = memory;
         for (size_t i = 0; i < count; i++)
-            for (size_t at = 0; at < n[i]; at += PIECE, p++, c += ranges[i]->bins)
+            for (size_t at = 0; at < n[i]; at += PIECE, p++, c += 2 * ranges[i]->bins)
                 *p = (piece){
                     .range = ranges[i], .x = x[i] + at, .counts = c, .n = n[i] - at < PIECE ? n[i] - at : PIECE};
         qk_pool_run(pool, scan_task, all, pieces);
@@ -151,7 +149,8 @@ static qk_status update_in_pieces(qk_value_range *const *ranges, const float *co
     if (status == QK_OK) {
         qk_pool_run(pool, count_task, all, pieces);
         for (int64_t t = 0; t < pieces; t++)
-            for (int i = 0; i < all[t].range->bins; i++) all[t].range->counts[i] += all[t].counts[i];
+            for (int i = 0; i < (all[t].lo < 0 ? 2 : 1) * all[t].range->bins; i++)
+                all[t].range->counts[i] += all[t].counts[i];
     }
     free(all);
     free(memory);

@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 from onnxruntime.quantization.registry import CreateQDQQuantizer
 
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, attribute, reads
+from quark.onnx.graph.fused_activations import drop_qdq_before_activations
+from quark.onnx.graph.narrow_biases import narrow_biases
+from quark.onnx.graph.scaled_quantizer import ScaledQuantizer
+from quark.onnx.graph.weight_params import WeightParams
+from quark.onnx.quantization.config.spec import ScaleType
 
 __all__ = ["DEFAULT_OP_TYPES", "QdqOptions", "WeightParams", "calibration_tensors", "insert_qdq"]
 
@@ -53,6 +57,10 @@ class QdqOptions:
         per_channel: one scale per output channel of a weight that `insert_qdq` gets no parameters for.
         op_types: the operators to quantize.
         excluded_nodes: names of nodes that stay in float.
+        activation_scales, weight_scales: which values scales have.
+        narrow_biases: biases have the type of weights and scales of their own, else they are int32.
+        fuse_activations: no Q/DQ between a layer and the activation that alone reads it
+            (`drop_qdq_before_activations`).
     """
 
     activation_type: QuantType = QuantType.QUInt8
@@ -62,21 +70,10 @@ class QdqOptions:
     per_channel: bool = False
     op_types: tuple[str, ...] = DEFAULT_OP_TYPES
     excluded_nodes: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True, eq=False)
-class WeightParams:
-    """How one weight is quantized: q = clip(round(w / scale) + zero_point), ties to even.
-
-    Attributes:
-        scale: float32, shape (1,), or (channels,) with an axis.
-        zero_point: integers of the same shape.
-        axis: the axis of the weight that the channels lie on, None if there is one scale for all.
-    """
-
-    scale: NDArray[np.float32]
-    zero_point: NDArray[np.integer[Any]]
-    axis: int | None = None
+    activation_scales: ScaleType = ScaleType.Float32
+    weight_scales: ScaleType = ScaleType.Float32
+    narrow_biases: bool = False
+    fuse_activations: bool = False
 
 
 def calibration_tensors(model: onnx.ModelProto, options: QdqOptions) -> list[str]:
@@ -133,6 +130,9 @@ def insert_qdq(
     """
     options = _with_irremovable_excluded(model.graph, options)
     overrides = {name: _overrides(params) for name, params in weight_params.items()}
+    if options.narrow_biases:
+        biases = narrow_biases(model.graph, options.weight_scales)
+        overrides |= {name: [{**_overrides(params)[0], "quant_type": options.weight_type}] ...}
     if options.per_channel:
         overrides = _per_tensor_overrides(model.graph, options) | overrides
     try:
