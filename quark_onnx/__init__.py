@@ -30,6 +30,7 @@ from quark.onnx.quantization.config import (
     ScaleType,
     UInt8,
     UInt8Spec,
+    XInt8Spec,
 )
 from quark.onnx.report.report import Report
 
@@ -56,5 +57,6 @@ __all__ = [
     "UInt8",
     "UInt8Spec",
     "UnsupportedError",
+    "XInt8Spec",
     "finetune",
 ]

@@ -27,8 +27,8 @@ def fake_quant(x: NDArray[np.float32], scale: float, zero_point: int, qmin: int,
 def affine_from_range(
     rmin: float, rmax: float, qmin: int, qmax: int, symmetric: bool, scale_type: str = "Float32", /
 ) -> tuple[float, int]:
-    """(scale, zero_point) of a value range, as onnxruntime.quantization computes them; "PowerOf2" and "Int16": with
-    the next larger scale of that kind."""
+    """(scale, zero_point) of a value range, as onnxruntime.quantization computes them.
+    "PowerOf2" and "Int16": with the next larger scale of that kind."""
 
 def weight_scale(
     weight: NDArray[np.float32],

@@ -149,32 +149,35 @@ static double weight_in(const qk_value_range *r, int bin) {
     return (double)(count < next ? count : next);
 }
 
+static const double SMOOTHED = 1e-4; /* values in a bin that levels leave empty, as in onnxruntime's smoothing */
+
 /* KL divergence of the data, clipped to `half` bins on each side, from what equal levels make of the part inside. */
 static double divergence(const qk_value_range *r, extent e, int half, int levels, double total) {
     const int per_level = 2 * half / levels;
-    double below = 0, inside = 0, sum = 0;
+    double below = 0, inside = 0, smoothed = 0, sum = 0;
     for (int bin = e.first; bin < -half; bin++) below += weight_in(r, bin);
     for (int bin = -half; bin < half; bin++) inside += weight_in(r, bin);
+    if (inside == 0) return INFINITY;
     const double above = total - below - inside;
     for (int level = 0; level < levels; level++) {
-        double data[2] = {0}; /* of the level, and of its bins that hold something */
+        const int first = -half + level * per_level;
+        double mass = 0, filled = 0; /* of the level, and how many of its bins hold something */
         for (int pass = 0; pass < 2; pass++)
-            for (int i = 0; i < per_level; i++) {
-                const int bin = -half + level * per_level + i;
+            for (int bin = first; bin < first + per_level; bin++) {
                 const double here = weight_in(r, bin);
                 const double clipped = here + (bin == -half ? below : 0) + (bin == half - 1 ? above : 0);
                 if (clipped == 0) continue;
                 if (pass == 0) {
-                    data[0] += here;
-                    data[1]++;
-                } else if (data[0] == 0) {
-                    return INFINITY;
+                    mass += here;
+                    filled++;
                 } else {
-                    sum += clipped / total * log(clipped / total * data[1] / data[0] * inside);
+                    const double even = mass > 0 ? mass / filled : SMOOTHED;
+                    smoothed += mass > 0 ? 0 : SMOOTHED;
+                    sum += clipped / total * log(clipped / total / even);
                 }
             }
     }
-    return sum;
+    return sum + log(inside + smoothed);
 }
 
 static range entropy(const qk_value_range *r, int levels) {

@@ -71,7 +71,7 @@ double qk_value_range_histogram(const qk_value_range *r, uint64_t *counts) {
 
 /* ---- updating many ranges at once ------------------------------------------------------------ */
 
-enum { PIECE = 1 << 15 }; /* values per task */
+enum { PIECE = 1 << 15 }; /* values per task; half of them fit into a count */
 
 typedef struct {
     qk_value_range *range;
@@ -79,7 +79,7 @@ typedef struct {
     size_t n;
     float lo, hi;
     bool finite;
-    uint32_t *counts; /* (2, bins) of this piece */
+    uint16_t *counts; /* (2, 2 bins) of this piece: every other value apart, as one bin twice in a row stalls */
 } piece;
 
 static void scan_task(void *context, int64_t task, int worker) {
@@ -96,17 +96,24 @@ static void count_task(void *context, int64_t task, int worker) {
     piece *p = (piece *)context + task;
     const float inverse_width = ldexpf(1.0f, -p->range->exponent);
     const uint32_t last = (uint32_t)p->range->bins - 1;
-    uint32_t index[CHUNK], zeros = 0;
+    uint16_t *even = p->counts, *odd = p->counts + 2 * p->range->bins;
+    uint32_t index[CHUNK];
     for (size_t i = 0; i < p->n; i += CHUNK) {
         const size_t n = p->n - i < CHUNK ? p->n - i : CHUNK;
         qk_kernels_get()->bin_indices(index, p->x + i, n, inverse_width, last);
-        /* Bin 0 is counted apart: half of what follows a Relu is zero, and counting the same bin in a row stalls. */
-        for (size_t j = 0; j < n; j++) {
-            zeros += index[j] == 0;
-            p->counts[index[j]] += index[j] != 0;
+        for (size_t j = 0; j + 1 < n; j += 2) {
+            even[index[j]]++;
+            odd[index[j + 1]]++;
         }
+        if (n % 2) even[index[n - 1]]++;
     }
-    p->counts[0] += zeros;
+}
+
+/* Adds the counts of a piece to its range. */
+static void add_counts(const piece *p) {
+    const int bins = p->lo < 0 ? 2 * p->range->bins : p->range->bins; /* of both signs, or without the negative ones */
+    const uint16_t *even = p->counts, *odd = p->counts + 2 * p->range->bins;
+    for (int i = 0; i < bins; i++) p->range->counts[i] += (uint64_t)even[i] + odd[i];
 }
 
 static qk_status update_in_pieces(qk_value_range *const *ranges, const float *const *x, const size_t *n, size_t count,
@@ -115,16 +122,16 @@ static qk_status update_in_pieces(qk_value_range *const *ranges, const float *co
     for (size_t i = 0; i < count; i++) {
         const int64_t m = (int64_t)((n[i] + PIECE - 1) / PIECE);
         pieces += m;
-        counts += m * 2 * ranges[i]->bins;
+        counts += m * 4 * ranges[i]->bins;
     }
     piece *all = QK_NEW(piece, pieces);
-    uint32_t *memory = QK_NEW(uint32_t, counts);
+    uint16_t *memory = QK_NEW(uint16_t, counts);
     qk_status status = all && memory ? QK_OK : QK_E_NOMEM;
     if (status == QK_OK) {
         piece *p = all;
-        uint32_t *c = memory;
+        uint16_t *c = memory;
         for (size_t i = 0; i < count; i++)
-            for (size_t at = 0; at < n[i]; at += PIECE, p++, c += 2 * ranges[i]->bins)
+            for (size_t at = 0; at < n[i]; at += PIECE, p++, c += 4 * ranges[i]->bins)
                 *p = (piece){
                     .range = ranges[i], .x = x[i] + at, .counts = c, .n = n[i] - at < PIECE ? n[i] - at : PIECE};
         qk_pool_run(pool, scan_task, all, pieces);
@@ -148,9 +155,7 @@ static qk_status update_in_pieces(qk_value_range *const *ranges, const float *co
     }
     if (status == QK_OK) {
         qk_pool_run(pool, count_task, all, pieces);
-        for (int64_t t = 0; t < pieces; t++)
-            for (int i = 0; i < (all[t].lo < 0 ? 2 : 1) * all[t].range->bins; i++)
-                all[t].range->counts[i] += all[t].counts[i];
+        for (int64_t t = 0; t < pieces; t++) add_counts(all + t);
     }
     free(all);
     free(memory);

@@ -101,8 +101,8 @@ static PyMethodDef module_methods[] = {
      "ONNX QuantizeLinear then DequantizeLinear of a float32 array."},
     {"affine_from_range", module_affine_from_range, METH_VARARGS,
      "affine_from_range(rmin, rmax, qmin, qmax, symmetric, scale_type='Float32', /)\n--\n\n"
-     "(scale, zero_point) of a value range, as onnxruntime.quantization computes them; 'PowerOf2' and 'Int16': with the"
-     " next larger scale of that kind."},
+     "(scale, zero_point) of a value range, as onnxruntime.quantization computes them.\n"
+     "'PowerOf2' and 'Int16': with the next larger scale of that kind."},
     {"weight_scale", (PyCFunction)(void (*)(void))module_weight_scale, METH_VARARGS | METH_KEYWORDS,
      "weight_scale(weight, *, qmin, qmax, symmetric, per_channel, scale_type, pool)\n--\n\n"
      "(scale, zero_point) of the weight (rows, inputs) with the least squared error, one each or one a row."},

@@ -25,9 +25,8 @@ from onnxruntime.quantization.registry import CreateQDQQuantizer
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, attribute, reads
 from quark.onnx.graph.fused_activations import drop_qdq_before_activations
-from quark.onnx.graph.narrow_biases import narrow_biases
+from quark.onnx.graph.int8_biases import int8_biases
 from quark.onnx.graph.scaled_quantizer import ScaledQuantizer
-from quark.onnx.graph.weight_params import WeightParams
 from quark.onnx.quantization.config.spec import ScaleType
 
 __all__ = ["DEFAULT_OP_TYPES", "QdqOptions", "WeightParams", "calibration_tensors", "insert_qdq"]
@@ -58,9 +57,9 @@ class QdqOptions:
         op_types: the operators to quantize.
         excluded_nodes: names of nodes that stay in float.
         activation_scales, weight_scales: which values scales have.
-        narrow_biases: biases have the type of weights and scales of their own, else they are int32.
-        fuse_activations: no Q/DQ between a layer and the activation that alone reads it
-            (`drop_qdq_before_activations`).
+        int8_biases: biases are int8 with scales of their own, else int32 with input_scale * weight_scale.
+        fuse_activations: no Q/DQ between a layer and the activation that alone reads it.
+        keep_activations: Relu and Clip stay in any case: ranges may reach beyond what they let through.
     """
 
     activation_type: QuantType = QuantType.QUInt8
@@ -72,8 +71,24 @@ class QdqOptions:
     excluded_nodes: frozenset[str] = frozenset()
     activation_scales: ScaleType = ScaleType.Float32
     weight_scales: ScaleType = ScaleType.Float32
-    narrow_biases: bool = False
+    int8_biases: bool = False
     fuse_activations: bool = False
+    keep_activations: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class WeightParams:
+    """How one weight is quantized: q = clip(round(w / scale) + zero_point), ties to even.
+
+    Attributes:
+        scale: float32, shape (1,), or (channels,) with an axis.
+        zero_point: integers of the same shape.
+        axis: the axis of the weight that the channels lie on, None if there is one scale for all.
+    """
+
+    scale: NDArray[np.float32]
+    zero_point: NDArray[np.integer[Any]]
+    axis: int | None = None
 
 
 def calibration_tensors(model: onnx.ModelProto, options: QdqOptions) -> list[str]:
@@ -112,8 +127,9 @@ def insert_qdq(
 ) -> onnx.ModelProto:
     """Make the quantized model: Q/DQ on activations, integer weights, int32 biases.
 
-    Scales and zero points are those of onnxruntime's quantize_static for the same ranges; as there, the scale
-    of a weight is enlarged where a bias would not fit into 32 bits.
+    Scales and zero points are those of onnxruntime's quantize_static for the same ranges, or the next larger scales
+    of the kind that the options name; as there, the scale of a weight is enlarged where a bias would not fit into
+    32 bits.
 
     Args:
         model: a prepared float model; not changed.
@@ -130,9 +146,8 @@ def insert_qdq(
     """
     options = _with_irremovable_excluded(model.graph, options)
     overrides = {name: _overrides(params) for name, params in weight_params.items()}
-    if options.narrow_biases:
-        biases = narrow_biases(model.graph, options.weight_scales)
-        overrides |= {name: [{**_overrides(params)[0], "quant_type": options.weight_type}] ...}
+    if options.int8_biases:
+        overrides |= int8_biases(model.graph, options.weight_scales)
     if options.per_channel:
         overrides = _per_tensor_overrides(model.graph, options) | overrides
     try:
@@ -147,6 +162,8 @@ def insert_qdq(
     if options.weight_symmetric and options.weight_type == QuantType.QInt8:
         _avoid_lowest_integer(result.graph, weight_params)
     _sort_nodes(result.graph)
+    if options.fuse_activations:
+        drop_qdq_before_activations(result)
     result.producer_name, result.producer_version = "quark.onnx", ""
     return result
 
@@ -161,6 +178,8 @@ def _quantizer(
     copy.CopyFrom(model)
     add_infer_metadata(copy)  # or the quantizer writes the model to a file to infer the shapes that it has
     return _Quantizer(
+        activations=options.activation_scales,
+        weights=options.weight_scales,
         model=copy,
         per_channel=options.per_channel,
         reduce_range=False,
@@ -174,11 +193,12 @@ def _quantizer(
             "ActivationSymmetric": options.activation_symmetric,
             "WeightSymmetric": options.weight_symmetric,
             "TensorQuantOverrides": overrides,
+            "QDQKeepRemovableActivations": options.keep_activations,
         },
     )
 
 
-class _Quantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no types
+class _Quantizer(ScaledQuantizer):
     """Leaves a Relu or Clip behind a tensor without parameters of its own, where onnxruntime's raises KeyError.
 
     Such a tensor shares those of another, as the output of a Transpose or MaxPool does. Where nothing else reads it,

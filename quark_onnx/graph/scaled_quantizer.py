@@ -48,7 +48,7 @@ class ScaledQuantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no
         if self._activations is not ScaleType.Float32 and "scale" not in quant_overrides:
             low = quant_overrides.get("rmin", tensor_data.range_value[0])
             high = quant_overrides.get("rmax", tensor_data.range_value[1])
-            symmetric = quant_overrides.get("symmetric", self.is_activation_symmetric)
+            symmetric = bool(quant_overrides.get("symmetric", self.is_activation_symmetric))
             self._set(found, np.array([[low], [high]]), self._activations, symmetric=symmetric)
         return found
 

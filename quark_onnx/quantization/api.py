@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 from onnxruntime.quantization import QuantType
 
+from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, WeightGrid, calibrate
 from quark.onnx.calibration.reader import (
     Batch,
@@ -18,6 +20,7 @@ from quark.onnx.calibration.reader import (
     model_inputs,
     sample_count,
 )
+from quark.onnx.calibration.weight_range import weight_scales
 from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import ConfigTypeError, DataError, ModelError
 from quark.onnx.fast_finetune.finetune import FastFinetune
@@ -30,8 +33,7 @@ from quark.onnx.inference import BatchMerging, Engine
 from quark.onnx.plan.float_form import matching_form
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
-from quark.onnx.quantization.config.data_type import Int8
-from quark.onnx.quantization.config.spec import CalibMethod, QuantGranularity
+from quark.onnx.quantization.config.spec import CalibMethod, QTensorConfig, QuantGranularity, ScaleType
 from quark.onnx.quantization.config.supported import check_supported
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
@@ -40,6 +42,7 @@ from quark.onnx.report.resources import PhaseClock, peak_rss_mib
 __all__ = ["ModelQuantizer", "finetune"]
 
 _PERCENTILE = 99.999
+_CANDIDATES = (99.99, 99.999, 99.99999)  # of LayerwisePercentile
 _QUANT_TYPES = {"Int8": QuantType.QInt8, "UInt8": QuantType.QUInt8}
 
 
@@ -205,6 +208,38 @@ def _qdq_options(config: QConfig, model: onnx.ModelProto) -> QdqOptions:
         per_channel=weight.quant_granularity is QuantGranularity.Channel,
         op_types=tuple(op_types),
         excluded_nodes=frozenset(config.excluded_nodes(node.name for node in model.graph.node)),
+        activation_scales=activation.scale_type,
+        weight_scales=weight.scale_type,
+        int8_biases=not config.extra_options.get("Int32Bias", not _all_powers_of_two(config)),
+        fuse_activations=_all_powers_of_two(config) and activation.symmetric,
+        keep_activations=_activation_range(config).is_symmetric,
+    )
+
+
+def _all_powers_of_two(config: QConfig) -> bool:
+    return config.activation_spec.scale_type is config.weight_spec.scale_type is ScaleType.PowerOf2
+
+
+def _lowest(spec: QTensorConfig) -> int:
+    """The least integer that a range is mapped to."""
+    return spec.data_type.qmin + (1 if spec.symmetric and spec.data_type.signed else 0)
+
+
+def _activation_range(config: QConfig) -> ActivationRange:
+    spec, options = config.activation_spec, config.extra_options
+    candidates = [options.get("Percentile", _PERCENTILE)]
+    if spec.activation_calibration is CalibMethod.LayerwisePercentile:
+        candidates = [*options.get("PercentileCandidates", _CANDIDATES)]
+    return ActivationRange(
+        method=spec.activation_calibration,
+        qmin=_lowest(spec),
+        qmax=spec.data_type.qmax,
+        symmetric=spec.symmetric,
+        scales=spec.scale_type,
+        percentiles=tuple(candidates),
+        symmetric_cut=options.get("CalibTensorRangeSymmetric"),
+        squared=options.get("LWPMetric") == "mse",
+        levels=options.get("NumQuantizedBins", 128),
     )
 
 
@@ -216,15 +251,9 @@ def _calibrate(
     config: QConfig,
     engine: Engine,
 ) -> Calibration:
-    activation, weight = config.activation_spec, config.weight_spec
-    percentile = None
-    if activation.activation_calibration is CalibMethod.Percentile:
-        percentile = config.extra_options.get("Percentile", _PERCENTILE)
-    grid = None
-    if weight.weight_calibration is CalibMethod.MinOutputMSE:
-        kind = weight.data_type
-        lowest = kind.qmin + 1 if weight.symmetric and kind is Int8 else kind.qmin
-        grid = WeightGrid(lowest, kind.qmax, weight.symmetric, options.per_channel)
+    weight = config.weight_spec
+    grid = WeightGrid(_lowest(weight), weight.data_type.qmax, weight.symmetric, options.per_channel, weight.scale_type)
+    searched = grid if weight.weight_calibration is CalibMethod.MinOutputMSE else None
     layers = [
         layer
         for layer in weight_layers(model)
@@ -242,8 +271,15 @@ def _calibrate(
         can_join = BatchMerging(model, engine).is_exact
         if finetuning is not None:
             items = finetuning.keep(items, model, can_join)
-        settings = CalibrationSettings(percentile, grid)
-        return calibrate(model, items, can_join, tensors, layers, settings, engine)
+        settings = CalibrationSettings(_activation_range(config), searched)
+        found = calibrate(model, items, can_join, tensors, layers, settings, engine)
+    if weight.weight_calibration not in (CalibMethod.MinMSE, CalibMethod.Percentile):
+        return found
+    percentile = None
+    if weight.weight_calibration is CalibMethod.Percentile:
+        percentile = config.extra_options.get("Percentile", _PERCENTILE)
+    scales = weight_scales(model, layers, grid, percentile=percentile, threads=engine.threads)
+    return replace(found, weights=scales)
 
 
 def _deliver(

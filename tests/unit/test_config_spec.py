@@ -23,9 +23,10 @@ from quark.onnx.quantization.config.spec import (
     QuantGranularity,
     ScaleType,
     UInt8Spec,
+    XInt8Spec,
 )
 
-SPECS = [Int8Spec, UInt8Spec]
+SPECS = [Int8Spec, UInt8Spec, XInt8Spec]
 ARGUMENTS = {
     "symmetric": st.booleans(),
     "scale_type": st.sampled_from(ScaleType),
@@ -77,6 +78,15 @@ def test_spec_defaults_and_order(kind: type[QTensorConfig], symmetric: bool, dat
     assert kind(*values) == kind()
 
 
+def test_xint8_is_int8_with_powers_of_two() -> None:
+    values = {name: getattr(XInt8Spec(), name) for name in ARGUMENTS}
+    assert values == {name: getattr(Int8Spec(scale_type=ScaleType.PowerOf2), name) for name in ARGUMENTS}
+    assert XInt8Spec().data_type == Int8
+    assert XInt8Spec() != Int8Spec(scale_type=ScaleType.PowerOf2)
+    assert isinstance(XInt8Spec(), Int8Spec)
+    assert repr(XInt8Spec()) == "XInt8Spec()"
+
+
 def test_positional_and_keyword_arguments_are_the_same() -> None:
     positional = Int8Spec(False, ScaleType.Float32, CalibMethod.MinMax, QuantGranularity.Channel, Int8)
     assert positional == Int8Spec(
@@ -89,13 +99,16 @@ def test_positional_and_keyword_arguments_are_the_same() -> None:
 
 def test_the_default_method_depends_on_the_role_and_a_named_one_does_not_look_like_it() -> None:
     assert UInt8Spec().activation_calibration is CalibMethod.Percentile
+    assert UInt8Spec(scale_type=ScaleType.PowerOf2).activation_calibration is CalibMethod.MinMSE
+    assert XInt8Spec().activation_calibration is CalibMethod.MinMSE
+    assert XInt8Spec().weight_calibration is CalibMethod.MinOutputMSE
     assert Int8Spec().weight_calibration is CalibMethod.MinOutputMSE
     assert Int8Spec(calibration_method=CalibMethod.Percentile) != Int8Spec()
 
 
 @pytest.mark.parametrize("method", CalibMethod)
-def test_named_method_of_a_weight_is_minmax_unless_it_minimises_an_error(method: CalibMethod) -> None:
-    kept = method in (CalibMethod.MinMSE, CalibMethod.MinOutputMSE)
+def test_a_weight_takes_methods_that_are_for_activations_only_as_minmax(method: CalibMethod) -> None:
+    kept = method in (CalibMethod.MinMSE, CalibMethod.MinOutputMSE, CalibMethod.Percentile)
     spec = Int8Spec(calibration_method=method)
     assert spec.weight_calibration is (method if kept else CalibMethod.MinMax)
     assert spec.activation_calibration is method
@@ -176,7 +189,10 @@ def test_spec_rejects(arguments: dict[str, Any], error: type[Exception], message
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ({"name": "Int9Spec"}, "expected the key 'name' with 'QTensorConfig' or 'Int8Spec' or 'UInt8Spec'"),
+        (
+            {"name": "Int9Spec"},
+            "expected the key 'name' with 'QTensorConfig' or 'Int8Spec' or 'XInt8Spec' or 'UInt8Spec'",
+        ),
         ({"data_type": "Int9"}, "expected the key 'name' with"),
         (
             {"name": "Int8Spec", "scale_type": "ScaleType.Float16"},

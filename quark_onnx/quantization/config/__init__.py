@@ -3,7 +3,16 @@
 from .algorithm import AdaQuantConfig, AdaRoundConfig, AlgoConfig
 from .config import QConfig
 from .data_type import DataType, Int8, UInt8
-from .spec import CalibMethod, Int8Spec, QLayerConfig, QTensorConfig, QuantGranularity, ScaleType, UInt8Spec
+from .spec import (
+    CalibMethod,
+    Int8Spec,
+    QLayerConfig,
+    QTensorConfig,
+    QuantGranularity,
+    ScaleType,
+    UInt8Spec,
+    XInt8Spec,
+)
 
 __all__ = [
     "AdaQuantConfig",
@@ -20,4 +29,5 @@ __all__ = [
     "ScaleType",
     "UInt8",
     "UInt8Spec",
+    "XInt8Spec",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, TypedDict, TypeVar
+from typing import Annotated, Any, Literal, TypedDict, TypeVar
 
 from quark.onnx.errors import ConfigError
 
@@ -13,7 +13,7 @@ from .algorithm import AlgoConfig, FastFinetuneConfig
 from .frozen import FrozenConfig, FrozenMapping, instance, unexpected_keyword
 from .node_selection import NodeChoice, NodeChoices, node_choices, selected_nodes
 from .spec import QLayerConfig, QTensorConfig
-from .validate import Check, Flag, checks, integer, nearest, problem, real, strings
+from .validate import Check, Flag, checks, integer, nearest, problem, real, string, strings
 
 __all__ = ["ExtraOptions", "QConfig"]
 
@@ -22,17 +22,42 @@ Value = TypeVar("Value")
 _NOTHING: FrozenMapping[Any, Any] = FrozenMapping()
 
 
+_PERCENT = real("a number above 0, at most 100", lambda x: 0 < x <= 100)
+
+
+def _percentiles(value: object) -> tuple[float, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    if not value:
+        raise ValueError
+    return tuple(_PERCENT.convert(item) for item in value)
+
+
 class ExtraOptions(TypedDict, total=False):
     """What `QConfig.extra_options` can hold. The names are AMD Quark's, except NumThreads.
 
     NumThreads: threads of onnxruntime and of the solvers; as many as there are cores when absent.
-    Percentile: the share, in percent, of an activation's values that its range holds; 99.999 when absent.
+    Percentile: the share, in percent, of a tensor's values that its range holds; 99.999 when absent.
     OpTypesToQuantize: the only op types to quantize.
+    PercentileCandidates: those of LayerwisePercentile; 99.99, 99.999 and 99.99999 when absent.
+    LWPMetric: the error that LayerwisePercentile goes by: "mae", the mean absolute one (when absent), or "mse".
+    NumQuantizedBins: levels of Entropy, an even number; 128 when absent.
+    CalibTensorRangeSymmetric: of activations. True: percentiles are those of |x|, and MinMax puts both ends as far
+        from 0 as the farther one. False: each end has its own. When absent: True for percentiles, False for MinMax.
+    Int32Bias: biases are int32 with the scale input_scale * weight_scale; False: int8 with scales of their own. When
+        absent: False where all scales are powers of two, else True.
     """
 
     NumThreads: Annotated[int, integer("an int >= 1", lambda n: n >= 1)]
-    Percentile: Annotated[float, real("a number above 0, at most 100", lambda x: 0 < x <= 100)]
+    Percentile: Annotated[float, _PERCENT]
     OpTypesToQuantize: Annotated[tuple[str, ...] | list[str], strings("a list of op types")]
+    PercentileCandidates: Annotated[
+        tuple[float, ...] | list[float], Check("a list of numbers above 0, at most 100", _percentiles)
+    ]
+    LWPMetric: Annotated[Literal["mae", "mse"], string('"mae" or "mse"', lambda metric: metric in ("mae", "mse"))]
+    NumQuantizedBins: Annotated[int, integer("an even int from 2 to 4096", lambda n: 2 <= n <= 4096 and n % 2 == 0)]
+    CalibTensorRangeSymmetric: Flag
+    Int32Bias: Flag
 
 
 def _extra_options(value: Mapping[str, object]) -> FrozenMapping[str, Any]:

@@ -24,6 +24,7 @@ __all__ = [
     "QuantGranularity",
     "ScaleType",
     "UInt8Spec",
+    "XInt8Spec",
 ]
 
 
@@ -92,9 +93,9 @@ class QTensorConfig(NamedConfig):
     Args:
         symmetric: the range is symmetric around 0, so that the zero point is 0 (128 for an unsigned type).
         scale_type: which values the scale can have.
-        calibration_method: how the range is chosen. None is the default of the tensor's role: Percentile for
-            an activation, MinOutputMSE for a weight. A weight takes every other method but MinMSE as MinMax,
-            which is what AMD Quark does with them.
+        calibration_method: how the range is chosen. None is the default of the tensor's role: Percentile for an
+            activation, or MinMSE where scales are powers of two; MinOutputMSE for a weight. A weight takes Entropy,
+            Distribution and LayerwisePercentile as MinMax, which is what AMD Quark does with them.
         quant_granularity: what shares one scale.
         data_type: the integer format.
 
@@ -120,14 +121,15 @@ class QTensorConfig(NamedConfig):
     @property
     def activation_calibration(self) -> CalibMethod:
         """The calibration method of an activation with this spec."""
-        return self.calibration_method or CalibMethod.Percentile
+        default = CalibMethod.MinMSE if self.scale_type is ScaleType.PowerOf2 else CalibMethod.Percentile
+        return self.calibration_method or default
 
     @property
     def weight_calibration(self) -> CalibMethod:
-        """The calibration method of a weight with this spec: MinOutputMSE, MinMSE or MinMax."""
+        """The calibration method of a weight with this spec: MinOutputMSE, MinMSE, Percentile or MinMax."""
         if self.calibration_method is None:
             return CalibMethod.MinOutputMSE
-        if self.calibration_method in (CalibMethod.MinOutputMSE, CalibMethod.MinMSE):
+        if self.calibration_method in (CalibMethod.MinOutputMSE, CalibMethod.MinMSE, CalibMethod.Percentile):
             return self.calibration_method
         return CalibMethod.MinMax
 
@@ -156,6 +158,20 @@ class UInt8Spec(QTensorConfig):
 
     symmetric: Flag = False
     data_type: Format = UInt8
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class XInt8Spec(Int8Spec):
+    """8-bit signed, symmetric, with power-of-two scales; the arguments of `QTensorConfig`.
+
+    With it for activations and weights, biases are int8 with scales of their own, and there is no Q/DQ between a layer
+    and the Relu, LeakyRelu, PRelu or Clip behind it.
+    """
+
+    name: ClassVar[str] = "XInt8Spec"
+
+    scale_type: Scale = ScaleType.PowerOf2
 
 
 SpecOrNone = Annotated[QTensorConfig | None, optional(instance(QTensorConfig))]

@@ -16,19 +16,21 @@ __all__ = ["IgnoredOption", "check_supported", "ignored_options"]
 
 _ACTIVATION = {
     "data_type": (Int8, UInt8),
-    "scale_type": (ScaleType.Float32,),
+    "scale_type": tuple(ScaleType),
     "quant_granularity": (QuantGranularity.Tensor,),
-    "activation_calibration": (CalibMethod.MinMax, CalibMethod.Percentile),
+    "activation_calibration": tuple(method for method in CalibMethod if method is not CalibMethod.MinOutputMSE),
 }
 _WEIGHT = {
     "data_type": (Int8, UInt8),
-    "scale_type": (ScaleType.Float32,),
+    "scale_type": tuple(ScaleType),
     "quant_granularity": (QuantGranularity.Tensor, QuantGranularity.Channel),
-    "weight_calibration": (CalibMethod.MinMax, CalibMethod.MinOutputMSE),
+    "weight_calibration": tuple(CalibMethod),
 }
 
+_SYMMETRIC_OR_NOT = (CalibMethod.MinMax, CalibMethod.Percentile, CalibMethod.LayerwisePercentile)
+
 _NO_SPEC = {
-    "bias": "None: a bias is int32 with the scale input_scale * weight_scale so far",
+    "bias": "None: QConfig.extra_options['Int32Bias'] says how biases are quantized",
     "output_tensors": "None: all activations share one spec so far",
 }
 
@@ -82,6 +84,10 @@ def check_supported(config: QConfig) -> None:
     inputs = "input_tensors" if layer.activation is None else "activation"
     _check_spec(f"QConfig.global_config.{inputs}", config.activation_spec, _ACTIVATION)
     _check_spec("QConfig.global_config.weight", config.weight_spec, _WEIGHT)
+    given, method = config.extra_options.get("CalibTensorRangeSymmetric"), config.activation_spec.activation_calibration
+    if given is not None and method not in _SYMMETRIC_OR_NOT:
+        expected = f"it to be absent: {method!r} knows what is best for the quantizer"
+        raise _unsupported("QConfig.extra_options['CalibTensorRangeSymmetric']", given, expected)
 
 
 def ignored_options(config: FastFinetuneConfig, *, in_steps: bool) -> tuple[IgnoredOption, ...]:
