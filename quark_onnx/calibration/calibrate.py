@@ -16,9 +16,8 @@ from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError
 from quark.onnx.graph.insert_qdq import WeightParams
-from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer
+from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
 from quark.onnx.inference import Engine, in_order, session
-from quark.onnx.plan.build import weight_rows
 from quark.onnx.plan.layer_data import core_geometry
 
 __all__ = ["Calibration", "CalibrationSettings", "WeightGrid", "calibrate"]
@@ -182,7 +181,7 @@ class _ScaleSearch:
         for layer in layers:
             if not _searchable(layer) or uses[layer.weight] > 1:
                 continue
-            rows = weight_rows(layer, onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
+            rows = layer.layout.rows(onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
             groups = layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
             outputs, inputs = rows.shape
             gram_bytes = 8 * groups * inputs**2
@@ -223,23 +222,27 @@ class _ScaleSearch:
         for layer, core, rows in self._layers:
             grid = self._settings.grid_of(layer.weight)
             assert grid is not None  # or the layer would not be here
+            # The channels of a ConvTranspose's groups lie on one axis: as `insert_qdq`, one scale for all of them.
+            per_channel = grid.per_channel and layer.channels == len(rows)
             try:
                 scale, zero_point = core.weight_scale(
                     rows,
                     qmin=grid.qmin,
                     qmax=grid.qmax,
                     symmetric=grid.symmetric,
-                    per_channel=grid.per_channel,
+                    per_channel=per_channel,
                     bias_free=layer.bias is not None,
                     pool=self._pool,
                 )
             except ValueError as error:
                 raise DataError(f"input {layer.input!r} of layer {layer.node_name!r}: {error}") from error
-            found[layer.weight] = WeightParams(scale, zero_point, layer.channel_axis if grid.per_channel else None)
+            found[layer.weight] = WeightParams(scale, zero_point, layer.channel_axis if per_channel else None)
         return found
 
 
 def _searchable(layer: WeightLayer) -> bool:
     if isinstance(layer.attributes, ConvAttributes):
         return True
+    if not isinstance(layer.attributes, GemmAttributes):
+        return False  # the scale of a normalization: the layer's input is not what it is applied to
     return len(layer.weight_shape) == 2 and not layer.attributes.trans_a

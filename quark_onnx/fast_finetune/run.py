@@ -142,16 +142,14 @@ def _side_by_side(
 
 def _feed(solver: LayerSolver, data: LayerData, layer: LayerPlan) -> str:
     """Adds a batch; what went wrong, if anything did."""
-    x, y, x_float = data.x, data.y, data.x_float
+    x, y, x_float, arrange = data.x, data.y, data.x_float, layer.arrangement
     if layer.factor != 1:
         y = y / np.float32(layer.factor)
     if x.dtype not in (np.float32, np.uint8, np.int8):
         x = x.astype(np.float32)
-    if layer.input_transposed:
-        x, x_float = x.T, None if x_float is None else x_float.T
     try:
-        mixed_in = None if x_float is None else np.ascontiguousarray(x_float)
-        solver.feed(np.ascontiguousarray(x), np.ascontiguousarray(y), mixed_in)
+        mixed_in = None if x_float is None else np.ascontiguousarray(arrange.input(x_float))
+        solver.feed(np.ascontiguousarray(arrange.input(x)), np.ascontiguousarray(arrange.output(y)), mixed_in)
     except ValueError as error:
         return f"its data does not fit: {error} (input {x.shape}, float output {y.shape})"
     return ""
@@ -202,7 +200,7 @@ def _write_back(solved: _Solved, initializers: _Initializers, judge: Judge | Non
 def _write(solution: Solution, layer: LayerPlan, initializers: _Initializers, judge: Judge | None) -> str:
     """Puts a layer's integers in place. The judge's objection, upon which the old ones are there again; or ""."""
     weight, bias = layer.weight, layer.bias
-    integers = {weight.initializer: solution.weight.T if weight.transposed else solution.weight}
+    integers = {weight.initializer: weight.layout.values(solution.weight)}
     if bias is not None and bias.initializer is not None and solution.bias is not None:
         integers[bias.initializer] = solution.bias
     before = {name: deepcopy(initializers[name]) for name in integers}

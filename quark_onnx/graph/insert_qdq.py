@@ -316,8 +316,9 @@ def _overrides(params: WeightParams, quant_type: QuantType) -> list[dict[str, An
 def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[str, list[dict[str, Any]]]:
     """Give one scale to the weights that onnxruntime cannot quantize per channel.
 
-    Those of ConvTranspose with groups, where its quantizer cannot tell the channels of the bias apart, and of
-    MatMul beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any.
+    Those of ConvTranspose with groups, where its quantizer cannot tell the channels of the bias apart, of MatMul
+    beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any, and of
+    LayerNormalization beyond one, where its quantizer takes the scale's second axis and the bias's first.
     """
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
     return {
@@ -325,6 +326,7 @@ def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[s
         for node in graph.node
         if (node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1)
         or (node.op_type == "MatMul" and ranks.get(node.input[1], 2) != 2)
+        or (node.op_type == "LayerNormalization" and ranks.get(node.input[1], 1) > 1)
     }
 
 

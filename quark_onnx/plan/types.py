@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.onnx.graph.row_layout import RowLayout
 from quark.onnx.graph.weight_layers import ConvAttributes
+from quark.onnx.plan.arrangement import Arrangement
 from quark.onnx.plan.output_stage import OutputStage
 
 __all__ = ["LayerPlan", "Plan", "QuantizedBias", "QuantizedInput", "QuantizedWeight", "SkippedLayer"]
@@ -38,7 +40,7 @@ class QuantizedWeight:
         scale: (outputs,) float32; a per-tensor scale is repeated.
         zero_point: (outputs,) int32.
         qmin, qmax: the integers that may be used.
-        transposed: the initializer is (K, outputs).
+        layout: of the rows in the initializer.
     """
 
     initializer: str
@@ -48,7 +50,7 @@ class QuantizedWeight:
     zero_point: NDArray[np.int32]
     qmin: int
     qmax: int
-    transposed: bool
+    layout: RowLayout
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,14 +74,14 @@ class QuantizedBias:
 
 @dataclass(frozen=True, eq=False)
 class LayerPlan:
-    """One layer to be finetuned: output = factor * (W x) + bias.
+    """One layer to be finetuned: output = factor * (W x) + bias, of x and output as they are arranged.
 
     Attributes:
         node: name of the node in the quantized model.
-        groups: of a Conv; K and the outputs below are of all groups together.
-        conv: None for Gemm and MatMul.
+        groups: of a Conv or ConvTranspose; the outputs below are of all groups together.
+        conv: None for Gemm and MatMul. Of a normalization: one group with one weight for each element of its scale.
         factor: Gemm's alpha.
-        input_transposed: Gemm's transA: the input is (K, rows).
+        arrangement: what becomes of the tensors below before the core sees them.
         input: what feeds it in the quantized graph.
         target: the tensor of the float graph that it should reproduce, before any activation.
         float_input: what feeds it in the float graph.
@@ -91,7 +93,7 @@ class LayerPlan:
     groups: int
     conv: ConvAttributes | None
     factor: float
-    input_transposed: bool
+    arrangement: Arrangement
     input: QuantizedInput
     target: str
     float_input: str
