@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import onnx
 from onnx import numpy_helper
 
@@ -15,13 +17,14 @@ _ACTIVATIONS = frozenset({"Clip", "LeakyRelu", "PRelu", "Relu"})
 _CLIPS = ([0.0, 6.0], [0.0, 1.0])
 
 
-def drop_qdq_before_activations(model: onnx.ModelProto) -> None:
+def drop_qdq_before_activations(model: onnx.ModelProto, is_fused: Callable[[str, str], bool]) -> None:
     """Let Relu, LeakyRelu, PRelu and Clip to [0, 6] or [0, 1] read the layer before them in float.
 
     The layer's output must have no other reader. In place.
 
     Args:
         model: a quantized model, in topological order.
+        is_fused: whether to do it, of a layer's output and the op type of the activation.
     """
     graph = Dataflow(model)
     dropped: set[str] = set()
@@ -33,9 +36,11 @@ def drop_qdq_before_activations(model: onnx.ModelProto) -> None:
         layer = quantize and graph.producer.get(quantize.input[0])
         if dequantize and quantize and layer and layer.op_type in _LAYERS:
             between = (layer.output[0], quantize.output[0], dequantize.output[0])
-            if all(graph.only_reader(tensor) for tensor in between):
+            if is_fused(between[0], node.op_type) and all(graph.only_reader(tensor) for tensor in between):
                 node.input[0] = between[0]
                 dropped.update(between[1:])
+    if not dropped:
+        return
     kept = [node for node in model.graph.node if node.output[0] not in dropped]
     model.graph.ClearField("node")
     model.graph.node.extend(kept)

@@ -18,46 +18,53 @@ __all__ = ["ScaledQuantizer"]
 
 
 class ScaledQuantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no types
-    """Takes the scale of every range to the next larger one of its kind, and the zero point along.
+    """Takes the scale of every range to the next larger one of its kind, and the zero point along."""
 
-    Args:
-        activations: the kind of the scales of activations, and of constants that take their type (of an Add, say).
-        weights: the kind of the scales of weights.
-        **arguments: of onnxruntime's quantizer.
-    """
-
-    def __init__(self, *, activations: ScaleType, weights: ScaleType, **arguments: Any) -> None:
-        self._activations, self._weights = activations, weights
-        super().__init__(**arguments)  # computes the parameters of the activations
+    def scales_of(self, tensor: str, *, weight: bool) -> ScaleType:
+        """The kind of a tensor's scales. A constant that is no weight has the format of activations."""
+        raise NotImplementedError
 
     def adjust_tensor_ranges(self) -> None:
         """Softmax: [0, 1] less one step, or a power of two would spend half of its integers on what lies above 1."""
         super().adjust_tensor_ranges()
-        if self._activations is not ScaleType.PowerOf2 or self.tensors_range is None:
-            return
-        qmin, qmax = get_qmin_qmax_for_qType(self.activation_qType, symmetric=self.is_activation_symmetric)
-        steps = int(qmax) - int(qmin)
-        highest = np.float32(steps / (1 << steps.bit_length()))
-        for node in self.model.nodes():
-            if node.op_type == "Softmax" and self.should_quantize_node(node):
-                self.tensors_range[node.output[0]] = TensorData(lowest=np.float32(0), highest=highest)
+        nodes = (node for node in self.model.nodes() if node.op_type == "Softmax" and self.should_quantize_node(node))
+        for tensor in (node.output[0] for node in nodes):
+            if tensor in self.tensors_range and self.scales_of(tensor, weight=False) is ScaleType.PowerOf2:
+                quant_type, symmetric = self._integers(tensor)
+                qmin, qmax = get_qmin_qmax_for_qType(quant_type, symmetric=symmetric)
+                steps = int(qmax) - int(qmin)
+                highest = np.float32(steps / (1 << steps.bit_length()))
+                self.tensors_range[tensor] = TensorData(lowest=np.float32(0), highest=highest)
 
-    def calc_quant_params(self, tensor_data: TensorData, quant_overrides: dict[str, Any]) -> Any:
-        """The parameters of an activation with a range."""
-        found = super().calc_quant_params(tensor_data, quant_overrides)
-        if self._activations is not ScaleType.Float32 and "scale" not in quant_overrides:
-            low = quant_overrides.get("rmin", tensor_data.range_value[0])
-            high = quant_overrides.get("rmax", tensor_data.range_value[1])
-            symmetric = bool(quant_overrides.get("symmetric", self.is_activation_symmetric))
-            self._set(found, np.array([[low], [high]]), self._activations, symmetric=symmetric)
+    def calc_graph_quant_params(self) -> dict[str, Any]:
+        """The parameters of all activations."""
+        found: dict[str, Any] = super().calc_graph_quant_params()
+        for tensor, params in found.items():
+            kind, given = self.scales_of(tensor, weight=False), self._given(tensor)
+            if kind is ScaleType.Float32 or "scale" in given:
+                continue
+            low, high = self.tensors_range[tensor].range_value
+            limits = np.array([[given.get("rmin", low)], [given.get("rmax", high)]], np.float32)
+            self._set(params.original, limits, kind, symmetric=self._integers(tensor)[1])
         return found
+
+    def _given(self, tensor: str) -> dict[str, Any]:
+        """What is given of an activation."""
+        given: dict[str, Any] = self.tensor_quant_overrides.get_per_tensor_overrides(tensor, default_val={})
+        return given
+
+    def _integers(self, tensor: str) -> tuple[int, bool]:
+        """Type of an activation, and whether it is symmetric."""
+        given = self._given(tensor)
+        quant_type = given["quant_type"].tensor_type if "quant_type" in given else self.activation_qType
+        return quant_type, bool(given.get("symmetric", self.is_activation_symmetric))
 
     def _calc_initializer_quant_params(self) -> dict[str, Any]:
         found: dict[str, Any] = super()._calc_initializer_quant_params()
         constants = {tensor.name: tensor for tensor in self.model.initializer()}
         for name, params in found.items():
             is_weight = self.tensors_to_quantize[name].tensor_type is QDQQuantTensorType.WEIGHT
-            kind = self._weights if is_weight else self._activations
+            kind = self.scales_of(name, weight=is_weight)
             if kind is ScaleType.Float32 or self.tensor_quant_overrides.overrides_scale_zp(name):
                 continue
             values, axis = numpy_helper.to_array(constants[name]), params.get("axis")
@@ -68,12 +75,12 @@ class ScaledQuantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no
         return found
 
     def _adjust_weight_quant_params_for_bias_tensors(self) -> None:
+        before = {name: params["scale"].copy() for name, params in self.initializer_quant_params.items()}
         super()._adjust_weight_quant_params_for_bias_tensors()
-        if self._weights is not ScaleType.Float32:
-            for bias in self.bias_to_quantize.values():
-                params = self.initializer_quant_params.get(bias.weight_name)
-                if params is not None:
-                    params["scale"] = _rounded_up(params["scale"], self._weights)
+        for name, scale in before.items():
+            kind, params = self.scales_of(name, weight=True), self.initializer_quant_params[name]
+            if kind is not ScaleType.Float32 and not np.array_equal(params["scale"], scale):
+                params["scale"] = _rounded_up(params["scale"], kind)
 
     @staticmethod
     def _set(params: Any, values: NDArray[np.floating], kind: ScaleType, *, symmetric: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -11,9 +13,12 @@ from small_models import MODELS, build, initializers, run, samples
 from quark.onnx.graph.fused_activations import drop_qdq_before_activations
 from quark.onnx.graph.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
 from quark.onnx.graph.prepare import prepare
+from quark.onnx.graph.quant_overrides import TensorFormat
+from quark.onnx.quantization.config.spec import ScaleType
 
 PLAIN = QdqOptions(activation_type=QuantType.QInt8, activation_symmetric=True)
-FUSED = QdqOptions(activation_type=QuantType.QInt8, activation_symmetric=True, fuse_activations=True)
+KINDS = ("Relu", "LeakyRelu", "PRelu", "Clip")
+FUSED = replace(PLAIN, fused=dict.fromkeys(KINDS, True))
 STEP = 0.25  # of all quantizers: no value saturates
 LAYERS = {
     "conv": "Conv(x, w)",
@@ -95,10 +100,30 @@ def test_an_output_of_the_model_keeps_its_qdq():
     assert [node.name for node in before.graph.node] == [node.name for node in after.graph.node]
 
 
+INT8, POWERS = QuantType.QInt8, ScaleType.PowerOf2
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (PLAIN, False),
+        (replace(PLAIN, activation_scales=POWERS), True),
+        (replace(PLAIN, activation_scales=ScaleType.Int16), False),
+        (replace(PLAIN, activation_scales=POWERS, fused={"Relu": False}), False),
+        (replace(PLAIN, activation_scales=POWERS, fused={"Clip": False}), True),
+        (replace(PLAIN, fused={"Relu": True}), True),
+        (replace(PLAIN, formats={"z": TensorFormat(INT8, symmetric=True, scales=POWERS)}), True),
+        (replace(PLAIN, activation_scales=POWERS, formats={"z": TensorFormat(INT8, symmetric=True)}), False),
+    ],
+)
+def test_by_itself_where_scales_are_powers_of_two(options: QdqOptions, expected: bool):
+    assert is_direct(quantized(model("z = Conv(x, w) [act] y = Relu(z)"), options), "act") == expected
+
+
 def test_a_model_without_quantization_stays():
     float_model = model("z = Conv(x, w) [act] y = Relu(z)")
     before = list(float_model.graph.node)
-    drop_qdq_before_activations(float_model)
+    drop_qdq_before_activations(float_model, lambda *_: True)
     assert list(float_model.graph.node) == before
 
 

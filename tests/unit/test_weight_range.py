@@ -10,7 +10,7 @@ from reference.value_range import histogram_percentile
 from small_models import MODELS, build, initializers
 
 from quark.onnx.calibration.calibrate import WeightGrid
-from quark.onnx.calibration.weight_range import weight_scales
+from quark.onnx.calibration.weight_range import WeightRange, weight_scales
 from quark.onnx.graph.insert_qdq import WeightParams
 from quark.onnx.graph.prepare import prepare
 from quark.onnx.graph.weight_layers import weight_layers
@@ -28,7 +28,9 @@ def grid_of(*, symmetric: bool, per_channel: bool, scales: ScaleType = ScaleType
 def chosen(
     model: onnx.ModelProto, grid: WeightGrid, percentile: float | None = None, threads: int = 1
 ) -> dict[str, WeightParams]:
-    return weight_scales(model, weight_layers(model), grid, percentile=percentile, threads=threads)
+    layers = weight_layers(model)
+    ranges = dict.fromkeys((layer.weight for layer in layers), WeightRange(grid, percentile))
+    return weight_scales(model, layers, ranges, threads=threads)
 
 
 def channels(weight: np.ndarray, axis: int | None) -> np.ndarray:
@@ -100,6 +102,43 @@ def test_weights_that_share_a_scale_whatever_the_granularity(percentile: float |
     assert chosen(build(text, w=np.ones((4, 2, 1, 1))), grid, percentile)["w"].axis is None
     text = "(float[N,4] x) => (float[N,4] y) { z = MatMul(x, w) y = MatMul(z, w) }"
     assert set(chosen(build(text, w=np.eye(4)), grid, percentile)) == {"w"}
+
+
+@pytest.mark.parametrize("scales", [ScaleType.Float32, ScaleType.PowerOf2])
+@pytest.mark.parametrize("name", ["separable", "residual", "mlp", "autoencoder"])
+def test_a_bias_has_the_scale_with_the_least_squared_error(name: str, scales: ScaleType):
+    model = prepare(MODELS[name]())
+    layers, constants = weight_layers(model), initializers(model)
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    grid = grid_of(symmetric=True, per_channel=False, scales=scales)
+    found = weight_scales(model, layers, dict.fromkeys(biases, WeightRange(grid)), threads=1)
+    assert sorted(found) == sorted(biases)
+    for bias, params in found.items():
+        b, (scale,) = constants[bias], params.scale
+
+        def error(step: float, b: np.ndarray = b) -> float:
+            return float(np.square(fake_quant(b, step, 0, -127, 127).astype(float) - b).sum())
+
+        assert params.axis is None
+        if scales is ScaleType.PowerOf2:
+            assert np.log2(scale) % 1 == 0
+            assert error(scale) == min(error(scale * 2.0**i) for i in range(-5, 6))
+        else:
+            assert error(scale) <= min(error(np.abs(b).max() / 127 * f) for f in FACTORS) * (1 + 1e-6)
+    each = weight_scales(
+        model, layers, dict.fromkeys(biases, WeightRange(grid_of(symmetric=True, per_channel=True))), threads=1
+    )
+    for bias, params in each.items():
+        assert params.axis == 0
+        q = np.rint(constants[bias] / params.scale)
+        np.testing.assert_allclose(q * params.scale, constants[bias], rtol=1e-6)
+
+
+def test_what_is_not_named_is_left_alone():
+    model = prepare(MODELS["separable"]())
+    assert weight_scales(model, weight_layers(model), {}, threads=1) == {}
+    one = {"stem_w": WeightRange(grid_of(symmetric=True, per_channel=False))}
+    assert set(weight_scales(model, weight_layers(model), one, threads=1)) == {"stem_w"}
 
 
 def test_threads_do_not_matter():
