@@ -19,6 +19,7 @@ from quark.onnx.fast_finetune.layer_batches import LayerBatches, LayerData
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.selective import Judge
 from quark.onnx.fast_finetune.solver import LayerSolver, OpenSolver, Solution
+from quark.onnx.graph.editor import constant_tensors
 from quark.onnx.graph.write_back import write_integers
 from quark.onnx.inference import Engine
 from quark.onnx.plan.types import LayerPlan, Plan
@@ -80,7 +81,7 @@ def finetune_layers(
     )
     if judge is not None:
         judge.start(batches.outputs)
-    initializers = {t.name: t for t in quantized.graph.initializer}
+    initializers = constant_tensors(quantized.graph)
     reports = []
     order = _side_by_side if parallel else _one_by_one
     with closing(order(plan.layers, batches, solver, engine.threads)) as results:

@@ -14,7 +14,7 @@ import onnxslim
 from onnx.checker import MAXIMUM_PROTOBUF
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.editor import GraphEditor, rename_tensors
+from quark.onnx.graph.editor import GraphEditor, hold_constants_as_tensors, rename_tensors
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
 
 __all__ = ["is_quantized", "prepare"]
@@ -59,6 +59,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(model)
     if result.functions:
         result = onnx.inliner.inline_local_functions(result)
+    hold_constants_as_tensors(result.graph)  # onnxslim takes value_floats for float64
     result = _simplified(_at_least_opset(result, _MIN_OPSET))
     result = onnx.shape_inference.infer_shapes(result, data_prop=True)
     editor = GraphEditor(result.graph)

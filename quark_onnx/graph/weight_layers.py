@@ -8,6 +8,8 @@ from typing import Any
 
 import onnx
 
+from quark.onnx.graph.editor import constant_tensors
+
 __all__ = ["ConvAttributes", "GemmAttributes", "WeightLayer", "weight_layer", "weight_layers"]
 
 
@@ -78,7 +80,8 @@ def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
     Args:
         model: a prepared model. Nodes inside the subgraphs of If, Loop and Scan are not looked at.
     """
-    constants = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    tensors = constant_tensors(model.graph).items()
+    constants = {name: tuple(t.dims) for name, t in tensors if t.data_type == onnx.TensorProto.FLOAT}
     layers = (weight_layer(node, constants) for node in model.graph.node)
     return tuple(layer for layer in layers if layer is not None)
 

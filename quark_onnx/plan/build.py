@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import onnx
@@ -36,7 +37,8 @@ def build_plan(
     """The plan for a quantized Q/DQ model and the float model that it was made from.
 
     A layer's float counterpart is the one with its node name, else the one with its output's name, else the one whose
-    weight has the name of the quantized weight (less the suffix "_quantized"); its weight must be near.
+    weight has the name of the quantized weight (less the suffix "_quantized"), else the only one; its weight must be
+    near.
 
     Args:
         op_types: the op types to be tuned; nodes of other types are not mentioned.
@@ -85,21 +87,21 @@ class _Counterparts:
     """The float layers by name of node, output and weight."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        layers = weight_layers(model)
-        self._by_node = {layer.node_name: layer for layer in layers if layer.node_name}
-        self._by_output = {layer.output: layer for layer in layers}
-        self._by_weight = {layer.weight: layer for layer in layers}
+        self._layers = weight_layers(model)
+        self._by_node = {layer.node_name: layer for layer in self._layers if layer.node_name}
+        self._by_output = {layer.output: layer for layer in self._layers}
+        self._by_weight = {layer.weight: layer for layer in self._layers}
 
-    def find(self, layer: WeightLayer, weight_initializer: str) -> WeightLayer:
-        candidates = (
+    def find(self, layer: WeightLayer, weight_initializer: str) -> tuple[list[WeightLayer], list[WeightLayer]]:
+        """Those of the layer's kind that share a name with it, the best of the three names first; and the others."""
+        by_name = (
             self._by_node.get(layer.node_name),
             self._by_output.get(layer.output),
             self._by_weight.get(weight_initializer.removesuffix("_quantized")),
         )
-        for found in candidates:
-            if found and _kind(found) == _kind(layer):
-                return found
-        raise _Skip("the float model has no such layer: neither its name, its output's nor its weight's is there")
+        named = [found for found in by_name if found and _kind(found) == _kind(layer)]
+        others = [found for found in self._layers if found not in named and _kind(found) == _kind(layer)]
+        return named, others
 
 
 def _kind(layer: WeightLayer) -> tuple[object, ...]:
@@ -113,26 +115,24 @@ def _kind(layer: WeightLayer) -> tuple[object, ...]:
 def _layer_plan(
     layer: WeightLayer, graph: Dataflow, float_graph: Dataflow, counterparts: _Counterparts, *, output_qdq: bool
 ) -> LayerPlan:
-    dequantize = graph.producer.get(layer.weight)
-    if dequantize is None:
+    if layer.weight in graph.initializers:
         raise _Skip("its weight is not quantized")
+    dequantize = graph.producer[layer.weight]
     integers = graph.initializers[dequantize.input[0]]
-    _refuse_shared(integers.name, layer.weight, graph)
+    _refuse_shared(dequantize.input[0], layer.weight, graph)
     if onnx.helper.tensor_dtype_to_np_dtype(integers.data_type).name not in INTEGERS:
         raise _Skip(f"weights of type {onnx.TensorProto.DataType.Name(integers.data_type)} are not tuned yet")
     if len(layer.weight_shape) > 2 and layer.op_type == "MatMul":
         raise _Skip("its weight is a stack of matrices")
     if graph.is_constant(layer.input):
         raise _Skip("its input is constant")
-    counterpart = counterparts.find(layer, integers.name)
+    counterpart, weight = _pair(layer, graph, dequantize, float_graph, counterparts)
     if float_graph.is_constant(counterpart.output):
         raise _Skip("its float output is constant")
     conv = layer.attributes if isinstance(layer.attributes, ConvAttributes) else None
     gemm = layer.attributes if isinstance(layer.attributes, GemmAttributes) else GemmAttributes()
     if gemm.alpha == 0:
         raise _Skip("Gemm with alpha 0 has no weight to tune")
-    weight = _quantized_weight(layer, graph, dequantize, onnx.numpy_helper.to_array(
-        float_graph.initializers[counterpart.weight]))  # fmt: skip
     stage = None
     if gemm.alpha == 1:  # the core sees outputs without alpha
         stage = output_stage(layer, graph, counterpart, float_graph, through_qdq=output_qdq)
@@ -150,6 +150,33 @@ def _layer_plan(
         weight=weight,
         bias=_quantized_bias(layer, graph, len(weight.rows), gemm.beta),
     )
+
+
+def _pair(
+    layer: WeightLayer,
+    graph: Dataflow,
+    dequantize: onnx.NodeProto,
+    float_graph: Dataflow,
+    counterparts: _Counterparts,
+) -> tuple[WeightLayer, QuantizedWeight]:
+    """The float counterpart, and the weight."""
+
+    def near(candidates: list[WeightLayer]) -> Iterator[tuple[WeightLayer, QuantizedWeight]]:
+        for found in candidates:
+            float_weight = onnx.numpy_helper.to_array(float_graph.initializers[found.weight])
+            weight = _quantized_weight(layer, graph, dequantize, float_weight)
+            if _is_near(weight):
+                yield found, weight
+
+    named, others = counterparts.find(layer, dequantize.input[0])
+    for pair in near(named):  # not all are: tools number nodes and tensors in their own ways
+        return pair
+    pairs = list(islice(near(others), 2))
+    if len(pairs) == 1:
+        return pairs[0]
+    if named:
+        raise _Skip("its weight is not near that of the float model: was another float model quantized?")
+    raise _Skip("the float model has no such layer: neither its name, its output's nor its weight's is there")
 
 
 def _quantized_input(layer: WeightLayer, graph: Dataflow) -> QuantizedInput:
@@ -177,9 +204,6 @@ def _quantized_weight(
     s = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), len(rows)), np.float32)
     z = np.ascontiguousarray(np.broadcast_to(zero_point.reshape(-1), len(rows)), np.int32)
     qmin, qmax = INTEGERS[integers.dtype.name]
-    nearest = np.clip(np.rint(rows / s[:, None]) + z[:, None], qmin, qmax)
-    if _median_distance(nearest, rows_q, z[:, None]) > _FAR:
-        raise _Skip("its weight is not near that of the float model: was another float model quantized?")
     if qmin == -128 and not z.any():
         qmin = min(-127, int(rows_q.min()))  # symmetric quantization leaves -128 out: so do we, unless it was used
     return QuantizedWeight(
@@ -194,10 +218,13 @@ def _quantized_weight(
     )
 
 
-def _median_distance(nearest: NDArray[np.float32], rows_q: NDArray[np.int32], zero: NDArray[np.int32]) -> float:
-    """In steps, of what was not rounded to zero: zeros are near those of every weight."""
-    distance = np.abs(nearest - rows_q)[nearest != zero]
-    return float(np.median(distance)) if distance.size else 0.0
+def _is_near(weight: QuantizedWeight) -> bool:
+    """Whether the integers may come from the float weight. Only what is not rounded to zero tells: zeros are near
+    those of every weight."""
+    zero = weight.zero_point[:, None]
+    nearest = np.clip(np.rint(weight.rows / weight.scale[:, None]) + zero, weight.qmin, weight.qmax)
+    distance = np.abs(nearest - weight.rows_q)[nearest != zero]
+    return not distance.size or float(np.median(distance)) <= _FAR
 
 
 def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: float) -> QuantizedBias | None:
@@ -206,10 +233,10 @@ def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: flo
         raise _Skip("its bias is computed by the model, not constant")
     if layer.bias is None or beta == 0:
         return None
-    node = graph.producer.get(layer.bias)
-    if node is None:  # a float bias stays: only integers are changed
+    if layer.bias in graph.initializers:  # a float bias stays: only integers are changed
         real = onnx.numpy_helper.to_array(graph.initializers[layer.bias])
         return _fixed_bias(real, outputs, beta)
+    node = graph.producer[layer.bias]
     integers = onnx.numpy_helper.to_array(graph.initializers[node.input[0]])
     scale, zero_point = dequantize_parameters(node, graph)
     if scale is None or not _is_per_output(integers, outputs) or scale.size not in (1, outputs):

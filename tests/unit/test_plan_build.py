@@ -163,6 +163,25 @@ def test_a_namesake_of_another_shape_is_passed_over():
     assert only(plan_of(float_text=float_text, float_constants={"v": np.ones((3, 5))})).target == "z"
 
 
+NAMELESS = "(float[N,3] x) => (float[N,4] z) { [else] z = Gemm(x, v, b) }"
+
+
+def test_a_weight_that_is_near_is_enough():
+    assert only(plan_of(float_text=NAMELESS, float_constants={"v": W + 0.3})).target == "z"
+
+
+def test_two_weights_that_are_near_are_not():
+    text = NAMELESS.replace("z)", "z, float[N,4] t)").replace("}", "[third] t = Gemm(x, u) }")
+    assert "no such layer" in reason(plan_of(float_text=text, float_constants={"v": W + 0.3, "u": W - 0.3}))
+
+
+def test_a_namesake_of_another_weight_is_passed_over():
+    float_text = """(float[N,3] x) => (float[N,4] z, float[N,4] t) {
+        [layer] t = Gemm(x, v) [renamed] z = Gemm(x, w, b)
+    }"""
+    assert only(plan_of(float_text=float_text, float_constants={"v": -W})).target == "z"
+
+
 def test_only_the_wanted_types_are_mentioned():
     plan = build_plan(build(FLOAT, w=W, b=B), build(QUANTIZED, **CONSTANTS), ("Conv",))
     assert plan == Plan((), ())
@@ -284,8 +303,7 @@ def test_this_kind_of_layer(text: str, weight: tuple[int, ...]):
 
 
 def test_the_float_model_has_no_such_layer():
-    other = FLOAT.replace("[layer]", "[else]").replace("y", "z").replace("w,", "v,")
-    assert "no such layer" in reason(plan_of(float_text=other, float_constants={"v": W}))
+    assert "no such layer" in reason(plan_of(float_text=NAMELESS, float_constants={"v": -W}))
 
 
 def test_the_weight_is_not_quantized():
