@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layer, weight_layers
+from quark.onnx.plan.bodies import layers_in_bodies
 from quark.onnx.plan.output_stage import output_stage
 from quark.onnx.plan.quantizers import INTEGERS, dequantize_parameters
 from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
@@ -47,8 +48,10 @@ def build_plan(
     graph, float_graph = Dataflow(quantized), Dataflow(float_model)
     constants = _constant_shapes(graph)
     counterparts = _Counterparts(float_model)
-    layers, skipped = [], []
+    layers: list[LayerPlan] = []
+    skipped: list[SkippedLayer] = []
     for node in quantized.graph.node:
+        skipped.extend(layers_in_bodies(node, graph, op_types))
         if node.op_type not in op_types:
             continue
         try:
