@@ -16,6 +16,7 @@ from onnx.checker import MAXIMUM_PROTOBUF
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, hold_constants_as_tensors, rename_tensors
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
+from quark.onnx.graph.old_resize import keep_old_resize
 
 __all__ = ["is_quantized", "prepare"]
 
@@ -77,10 +78,16 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    if all(entry.version >= opset for entry in model.opset_import if entry.domain in ("", "ai.onnx")):
+    given = min((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=opset)
+    if given >= opset:
         return model
     try:
-        return onnx.version_converter.convert_version(model, opset)
+        result: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
+        if given < 11:
+            keep_old_resize(result.graph)
+        result.graph.ClearField("output")  # the converter fixes free axes there
+        result.graph.output.extend(model.graph.output)
+        return result
     except Exception as error:  # the converter raises RuntimeError, an error of its own, or the checker's
         raise ModelError(f"the model cannot be raised to opset {opset}, which Q/DQ need: {error}") from error
 
@@ -171,9 +178,16 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         node.name = name
 
 
+def _is_tensor(value: onnx.ValueInfoProto) -> bool:
+    return value.type.WhichOneof("value") in (None, "tensor_type")
+
+
 def _check_runs(model: onnx.ModelProto) -> None:
     """Have onnxruntime accept the model, and add the types of tensors that only its own operators make."""
     graph = model.graph
+    known = [value for value in graph.value_info if value.type.tensor_type.elem_type or not _is_tensor(value)]
+    graph.ClearField("value_info")
+    graph.value_info.extend(known)
     typed = {value.name for value in (*graph.input, *graph.value_info, *graph.output)}
     untyped = [name for node in graph.node for name in node.output if name and name not in typed]
     probe = onnx.ModelProto()
