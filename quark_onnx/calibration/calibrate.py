@@ -16,7 +16,7 @@ from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError
 from quark.onnx.graph.insert_qdq import WeightParams
-from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer
+from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
 from quark.onnx.inference import Engine, in_order, session
 from quark.onnx.plan.build import weight_rows
 from quark.onnx.plan.layer_data import core_geometry
@@ -191,7 +191,8 @@ class _ScaleSearch:
 
     def _fits(self, layer: WeightLayer, core: _core.Layer, x: NDArray[np.generic]) -> bool:
         try:
-            core.feed(np.ascontiguousarray(x), None, self._pool)
+            rows = x.swapaxes(-1, -2) if _is_weight_first(layer) else x
+            core.feed(np.ascontiguousarray(rows), None, self._pool)
         except ValueError as error:
             _LOG.warning(
                 "layer %s: its weight scale is left to minimum and maximum: %s %s", layer.node_name, error, x.shape
@@ -202,20 +203,26 @@ class _ScaleSearch:
     def choose(self, grid: WeightGrid) -> dict[str, WeightParams]:
         found = {}
         for layer, core, rows in self._layers:
+            # onnxruntime's kernels take one scale for the first input of a product.
+            per_channel = grid.per_channel and not _is_weight_first(layer)
             try:
                 scale, zero_point = core.weight_scale(
                     rows,
                     qmin=grid.qmin,
                     qmax=grid.qmax,
                     symmetric=grid.symmetric,
-                    per_channel=grid.per_channel,
+                    per_channel=per_channel,
                     bias_free=layer.bias is not None,
                     pool=self._pool,
                 )
             except ValueError as error:
                 raise DataError(f"input {layer.input!r} of layer {layer.node_name!r}: {error}") from error
-            found[layer.weight] = WeightParams(scale, zero_point, layer.channel_axis if grid.per_channel else None)
+            found[layer.weight] = WeightParams(scale, zero_point, layer.channel_axis if per_channel else None)
         return found
+
+
+def _is_weight_first(layer: WeightLayer) -> bool:
+    return isinstance(layer.attributes, GemmAttributes) and layer.attributes.weight_first
 
 
 def _searchable(layer: WeightLayer) -> bool:

@@ -143,12 +143,12 @@ def _feed(solver: LayerSolver, x: NDArray[np.generic], y: NDArray[np.float32], l
     """Adds a batch; what went wrong, if anything did."""
     if layer.factor != 1:
         y = y / np.float32(layer.factor)
-    if layer.input_transposed:
-        x = x.T
     if x.dtype not in (np.float32, np.uint8, np.int8):
         x = x.astype(np.float32)
     try:
-        solver.feed(np.ascontiguousarray(x), np.ascontiguousarray(y))
+        rows_x = x.swapaxes(-1, -2) if layer.input_transposed else x
+        rows_y = y.swapaxes(-1, -2) if layer.output_transposed else y
+        solver.feed(np.ascontiguousarray(rows_x), np.ascontiguousarray(rows_y))
     except ValueError as error:
         return f"its data does not fit: {error} (input {x.shape}, float output {y.shape})"
     return ""

@@ -257,15 +257,18 @@ def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[s
     """Give one scale to the weights that onnxruntime cannot quantize per channel.
 
     Those of ConvTranspose with groups, where its quantizer cannot tell the channels of the bias apart, and of
-    MatMul beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any.
+    MatMul beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any, or as the
+    first input, of which kernels take one scale.
     """
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    return {
-        node.input[1]: [{"quant_type": options.weight_type}]
+    weights = {
+        node.input[1]
         for node in graph.node
         if (node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1)
         or (node.op_type == "MatMul" and ranks.get(node.input[1], 2) != 2)
     }
+    weights.update(node.input[0] for node in graph.node if node.op_type == "MatMul" and node.input[0] in ranks)
+    return {name: [{"quant_type": options.weight_type}] for name in weights}
 
 
 def _avoid_lowest_integer(graph: onnx.GraphProto, weights: Iterable[str]) -> None:

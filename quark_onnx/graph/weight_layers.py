@@ -36,24 +36,29 @@ class ConvAttributes:
 
 @dataclass(frozen=True, kw_only=True)
 class GemmAttributes:
-    """The attributes of ONNX Gemm; MatMul has the defaults."""
+    """The attributes of ONNX Gemm; MatMul has the defaults.
+
+    Attributes:
+        weight_first: of MatMul: its first input is the weight, output = W x.
+    """
 
     alpha: float = 1.0
     beta: float = 1.0
     trans_a: bool = False
     trans_b: bool = False
+    weight_first: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightLayer:
-    """A node that applies a float32 initializer linearly to its first input.
+    """A node that applies a float32 initializer linearly to another input.
 
     Attributes:
         node_name: unique in a prepared model.
         op_type: "Conv" (one or two spatial dimensions), "Gemm" or "MatMul".
         weight: the weight's initializer; layers may share it.
         weight_shape: Conv: (outputs, inputs / group, *kernel). Gemm: (inputs, outputs), swapped if trans_b.
-            MatMul: (..., inputs, outputs).
+            MatMul: (..., inputs, outputs), swapped if weight_first.
         bias: the bias's initializer, or None.
         has_dynamic_bias: the node adds a third input that is no float32 initializer.
         input: the tensor that the weight is applied to.
@@ -75,7 +80,8 @@ class WeightLayer:
 
 
 def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
-    """The Conv (1-D, 2-D), Gemm and MatMul nodes whose second input is a float32 initializer, in graph order.
+    """The Conv (1-D, 2-D), Gemm and MatMul nodes whose second input is a float32 initializer, in graph order. Of MatMul
+    the first input may be it too.
 
     Args:
         model: a prepared model. Nodes inside the subgraphs of If, Loop and Scan are not looked at.
@@ -93,9 +99,15 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         node: of a float or of a quantized model.
         constants: the shapes of the float32 tensors that do not depend on the model's inputs.
     """
-    if node.domain not in ("", "ai.onnx") or len(node.input) < 2 or node.input[1] not in constants:
+    if node.domain not in ("", "ai.onnx") or len(node.input) < 2:
         return None
-    shape = constants[node.input[1]]
+    weight, data = node.input[1], node.input[0]
+    weight_first = node.op_type == "MatMul" and weight not in constants
+    if weight_first:
+        weight, data = data, weight
+    if weight not in constants:
+        return None
+    shape = constants[weight]
     given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
     attributes: ConvAttributes | GemmAttributes
     if node.op_type == "Conv" and len(shape) in (3, 4):
@@ -109,18 +121,19 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         )
         channel_axis = 0 if attributes.trans_b else 1
     elif node.op_type == "MatMul" and len(shape) > 1:
-        attributes, channel_axis = GemmAttributes(), len(shape) - 1
+        attributes = GemmAttributes(weight_first=weight_first)
+        channel_axis = len(shape) - (2 if weight_first else 1)
     else:
         return None
     bias = node.input[2] if len(node.input) > 2 else ""
     return WeightLayer(
         node_name=node.name,
         op_type=node.op_type,
-        weight=node.input[1],
+        weight=weight,
         weight_shape=shape,
         bias=bias if bias in constants else None,
         has_dynamic_bias=bool(bias) and bias not in constants,
-        input=node.input[0],
+        input=data,
         output=node.output[0],
         channel_axis=channel_axis,
         attributes=attributes,

@@ -73,11 +73,15 @@ def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
 
 
 def _not_a_layer(node: onnx.NodeProto, graph: Dataflow, constants: Collection[str]) -> str:
-    if len(node.input) < 2 or node.input[1] in constants:
+    weight_may_be = node.input[:2] if node.op_type in ("Gemm", "MatMul") else node.input[1:2]
+    constant = [name for name in weight_may_be if graph.is_constant(name)]
+    if len(node.input) < 2 or (node.op_type != "Gemm" and any(name in constants for name in constant)):
         return "this kind of layer is not tuned yet"
-    if graph.is_constant(node.input[1]):
-        return "its weight is neither a float32 initializer nor an integer one behind DequantizeLinear"
-    return "its weight is computed by the model, not constant"
+    if not constant:
+        return "its weight is computed by the model, not constant"
+    if node.input[1] not in constant:
+        return "its weight is the first input of Gemm: only that of MatMul is tuned there"
+    return "its weight is neither a float32 initializer nor an integer one behind DequantizeLinear"
 
 
 def _refuse_shared(initializer: str, dequantized: str, graph: Dataflow) -> None:
@@ -145,7 +149,8 @@ def _layer_plan(
         groups=conv.group if conv else 1,
         conv=conv,
         factor=gemm.alpha,
-        input_transposed=gemm.trans_a,
+        input_transposed=gemm.trans_a or gemm.weight_first,
+        output_transposed=gemm.weight_first,
         input=_quantized_input(layer, graph),
         target=counterpart.output,
         float_input=counterpart.input,

@@ -106,7 +106,11 @@ class _Finder:
 
     def __init__(self, layer: WeightLayer) -> None:
         self._outputs = layer.weight_shape[layer.channel_axis]
-        self._behind_channel = len(layer.weight_shape) - 2 if isinstance(layer.attributes, ConvAttributes) else 0
+        if isinstance(layer.attributes, ConvAttributes):
+            self._transposed, self._behind_channel = False, len(layer.weight_shape) - 2
+        else:
+            self._transposed = layer.attributes.weight_first
+            self._behind_channel = int(self._transposed)
 
     def activation(self, graph: Dataflow, tensor: str) -> Activation | None:
         """The one that alone reads a tensor."""
@@ -162,7 +166,7 @@ class _Finder:
     def _softmax(self, given: dict[str, Any], graph: Dataflow) -> Activation | None:
         version = next((o.version for o in graph.model.opset_import if o.domain in ("", "ai.onnx")), 1)
         axis = given.get("axis", -1)
-        if version < 13 or axis == 0:  # over all axes from `axis` on; over samples
+        if version < 13 or axis == 0 or self._transposed:  # over all axes from `axis` on; over samples
             return None
         return Activation("softmax", axis=axis)
 

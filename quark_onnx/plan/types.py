@@ -79,7 +79,8 @@ class LayerPlan:
         groups: of a Conv; K and the outputs below are of all groups together.
         conv: None for Gemm and MatMul.
         factor: Gemm's alpha.
-        input_transposed: Gemm's transA: the input is (K, rows).
+        input_transposed: the input is (..., K, rows): Gemm's transA, or a MatMul whose weight comes first.
+        output_transposed: the output is (..., outputs, rows): the latter.
         input: what feeds it in the quantized graph.
         target: the tensor of the float graph that it should reproduce, before any activation.
         float_input: what feeds it in the float graph.
@@ -98,6 +99,7 @@ class LayerPlan:
     stage: OutputStage | None
     weight: QuantizedWeight
     bias: QuantizedBias | None
+    output_transposed: bool = False
 
 
 @dataclass(frozen=True)
