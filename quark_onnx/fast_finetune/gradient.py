@@ -53,8 +53,15 @@ class GradientLayer:
             stage=core_stage(layer.stage),
         )
         self._samples = self._values = 0
+        self._shape: tuple[int, ...] | None = None
 
     def feed(self, x: LayerInput, y: NDArray[np.float32]) -> None:
+        if self._shape not in (None, x.shape[1:]):
+            raise ValueError(
+                f"the gradient loops take samples of one shape, and the input's was {self._shape} before: "
+                "solver='auto' and 'least_squares' take any"
+            )
+        self._shape = x.shape[1:]
         self._data.add(self._store.mapped(x), self._store.mapped(y))
         self._samples += len(x)
         self._values += y.size
