@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from small_models import Arrays, Reader
 
@@ -56,4 +57,16 @@ def with_initializers_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
     result = copy_of(model)
     for tensor in result.graph.initializer:
         result.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return result
+
+
+def in_floats(model: onnx.ModelProto, kind: int) -> onnx.ModelProto:
+    """Weights, inputs and outputs of another float type, an element type of ONNX."""
+    result, dtype = copy_of(model), onnx.helper.tensor_dtype_to_np_dtype(kind)
+    for tensor in result.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(dtype), tensor.name))
+    for value in (*result.graph.input, *result.graph.output):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = kind
     return result

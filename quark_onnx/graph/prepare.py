@@ -15,10 +15,11 @@ from onnx.checker import MAXIMUM_PROTOBUF
 
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, hold_constants_as_tensors, rename_tensors
+from quark.onnx.graph.float32 import in_float32
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
 from quark.onnx.graph.old_resize import keep_old_resize
 
-__all__ = ["is_quantized", "prepare"]
+__all__ = ["is_quantized", "prepare", "unprepared"]
 
 _MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-channel weights need
 
@@ -48,19 +49,17 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     had one; shapes inferred. Inputs, outputs and metadata stay as they are.
 
     Args:
-        model: a float32 model; not changed.
+        model: a float model; not changed. What it computes in 16-bit floats becomes float32 (`in_float32`).
 
     Raises:
-        ModelError: the model computes in float16, is larger than protobuf's 2 GB, cannot be raised to opset
-            13, or onnxruntime cannot run it.
+        ModelError: the model is larger than protobuf's 2 GB, cannot be raised to opset 13, or onnxruntime
+            cannot run it.
     """
     if model.ByteSize() >= MAXIMUM_PROTOBUF:
         raise ModelError("the model is larger than 2 GB, which onnx cannot transform in memory")
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    if result.functions:
-        result = onnx.inliner.inline_local_functions(result)
+    result = _own_copy(model)
     hold_constants_as_tensors(result.graph)  # onnxslim takes value_floats for float64
+    result = in_float32(result)
     result = _simplified(_at_least_opset(result, _MIN_OPSET))
     result = onnx.shape_inference.infer_shapes(result, data_prop=True)
     editor = GraphEditor(result.graph)
@@ -73,8 +72,21 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     _name_nodes(result.graph)
     result = onnx.shape_inference.infer_shapes(result, data_prop=True)
     _check_runs(result)
-    _refuse_float16(result.graph)
     return result
+
+
+def unprepared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A float model as it is, but in float32, without functions, and with unique names of nodes."""
+    result = in_float32(_own_copy(model))
+    _name_nodes(result.graph)
+    return result
+
+
+def _own_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without functions."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    return onnx.inliner.inline_local_functions(result) if result.functions else result
 
 
 def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
@@ -117,15 +129,6 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     needed = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     model.ir_version = max(model.ir_version, needed)
     return model
-
-
-def _refuse_float16(graph: onnx.GraphProto) -> None:
-    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    values = (*graph.input, *graph.value_info, *graph.output)
-    names = [value.name for value in values if value.type.tensor_type.elem_type in half]
-    names += [tensor.name for tensor in graph.initializer if tensor.data_type in half]
-    if names:
-        raise ModelError(f"the model computes in 16-bit float (tensor {names[0]!r}): quantize its float32 version")
 
 
 def _ranks(graph: onnx.GraphProto) -> dict[str, int]:

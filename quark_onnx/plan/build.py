@@ -65,7 +65,8 @@ def build_plan(
 
 
 def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
-    shapes = {name: tuple(t.dims) for name, t in graph.initializers.items() if t.data_type == onnx.TensorProto.FLOAT}
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    shapes = {name: tuple(t.dims) for name, t in graph.initializers.items() if t.data_type in floats}
     for node in graph.model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in graph.initializers:
             shapes[node.output[0]] = tuple(graph.initializers[node.input[0]].dims)
@@ -238,11 +239,13 @@ def _is_near(weight: QuantizedWeight) -> bool:
 def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: float) -> QuantizedBias | None:
     """The bias as the output sees it: beta is part of its scale."""
     if layer.has_dynamic_bias:
+        if graph.is_constant(graph.producer[layer.output].input[2]):
+            raise _Skip("its bias is neither a float32 initializer nor an integer one behind DequantizeLinear")
         raise _Skip("its bias is computed by the model, not constant")
     if layer.bias is None or beta == 0:
         return None
     if layer.bias in graph.initializers:  # a float bias stays: only integers are changed
-        real = onnx.numpy_helper.to_array(graph.initializers[layer.bias])
+        real = onnx.numpy_helper.to_array(graph.initializers[layer.bias]).astype(np.float32)
         return _fixed_bias(real, outputs, beta)
     node = graph.producer[layer.bias]
     integers = onnx.numpy_helper.to_array(graph.initializers[node.input[0]])

@@ -179,7 +179,7 @@ def _constant(graph: Dataflow, name: str) -> NDArray[np.float32] | None:
     """A float32 initializer, or an integer one behind DequantizeLinear with one scale."""
     if name in graph.initializers:
         array = onnx.numpy_helper.to_array(graph.initializers[name])
-        return array if array.dtype == np.float32 else None
+        return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else None
     node = graph.producer.get(name)
     if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in graph.initializers:
         return None

@@ -24,7 +24,7 @@ from quark.onnx.fast_finetune.finetune import FastFinetune
 from quark.onnx.fast_finetune.reference import reference_forms
 from quark.onnx.graph.insert_qdq import DEFAULT_OP_TYPES, QdqOptions, calibration_tensors, insert_qdq
 from quark.onnx.graph.model_file import ModelLike, check_output_path, load_model, save_model
-from quark.onnx.graph.prepare import is_quantized, prepare
+from quark.onnx.graph.prepare import is_quantized, prepare, unprepared
 from quark.onnx.graph.weight_layers import weight_layers
 from quark.onnx.inference import BatchMerging, Engine
 from quark.onnx.plan.float_form import matching_form
@@ -170,7 +170,7 @@ def finetune(
     if not is_quantized(quantized):
         raise ModelError("the quantized model has no Q/DQ: quantize it first, with ModelQuantizer or another tool")
     with clock.phase("prepare"):
-        forms = reference_forms(algorithm.ref_model_path, model) or (prepare(model), model)
+        forms = reference_forms(algorithm.ref_model_path, model) or (prepare(model), unprepared(model))
         model = matching_form(forms, quantized, algorithm.target_op_type)
     with FastFinetune(algorithm, threads=threads, clock=clock) as finetuning:
         with clock.phase("read data"):

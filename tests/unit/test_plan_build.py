@@ -378,6 +378,11 @@ def test_the_bias_is_computed():
     assert "bias is computed" in reason(plan_of(text))
 
 
+def test_the_bias_is_constant_in_another_form():
+    text = QUANTIZED.replace("b_real = Deq", "b_negative = Deq").replace("[layer]", "b_real = Neg(b_negative) [layer]")
+    assert "its bias is neither a float32 initializer nor" in reason(plan_of(text))
+
+
 @pytest.mark.parametrize("shape", [(4, 1), (1,), (4, 4)])
 def test_the_quantized_bias_is_not_one_per_output(shape: tuple[int, ...]):
     bias = np.ones(shape, np.int32)
