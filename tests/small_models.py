@@ -202,6 +202,57 @@ def embedding(*, seed: int = 4) -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def transformer_block(*, seed: int = 5) -> onnx.ModelProto:
+    """LayerNormalization before attention, before two products and before the last: x (N, 6, 16) to y (N, 6, 10)."""
+    w = Weights(seed)
+    a, b, c = (w.gains(16) for _ in range(3))
+    return build(
+        """(float[N,6,16] x) => (float[N,6,10] y) {
+            [norm1] n1 = LayerNormalization(x, norm1_w, norm1_b)
+            [query] q = MatMul(n1, query_w)
+            [key] k = MatMul(n1, key_w)
+            [value] v = MatMul(n1, value_w)
+            kt = Transpose<perm=[0,2,1]>(k)
+            alike = MatMul(q, kt)
+            attention = Softmax(alike)
+            mixed = MatMul(attention, v)
+            [project] p = MatMul(mixed, project_w)
+            r1 = Add(x, p)
+            [norm2] n2 = LayerNormalization(r1, norm2_w, norm2_b)
+            [up] u = MatMul(n2, up_w)
+            r = Relu(u)
+            [down] d = MatMul(r, down_w)
+            r2 = Add(r1, d)
+            [norm3] n3 = LayerNormalization<epsilon=0.001>(r2, norm3_w, norm3_b)
+            [head] y = MatMul(n3, head_w)
+        }""",
+        norm1_w=a, norm1_b=w.bias(16) * a, norm2_w=b, norm2_b=w.bias(16) * b, norm3_w=c, norm3_b=w.bias(16) * c,
+        query_w=w.conv(16, 16, gains=a).T / 2, key_w=w.conv(16, 16, gains=a).T / 2,
+        value_w=w.conv(16, 16, gains=a).T, project_w=w.conv(16, 16).T,
+        up_w=w.conv(32, 16, gains=b).T, down_w=w.conv(16, 32).T, head_w=w.conv(10, 16, gains=c).T,
+    )  # fmt: skip
+
+
+def style_cnn(*, seed: int = 6) -> onnx.ModelProto:
+    """InstanceNormalization and Relu behind each of two convolutions: x (N, 3, 8, 8) to y (N, 3, 8, 8)."""
+    w = Weights(seed)
+    a, b = w.gains(8), w.gains(8)
+    return build(
+        """(float[N,3,8,8] x) => (float[N,3,8,8] y) {
+            [conv1] c1 = Conv<pads=[1,1,1,1]>(x, conv1_w)
+            [norm1] n1 = InstanceNormalization(c1, norm1_w, norm1_b)
+            [relu1] r1 = Relu(n1)
+            [conv2] c2 = Conv<pads=[1,1,1,1]>(r1, conv2_w)
+            [norm2] n2 = InstanceNormalization<epsilon=0.001>(c2, norm2_w, norm2_b)
+            [relu2] r2 = Relu(n2)
+            [conv3] y = Conv<pads=[1,1,1,1]>(r2, conv3_w, conv3_b)
+        }""",
+        conv1_w=w.conv(8, 3, 3, 3), norm1_w=a, norm1_b=w.bias(8) * a,
+        conv2_w=w.conv(8, 8, 3, 3, gains=a), norm2_w=b, norm2_b=w.bias(8) * b,
+        conv3_w=w.conv(3, 8, 3, 3, gains=b), conv3_b=w.bias(3),
+    )  # fmt: skip
+
+
 MODELS = {
     "separable": separable_cnn,
     "residual": residual_cnn,

@@ -9,29 +9,38 @@
 
 enum { FEW_OUTPUTS = 2 }; /* up to here per group (depthwise) vector loops beat BLAS */
 
+enum { MOST_COLUMNS = 512, FEWEST_COLUMNS = 32, UNITS = 4 };
+
 /* Softmax needs a sample as a whole; it is a unit then, with all its pieces and groups. */
 static bool takes_whole_samples(const qk_training_data *d) { return d->stage.activation.kind == QK_SOFTMAX; }
 
-/* Samples of one unit of work: several small ones, or a piece of a large one. */
-static int64_t samples_per_unit(const qk_training_data *d) {
-    const int64_t n = QK_CHUNK / d->extent.positions;
-    return n < 1 || takes_whole_samples(d) ? 1 : n;
+/* Few enough columns for the second-level cache, and for some units even if the samples are few. */
+static int64_t chunk_for(const qk_training_data *d, int64_t samples) {
+    const int64_t each = (samples * d->extent.positions / UNITS + 15) / 16 * 16;
+    return each < FEWEST_COLUMNS ? FEWEST_COLUMNS : each > MOST_COLUMNS ? MOST_COLUMNS : each;
 }
 
-static int64_t unit_count(const qk_training_data *d, int64_t samples) {
-    const int64_t each = samples_per_unit(d);
-    return (samples + each - 1) / each * (takes_whole_samples(d) ? 1 : d->pieces);
+/* Samples of one unit of work: several small ones, or a piece of a large one. */
+static int64_t samples_per_unit(const qk_reconstruction *r) {
+    const int64_t n = r->chunk / r->data->extent.positions;
+    return n < 1 || takes_whole_samples(r->data) ? 1 : n;
+}
+
+static int64_t unit_count(const qk_reconstruction *r, int64_t samples) {
+    const int64_t each = samples_per_unit(r);
+    return (samples + each - 1) / each * (takes_whole_samples(r->data) ? 1 : r->pieces.count);
 }
 
 qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *data, int64_t most_samples,
-                                 qk_pool *pool) {
+                                 int64_t most_trained, qk_pool *pool) {
     const qk_geometry *g = &data->geometry;
-    const int64_t rows = g->groups * g->outputs, units = unit_count(data, most_samples);
-    const int64_t threads = qk_pool_threads(pool);
-    *r = (qk_reconstruction){.data = data, .pool = pool, .most_samples = most_samples, .rows = rows};
-    r->panels = QK_NEW(float, threads * (g->inputs + 2 * g->outputs) * QK_CHUNK);
+    const int64_t rows = g->groups * g->outputs, threads = qk_pool_threads(pool);
+    *r = (qk_reconstruction){.data = data, .pool = pool, .rows = rows, .chunk = chunk_for(data, most_samples)};
+    QK_TRY(qk_pieces_init(&r->pieces, data, r->chunk));
+    const int64_t units = unit_count(r, most_samples);
+    r->panels = QK_NEW(float, threads * (g->inputs + 2 * g->outputs) * r->chunk);
     r->outputs = QK_NEW(float, takes_whole_samples(data) ? threads * 4 * rows * data->extent.positions : 1);
-    r->gradient = QK_NEW(float, units * rows * g->inputs);
+    r->gradient = QK_NEW(float, unit_count(r, most_trained) * rows * g->inputs);
     r->slope = QK_NEW(float, units * rows);
     r->loss = QK_NEW(double, units * rows);
     r->power = QK_NEW(double, units * g->groups * g->inputs);
@@ -43,6 +52,7 @@ qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *d
 }
 
 void qk_reconstruction_destroy(qk_reconstruction *r) {
+    qk_pieces_destroy(&r->pieces);
     void *arrays[] = {r->panels, r->outputs, r->gradient, r->slope, r->loss, r->power, r->target_power, r->slope_power};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
@@ -82,10 +92,10 @@ static void backward(float *gradient, const float *error, const float *panel, in
 }
 
 /* The target of one output line, from column `column` of to on. */
-static void copy_target(float *to, const qk_training_data *d, int64_t sample, int64_t piece, int64_t row) {
-    const qk_extent *e = &d->extent;
-    const int64_t first = piece * QK_CHUNK, n = d->tables[piece].count;
-    const float *y = (const float *)d->y[sample].data + row * e->y_output + first * e->y_position;
+static void copy_target(float *to, const qk_reconstruction *r, int64_t sample, int64_t piece, int64_t row) {
+    const qk_extent *e = &r->data->extent;
+    const int64_t first = piece * r->pieces.size, n = r->pieces.tables[piece].count;
+    const float *y = (const float *)r->data->y[sample].data + row * e->y_output + first * e->y_position;
     if (e->y_position == 1) {
         memcpy(to, y, (size_t)n * sizeof *to);
         return;
@@ -93,9 +103,10 @@ static void copy_target(float *to, const qk_training_data *d, int64_t sample, in
     for (int64_t i = 0; i < n; i++) to[i] = y[i * e->y_position];
 }
 
-/* The input of the i-th sample of a call. */
-static qk_tensor input_of(const batch *b, int64_t i) {
-    return b->r->inputs ? b->r->inputs[i] : b->r->data->x[b->samples[i]];
+/* Inputs of the i-th sample of a call. */
+static void fill_panel(const batch *b, int64_t i, const qk_piece_fill *to) {
+    const qk_training_data *d = b->r->data;
+    qk_fill_piece(d, b->r->inputs ? b->r->inputs[i] : d->x[b->samples[i]], to);
 }
 
 /* A line of n outputs of one row: its error in place of out, and all sums of it. bias: still to be added. */
@@ -125,13 +136,13 @@ static void add_input_power(const batch *b, int64_t unit, int64_t group, const f
 static void run_group(const batch *b, int64_t unit, int64_t group, int64_t first, int64_t last, int64_t piece,
                       float *panel) {
     const qk_training_data *d = b->r->data;
-    const int64_t K = d->geometry.inputs, O = d->geometry.outputs, each = d->tables[piece].count;
+    const int64_t K = d->geometry.inputs, O = d->geometry.outputs, each = b->r->pieces.tables[piece].count;
     const int64_t n = (last - first) * each;
     float *out = panel + K * n, *target = out + O * n;
     for (int64_t s = first; s < last; s++) {
-        qk_fill_piece(d, input_of(b, s), piece, group, panel, n, (s - first) * each);
+        fill_panel(b, s, &(qk_piece_fill){&b->r->pieces.tables[piece], group, panel, n, (s - first) * each});
         for (int64_t o = 0; o < O; o++)
-            copy_target(target + o * n + (s - first) * each, d, b->samples[s], piece, group * O + o);
+            copy_target(target + o * n + (s - first) * each, b->r, b->samples[s], piece, group * O + o);
     }
     forward(out, b->weight + group * O * K, panel, O, K, n);
     for (int64_t o = 0; o < O; o++) {
@@ -146,19 +157,20 @@ static void run_group(const batch *b, int64_t unit, int64_t group, int64_t first
 static void run_sample(const batch *b, int64_t unit, float *panel, float *z) {
     const qk_training_data *d = b->r->data;
     const qk_kernels *kernels = qk_kernels_get();
+    const qk_pieces *pieces = &b->r->pieces;
     const int64_t K = d->geometry.inputs, O = d->geometry.outputs, P = d->extent.positions, all = b->r->rows * P;
     float *target = z + all, *error = target + all, *slope_power = error + all;
-    for (int64_t piece = 0; piece < d->pieces; piece++)
+    for (int64_t piece = 0; piece < pieces->count; piece++)
         for (int64_t group = 0; group < d->geometry.groups; group++) {
-            const int64_t n = d->tables[piece].count;
+            const int64_t n = pieces->tables[piece].count;
             float *out = panel + K * n;
-            qk_fill_piece(d, input_of(b, unit), piece, group, panel, n, 0);
+            fill_panel(b, unit, &(qk_piece_fill){&pieces->tables[piece], group, panel, n, 0});
             forward(out, b->weight + group * O * K, panel, O, K, n);
             add_input_power(b, unit, group, panel, n);
             for (int64_t o = 0; o < O; o++) {
-                const int64_t row = group * O + o, at = row * P + piece * QK_CHUNK;
+                const int64_t row = group * O + o, at = row * P + piece * pieces->size;
                 for (int64_t i = 0; i < n; i++) z[at + i] = out[o * n + i] + (b->bias ? b->bias[row] : 0);
-                copy_target(target + at, d, b->samples[unit], piece, row);
+                copy_target(target + at, b->r, b->samples[unit], piece, row);
             }
         }
     qk_stage_softmax(&d->stage, qk_softmax_shape_of(&d->stage, &d->geometry, &d->y[b->samples[unit]]), z, target, error,
@@ -170,13 +182,13 @@ static void run_sample(const batch *b, int64_t unit, float *panel, float *z) {
         b->r->slope_power[at] = kernels->sum(slope_power + row * P, (size_t)P);
         b->r->slope[at] = (float)kernels->sum(z + row * P, (size_t)P);
     }
-    for (int64_t piece = 0; piece < d->pieces && b->wanted->gradient; piece++)
+    for (int64_t piece = 0; piece < pieces->count && b->wanted->gradient; piece++)
         for (int64_t group = 0; group < d->geometry.groups; group++) {
-            const int64_t n = d->tables[piece].count;
+            const int64_t n = pieces->tables[piece].count;
             float *out = panel + K * n;
-            qk_fill_piece(d, input_of(b, unit), piece, group, panel, n, 0);
+            fill_panel(b, unit, &(qk_piece_fill){&pieces->tables[piece], group, panel, n, 0});
             for (int64_t o = 0; o < O; o++)
-                memcpy(out + o * n, z + (group * O + o) * P + piece * QK_CHUNK, (size_t)n * sizeof *out);
+                memcpy(out + o * n, z + (group * O + o) * P + piece * pieces->size, (size_t)n * sizeof *out);
             backward(b->r->gradient + (unit * b->r->rows + group * O) * K, out, panel, O, K, n, piece > 0);
         }
 }
@@ -185,14 +197,14 @@ static void unit_task(void *context, int64_t task, int worker) {
     const batch *b = context;
     const qk_training_data *d = b->r->data;
     const qk_geometry *g = &d->geometry;
-    float *panel = b->r->panels + worker * (g->inputs + 2 * g->outputs) * QK_CHUNK;
+    float *panel = b->r->panels + worker * (g->inputs + 2 * g->outputs) * b->r->chunk;
     if (takes_whole_samples(d)) {
         run_sample(b, task, panel, b->r->outputs + worker * 4 * b->r->rows * d->extent.positions);
         return;
     }
-    const int64_t unit = task / g->groups, group = task % g->groups, each = samples_per_unit(d);
-    const int64_t first = unit / d->pieces * each, last = first + each < b->count ? first + each : b->count;
-    run_group(b, unit, group, first, last, unit % d->pieces, panel);
+    const int64_t unit = task / g->groups, group = task % g->groups, each = samples_per_unit(b->r);
+    const int64_t first = unit / b->r->pieces.count * each, last = first + each < b->count ? first + each : b->count;
+    run_group(b, unit, group, first, last, unit % b->r->pieces.count, panel);
 }
 
 /* to[i] = factor * sum over units of parts[unit, i] */
@@ -207,7 +219,7 @@ static void add_units(float *to, const float *parts, int64_t units, int64_t n, d
 void qk_reconstruct(qk_reconstruction *r, const float *weight, const float *bias, const int64_t *samples, int64_t count,
                     qk_reconstruction_result *result) {
     const qk_geometry *g = &r->data->geometry;
-    const int64_t units = unit_count(r->data, count), inputs = g->groups * g->inputs;
+    const int64_t units = unit_count(r, count), inputs = g->groups * g->inputs;
     const double columns = (double)(count * r->data->extent.positions);
     batch b = {r, weight, bias, samples, count, units, result};
     if (result->mean_power) memset(r->power, 0, (size_t)(units * inputs) * sizeof *r->power);

@@ -11,7 +11,8 @@
 typedef struct {
     const qk_training_data *data;
     qk_pool *pool;
-    int64_t most_samples;    /* of a call */
+    int64_t chunk;           /* columns of a unit of work, by the size of a call: no result depends on threads */
+    qk_pieces pieces;        /* of samples with more positions than that */
     int64_t rows;            /* output channels of all groups */
     const qk_tensor *inputs; /* of the samples of a call, in place of the data's own; NULL: those */
     float *panels;           /* (threads, K + 2 O, columns of a unit) */
@@ -24,8 +25,9 @@ typedef struct {
     double *slope_power;     /* (units, rows): of the stage */
 } qk_reconstruction;
 
+/* most_samples: of a call; most_trained: of a call that wants the gradient, or 0. */
 qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *data, int64_t most_samples,
-                                 qk_pool *pool);
+                                 int64_t most_trained, qk_pool *pool);
 void qk_reconstruction_destroy(qk_reconstruction *r);
 
 /* What is wanted of some samples: entries that are NULL are not computed. */

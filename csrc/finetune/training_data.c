@@ -3,12 +3,14 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "kernels/kernels.h"
 
 qk_status qk_training_data_new(qk_training_data **out, const qk_geometry *geometry, const qk_output_stage *stage,
                                int holdout) {
     *out = NULL;
     if (!qk_geometry_is_sane(geometry) || holdout < 0 || holdout == 1) return QK_E_ARG;
     if (stage && stage->activation.kind == QK_SOFTMAX && stage->folded) return QK_E_ARG;
+    if (stage && stage->quantized && !(stage->affine.scale > 0 && stage->grid.qmin < stage->grid.qmax)) return QK_E_ARG;
     qk_training_data *d = QK_NEW(qk_training_data, 1);
     if (!d) return QK_E_NOMEM;
     d->geometry = *geometry;
@@ -18,36 +20,12 @@ qk_status qk_training_data_new(qk_training_data **out, const qk_geometry *geomet
     return QK_OK;
 }
 
-static void free_tables(qk_training_data *d) {
-    for (int64_t i = 0; i < d->pieces; i++) qk_row_table_destroy(&d->tables[i]);
-    free(d->tables);
-    d->tables = NULL;
-    d->pieces = 0;
-}
-
 void qk_training_data_free(qk_training_data *d) {
     if (!d) return;
-    free_tables(d);
     free(d->x);
     free(d->x_float);
     free(d->y);
     free(d);
-}
-
-static qk_status make_tables(qk_training_data *d) {
-    int64_t positions[QK_CHUNK];
-    free_tables(d); /* of an earlier try that failed */
-    d->tables = QK_NEW(qk_row_table, (d->extent.positions + QK_CHUNK - 1) / QK_CHUNK);
-    if (!d->tables) return QK_E_NOMEM;
-    for (int64_t p = 0; p < d->extent.positions; p += QK_CHUNK) {
-        const int64_t n = d->extent.positions - p < QK_CHUNK ? d->extent.positions - p : QK_CHUNK;
-        qk_row_table *t = &d->tables[d->pieces++];
-        QK_TRY(qk_row_table_init(t, d->extent.taps, n));
-        for (int64_t i = 0; i < n; i++) positions[i] = p + i;
-        qk_row_table_add_inputs(t, &d->geometry, &d->extent, 0, positions, n);
-        qk_row_table_seal(t);
-    }
-    return QK_OK;
 }
 
 static bool grow(qk_training_data *d, int64_t more) {
@@ -89,7 +67,6 @@ qk_status qk_training_data_add(qk_training_data *d, const qk_tensor *x, const qk
         if (d->stage.activation.kind == QK_SOFTMAX && (d->stage.axis < 1 || d->stage.axis >= y->ndim))
             return QK_E_SHAPE;
         d->extent = e;
-        QK_TRY(make_tables(d));
     } else if (x->dtype != d->x[0].dtype || !is_of_one_shape(x, d->x) || !is_of_one_shape(y, d->y) ||
                !x_float != !d->x_float[0].data) {
         return QK_E_SHAPE;
@@ -103,17 +80,51 @@ qk_status qk_training_data_add(qk_training_data *d, const qk_tensor *x, const qk
     return QK_OK;
 }
 
+bool qk_samples_are_finite(const qk_training_data *d) {
+    const qk_kernels *k = qk_kernels_get();
+    const size_t x = (size_t)d->extent.x_sample, y = (size_t)d->extent.y_sample;
+    float lo = 0, hi = 0;
+    for (int64_t s = 0; s < d->count; s++)
+        if ((d->x[s].dtype == QK_F32 && !k->min_max(d->x[s].data, x, &lo, &hi)) ||
+            (d->x_float[s].data && !k->min_max(d->x_float[s].data, x, &lo, &hi)) ||
+            !k->min_max(d->y[s].data, y, &lo, &hi))
+            return false;
+    return true;
+}
+
 bool qk_is_held_out(const qk_training_data *d, int64_t sample) {
     return d->holdout > 0 && d->count >= 2 * d->holdout && sample % d->holdout == d->holdout - 1;
 }
 
 int64_t qk_channels_per_group(const qk_training_data *d) { return d->geometry.inputs / d->extent.taps; }
 
-void qk_fill_piece(const qk_training_data *d, qk_tensor x, int64_t piece, int64_t group, float *panel, int64_t ld,
-                   int64_t column) {
+qk_status qk_pieces_init(qk_pieces *p, const qk_training_data *d, int64_t size) {
+    const int64_t all = d->extent.positions;
+    *p = (qk_pieces){.size = size, .tables = QK_NEW(qk_row_table, (all + size - 1) / size)};
+    int64_t *positions = QK_NEW(int64_t, size);
+    qk_status status = p->tables && positions ? QK_OK : QK_E_NOMEM;
+    for (int64_t first = 0; first < all && status == QK_OK; first += size) {
+        const int64_t n = all - first < size ? all - first : size;
+        qk_row_table *t = &p->tables[p->count++];
+        status = qk_row_table_init(t, d->extent.taps, n);
+        if (status != QK_OK) break;
+        for (int64_t i = 0; i < n; i++) positions[i] = first + i;
+        qk_row_table_add_inputs(t, &d->geometry, &d->extent, 0, positions, n);
+        qk_row_table_seal(t);
+    }
+    free(positions);
+    return status;
+}
+
+void qk_pieces_destroy(qk_pieces *p) {
+    for (int64_t i = 0; i < p->count; i++) qk_row_table_destroy(&p->tables[i]);
+    free(p->tables);
+}
+
+void qk_fill_piece(const qk_training_data *d, qk_tensor x, const qk_piece_fill *to) {
     const int64_t channels = qk_channels_per_group(d);
     /* to start at the group's first channel, so that its lines start the panel */
-    x.data = (const char *)x.data + (size_t)(group * channels * d->extent.x_channel) * item_size(x.dtype);
-    const qk_panel_fill_job job = {panel, ld, column, &x, d->extent.x_channel, &d->tables[piece]};
+    x.data = (const char *)x.data + (size_t)(to->group * channels * d->extent.x_channel) * item_size(x.dtype);
+    const qk_panel_fill_job job = {to->panel, to->ld, to->column, &x, d->extent.x_channel, to->piece};
     qk_panel_fill(&job, 0, channels);
 }

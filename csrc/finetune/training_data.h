@@ -5,8 +5,6 @@
 #include "ops/panel.h"
 #include "qk.h"
 
-enum { QK_CHUNK = 512 }; /* rows of a unit of work; fixed, so that no result depends on the number of threads */
-
 struct qk_training_data {
     qk_geometry geometry;
     qk_output_stage stage;
@@ -14,15 +12,29 @@ struct qk_training_data {
     int64_t count, room;        /* samples */
     qk_tensor *x, *x_float, *y; /* (room), each one sample; of x_float data may be NULL */
     qk_extent extent;           /* of one sample; all samples have one shape */
-    qk_row_table *tables;       /* (pieces): QK_CHUNK positions of a sample each, the last maybe fewer */
-    int64_t pieces;
 };
 
+/* Whether there is neither NaN nor Inf in the samples. An activation could hide them from the loss. */
+bool qk_samples_are_finite(const qk_training_data *data);
 /* Whether a sample judges instead of being trained on. */
 bool qk_is_held_out(const qk_training_data *data, int64_t sample);
 int64_t qk_channels_per_group(const qk_training_data *data);
+
+/* The positions of a sample cut into pieces of `size`, the last maybe fewer. */
+typedef struct {
+    int64_t size, count;
+    qk_row_table *tables; /* (count) */
+} qk_pieces;
+qk_status qk_pieces_init(qk_pieces *pieces, const qk_training_data *data, int64_t size);
+void qk_pieces_destroy(qk_pieces *pieces);
+
 /* Input lines of group `group` of one piece of a sample x, from column `column` of panel (K, ld) on. */
-void qk_fill_piece(const qk_training_data *data, qk_tensor x, int64_t piece, int64_t group, float *panel, int64_t ld,
-                   int64_t column);
+typedef struct {
+    const qk_row_table *piece;
+    int64_t group;
+    float *panel;
+    int64_t ld, column;
+} qk_piece_fill;
+void qk_fill_piece(const qk_training_data *data, qk_tensor x, const qk_piece_fill *to);
 
 #endif

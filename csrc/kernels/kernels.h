@@ -15,6 +15,7 @@ typedef struct {
  * sigmoid of alpha. lo, hi: the integers that may be used. */
 typedef struct {
     float *alpha, *first, *second; /* (n): variable and Adam's two averages */
+    float *sigmoid;                /* (n): of alpha; set by a call with a negative rate, then kept up to date */
     const float *base;             /* (n): floor(w / scale) + zp */
     float *weight;                 /* (n): becomes the soft weight */
     float scale, zp, lo, hi;
@@ -83,8 +84,8 @@ typedef struct {
     /* One step of Adam for n variables. */
     void (*adam)(float *restrict variable, float *restrict first, float *restrict second,
                  const float *restrict gradient, qk_adam adam, size_t n);
-    /* One step along `gradient`, of the loss by the weight. A negative rate sets the weight only. Returns the sum of
-     * the regulariser 1 - |2h - 1|^beta before the step. */
+    /* One step along `gradient`, of the loss by the weight. A negative rate sets weight and sigmoid only. Returns the
+     * sum of the regulariser 1 - |2h - 1|^beta before the step. */
     double (*soft_rounding_step)(const qk_soft_rounding *r, const float *restrict gradient, qk_adam adam, size_t n);
     void (*straight_through_step)(const qk_straight_through *r, const float *restrict gradient, qk_adam adam, size_t n);
 

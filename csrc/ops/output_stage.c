@@ -58,19 +58,21 @@ void qk_stage_softmax(const qk_output_stage *s, qk_softmax_shape shape, float *z
         float *p = z + at, *t = target + at, *e = error + at, *power = slope_power + at;
         softmax(t, n, inner);
         softmax(p, n, inner);
-        float squares = 0, mean = 0;
+        double squares = 0, mean = 0; /* where a share is about 1 what is left of it is tiny */
         for (int64_t i = 0; i < n; i++) {
+            const double share = p[i * inner];
             float value = p[i * inner], inside = 1;
             if (s->quantized) k->fake_quant_through(&value, &inside, 1, s->affine, s->grid);
             e[i * inner] = value - t[i * inner];
-            power[i * inner] = inside * e[i * inner]; /* for now */
-            mean += power[i * inner] * p[i * inner];
-            squares += p[i * inner] * p[i * inner];
+            power[i * inner] = inside; /* for now */
+            mean += inside * share * e[i * inner];
+            squares += inside * (share * share);
         }
-        for (int64_t i = 0; i < n; i++) { /* d value_j / d z_i = value_j ([i = j] - value_i) */
-            const float share = p[i * inner], through = power[i * inner];
-            power[i * inner] = share * share * (1 - 2 * share + squares);
-            p[i * inner] = share * (through - mean);
+        for (int64_t i = 0; i < n; i++) { /* d value_j / d z_i = share_j ([i = j] - share_i), 0 where j is outside */
+            const double share = p[i * inner], inside = power[i * inner];
+            const double others = squares - inside * (share * share);
+            power[i * inner] = (float)(share * share * (inside * (1 - share) * (1 - share) + others));
+            p[i * inner] = (float)(share * (inside * e[i * inner] - mean));
         }
     }
 }

@@ -48,6 +48,11 @@ static bool stage_from(PyObject *argument, npy_intp rows, qk_output_stage *stage
         stage->slopes = PyArray_DATA(array);
     }
     stage->quantized = grid != Py_None;
+    if (stage->quantized && !PyTuple_Check(grid)) {
+        PyErr_Format(PyExc_TypeError, "stage: a grid (scale, zero_point, qmin, qmax) is needed, not %s",
+                     Py_TYPE(grid)->tp_name);
+        return false;
+    }
     return !stage->quantized ||
            PyArg_ParseTuple(grid, "fiii;stage: a grid (scale, zero_point, qmin, qmax) is needed", &stage->affine.scale,
                             &stage->affine.zero_point, &stage->grid.qmin, &stage->grid.qmax);

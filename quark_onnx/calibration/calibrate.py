@@ -228,4 +228,6 @@ def _is_weight_first(layer: WeightLayer) -> bool:
 def _searchable(layer: WeightLayer) -> bool:
     if isinstance(layer.attributes, ConvAttributes):
         return True
+    if not isinstance(layer.attributes, GemmAttributes):
+        return False  # the scale of a normalization: the layer's input is not what it is applied to
     return len(layer.weight_shape) == 2 and not layer.attributes.trans_a

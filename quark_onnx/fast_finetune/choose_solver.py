@@ -15,7 +15,7 @@ from quark.onnx.fast_finetune.solver import LayerInput, LayerSolver, OpenSolver,
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.quantization.config.algorithm import AdaQuantConfig, FastFinetuneConfig
 
-__all__ = ["choose_solver"]
+__all__ = ["choose_solver", "is_trained_in_steps"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore) -
         return GradientLayer(layer, config, store, update_bias=update_bias, pool=pool)
 
     def both(layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
-        if layer.stage is None and config.drop_ratio == 1:
+        if not is_trained_in_steps(layer, config):
             return least_squares(layer, pool)
         return _Both(layer.node, least_squares(layer, pool), gradient(layer, pool, update_bias=settings.update_bias))
 
@@ -54,6 +54,13 @@ def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore) -
             return both
 
 
+def is_trained_in_steps(layer: LayerPlan, config: FastFinetuneConfig) -> bool:
+    """Whether the published loop has a part in solving a layer."""
+    if config.solver == "auto":
+        return layer.stage is not None or config.drop_ratio < 1
+    return config.solver == "gradient"
+
+
 class _Both:
     """Both solvers of one layer. (`LayerSolver`)"""
 
@@ -61,11 +68,11 @@ class _Both:
         self._name, self._least_squares = name, least_squares
         self._gradient: GradientLayer | None = gradient
 
-    def feed(self, x: LayerInput, y: NDArray[np.float32]) -> None:
+    def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:
         self._least_squares.feed(x, y)
         try:
             if self._gradient is not None:
-                self._gradient.feed(x, y)
+                self._gradient.feed(x, y, x_float)
         except ValueError as error:
             _LOG.info(
                 "layer %s: by least squares alone, as the published loop cannot take its data: %s", self._name, error

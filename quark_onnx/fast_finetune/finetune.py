@@ -13,7 +13,7 @@ from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
-from quark.onnx.fast_finetune.choose_solver import choose_solver
+from quark.onnx.fast_finetune.choose_solver import choose_solver, is_trained_in_steps
 from quark.onnx.fast_finetune.largest_layer import with_largest_layer
 from quark.onnx.fast_finetune.run import finetune_layers
 from quark.onnx.fast_finetune.samples import KeptSamples
@@ -23,7 +23,7 @@ from quark.onnx.inference import batch_is_free
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.types import Plan
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
-from quark.onnx.quantization.config.supported import check_engine_supports
+from quark.onnx.quantization.config.supported import ignored_options
 from quark.onnx.report.end_to_end import Outputs, compare, outputs_of
 from quark.onnx.report.layer_report import LayerReport
 from quark.onnx.report.progress import PhaseProgress
@@ -63,11 +63,7 @@ class FastFinetune:
     def __init__(self, config: FastFinetuneConfig, *, threads: int, clock: PhaseClock) -> None:
         self._config, self._clock = config, clock
         self._role = "float" if config.ref_model_path is None else "reference"
-        self.engine, on_the_cpu = engine_on_device(config, threads=threads)
-        self._ignored = tuple(
-            f"{option.keyword}={option.value!r} has no effect: {option.reason}"
-            for option in (*check_engine_supports(config), *on_the_cpu)
-        )
+        self.engine, self._on_the_cpu = engine_on_device(config, threads=threads)
         self._store: BatchStore = FileStore(config.cache_dir) if config.mem_opt_level == 2 else MemoryStore()
         self._samples = KeptSamples(self._store, config.data_size, HOLDOUT)
 
@@ -96,11 +92,10 @@ class FastFinetune:
         Raises:
             ModelError: no layer can be tuned, or a model cannot run.
         """
-        for line in self._ignored:
-            _LOG.warning(line)
         with self._clock.phase("plan"):
             plan = build_plan(float_model, quantized, self._config.target_op_type, output_qdq=self._config.output_qdq)
         _refuse_empty(plan, self._config)
+        ignored = self._ignored(plan)
         with self._clock.phase("compare"):
             whole = self._before(float_model, quantized)
         if self._config.select_max_mem_layer:
@@ -115,12 +110,23 @@ class FastFinetune:
             samples=samples_seen,
             layers=layers,
             skipped=plan.skipped,
-            ignored=self._ignored,
+            ignored=ignored,
             warnings=_warnings(end_to_end),
             end_to_end=end_to_end,
             phases=self._clock.seconds,
             peak_rss_mib=peak_rss_mib(),
         )
+
+    def _ignored(self, plan: Plan) -> tuple[str, ...]:
+        """What was set and has no effect; also a warning each."""
+        in_steps = any(is_trained_in_steps(layer, self._config) for layer in plan.layers)
+        lines = tuple(
+            f"{option.keyword}={option.value!r} has no effect: {option.reason}"
+            for option in (*ignored_options(self._config, in_steps=in_steps), *self._on_the_cpu)
+        )
+        for line in lines:
+            _LOG.warning(line)
+        return lines
 
     def _tune(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, plan: Plan) -> tuple[LayerReport, ...]:
         with PhaseProgress("Finetuning layers", len(plan.layers)) as progress:
@@ -137,6 +143,7 @@ class FastFinetune:
                 self._samples,
                 choose_solver(self._config, self._samples.samples, self._store),
                 self.engine,
+                float_inputs=self._config.drop_ratio < 1 and self._config.solver != "least_squares",
                 float_first=self._config.mem_opt_level == 0 and not self._config.parallel,
                 parallel=self._config.parallel,
                 judge=self._judge(float_model, quantized),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +18,21 @@ from quark.onnx.plan.types import LayerPlan
 __all__ = ["LayerBatches", "LayerData"]
 
 _Result = TypeVar("_Result")
-LayerData = tuple[NDArray[np.generic], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerData:
+    """A batch of a layer.
+
+    Attributes:
+        x: what the quantized graph feeds it.
+        y: the float graph's output.
+        x_float: what the float graph feeds it, where solvers mix it in (`drop_ratio`).
+    """
+
+    x: NDArray[np.generic]
+    y: NDArray[np.float32]
+    x_float: NDArray[np.float32] | None
 
 
 class LayerBatches:
@@ -28,7 +43,8 @@ class LayerBatches:
         stops: the layers whose data is wanted at each step: one layer after the other, or all at once.
         samples: the calibration data; used up.
         engine: for all that runs at the same time.
-        float_first: compute all float targets before the first layer, and keep them (memory level 0).
+        float_first: compute all that the float graph gives before the first layer, and keep it (memory level 0).
+        float_inputs: give layers the float graph's inputs too.
         outputs: tensors of the quantized graph that `outputs` will be asked for.
 
     Raises:
@@ -44,11 +60,13 @@ class LayerBatches:
         engine: Engine,
         *,
         float_first: bool,
+        float_inputs: bool,
         outputs: tuple[str, ...] = (),
     ) -> None:
         self._stops, self._batches, self._outputs = stops, samples.batches, outputs
+        self._float_inputs = float_inputs
         self._at_once, each = engine.shared_out(samples.batches)
-        targets = [[layer.target for layer in layers] for layers in stops]
+        targets = [[name for layer in layers for name in self._float_tensors(layer)] for layers in stops]
         inputs = [[layer.input.tensor for layer in layers] for layers in stops]
         self._float = Walk("float", float_model, targets, samples.store, each)
         self._quantized = Walk("quantized", quantized, [*inputs, outputs], samples.store, each)
@@ -60,7 +78,7 @@ class LayerBatches:
         self._kept = [self._kept_targets() for _ in stops] if float_first else None
 
     def of(self, stop: int) -> Iterator[list[LayerData]]:
-        """(input, float target) of each layer of a stop, batch by batch; to be asked for in order.
+        """The data of each layer of a stop, batch by batch; to be asked for in order.
 
         Raises:
             FinetuneError: onnxruntime cannot run a segment of a graph.
@@ -70,10 +88,24 @@ class LayerBatches:
         inputs = self._quantized.advance().run
 
         def data(batch: int) -> list[LayerData]:
-            x, y = inputs(batch), targets(batch)
-            return [(x[layer.input.tensor], y[layer.target].astype(np.float32, copy=False)) for layer in layers]
+            x, of_float = inputs(batch), targets(batch)
+
+            def given(name: str) -> NDArray[np.float32]:
+                return of_float[name].astype(np.float32, copy=False)
+
+            return [
+                LayerData(
+                    x[layer.input.tensor],
+                    given(layer.target),
+                    given(layer.float_input) if self._float_inputs else None,
+                )
+                for layer in layers
+            ]
 
         yield from self._in_order(data)
+
+    def _float_tensors(self, layer: LayerPlan) -> tuple[str, ...]:
+        return (layer.target, layer.float_input) if self._float_inputs else (layer.target,)
 
     def outputs(self) -> Iterator[Arrays]:
         """The outputs of the quantized model as it is now, batch by batch; only what is behind the last stop is run.

@@ -65,7 +65,7 @@ class LeastSquaresLayer:
             x_zero_point=layer.input.zero_point,
         )
 
-    def feed(self, x: LayerInput, y: NDArray[np.float32]) -> None:
+    def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:  # noqa: ARG002
         self._core.feed(x, y, self._pool)
 
     def solve(self) -> Solution:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.errors import FinetuneError
@@ -51,6 +50,7 @@ def finetune_layers(
     engine: Engine,
     *,
     float_first: bool,
+    float_inputs: bool,
     parallel: bool,
     judge: Judge | None,
     on_layer: Callable[[LayerReport], None],
@@ -61,6 +61,7 @@ def finetune_layers(
         samples: the calibration data; used up.
         solver: opens the solver of a layer, which works with the pool that it is given.
         float_first: compute all float targets before the first layer is solved, and keep them (memory level 0).
+        float_inputs: solvers mix the float graph's inputs in.
         parallel: every layer sees the quantized model as it is now, and all are solved at the same time. Otherwise
             each sees the outputs of the layers before it as they are after finetuning.
         judge: decides whether a layer's integers stay; not with `parallel`.
@@ -77,6 +78,7 @@ def finetune_layers(
         samples,
         engine,
         float_first=float_first,
+        float_inputs=float_inputs,
         outputs=judge.outputs if judge is not None else (),
     )
     if judge is not None:
@@ -101,8 +103,8 @@ def _one_by_one(
         started = time.perf_counter()
         _core.return_memory(_FREED_BYTES)  # the tensors of the walk are as long-lived as they are large
         opened, problem = solver(layer, pool), ""
-        for ((x, y),) in batches.of(index):
-            problem = problem or _feed(opened, x, y, layer)
+        for (data,) in batches.of(index):
+            problem = problem or _feed(opened, data, layer)
         yield _solve(opened, layer, problem, started)
 
 
@@ -114,7 +116,7 @@ def _side_by_side(
     opened, problems = list(map(solver, layers, pools)), [""] * len(layers)
 
     def feed(index: int, data: LayerData) -> None:
-        problems[index] = problems[index] or _feed(opened[index], *data, layers[index])
+        problems[index] = problems[index] or _feed(opened[index], data, layers[index])
 
     def solve(opened: LayerSolver, layer: LayerPlan, problem: str) -> _Solved:
         return _solve(opened, layer, problem, time.perf_counter())
@@ -139,16 +141,16 @@ def _side_by_side(
             executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _feed(solver: LayerSolver, x: NDArray[np.generic], y: NDArray[np.float32], layer: LayerPlan) -> str:
+def _feed(solver: LayerSolver, data: LayerData, layer: LayerPlan) -> str:
     """Adds a batch; what went wrong, if anything did."""
+    x, y, x_float, arrange = data.x, data.y, data.x_float, layer.arrangement
     if layer.factor != 1:
         y = y / np.float32(layer.factor)
     if x.dtype not in (np.float32, np.uint8, np.int8):
         x = x.astype(np.float32)
     try:
-        rows_x = x.swapaxes(-1, -2) if layer.input_transposed else x
-        rows_y = y.swapaxes(-1, -2) if layer.output_transposed else y
-        solver.feed(np.ascontiguousarray(rows_x), np.ascontiguousarray(rows_y))
+        mixed_in = None if x_float is None else np.ascontiguousarray(arrange.input(x_float))
+        solver.feed(np.ascontiguousarray(arrange.input(x)), np.ascontiguousarray(arrange.output(y)), mixed_in)
     except ValueError as error:
         return f"its data does not fit: {error} (input {x.shape}, float output {y.shape})"
     return ""

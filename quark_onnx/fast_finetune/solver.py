@@ -45,8 +45,9 @@ class Solution:
 class LayerSolver(Protocol):
     """One layer from data to integers."""
 
-    def feed(self, x: LayerInput, y: NDArray[np.float32]) -> None:
-        """The next samples: x as the layer's quantized input gives it, y the float output. Both C-contiguous.
+    def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:
+        """The next samples: x as the layer's quantized input gives it, y the float output; x_float the float graph's
+        input, where steps mix it in. All C-contiguous.
 
         Raises:
             ValueError: they do not fit the layer.

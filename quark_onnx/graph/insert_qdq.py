@@ -256,9 +256,10 @@ def _overrides(params: WeightParams) -> list[dict[str, Any]]:
 def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[str, list[dict[str, Any]]]:
     """Give one scale to the weights that onnxruntime cannot quantize per channel.
 
-    Those of ConvTranspose with groups, where its quantizer cannot tell the channels of the bias apart, and of
-    MatMul beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any, or as the
-    first input, of which kernels take one scale.
+    Those of ConvTranspose with groups, where its quantizer cannot tell the channels of the bias apart, of MatMul
+    beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any, or as the first
+    input, of which kernels take one scale, and of LayerNormalization beyond one, where its quantizer takes the
+    scale's second axis and the bias's first.
     """
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
     weights = {
@@ -266,6 +267,7 @@ def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[s
         for node in graph.node
         if (node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1)
         or (node.op_type == "MatMul" and ranks.get(node.input[1], 2) != 2)
+        or (node.op_type == "LayerNormalization" and ranks.get(node.input[1], 1) > 1)
     }
     weights.update(node.input[0] for node in graph.node if node.op_type == "MatMul" and node.input[0] in ranks)
     return {name: [{"quant_type": options.weight_type}] for name in weights}

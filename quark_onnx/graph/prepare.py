@@ -17,13 +17,14 @@ from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, hold_constants_as_tensors, rename_tensors
 from quark.onnx.graph.float32 import in_float32
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
+from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.graph.old_resize import keep_old_resize
 
 __all__ = ["is_quantized", "prepare", "unprepared"]
 
 _MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-channel weights need
 
-_OPS_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm", "InstanceNormalization", "LayerNormalization"})
+_OPS_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm", *NORMALIZATIONS})
 
 _QUANTIZED_OP = re.compile(r"[Qq]uantize|Integer|^Q[A-Z]|NBits$|Bnb4$|FixNeuron")
 

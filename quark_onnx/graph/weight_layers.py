@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 
 from quark.onnx.graph.editor import constant_tensors
+from quark.onnx.graph.normalization import NORMALIZATIONS, NormAttributes, norm_attributes
 
 __all__ = ["ConvAttributes", "GemmAttributes", "WeightLayer", "weight_layer", "weight_layers"]
 
@@ -51,20 +52,21 @@ class GemmAttributes:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightLayer:
-    """A node that applies a float32 initializer linearly to another input.
+    """A node that applies a float32 initializer linearly to another input; of a normalization, to that normalized.
 
     Attributes:
         node_name: unique in a prepared model.
-        op_type: "Conv" (one or two spatial dimensions), "Gemm" or "MatMul".
+        op_type: "Conv" (one or two spatial dimensions), "Gemm", "MatMul" or one of `NORMALIZATIONS`.
         weight: the weight's initializer; layers may share it.
         weight_shape: Conv: (outputs, inputs / group, *kernel). Gemm: (inputs, outputs), swapped if trans_b.
-            MatMul: (..., inputs, outputs), swapped if weight_first.
+            MatMul: (..., inputs, outputs), swapped if weight_first. Normalizations: that of the scale.
         bias: the bias's initializer, or None.
         has_dynamic_bias: the node adds a third input that is no float32 initializer.
         input: the tensor that the weight is applied to.
         output: the node's output.
-        channel_axis: the axis of the weight that counts output channels, not negative.
-        attributes: ConvAttributes of a Conv, GemmAttributes otherwise.
+        channel_axis: the axis of the weight that counts output channels, not negative. 0 of
+            normalizations, whose scale has one output per element.
+        attributes: ConvAttributes of a Conv, GemmAttributes of Gemm and MatMul, NormAttributes of a normalization.
     """
 
     node_name: str
@@ -76,12 +78,12 @@ class WeightLayer:
     input: str
     output: str
     channel_axis: int
-    attributes: ConvAttributes | GemmAttributes
+    attributes: ConvAttributes | GemmAttributes | NormAttributes
 
 
 def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
-    """The Conv (1-D, 2-D), Gemm and MatMul nodes whose second input is a float32 initializer, in graph order. Of MatMul
-    the first input may be it too.
+    """The nodes of the types above whose second input is a float32 initializer, in graph order. Of MatMul the first may
+    be it too.
 
     Args:
         model: a prepared model. Nodes inside the subgraphs of If, Loop and Scan are not looked at.
@@ -109,7 +111,7 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         return None
     shape = constants[weight]
     given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-    attributes: ConvAttributes | GemmAttributes
+    attributes: ConvAttributes | GemmAttributes | NormAttributes
     if node.op_type == "Conv" and len(shape) in (3, 4):
         attributes, channel_axis = _conv_attributes(given, shape[2:]), 0
     elif node.op_type == "Gemm":
@@ -123,6 +125,8 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
     elif node.op_type == "MatMul" and len(shape) > 1:
         attributes = GemmAttributes(weight_first=weight_first)
         channel_axis = len(shape) - (2 if weight_first else 1)
+    elif node.op_type in NORMALIZATIONS:
+        attributes, channel_axis = norm_attributes(node, given), 0
     else:
         return None
     bias = node.input[2] if len(node.input) > 2 else ""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
+from quark.onnx.graph.normalization import NormAttributes
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layer, weight_layers
+from quark.onnx.plan.arrangement import Arrangement, Transposed, TransposedInput
 from quark.onnx.plan.bodies import layers_in_bodies
+from quark.onnx.plan.normalized_input import NormalizedInput
 from quark.onnx.plan.output_stage import output_stage
-from quark.onnx.plan.quantizers import INTEGERS, dequantize_parameters
+from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
 from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
 
 __all__ = ["build_plan", "weight_rows"]
@@ -28,6 +33,8 @@ class _Skip(Exception):
 
 def weight_rows(layer: WeightLayer, weight: NDArray[np.generic]) -> NDArray[np.generic]:
     """A weight as (output channels, inputs per output), C-contiguous."""
+    if isinstance(layer.attributes, NormAttributes):
+        return np.ascontiguousarray(weight.reshape(-1, 1))
     rows = weight.reshape(weight.shape[0], -1) if layer.channel_axis == 0 else weight.T
     return np.ascontiguousarray(rows)
 
@@ -137,22 +144,22 @@ def _layer_plan(
     counterpart, weight = _pair(layer, graph, dequantize, float_graph, counterparts)
     if float_graph.is_constant(counterpart.output):
         raise _Skip("its float output is constant")
-    conv = layer.attributes if isinstance(layer.attributes, ConvAttributes) else None
+    conv = _convolution(layer)
     gemm = layer.attributes if isinstance(layer.attributes, GemmAttributes) else GemmAttributes()
     if gemm.alpha == 0:
         raise _Skip("Gemm with alpha 0 has no weight to tune")
     stage = None
     if gemm.alpha == 1:  # the core sees outputs without alpha
         stage = output_stage(layer, graph, counterpart, float_graph, through_qdq=output_qdq)
+    source = _quantized_input(layer, graph)
     return LayerPlan(
         node=layer.node_name or layer.output,
         op_type=layer.op_type,
         groups=conv.group if conv else 1,
         conv=conv,
         factor=gemm.alpha,
-        input_transposed=gemm.trans_a or gemm.weight_first,
-        output_transposed=gemm.weight_first,
-        input=_quantized_input(layer, graph),
+        arrangement=_arrangement(layer, source, graph),
+        input=source,
         target=counterpart.output,
         float_input=counterpart.input,
         stage=stage,
@@ -188,6 +195,41 @@ def _pair(
     raise _Skip("the float model has no such layer: neither its name, its output's nor its weight's is there")
 
 
+def _convolution(layer: WeightLayer) -> ConvAttributes | None:
+    match layer.attributes:
+        case ConvAttributes() as conv:
+            return conv
+        case NormAttributes():
+            elements = math.prod(layer.weight_shape)
+            return ConvAttributes(
+                kernel_shape=(1,), strides=(1,), dilations=(1,), pads=(0, 0), auto_pad="NOTSET", group=elements
+            )
+    return None
+
+
+def _arrangement(layer: WeightLayer, source: QuantizedInput, graph: Dataflow) -> Arrangement:
+    match layer.attributes:
+        case GemmAttributes(trans_a=True):
+            return TransposedInput()
+        case GemmAttributes(weight_first=True):
+            return Transposed()
+        case NormAttributes() as norm:
+            if norm.training:
+                raise _Skip("in training mode it normalizes with the mean and variance of the batch")
+            if norm.stash_type != onnx.TensorProto.FLOAT:
+                kind = onnx.TensorProto.DataType.Name(norm.stash_type)
+                raise _Skip(f"its mean and variance are {kind} (stash_type), not FLOAT")
+            given = list(graph.producer[layer.output].input)
+            if twice := [name for name in (layer.weight, layer.bias) if name and given.count(name) > 1]:
+                raise _Skip(f"it reads {twice[0]!r} as two of its inputs")
+            statistics = [constant_values(graph, name) for name in norm.statistics]
+            known = tuple(values for values in statistics if values is not None)
+            if len(known) < len(statistics):
+                raise _Skip("its mean or variance is neither a float32 initializer nor an integer one with one scale")
+            return NormalizedInput(layer.op_type, norm, layer.weight_shape, source.scale, source.zero_point, known)
+    return Arrangement()
+
+
 def _quantized_input(layer: WeightLayer, graph: Dataflow) -> QuantizedInput:
     node = graph.producer.get(layer.input)
     # Without a zero point the type of the quantized tensor is not known here: then the float tensor will do.
@@ -205,7 +247,7 @@ def _quantized_weight(
     scale, zero_point = dequantize_parameters(dequantize, graph)
     rows = weight_rows(layer, float_weight).astype(np.float32, copy=False)
     rows_q = weight_rows(layer, integers).astype(np.int32)
-    axis = next((a.i for a in dequantize.attribute if a.name == "axis"), 1) % integers.ndim
+    axis = next((a.i for a in dequantize.attribute if a.name == "axis"), 1) % max(integers.ndim, 1)
     if any(a.name == "block_size" and a.i for a in dequantize.attribute):
         raise _Skip("blockwise scales are not tuned yet")
     if scale is None or (scale.size > 1 and axis != layer.channel_axis) or scale.size not in (1, len(rows)):
@@ -245,10 +287,10 @@ def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: flo
     if layer.bias is None or beta == 0:
         return None
     if layer.bias in graph.initializers:  # a float bias stays: only integers are changed
-        real = onnx.numpy_helper.to_array(graph.initializers[layer.bias]).astype(np.float32)
+        real = _bias_values(layer, graph.initializers[layer.bias]).astype(np.float32)
         return _fixed_bias(real, outputs, beta)
     node = graph.producer[layer.bias]
-    integers = onnx.numpy_helper.to_array(graph.initializers[node.input[0]])
+    integers = _bias_values(layer, graph.initializers[node.input[0]])
     scale, zero_point = dequantize_parameters(node, graph)
     if scale is None or not _is_per_output(integers, outputs) or scale.size not in (1, outputs):
         raise _Skip("its bias is not one integer per output, quantized with constant scales")
@@ -259,6 +301,16 @@ def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: flo
     _refuse_shared(node.input[0], layer.bias, graph)
     info = np.iinfo(integers.dtype)
     return QuantizedBias(node.input[0], real, s, int(info.min), int(info.max))
+
+
+def _bias_values(layer: WeightLayer, tensor: onnx.TensorProto) -> NDArray[Any]:
+    """As in the model; of a normalization one axis, that of the elements of its scale."""
+    values: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
+    if not isinstance(layer.attributes, NormAttributes) or values.size == 1:
+        return values
+    if values.shape != layer.weight_shape:
+        raise _Skip(f"its bias has the shape {values.shape}, its scale {layer.weight_shape}")
+    return values.reshape(-1)
 
 
 def _is_per_output(bias: NDArray[np.generic], outputs: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.onnx.graph.normalization import NormAttributes
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes
 from quark.onnx.plan.output_stage import OutputStage
 
@@ -17,9 +18,9 @@ CoreStage = tuple[str, float, float, NDArray[np.float32] | None, int, bool, Grid
 ConvGeometry = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...], int]
 
 
-def core_geometry(attributes: ConvAttributes | GemmAttributes) -> ConvGeometry | None:
-    """The argument `conv` of `_core.Layer`; None for matrix products."""
-    if isinstance(attributes, GemmAttributes):
+def core_geometry(attributes: ConvAttributes | GemmAttributes | NormAttributes) -> ConvGeometry | None:
+    """The argument `conv` of `_core.Layer`; None for what is no convolution."""
+    if not isinstance(attributes, ConvAttributes):
         return None
     a = attributes
     return a.kernel_shape, a.strides, a.dilations, a.pads, _AUTO_PAD[a.auto_pad]

@@ -11,8 +11,9 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer
-from quark.onnx.plan.quantizers import INTEGERS, dequantize_parameters
+from quark.onnx.graph.normalization import NormAttributes
+from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
+from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
 
 __all__ = ["Activation", "OutputStage", "output_stage"]
 
@@ -105,12 +106,13 @@ class _Finder:
     """Finds the activations that suit a layer."""
 
     def __init__(self, layer: WeightLayer) -> None:
-        self._outputs = layer.weight_shape[layer.channel_axis]
-        if isinstance(layer.attributes, ConvAttributes):
-            self._transposed, self._behind_channel = False, len(layer.weight_shape) - 2
-        else:
-            self._transposed = layer.attributes.weight_first
-            self._behind_channel = int(self._transposed)
+        arranged = isinstance(layer.attributes, NormAttributes)
+        transposed = isinstance(layer.attributes, GemmAttributes) and layer.attributes.weight_first
+        self._axes_stay = not arranged and not transposed  # the core's are those of the model
+        self._outputs = math.prod(layer.weight_shape) if arranged else layer.weight_shape[layer.channel_axis]
+        self._behind_channel = len(layer.weight_shape) - 2 if isinstance(layer.attributes, ConvAttributes) else 0
+        if transposed:
+            self._behind_channel = 1
 
     def activation(self, graph: Dataflow, tensor: str) -> Activation | None:
         """The one that alone reads a tensor."""
@@ -145,17 +147,19 @@ class _Finder:
         bounds = [given.get("min", -math.inf), given.get("max", math.inf)]
         for i, name in enumerate(node.input[1:]):
             if name:
-                bound = _constant(graph, name)
+                bound = constant_values(graph, name)
                 if bound is None or bound.size != 1:
                     return None
                 bounds[i] = float(bound.reshape(()))
         return Activation("clip", *bounds)
 
     def _prelu(self, node: onnx.NodeProto, graph: Dataflow) -> Activation | None:
-        slope = _constant(graph, node.input[1])
+        slope = constant_values(graph, node.input[1])
         if slope is None:
             return None
         if slope.size != 1:
+            if not self._axes_stay:
+                return None
             channels_first = slope.shape[slope.ndim - 1 - self._behind_channel :] if slope.ndim else ()
             if slope.size != self._outputs or slope.ndim <= self._behind_channel or channels_first[0] != self._outputs:
                 return None  # other slopes at other positions
@@ -166,25 +170,10 @@ class _Finder:
     def _softmax(self, given: dict[str, Any], graph: Dataflow) -> Activation | None:
         version = next((o.version for o in graph.model.opset_import if o.domain in ("", "ai.onnx")), 1)
         axis = given.get("axis", -1)
-        if version < 13 or axis == 0 or self._transposed:  # over all axes from `axis` on; over samples
+        if version < 13 or axis == 0 or not self._axes_stay:  # before 13: over all axes from `axis` on; 0: over samples
             return None
         return Activation("softmax", axis=axis)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-
-
-def _constant(graph: Dataflow, name: str) -> NDArray[np.float32] | None:
-    """A float32 initializer, or an integer one behind DequantizeLinear with one scale."""
-    if name in graph.initializers:
-        array = onnx.numpy_helper.to_array(graph.initializers[name])
-        return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else None
-    node = graph.producer.get(name)
-    if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in graph.initializers:
-        return None
-    scale, zero_point = dequantize_parameters(node, graph)
-    if scale is None or scale.size != 1:
-        return None
-    integers = onnx.numpy_helper.to_array(graph.initializers[node.input[0]]).astype(np.float32)
-    return (integers - zero_point.astype(np.float32)) * scale

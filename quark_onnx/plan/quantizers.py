@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
 
-__all__ = ["INTEGERS", "dequantize_parameters"]
+__all__ = ["INTEGERS", "constant_values", "dequantize_parameters"]
 
 # By NumPy's name of the type: the integers that there are.
 INTEGERS = {"int8": (-128, 127), "uint8": (0, 255)}
@@ -31,3 +31,18 @@ def dequantize_parameters(
     if zero_point not in graph.initializers:
         return None, np.zeros(1, np.int32)
     return scale, onnx.numpy_helper.to_array(graph.initializers[zero_point])
+
+
+def constant_values(graph: Dataflow, name: str) -> NDArray[np.float32] | None:
+    """Constant floats, or integers behind DequantizeLinear with one scale, as float32."""
+    if name in graph.initializers:
+        array = onnx.numpy_helper.to_array(graph.initializers[name])
+        return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else None
+    node = graph.producer.get(name)
+    if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in graph.initializers:
+        return None
+    scale, zero_point = dequantize_parameters(node, graph)
+    if scale is None or scale.size != 1:
+        return None
+    integers = onnx.numpy_helper.to_array(graph.initializers[node.input[0]]).astype(np.float32)
+    return (integers - zero_point.astype(np.float32)) * scale

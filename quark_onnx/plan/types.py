@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quark.onnx.graph.weight_layers import ConvAttributes
+from quark.onnx.plan.arrangement import Arrangement
 from quark.onnx.plan.output_stage import OutputStage
 
 __all__ = ["LayerPlan", "Plan", "QuantizedBias", "QuantizedInput", "QuantizedWeight", "SkippedLayer"]
@@ -72,15 +73,14 @@ class QuantizedBias:
 
 @dataclass(frozen=True, eq=False)
 class LayerPlan:
-    """One layer to be finetuned: output = factor * (W x) + bias.
+    """One layer to be finetuned: output = factor * (W x) + bias, of x and output as they are arranged.
 
     Attributes:
         node: name of the node in the quantized model.
         groups: of a Conv; K and the outputs below are of all groups together.
-        conv: None for Gemm and MatMul.
+        conv: None for Gemm and MatMul. Of a normalization: one group with one weight for each element of its scale.
         factor: Gemm's alpha.
-        input_transposed: the input is (..., K, rows): Gemm's transA, or a MatMul whose weight comes first.
-        output_transposed: the output is (..., outputs, rows): the latter.
+        arrangement: what becomes of the tensors below before the core sees them.
         input: what feeds it in the quantized graph.
         target: the tensor of the float graph that it should reproduce, before any activation.
         float_input: what feeds it in the float graph.
@@ -92,14 +92,13 @@ class LayerPlan:
     groups: int
     conv: ConvAttributes | None
     factor: float
-    input_transposed: bool
+    arrangement: Arrangement
     input: QuantizedInput
     target: str
     float_input: str
     stage: OutputStage | None
     weight: QuantizedWeight
     bias: QuantizedBias | None
-    output_transposed: bool = False
 
 
 @dataclass(frozen=True)

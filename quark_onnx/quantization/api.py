@@ -32,7 +32,7 @@ from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
 from quark.onnx.quantization.config.data_type import Int8
 from quark.onnx.quantization.config.spec import CalibMethod, QuantGranularity
-from quark.onnx.quantization.config.supported import check_engine_supports, check_supported
+from quark.onnx.quantization.config.supported import check_supported
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
 from quark.onnx.report.resources import PhaseClock, peak_rss_mib
@@ -62,7 +62,6 @@ class ModelQuantizer:
             raise ConfigTypeError(f"ModelQuantizer takes a QConfig, not {type(config).__name__}")
         check_supported(config)
         if config.fast_finetune is not None:
-            check_engine_supports(config.fast_finetune)
             engine_on_device(config.fast_finetune, threads=_threads(config))
         self.config = config
         self.report: Report | None = None
@@ -155,7 +154,6 @@ def finetune(
     algorithm = config.fast_finetune if isinstance(config, QConfig) else config
     if not isinstance(algorithm, FastFinetuneConfig):
         raise ConfigTypeError(f"finetune needs AdaRoundConfig or AdaQuantConfig, not {config!r}")
-    check_engine_supports(algorithm)
     threads = _threads(config if isinstance(config, QConfig) else None)
     engine_on_device(algorithm, threads=threads)
     _checked_reader(reader)

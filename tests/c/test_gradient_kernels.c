@@ -135,7 +135,9 @@ static void check_adam(const state *before, const state *after, size_t i, double
 /* ---- soft_rounding_step ---------------------------------------------------------------------- */
 
 static double soft_step(const qk_kernels *k, const state *s, float penalty, float beta, float rate) {
+    float sigmoid[MOST + 2];
     const qk_soft_rounding r = {.alpha = s->variable + s->shift,
+                                .sigmoid = sigmoid + s->shift,
                                 .first = s->first + s->shift,
                                 .second = s->second + s->shift,
                                 .base = s->base + s->shift,
@@ -146,6 +148,7 @@ static double soft_step(const qk_kernels *k, const state *s, float penalty, floa
                                 .hi = HI,
                                 .penalty = penalty,
                                 .beta = beta};
+    k->soft_rounding_step(&r, s->gradient + s->shift, (qk_adam){-1, 1, 1}, s->n);
     return k->soft_rounding_step(&r, s->gradient + s->shift, (qk_adam){rate, CORRECTION1, CORRECTION2}, s->n);
 }
 
@@ -248,7 +251,9 @@ static void the_rectified_sigmoid_is_precise(void) {
     const int count = runnable(tables);
     for (int i = 0; i < COUNT; i++) alpha[i] = (float)(i - COUNT / 2) / 1000;
     for (int t = 0; t < count; t++) {
-        const qk_soft_rounding r = {.alpha = alpha, .base = base, .weight = weight, .scale = 1, .lo = LO, .hi = HI};
+        float sigmoid[COUNT];
+        const qk_soft_rounding r = {
+            .alpha = alpha, .sigmoid = sigmoid, .base = base, .weight = weight, .scale = 1, .lo = LO, .hi = HI};
         tables[t]->soft_rounding_step(&r, base, (qk_adam){-1, 1, 1}, COUNT);
         for (int i = 0; i < COUNT; i++) CHECK(fabs(weight[i] - soft_h(alpha[i])) <= 3e-7);
     }

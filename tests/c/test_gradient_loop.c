@@ -143,10 +143,23 @@ static qk_status start_loss_attempt(void *context) {
     return qk_start_loss(f->data, &f->start, f->pool, &loss);
 }
 
+static qk_status mixed_train_attempt(void *context) {
+    qk_gradient_options o = options_of(QK_ADAROUND, true);
+    qk_gradient_result r;
+    o.iterations = 3;
+    o.drop_ratio = 0.5;
+    return train(context, &o, &r);
+}
+
 static void training_may_run_out_of_memory(void) {
     fixture f = fixture_new(&ref_cases[11], 1, 1);
     qk_refuse_each_allocation(train_attempt, &f);
     qk_refuse_each_allocation(start_loss_attempt, &f);
+    const qk_output_stage softmax = {.activation = {.kind = QK_SOFTMAX}, .axis = 1};
+    qk_training_data_free(f.data);
+    CHECK(qk_training_data_new(&f.data, &f.geometry, &softmax, HOLDOUT) == QK_OK);
+    CHECK(qk_training_data_add(f.data, &f.x, &f.x, &f.y) == QK_OK);
+    qk_refuse_each_allocation(mixed_train_attempt, &f);
     fixture_free(&f);
 }
 

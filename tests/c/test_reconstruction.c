@@ -1,59 +1,5 @@
 /* The reconstruction loss and its gradient against loops in float64 over all rows. */
-#include "finetune/reconstruction.h"
-
-#include "base/blas.h"
-#include "reference.h"
-
-/* Units of several samples are in reference.h; here are units that are pieces of one sample, and a remainder. */
-static const ref_case larger[] = {
-    {"one unit", {.groups = 1, .inputs = 4, .outputs = 3}, 3, {3, 512, 4}},
-    {"two pieces", {.groups = 1, .inputs = 4, .outputs = 3}, 3, {3, 513, 4}},
-    {"1-D, three pieces", {1, QK_PAD_EXPLICIT, 2, 3, 6, {3}, {1}, {2}, {2}, {2}}, 3, {3, 4, 1100}},
-    {"depthwise, pieces", {2, QK_PAD_EXPLICIT, 3, 1, 9, {3, 3}, {1, 1}, {1, 1}, {1, 1}, {1, 1}}, 4, {3, 3, 30, 37}},
-};
-enum { LARGER = sizeof larger / sizeof *larger, CASES = REF_CASES + LARGER };
-
-static const ref_case *case_of(int i) { return i < REF_CASES ? &ref_cases[i] : &larger[i - REF_CASES]; }
-
-/* A layer's data in batches of one and of several samples, and any weight and bias. */
-typedef struct {
-    const qk_geometry *geometry;
-    qk_training_data *data;
-    qk_pool *pool;
-    qk_tensor x, y;
-    float *weight, *bias;
-    int64_t rows, K, inputs, positions;
-} fixture;
-
-static fixture fixture_new(const ref_case *c, qk_dtype dtype, int threads) {
-    const qk_geometry *g = &c->geometry;
-    qk_random random = {(uint64_t)dtype + 1};
-    int64_t dims[QK_MAX_DIMS];
-    memcpy(dims, c->x_dims, sizeof dims);
-    if (ref_positions(g, &(qk_tensor){.ndim = c->x_ndim, .dims = {1, dims[1], dims[2], dims[3], dims[4]}}) < 100)
-        dims[0] = 40; /* so that there are several units */
-    fixture f = {.geometry = g, .pool = qk_pool_new(threads), .rows = g->groups * g->outputs, .K = g->inputs};
-    f.inputs = g->groups * g->inputs;
-    f.x = ref_tensor(&random, dtype, c->x_ndim, dims);
-    f.y = ref_target(&random, g, &f.x);
-    f.positions = ref_positions(g, &f.x);
-    f.weight = qk_floats(&random, f.rows * f.K, -1, 1);
-    f.bias = qk_floats(&random, f.rows, -1, 1);
-    CHECK(qk_training_data_new(&f.data, g, NULL, 0) == QK_OK);
-    const qk_tensor x[] = {ref_slice(&f.x, 0, 1), ref_slice(&f.x, 1, dims[0])};
-    const qk_tensor y[] = {ref_slice(&f.y, 0, 1), ref_slice(&f.y, 1, dims[0])};
-    for (int i = 0; i < 2; i++) CHECK(qk_training_data_add(f.data, &x[i], NULL, &y[i]) == QK_OK);
-    return f;
-}
-
-static void fixture_free(fixture *f) {
-    qk_training_data_free(f->data);
-    qk_pool_free(f->pool);
-    ref_free(&f->x);
-    ref_free(&f->y);
-    free(f->weight);
-    free(f->bias);
-}
+#include "reconstruction_cases.h"
 
 /* ---- the same by obvious loops --------------------------------------------------------------- */
 
@@ -105,39 +51,6 @@ static void expectation_free(expectation *e) {
 
 /* ---- the core -------------------------------------------------------------------------------- */
 
-static qk_reconstruction_result result_new(const fixture *f) {
-    return (qk_reconstruction_result){.row_loss = MEMORY(double, f->rows),
-                                      .gradient = MEMORY(float, f->rows * f->K),
-                                      .slope = MEMORY(float, f->rows),
-                                      .mean_power = MEMORY(double, f->inputs),
-                                      .target_power = MEMORY(double, 1)};
-}
-
-static void result_free(qk_reconstruction_result *r) {
-    free(r->row_loss);
-    free(r->gradient);
-    free(r->slope);
-    free(r->mean_power);
-    free(r->target_power);
-}
-
-static void reconstruct(const fixture *f, const float *bias, const int64_t *samples, int64_t count,
-                        qk_reconstruction_result *result) {
-    qk_reconstruction r;
-    qk_blas_enter();
-    CHECK(qk_reconstruction_init(&r, f->data, count, f->pool) == QK_OK);
-    qk_reconstruct(&r, f->weight, bias, samples, count, result);
-    qk_reconstruction_destroy(&r);
-    qk_blas_leave();
-}
-
-/* All samples from the last to the first, so that their order is not their place in memory. */
-static int64_t *backwards(const fixture *f) {
-    int64_t *samples = MEMORY(int64_t, f->data->count);
-    for (int64_t s = 0; s < f->data->count; s++) samples[s] = f->data->count - 1 - s;
-    return samples;
-}
-
 static void check_case(const fixture *f, const float *bias, const int64_t *samples, int64_t count) {
     expectation e = expectation_of(f, bias, samples, count);
     qk_reconstruction_result r = result_new(f);
@@ -148,6 +61,7 @@ static void check_case(const fixture *f, const float *bias, const int64_t *sampl
         CHECK(fabs(r.gradient[i] - e.gradient[i]) <= 1e-5 * e.gradient_size[i] + 1e-9);
     for (int64_t i = 0; i < f->rows; i++) CHECK(fabs(r.row_loss[i] - e.row_loss[i]) <= 1e-5 * e.row_loss[i]);
     for (int64_t i = 0; i < f->rows; i++) CHECK_CLOSE(r.slope[i], e.slope[i], 1e-5);
+    for (int64_t i = 0; i < f->rows; i++) CHECK_CLOSE(r.slope_power[i], 1, 1e-12);
     for (int64_t i = 0; i < f->inputs; i++) CHECK(fabs(r.mean_power[i] - e.power[i]) <= 1e-5 * e.power[i]);
     result_free(&r);
     expectation_free(&e);
@@ -156,7 +70,7 @@ static void check_case(const fixture *f, const float *bias, const int64_t *sampl
 static void everything_is_what_the_loops_find(void) {
     for (int i = 0; i < CASES; i++)
         for (int dtype = QK_F32; dtype <= QK_I8; dtype++) {
-            fixture f = fixture_new(case_of(i), (qk_dtype)dtype, 1);
+            fixture f = fixture_new(case_of(i), (qk_dtype)dtype, NULL, 1);
             int64_t *samples = backwards(&f);
             check_case(&f, f.bias, samples, f.data->count);
             check_case(&f, NULL, samples, f.data->count);
@@ -171,7 +85,7 @@ static void everything_is_what_the_loops_find(void) {
 static void the_gradient_is_the_difference_of_the_loss(void) {
     const float step = 0.25f;
     for (int i = 0; i < CASES; i++) {
-        fixture f = fixture_new(case_of(i), QK_F32, 2);
+        fixture f = fixture_new(case_of(i), QK_F32, NULL, 2);
         int64_t *samples = backwards(&f);
         qk_reconstruction_result r = result_new(&f), loss = {0};
         reconstruct(&f, f.bias, samples, f.data->count, &r);
@@ -198,24 +112,20 @@ static void the_gradient_is_the_difference_of_the_loss(void) {
 
 static void only_what_is_wanted_is_computed(void) {
     for (int i = 0; i < CASES; i++) {
-        fixture f = fixture_new(case_of(i), QK_F32, 1);
+        fixture f = fixture_new(case_of(i), QK_F32, NULL, 1);
         int64_t *samples = backwards(&f);
         qk_reconstruction_result all = result_new(&f), some = result_new(&f);
         reconstruct(&f, f.bias, samples, f.data->count, &all);
-        for (int wanted = 0; wanted < 32; wanted++) {
+        for (int wanted = 0; wanted < 64; wanted++) {
             qk_reconstruction_result r = {.loss = NAN,
                                           .row_loss = wanted & 16 ? some.row_loss : NULL,
                                           .gradient = wanted & 1 ? some.gradient : NULL,
                                           .slope = wanted & 2 ? some.slope : NULL,
                                           .mean_power = wanted & 4 ? some.mean_power : NULL,
-                                          .target_power = wanted & 8 ? some.target_power : NULL};
+                                          .target_power = wanted & 8 ? some.target_power : NULL,
+                                          .slope_power = wanted & 32 ? some.slope_power : NULL};
             reconstruct(&f, f.bias, samples, f.data->count, &r);
-            CHECK_SAME(&r.loss, &all.loss, 1);
-            if (r.row_loss) CHECK_SAME(r.row_loss, all.row_loss, f.rows);
-            if (r.gradient) CHECK_SAME(r.gradient, all.gradient, f.rows * f.K);
-            if (r.slope) CHECK_SAME(r.slope, all.slope, f.rows);
-            if (r.mean_power) CHECK_SAME(r.mean_power, all.mean_power, f.inputs);
-            if (r.target_power) CHECK_SAME(r.target_power, all.target_power, 1);
+            check_same_result(&f, &all, &r);
         }
         result_free(&all);
         result_free(&some);
@@ -227,23 +137,18 @@ static void only_what_is_wanted_is_computed(void) {
 /* What an earlier call with more samples left in the scratch memory does not matter. */
 static void calls_do_not_see_each_other(void) {
     for (int i = 0; i < CASES; i++) {
-        fixture f = fixture_new(case_of(i), QK_U8, 1);
+        fixture f = fixture_new(case_of(i), QK_U8, NULL, 1);
         int64_t *samples = backwards(&f);
         qk_reconstruction_result fresh = result_new(&f), used = result_new(&f);
         reconstruct(&f, f.bias, samples, 2, &fresh);
         qk_reconstruction r;
         qk_blas_enter();
-        CHECK(qk_reconstruction_init(&r, f.data, f.data->count, f.pool) == QK_OK);
+        CHECK(qk_reconstruction_init(&r, f.data, f.data->count, f.data->count, f.pool) == QK_OK);
         qk_reconstruct(&r, f.weight, NULL, samples, f.data->count, &used);
         qk_reconstruct(&r, f.weight, f.bias, samples, 2, &used);
         qk_reconstruction_destroy(&r);
         qk_blas_leave();
-        CHECK_SAME(&used.loss, &fresh.loss, 1);
-        CHECK_SAME(used.row_loss, fresh.row_loss, f.rows);
-        CHECK_SAME(used.gradient, fresh.gradient, f.rows * f.K);
-        CHECK_SAME(used.slope, fresh.slope, f.rows);
-        CHECK_SAME(used.mean_power, fresh.mean_power, f.inputs);
-        CHECK_SAME(used.target_power, fresh.target_power, 1);
+        check_same_result(&f, &used, &fresh);
         result_free(&fresh);
         result_free(&used);
         free(samples);
@@ -254,19 +159,14 @@ static void calls_do_not_see_each_other(void) {
 static void threads_do_not_change_a_bit(void) {
     const int threads[] = {2, 5};
     for (int i = 0; i < CASES; i++) {
-        fixture one = fixture_new(case_of(i), QK_I8, 1);
+        fixture one = fixture_new(case_of(i), QK_I8, NULL, 1);
         int64_t *samples = backwards(&one);
         qk_reconstruction_result a = result_new(&one), b = result_new(&one);
         reconstruct(&one, one.bias, samples, one.data->count, &a);
         for (int t = 0; t < 2; t++) {
-            fixture many = fixture_new(case_of(i), QK_I8, threads[t]);
+            fixture many = fixture_new(case_of(i), QK_I8, NULL, threads[t]);
             reconstruct(&many, many.bias, samples, many.data->count, &b);
-            CHECK_SAME(&a.loss, &b.loss, 1);
-            CHECK_SAME(a.row_loss, b.row_loss, one.rows);
-            CHECK_SAME(a.gradient, b.gradient, one.rows * one.K);
-            CHECK_SAME(a.slope, b.slope, one.rows);
-            CHECK_SAME(a.mean_power, b.mean_power, one.inputs);
-            CHECK_SAME(a.target_power, b.target_power, 1);
+            check_same_result(&one, &a, &b);
             fixture_free(&many);
         }
         result_free(&a);
@@ -279,13 +179,13 @@ static void threads_do_not_change_a_bit(void) {
 static qk_status init_attempt(void *context) {
     const fixture *f = context;
     qk_reconstruction r;
-    const qk_status status = qk_reconstruction_init(&r, f->data, 3, f->pool);
+    const qk_status status = qk_reconstruction_init(&r, f->data, 3, 3, f->pool);
     qk_reconstruction_destroy(&r); /* also of one that failed */
     return status;
 }
 
 static void the_scratch_may_run_out_of_memory(void) {
-    fixture f = fixture_new(&ref_cases[11], QK_F32, 1);
+    fixture f = fixture_new(&ref_cases[11], QK_F32, NULL, 1);
     qk_refuse_each_allocation(init_attempt, &f);
     fixture_free(&f);
 }

@@ -9,7 +9,7 @@ static qk_training_data *data_new(const qk_geometry *g, int holdout) {
     return d;
 }
 
-/* Positions of a sample below, at and above QK_CHUNK and twice that. */
+/* Positions of a sample below, at and above 512 and twice that. */
 static const ref_case sizes[] = {
     {"511", {1, QK_PAD_EXPLICIT, 1, 2, 6, {3}, {1}, {1}, {1}, {1}}, 3, {2, 2, 511}},
     {"512", {1, QK_PAD_EXPLICIT, 1, 2, 6, {3}, {1}, {1}, {1}, {1}}, 3, {2, 2, 512}},
@@ -28,33 +28,36 @@ static bool same_line(const float *line, const float *rows, int64_t first, int64
 }
 
 /* Every piece of every group of every sample, filled into the middle of a panel. */
-static void check_pieces(const ref_case *c, qk_dtype dtype) {
+static void check_pieces(const ref_case *c, qk_dtype dtype, int64_t size) {
     enum { LEFT = 5, RIGHT = 3 };
     const qk_geometry *g = &c->geometry;
     qk_random random = {(uint64_t)dtype + 3};
     qk_tensor x = ref_tensor(&random, dtype, c->x_ndim, c->x_dims), y = ref_target(&random, g, &x);
     const int64_t K = g->inputs, inputs = g->groups * K, positions = ref_positions(g, &x);
-    const int64_t ld = LEFT + QK_CHUNK + RIGHT;
+    const int64_t ld = LEFT + size + RIGHT;
     float *rows = MEMORY(float, positions * inputs), *panel = MEMORY(float, K * ld);
     qk_training_data *d = data_new(g, 0);
     CHECK(qk_training_data_add(d, &x, NULL, &y) == QK_OK);
     CHECK(d->count == x.dims[0]);
     CHECK(d->extent.positions == positions);
-    CHECK(d->pieces == (positions + QK_CHUNK - 1) / QK_CHUNK);
+    qk_pieces pieces;
+    CHECK(qk_pieces_init(&pieces, d, size) == QK_OK);
+    CHECK(pieces.count == (positions + size - 1) / size);
     for (int64_t s = 0; s < d->count; s++) {
         ref_inputs(g, &x, s, rows);
-        for (int64_t piece = 0; piece < d->pieces; piece++)
+        for (int64_t piece = 0; piece < pieces.count; piece++)
             for (int64_t group = 0; group < g->groups; group++) {
-                const int64_t first = piece * QK_CHUNK, n = d->tables[piece].count;
-                CHECK(n == (positions - first < QK_CHUNK ? positions - first : QK_CHUNK));
+                const int64_t first = piece * size, n = pieces.tables[piece].count;
+                CHECK(n == (positions - first < size ? positions - first : size));
                 for (int64_t i = 0; i < K * ld; i++) panel[i] = -77;
-                qk_fill_piece(d, d->x[s], piece, group, panel, ld, LEFT);
+                qk_fill_piece(d, d->x[s], &(qk_piece_fill){&pieces.tables[piece], group, panel, ld, LEFT});
                 for (int64_t k = 0; k < K; k++) {
                     CHECK(same_line(panel + k * ld + LEFT, rows, first, n, inputs, group * K + k));
                     CHECK(panel[k * ld + LEFT - 1] == -77 && panel[k * ld + LEFT + n] == -77);
                 }
             }
     }
+    qk_pieces_destroy(&pieces);
     qk_training_data_free(d);
     free(panel);
     free(rows);
@@ -64,7 +67,10 @@ static void check_pieces(const ref_case *c, qk_dtype dtype) {
 
 static void pieces_are_the_inputs_of_their_positions(void) {
     for (int i = 0; i < REF_CASES + SIZES; i++)
-        for (int dtype = QK_F32; dtype <= QK_I8; dtype++) check_pieces(case_of(i), (qk_dtype)dtype);
+        for (int dtype = QK_F32; dtype <= QK_I8; dtype++) {
+            check_pieces(case_of(i), (qk_dtype)dtype, 512);
+            check_pieces(case_of(i), (qk_dtype)dtype, 32);
+        }
 }
 
 static void samples_stay_where_the_caller_has_them(void) {
@@ -177,6 +183,109 @@ static void shapes_that_differ_are_refused(void) {
     ref_free(&y);
 }
 
+/* Of the same shape, float32, and for all samples or for none. */
+static void float_inputs_that_do_not_fit_are_refused(void) {
+    const ref_case *c = &ref_cases[5];
+    qk_random random = {10};
+    qk_tensor x = ref_tensor(&random, QK_U8, 4, c->x_dims), y = ref_target(&random, &c->geometry, &x);
+    qk_tensor x_float = ref_tensor(&random, QK_F32, 4, c->x_dims), wrong;
+    qk_training_data *d = data_new(&c->geometry, 0);
+    for (int run = 0; run < 2; run++) { /* the first samples, and further ones */
+        for (int axis = 0; axis < 4; axis++) {
+            wrong = x_float;
+            wrong.dims[axis]--;
+            CHECK(qk_training_data_add(d, &x, &wrong, &y) == QK_E_SHAPE);
+        }
+        wrong = x_float;
+        wrong.ndim = 3;
+        CHECK(qk_training_data_add(d, &x, &wrong, &y) == QK_E_SHAPE);
+        CHECK(qk_training_data_add(d, &x, &x, &y) == QK_E_SHAPE); /* 8 bits */
+        CHECK(d->count == run * c->x_dims[0]);
+        CHECK(qk_training_data_add(d, &x, &x_float, &y) == QK_OK);
+        CHECK(qk_training_data_add(d, &x, NULL, &y) == QK_E_SHAPE);
+    }
+    for (int64_t s = 0; s < d->count; s++) {
+        const int64_t i = s % c->x_dims[0];
+        CHECK(d->x_float[s].data == ref_slice(&x_float, i, i + 1).data && d->x_float[s].dims[0] == 1);
+    }
+    qk_training_data_free(d);
+    d = data_new(&c->geometry, 0);
+    CHECK(qk_training_data_add(d, &x, NULL, &y) == QK_OK);
+    CHECK(qk_training_data_add(d, &x, &x_float, &y) == QK_E_SHAPE);
+    CHECK(d->x_float[0].data == NULL);
+    qk_training_data_free(d);
+    ref_free(&x);
+    ref_free(&x_float);
+    ref_free(&y);
+}
+
+static void stages_that_make_no_sense_are_refused(void) {
+    const qk_output_stage softmax = {.activation = {.kind = QK_SOFTMAX}, .axis = 1};
+    const qk_output_stage grid = {.quantized = true, .affine = {0.1f, 0}, .grid = {.qmin = -8, .qmax = 7}};
+    qk_output_stage stages[] = {softmax, grid, grid, grid, grid};
+    stages[0].folded = true; /* no end of a grid does what softmax does */
+    stages[1].affine.scale = 0;
+    stages[2].affine.scale = -1;
+    stages[3].affine.scale = NAN;
+    stages[4].grid.qmin = 7;
+    qk_training_data *d;
+    for (int i = 0; i < 5; i++) {
+        CHECK(qk_training_data_new(&d, &ref_cases[0].geometry, &stages[i], 0) == QK_E_ARG);
+        CHECK(d == NULL);
+    }
+}
+
+/* Axes are those of y, and 0 are the samples. */
+static void softmax_needs_an_axis_of_the_output(void) {
+    qk_random random = {12};
+    for (int i = 0; i < REF_CASES; i++) {
+        qk_tensor x = ref_tensor(&random, QK_F32, ref_cases[i].x_ndim, ref_cases[i].x_dims);
+        qk_tensor y = ref_target(&random, &ref_cases[i].geometry, &x);
+        for (int axis = -y.ndim - 1; axis <= y.ndim; axis++) {
+            const int from_the_front = axis < 0 ? axis + y.ndim : axis;
+            const qk_output_stage stage = {.activation = {.kind = QK_SOFTMAX}, .axis = axis};
+            qk_training_data *d;
+            CHECK(qk_training_data_new(&d, &ref_cases[i].geometry, &stage, 0) == QK_OK);
+            CHECK(qk_training_data_add(d, &x, NULL, &y) ==
+                  (from_the_front > 0 && from_the_front < y.ndim ? QK_OK : QK_E_SHAPE));
+            qk_training_data_free(d);
+        }
+        ref_free(&x);
+        ref_free(&y);
+    }
+}
+
+/* Anywhere: in the first or the last value of the first or the last sample. */
+static void one_value_that_is_not_finite_is_seen(void) {
+    const ref_case *c = &ref_cases[5];
+    const float bad[] = {NAN, INFINITY, -INFINITY};
+    qk_random random = {13};
+    qk_tensor tensors[3] = {ref_tensor(&random, QK_F32, 4, c->x_dims), ref_tensor(&random, QK_F32, 4, c->x_dims)};
+    tensors[2] = ref_target(&random, &c->geometry, &tensors[0]);
+    qk_training_data *d = data_new(&c->geometry, 0);
+    CHECK(qk_training_data_add(d, &tensors[0], &tensors[1], &tensors[2]) == QK_OK);
+    CHECK(qk_samples_are_finite(d));
+    for (int which = 0; which < 3; which++) {
+        const int64_t n = ref_elements(&tensors[which]), places[] = {0, n / 2, n - 1};
+        for (int i = 0; i < 3; i++) {
+            float *at = (float *)tensors[which].data + places[i], kept = *at;
+            *at = bad[(which + i) % 3];
+            CHECK(!qk_samples_are_finite(d));
+            *at = kept;
+        }
+    }
+    CHECK(qk_samples_are_finite(d));
+    qk_training_data_free(d);
+    qk_tensor bytes = ref_tensor(&random, QK_U8, 4, c->x_dims);
+    memset((void *)bytes.data, 0xff, (size_t)ref_elements(&bytes)); /* NaN, were it float32 */
+    d = data_new(&c->geometry, 0);
+    CHECK(qk_training_data_add(d, &bytes, NULL, &tensors[2]) == QK_OK);
+    CHECK(qk_samples_are_finite(d));
+    qk_training_data_free(d);
+    ref_free(&bytes);
+    for (int i = 0; i < 3; i++) ref_free(&tensors[i]);
+}
+
 static void a_sample_without_positions_is_refused(void) {
     const qk_geometry g = {1, QK_PAD_EXPLICIT, 1, 2, 10, {5}, {1}, {1}, {0}, {0}};
     const float nothing = 0;
@@ -207,4 +316,6 @@ static void building_may_run_out_of_memory(void) {
 QK_TESTS(QK_TEST(pieces_are_the_inputs_of_their_positions), QK_TEST(samples_stay_where_the_caller_has_them),
          QK_TEST(many_samples_one_by_one), QK_TEST(every_holdout_th_sample_judges_if_there_are_enough),
          QK_TEST(nothing_can_be_learnt_when_all_samples_judge), QK_TEST(shapes_that_differ_are_refused),
+         QK_TEST(float_inputs_that_do_not_fit_are_refused), QK_TEST(stages_that_make_no_sense_are_refused),
+         QK_TEST(softmax_needs_an_axis_of_the_output), QK_TEST(one_value_that_is_not_finite_is_seen),
          QK_TEST(a_sample_without_positions_is_refused), QK_TEST(building_may_run_out_of_memory))

@@ -221,14 +221,6 @@ def test_both_algorithms() -> None:
         QConfig(LAYER, algo_config=[AdaRoundConfig(), AdaQuantConfig()])
 
 
-def test_an_option_that_is_not_there_yet() -> None:
-    config = QConfig(LAYER, algo_config=[AdaRoundConfig(drop_ratio=0.5)])
-    with pytest.raises(NotImplementedError, match="nothing acts on this option yet"):
-        ModelQuantizer(config)
-    with pytest.raises(NotImplementedError, match="nothing acts on this option yet"):
-        quark.onnx.finetune("absent.onnx", "absent too.onnx", None, items(), AdaQuantConfig(drop_ratio=0.5))
-
-
 def test_an_unknown_node_to_exclude(folder: Path) -> None:
     config = QConfig(LAYER, exclude=["stemm"])
     with pytest.raises(ConfigError, match="stem"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from reference.least_squares import QuantizedLayer
-from reference.training import Adam, Options, Rows, SplitMix64, Trained, Turns, per_unit
+from reference.output_stage import Stage
+from reference.training import Adam, Batches, Options, Rows, SplitMix64, Trained, Turns, per_unit
 
 ZETA, GAMMA = 1.1, -0.1  # equation 23: the sigmoid is stretched to [-0.1, 1.1]
 
@@ -75,23 +76,38 @@ def objective_slope(
     return by_h * rectified_sigmoid_slope(v)
 
 
-def train(layer: QuantizedLayer, rows: Rows, order: list[int], options: Options) -> Trained:
-    """order: the fitted samples."""
-    by = per_unit(rows[order], layer.scale)
-    fitted = rows[order]
+def fitted_bias(rows: Rows, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """A step of Gauss and Newton, halved up to three times where it does not help; without a stage the best bias."""
+    power, before = rows.slope_power(weight, bias), rows.row_losses(weight, bias)
+    step = np.divide(rows.mean_error(weight, bias), power, out=np.zeros_like(power), where=power > 0)
+    if rows.stage == Stage():
+        return bias - step
+    for part in (1, 1 / 2, 1 / 4, 1 / 8):
+        better = rows.are_better(rows.row_losses(weight, bias - step), before)
+        step = np.where(better, step, step / 2 if part > 1 / 8 else 0)
+    return bias - step
+
+
+def train(
+    layer: QuantizedLayer, rows: Rows, order: list[int], options: Options, *, batches: Batches | None = None
+) -> Trained:
+    """order: the fitted samples; batches: the rows of a step, where their inputs are mixed."""
+    fitted, by = rows[order], per_unit(rows[order], layer)
+    batches = batches or (lambda _, chosen: rows[chosen])
     bias = np.zeros(len(layer.weight)) if layer.bias is None else layer.bias.astype(np.float64)
     whole, fraction = floors(layer)
     v = inverse_rectified_sigmoid(fraction)
-    adam, losses = Adam(options.learning_rate), []
-    turns = Turns(list(order), SplitMix64.of_seed(options.seed))
+    adam, turns = Adam(options.learning_rate), Turns(list(order), SplitMix64.stream(options.seed, 0))
+    losses, margins = [], []
     for step in range(options.iterations):
-        batch = rows[turns.draw(options.batch_size)]
+        batch = batches(step, turns.draw(options.batch_size))
         losses.append(batch.loss(soft_weight(layer, v), bias))
+        margins.append(batch.margin(soft_weight(layer, v), bias))
         warm = step >= options.warm_start * options.iterations
         penalty = 100 * options.reg_param if warm else 0
         v = v - adam.step(objective_slope(layer, batch, by, v, penalty, beta_at(step, options)))
     weight_q = np.clip(whole + (v >= 0) + layer.zero_point[:, None], layer.qmin, layer.qmax)
     bias_q = None
     if options.update_bias:
-        bias_q = np.rint((bias - fitted.mean_error(layer.real(weight_q), bias)) / layer.bias_scale)
-    return Trained(losses=np.array(losses), weight_q=weight_q, bias_q=bias_q)
+        bias_q = np.rint(fitted_bias(fitted, layer.real(weight_q), bias) / layer.bias_scale)
+    return Trained(losses=np.array(losses), margins=np.array(margins), weight_q=weight_q, bias_q=bias_q)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from reference.least_squares import QuantizedLayer, start
+from reference.output_stage import Stage
 
 MASK = 2**64 - 1
 
@@ -17,8 +19,9 @@ class SplitMix64:
     state: int
 
     @staticmethod
-    def of_seed(seed: int) -> SplitMix64:
-        return SplitMix64(SplitMix64(seed).next())
+    def stream(seed: int, index: int) -> SplitMix64:
+        """Stream 0 draws the samples of a step, the others mix inputs."""
+        return SplitMix64(SplitMix64(seed ^ (index * 0xD1342543DE82EF95 & MASK)).next())
 
     def next(self) -> int:
         self.state = (self.state + 0x9E3779B97F4A7C15) & MASK
@@ -59,19 +62,50 @@ def is_held_out(samples: int, holdout: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Rows:
-    """What every output position sees and should give: x (samples, groups, positions, K), y (.., positions, O)."""
+    """What every output position sees and should give: x (samples, groups, positions, K), y (.., positions, O).
+
+    sizes: the positions by axis; they come behind the outputs in what the layer puts out, or before them.
+    """
 
     x: np.ndarray
     y: np.ndarray
+    sizes: tuple[int, ...]
+    outputs_first: bool
+    stage: Stage = field(default_factory=Stage)
 
     def __getitem__(self, chosen: list[int] | np.ndarray) -> Rows:
-        return Rows(self.x[chosen], self.y[chosen])
+        return replace(self, x=self.x[chosen], y=self.y[chosen])
 
-    def errors(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """weight (groups * O, K), bias (groups * O) -> (samples, groups, positions, O)."""
+    def as_layer(self, rows: np.ndarray) -> np.ndarray:
+        """From (samples, groups, positions, O) to what the layer puts out."""
+        if self.outputs_first:
+            return rows.transpose(0, 1, 3, 2).reshape(len(rows), -1, *self.sizes)
+        return rows.reshape(len(rows), *self.sizes, -1)
+
+    def as_rows(self, outputs: np.ndarray) -> np.ndarray:
+        """And back."""
+        samples, groups, positions, each = self.y.shape
+        if self.outputs_first:
+            return outputs.reshape(samples, groups, each, positions).transpose(0, 1, 3, 2)
+        return outputs.reshape(samples, groups, positions, each)
+
+    def before_stage(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """weight (groups * O, K), bias (groups * O) -> what the layer puts out."""
         groups, outputs = self.y.shape[1], self.y.shape[3]
         out = np.einsum("sgpk,gok->sgpo", self.x, weight.reshape(groups, outputs, -1))
-        return out + bias.reshape(groups, 1, outputs) - self.y
+        return self.as_layer(out + bias.reshape(groups, 1, outputs))
+
+    def target(self) -> np.ndarray:
+        return self.stage.target(self.as_layer(self.y))
+
+    def errors(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Of the values that the loss compares: (samples, groups, positions, O)."""
+        return self.as_rows(self.stage.value(self.before_stage(weight, bias)) - self.target())
+
+    def pulled_back(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """Half the derivative of all squared errors by each of the layer's outputs."""
+        z = self.before_stage(weight, bias)
+        return self.as_rows(self.stage.pull_back(z, self.stage.value(z) - self.target()))
 
     @property
     def positions(self) -> int:
@@ -86,26 +120,48 @@ class Rows:
         """Mean over samples and positions of the sum over outputs."""
         return float((self.errors(weight, bias) ** 2).sum() / self.positions)
 
+    def power(self) -> float:
+        """What the loss is relative to."""
+        return float((self.target() ** 2).sum() / self.positions)
+
     def gradients(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Of the loss, by the weight and by the bias."""
-        errors = self.errors(weight, bias)
+        errors = self.pulled_back(weight, bias)
         by_weight = 2 * np.einsum("sgpo,sgpk->gok", errors, self.x) / self.positions
         by_bias = 2 * errors.sum(axis=(0, 2)) / self.positions
         return by_weight.reshape(weight.shape), by_bias.reshape(bias.shape)
 
     def mean_error(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        return self.errors(weight, bias).mean(axis=(0, 2)).reshape(bias.shape)
+        """Of every output, times the derivative of the stage."""
+        return self.pulled_back(weight, bias).mean(axis=(0, 2)).reshape(bias.shape)
+
+    def slope_power(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """The mean square of that derivative."""
+        power = self.as_rows(self.stage.slope_power(self.before_stage(weight, bias)))
+        return power.mean(axis=(0, 2)).reshape(bias.shape)
+
+    def are_better(self, after: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """Which outputs have a lower loss; behind softmax all of them or none."""
+        if self.stage.couples_outputs:
+            return np.full(len(after), after.sum() < before.sum())
+        return after < before
+
+    def margin(self, weight: np.ndarray, bias: np.ndarray) -> float:
+        return self.stage.margin(self.before_stage(weight, bias))
 
 
-def units(rows: Rows, scale: np.ndarray) -> np.ndarray:
-    """U of every output channel: scale^2 E[x^2] over the inputs of its group."""
-    power = (rows.x**2).mean(axis=(0, 2, 3))
-    return scale.astype(np.float64) ** 2 * np.repeat(power, rows.y.shape[3])
+Batches = Callable[[int, list[int]], Rows]  # the rows of a step, by its number and its samples
 
 
-def per_unit(rows: Rows, scale: np.ndarray) -> np.ndarray:
-    """1 / U, and 0 where all inputs are 0."""
-    u = units(rows, scale)
+def units(rows: Rows, layer: QuantizedLayer) -> np.ndarray:
+    """U of every output channel: scale^2 E[x^2] E[f'^2], over the inputs of its group, at the start."""
+    power = np.repeat((rows.x**2).mean(axis=(0, 2, 3)), rows.y.shape[3])
+    return layer.scale.astype(np.float64) ** 2 * power * rows.slope_power(layer.real(layer.weight_q), start(layer).bias)
+
+
+def per_unit(rows: Rows, layer: QuantizedLayer) -> np.ndarray:
+    """1 / U, and 0 where all inputs are 0 or nothing comes through the stage."""
+    u = units(rows, layer)
     return np.divide(1, u, out=np.zeros_like(u), where=u > 0)
 
 
@@ -147,6 +203,7 @@ class Options:
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     losses: np.ndarray  # of every step, before it is taken
+    margins: np.ndarray  # at every step, from where a rounding or a derivative jumps: float32 may go another way there
     weight_q: np.ndarray
     bias_q: np.ndarray | None
 
@@ -156,18 +213,14 @@ def real_bias(layer: QuantizedLayer, bias_q: np.ndarray | None) -> np.ndarray:
 
 
 def keep_better_rows(layer: QuantizedLayer, judge: Rows, trained: Trained) -> Trained:
-    """Output channels whose loss on the judging samples did not fall are as they were."""
+    """Output channels whose loss on the judging samples did not fall are as they were; coupled ones all or none."""
     before = judge.row_losses(layer.real(layer.weight_q), start(layer).bias)
     after = judge.row_losses(layer.real(trained.weight_q), real_bias(layer, trained.bias_q))
-    better = after < before
+    better = judge.are_better(after, before)
     bias_q = trained.bias_q
     if bias_q is not None:
         bias_q = np.where(better, bias_q, np.rint(layer.bias / layer.bias_scale))
-    return Trained(
-        losses=trained.losses,
-        weight_q=np.where(better[:, None], trained.weight_q, layer.weight_q),
-        bias_q=bias_q,
-    )
+    return replace(trained, weight_q=np.where(better[:, None], trained.weight_q, layer.weight_q), bias_q=bias_q)
 
 
 def early_stop(watched: np.ndarray, window: int, patience: int) -> tuple[int, int]:

@@ -10,7 +10,8 @@ import numpy as np
 from reference.conv_rows import AUTO_PADS, Conv, output_rows
 from reference.fake_quant import dequantize, quantize
 from reference.least_squares import QuantizedLayer
-from reference.training import Options, Rows, is_held_out
+from reference.output_stage import Stage
+from reference.training import Batches, Options, Rows, SplitMix64, is_held_out
 
 from quark.onnx import _core
 
@@ -20,7 +21,7 @@ HOLDOUT = 5
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCase:
-    """x as it is fed; conv None: x (samples, ..., K), y (samples, ..., O)."""
+    """x as it is fed; conv None: x (samples, ..., K), y (samples, ..., O). x_float: what the float graph feeds."""
 
     layer: QuantizedLayer
     x: np.ndarray
@@ -29,6 +30,8 @@ class TrainingCase:
     x_scale: float = 1.0
     x_zero_point: int = 0
     holdout: int = HOLDOUT
+    x_float: np.ndarray | None = None
+    stage: Stage | None = None
 
     @property
     def real_x(self) -> np.ndarray:
@@ -36,12 +39,31 @@ class TrainingCase:
 
     @property
     def rows(self) -> Rows:
-        n, x, y = len(self.x), self.real_x.astype(np.float64), self.y.astype(np.float64)
+        return self.rows_of(self.real_x, self.y)
+
+    def rows_of(self, x: np.ndarray, y: np.ndarray) -> Rows:
+        n, x, y, stage = len(x), x.astype(np.float64), y.astype(np.float64), self.stage or Stage()
         if self.conv is None:
-            return Rows(x.reshape(n, 1, -1, x.shape[-1]), y.reshape(n, 1, -1, y.shape[-1]))
+            parts = (x.reshape(n, 1, -1, x.shape[-1]), y.reshape(n, 1, -1, y.shape[-1]))
+            return Rows(*parts, sizes=y.shape[1:-1], outputs_first=False, stage=stage)
         groups = self.conv.groups
         both = (self.conv.rows(x), output_rows(y, groups))
-        return Rows(*(r.reshape(groups, n, -1, r.shape[-1]).transpose(1, 0, 2, 3) for r in both))
+        parts = (r.reshape(groups, n, -1, r.shape[-1]).transpose(1, 0, 2, 3) for r in both)
+        return Rows(*parts, sizes=y.shape[2:], outputs_first=True, stage=stage)
+
+    def batches(self, options: Options) -> Batches:
+        """The rows of a step: every input as it is fed with probability drop_ratio, else the float graph's."""
+
+        def mixed(step: int, chosen: list[int]) -> Rows:
+            x = self.real_x[chosen]
+            for place, sample in enumerate(chosen):
+                random = SplitMix64.stream(options.seed, step * options.batch_size + place + 1)
+                for at in np.ndindex(x.shape[1:]):
+                    if (random.next() >> 11) / 2**53 >= options.drop_ratio:
+                        x[(place, *at)] = self.x_float[(sample, *at)]
+            return self.rows_of(x, self.y[chosen])
+
+        return mixed
 
     @property
     def sets(self) -> list[list[int]]:
@@ -74,12 +96,14 @@ class TrainingCase:
             holdout=self.holdout,
             x_scale=self.x_scale,
             x_zero_point=self.x_zero_point,
+            stage=self.stage and self.stage.core,
             **options,
         )
         ends = np.cumsum([len(self.x)] if batches is None else batches)
         assert ends[-1] == len(self.x)
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            data.add(self.x[start:end], self.y[start:end])
+            x_float = None if self.x_float is None else self.x_float[start:end]
+            data.add(self.x[start:end], self.y[start:end], x_float)
         return data
 
 
@@ -222,6 +246,7 @@ def make_cases() -> dict[str, TrainingCase]:
         "depthwise": conv_case(3, sizes=(7, 7), channels=1, outputs=1, groups=6, kernel=(3, 3), pads=(1, 1, 1, 1)),
         "depthwise, two outputs": conv_case(4, sizes=(7, 6), channels=1, outputs=2, groups=3, kernel=(3, 3)),
         "grouped": conv_case(5, sizes=(6, 6), channels=2, outputs=3, groups=2, kernel=(3, 3), pads=(1, 1, 1, 1)),
+        "normalization": norm_case(13),
         "conv 1-D": conv_case(6, sizes=(20,), channels=3, outputs=4, kernel=(5,), strides=(2,), pads=(2, 1)),
         "more positions than a unit": conv_case(7, sizes=(25, 27), channels=2, outputs=3, kernel=(2, 2)),
         "gemm": matrix_case(8),
@@ -232,6 +257,17 @@ def make_cases() -> dict[str, TrainingCase]:
         "int8 conv": in_8_bits(dense, np.int8),
         "uint8 gemm": in_8_bits(matrix_case(12), np.uint8),
     }
+
+
+def norm_case(seed: int, *, elements: int = 12, samples: int = 12) -> TrainingCase:
+    """A normalization: one input and one weight per output, one scale for all weights."""
+    layer = quantized_layer(seed, rows=1, inputs=elements)  # its row is the weight of each element
+    column = {
+        name: np.ascontiguousarray(getattr(layer, name).reshape(elements, 1)) for name in ("weight", "weight_q")
+    } | {name: np.repeat(getattr(layer, name), elements) for name in ("scale", "zero_point", "bias", "bias_scale")}
+    x = correlated(seed, samples, elements, 19)
+    conv = Conv(kernel=(1,), strides=(1,), dilations=(1,), pads=(0, 0), auto_pad="NOTSET", groups=elements)
+    return with_targets(seed, replace(layer, **column), x, outputs=1, conv=conv)
 
 
 CASES = make_cases()

@@ -45,6 +45,8 @@ DEFAULTS: dict[str, Any] = {
         "MatMul",
         "InstanceNormalization",
         "LayerNormalization",
+        "GroupNormalization",
+        "BatchNormalization",
     ),
     "selective_update": False,
     "evaluator": None,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from quark.onnx.errors import ConfigError, QuarkError, UnsupportedError
+from quark.onnx.errors import UnsupportedError
 from quark.onnx.quantization.config import (
     AdaQuantConfig,
     AdaRoundConfig,
@@ -19,7 +19,8 @@ from quark.onnx.quantization.config import (
     ScaleType,
     UInt8Spec,
 )
-from quark.onnx.quantization.config.supported import check_engine_supports, check_supported
+from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
+from quark.onnx.quantization.config.supported import check_supported, ignored_options
 
 LAYER = QLayerConfig(input_tensors=UInt8Spec(), weight=Int8Spec())
 
@@ -33,7 +34,6 @@ IN_EFFECT: dict[str, Any] = {
     "update_bias": False,
     "mem_opt_level": 2,
     "cache_dir": "somewhere",
-    "output_qdq": True,
     "ref_model_path": "model.onnx",
     "solver": "least_squares",
     "selective_update": True,
@@ -42,6 +42,8 @@ IN_EFFECT: dict[str, Any] = {
 }
 IN_EFFECT_WITH_SELECTIVE_UPDATE: dict[str, Any] = {"output_index": 1, "evaluator": len}
 IGNORED: dict[str, Any] = {
+    "output_qdq": True,
+    "drop_ratio": 0.5,
     "batch_size": 2,
     "num_batches": 2,
     "num_iterations": 5,
@@ -58,65 +60,52 @@ IGNORED: dict[str, Any] = {
     "pin_memory": True,
     "use_gds": True,
 }
-NOT_YET: dict[str, Any] = {
-    "drop_ratio": 0.5,
-}
 
 
-def test_every_keyword_is_in_effect_reported_or_refused() -> None:
-    listed = [*IN_EFFECT, *IN_EFFECT_WITH_SELECTIVE_UPDATE, *IGNORED, *NOT_YET]
+def reported(config: FastFinetuneConfig, *, in_steps: bool = False) -> list[str]:
+    return [option.keyword for option in ignored_options(config, in_steps=in_steps)]
+
+
+def test_every_keyword_is_in_effect_or_reported() -> None:
+    listed = [*IN_EFFECT, *IN_EFFECT_WITH_SELECTIVE_UPDATE, *IGNORED]
     assert sorted(listed) == sorted(field.name for field in fields(AdaRoundConfig))
 
 
 @pytest.mark.parametrize("keyword", IN_EFFECT)
 def test_keywords_in_effect_are_not_reported(keyword: str) -> None:
-    assert check_engine_supports(AdaRoundConfig(**{keyword: IN_EFFECT[keyword]})) == ()
+    assert reported(AdaRoundConfig(**{keyword: IN_EFFECT[keyword]})) == []
 
 
-@pytest.mark.parametrize("solver", ["least_squares", "gradient"])
-def test_output_index_is_in_effect_only_where_outputs_are_compared(solver: str) -> None:
+@pytest.mark.parametrize("in_steps", [False, True])
+def test_output_index_is_in_effect_only_where_outputs_are_compared(in_steps: bool) -> None:
     for name, value in IN_EFFECT_WITH_SELECTIVE_UPDATE.items():
-        assert check_engine_supports(AdaRoundConfig(solver=solver, selective_update=True, **{name: value})) == ()
+        assert reported(AdaRoundConfig(selective_update=True, **{name: value}), in_steps=in_steps) == []
     for others in ({}, {"selective_update": True, "evaluator": len}):
-        (ignored,) = check_engine_supports(AdaRoundConfig(solver=solver, output_index=0, **others))
+        (ignored,) = ignored_options(AdaRoundConfig(output_index=0, **others), in_steps=in_steps)
         assert (ignored.keyword, ignored.value) == ("output_index", 0)
         assert "selective_update" in ignored.reason
 
 
 @pytest.mark.parametrize("keyword", IGNORED)
 def test_keywords_without_meaning_are_reported_with_a_reason(keyword: str) -> None:
-    (ignored,) = check_engine_supports(AdaRoundConfig(data_size=5, **{keyword: IGNORED[keyword]}))
+    (ignored,) = ignored_options(AdaRoundConfig(data_size=5, **{keyword: IGNORED[keyword]}), in_steps=False)
     assert (ignored.keyword, ignored.value) == (keyword, IGNORED[keyword])
     assert ignored.reason
 
 
-@pytest.mark.parametrize("keyword", NOT_YET)
-def test_keywords_that_nothing_acts_on_yet_are_refused(keyword: str) -> None:
-    with pytest.raises(NotImplementedError) as caught:
-        check_engine_supports(AdaRoundConfig(batch_size=2, **{keyword: NOT_YET[keyword]}))
-    default = getattr(AdaRoundConfig(), keyword)
-    assert str(caught.value) == (
-        f"AdaRoundConfig.{keyword}: got {NOT_YET[keyword]!r}, expected {default!r}: nothing acts on this option yet"
-    )
-    assert isinstance(caught.value, QuarkError)
-    assert not isinstance(caught.value, ConfigError)
-
-
 @pytest.mark.parametrize("keyword", IGNORED)
-def test_the_gradient_solver_has_a_use_for_all_but_loader_options(keyword: str) -> None:
-    config = AdaQuantConfig(solver="gradient", **{keyword: IGNORED[keyword]})
-    reported = [option.keyword for option in check_engine_supports(config)]
-    assert reported == ([keyword] if keyword in ("num_workers", "pin_memory", "use_gds") else [])
+def test_steps_have_a_use_for_all_but_loader_options(keyword: str) -> None:
+    config = AdaQuantConfig(**{keyword: IGNORED[keyword]})
+    expected = [keyword] if keyword in ("num_workers", "pin_memory", "use_gds") else []
+    assert reported(config, in_steps=True) == expected
 
 
 def test_documented_example_sets_nothing_that_is_reported() -> None:
-    assert check_engine_supports(AdaRoundConfig(batch_size=1, num_iterations=1000, learning_rate=0.1)) == ()
+    assert reported(AdaRoundConfig(batch_size=1, num_iterations=1000, learning_rate=0.1)) == []
 
 
 def test_defaults_of_the_other_algorithm_are_reported_there() -> None:
-    assert [option.keyword for option in check_engine_supports(AdaQuantConfig(num_iterations=1000))] == [
-        "num_iterations"
-    ]
+    assert reported(AdaQuantConfig(num_iterations=1000)) == ["num_iterations"]
 
 
 @pytest.mark.parametrize("method", [None, CalibMethod.MinMax, CalibMethod.Percentile])

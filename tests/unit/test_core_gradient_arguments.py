@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reference.output_stage import Stage
 from reference.training import Options
 from reference.training_cases import CASES, matrix_case, train
 
@@ -72,6 +73,57 @@ def test_geometry_of_a_wrong_type(conv: object):
         _core.TrainingData(9, 2, conv=conv)
 
 
+# ---- the stage ---------------------------------------------------------------------------------
+
+RELU: tuple[Any, ...] = ("clip", 0.0, 6.0, None, 0, False, (0.1, 0, -128, 127))
+BAD_STAGES: dict[str, tuple[object, type[Exception], str]] = {
+    "a name": ("relu", TypeError, "stage: a tuple is needed, not str"),
+    "a list": (list(RELU), TypeError, "stage: a tuple is needed, not list"),
+    "too short": (RELU[:6], TypeError, r"stage: \(activation, a, b, slopes, axis, folded, grid\) is needed"),
+    "too long": ((*RELU, 1), TypeError, r"stage: \(activation, a, b, slopes, axis, folded, grid\) is needed"),
+    "no name": ((None, *RELU[1:]), TypeError, r"stage: \(activation, .* is needed"),
+    "an unknown name": (("selu", *RELU[1:]), ValueError, "stage: no activation is called selu"),
+    "a bound that is no number": (("clip", "0", *RELU[2:]), TypeError, "real number"),
+    "slopes as a list": ((*RELU[:3], [1.0, 2.0], *RELU[4:]), TypeError, "slopes: a NumPy array is needed, not list"),
+    "slopes of float64": ((*RELU[:3], np.ones(2), *RELU[4:]), TypeError, "slopes: dtype float32 is needed"),
+    "too many slopes": ((*RELU[:3], ones(3), *RELU[4:]), ValueError, "slopes: 2 elements are needed, not 3"),
+    "strided slopes": ((*RELU[:3], ones(4)[::2], *RELU[4:]), ValueError, "slopes: a C-contiguous"),
+    "an axis by name": ((*RELU[:4], "c", *RELU[5:]), TypeError, "int"),
+    "a list as grid": ((*RELU[:6], [0.1, 0, -128, 127]), TypeError, "stage: a grid .* is needed, not list"),
+    "a short grid": ((*RELU[:6], (0.1, 0)), TypeError, r"stage: a grid \(scale, zero_point, qmin, qmax\) is needed"),
+    "scale 0": ((*RELU[:6], (0.0, 0, -128, 127)), ValueError, "TrainingData: an argument is out of range"),
+    "a scale of nan": ((*RELU[:6], (np.nan, 0, -128, 127)), ValueError, "TrainingData: an argument is out of range"),
+    "an empty grid": ((*RELU[:6], (0.1, 0, 5, 5)), ValueError, "TrainingData: an argument is out of range"),
+    "folded softmax": (("softmax", 0.0, 0.0, None, 1, True, RELU[6]), ValueError, "an argument is out of range"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_STAGES)
+def test_stages_that_make_no_sense(name: str):
+    stage, kind, message = BAD_STAGES[name]
+    with pytest.raises(kind, match=message):
+        _core.TrainingData(3, 2, stage=stage)
+
+
+@pytest.mark.parametrize("axis", [-4, -3, 0, 3])
+def test_softmax_along_an_axis_that_is_not_there(axis: int):
+    """Axis 0 are the samples; a negative one counts from the end."""
+    data = _core.TrainingData(3, 2, stage=("softmax", 0.0, 0.0, None, axis, False, None))
+    with pytest.raises(ValueError, match="add: the shape of the data does not fit"):
+        data.add(ones(4, 5, 3), ones(4, 5, 2))
+
+
+def test_the_slopes_are_kept_as_long_as_the_data():
+    stage = Stage(activation="leaky_relu", slopes=np.linspace(-1, 1, 5, dtype=np.float32))
+    case = replace(GEMM, stage=stage)
+    data, expected = case.core(), train(case.core(), GEMM.layer, OPTIONS, adaround=True)
+    del stage, case
+    gc.collect()
+    for i in range(100):  # fill what would have been freed
+        np.full(5, i, np.float32)
+    np.testing.assert_array_equal(train(data, GEMM.layer, OPTIONS, adaround=True)["losses"], expected["losses"])
+
+
 # ---- samples -----------------------------------------------------------------------------------
 
 BAD_SAMPLES: dict[str, tuple[Callable[[], _core.TrainingData], object, object, type[Exception], str]] = {
@@ -113,6 +165,31 @@ def test_samples_with_fewer_axes_cannot_be_added():
         data.add(ones(4, 3), ones(4, 2))
 
 
+def mixed() -> _core.TrainingData:
+    data = empty()
+    data.add(ones(4, 5, 3), ones(4, 5, 2), ones(4, 5, 3))
+    return data
+
+
+BAD_FLOATS: dict[str, tuple[Callable[[], _core.TrainingData], object, type[Exception], str]] = {
+    "a list": (empty, [1.0], TypeError, "x_float: a NumPy array is needed, not list"),
+    "float64": (empty, np.ones((4, 5, 3)), TypeError, "x_float: float32"),
+    "uint8": (empty, ones(4, 5, 3, dtype=np.uint8), ValueError, "add: the shape"),
+    "fewer samples": (empty, ones(3, 5, 3), ValueError, "add: the shape"),
+    "other inputs": (empty, ones(4, 5, 4), ValueError, "add: the shape"),
+    "fewer axes": (empty, ones(4, 15), ValueError, "add: the shape"),
+    "not for the first ones": (some, ones(4, 5, 3), ValueError, "add: the shape"),
+    "only for the first ones": (mixed, None, ValueError, "add: the shape"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FLOATS)
+def test_float_inputs_that_cannot_be_added(name: str):
+    make, x_float, kind, message = BAD_FLOATS[name]
+    with pytest.raises(kind, match=message):
+        make().add(ones(4, 5, 3), ones(4, 5, 2), x_float)
+
+
 @METHODS
 def test_refused_samples_leave_no_trace(adaround: bool):
     expected = train(GEMM.core(), GEMM.layer, OPTIONS, adaround=adaround)
@@ -145,6 +222,10 @@ BAD_TRAINS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "more than there are": ({"batch_size": 33}, ValueError, "train: an argument is out of range"),
     "a fraction of a step": ({"iterations": 1.5}, TypeError, "integer"),
     "one beta": ({"beta_range": (2.0,)}, TypeError, "2"),
+    "mixing without float inputs": ({"drop_ratio": 0.5}, ValueError, "train: an argument is out of range"),
+    "a negative share": ({"drop_ratio": -0.1}, ValueError, "train: an argument is out of range"),
+    "more than all": ({"drop_ratio": 1.1}, ValueError, "train: an argument is out of range"),
+    "no share": ({"drop_ratio": np.nan}, ValueError, "train: an argument is out of range"),
 }
 
 
@@ -182,6 +263,18 @@ def test_data_that_is_not_finite_is_refused(where: str, bad: float, sample: int,
     getattr(case, where)[sample, 0] = bad
     with pytest.raises(ValueError, match="train: the data contains NaN or Inf"):
         train(case.core(), case.layer, OPTIONS, adaround=adaround)
+
+
+@METHODS
+@pytest.mark.parametrize("where", ["x", "y", "x_float"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("activation", ["clip", "tanh"])
+def test_an_activation_does_not_hide_data_that_is_not_finite(where: str, bad: float, activation: str, adaround: bool):
+    case = replace(GEMM, x=GEMM.x.copy(), y=GEMM.y.copy(), x_float=GEMM.x.copy())
+    getattr(case, where)[7, 0] = bad
+    case = replace(case, stage=Stage(activation=activation, a=-1.0, b=1.0))
+    with pytest.raises(ValueError, match="train: the data contains NaN or Inf"):
+        train(case.core(), case.layer, replace(OPTIONS, drop_ratio=0.5), adaround=adaround)
 
 
 # ---- life and threads --------------------------------------------------------------------------

@@ -193,6 +193,16 @@ def test_a_shared_bias_is_copied_a_shared_weight_is_not():
     assert first.input[2] != second.input[2]
 
 
+@pytest.mark.parametrize("op", ["InstanceNormalization(x, s, c)", "BatchNormalization(x, s, c, c, v)"])
+def test_a_shared_bias_of_a_normalization_is_copied(op):
+    mean = "m = ReduceMean<axes=[2], keepdims=0>(x)"
+    text = f"(float[N,8,5] x) => (float[N,8,5] y, float[N,8] z) {{ y = {op} {mean} z = Add(m, c) }}"
+    result = prepared_and_checked(model(text, s=normal(8), c=normal(8), v=np.ones(8)))
+    first = next(node for node in result.graph.node if node.op_type in op)
+    add = next(node for node in result.graph.node if node.op_type == "Add")
+    assert first.input[2] not in (*first.input[3:], *add.input)
+
+
 def test_equal_weights_stay_separate():
     weight = normal(8, 8)
     text = "(float[N,8] x) => (float[N,8] y) { h = Gemm(x, v) r = Relu(h) y = Gemm(r, w) }"

@@ -14,7 +14,10 @@ from .validate import Check, Flag, FlagOrNone, PathOrNone, integer, optional, pr
 
 __all__ = ["TUNABLE_OP_TYPES", "AdaQuantConfig", "AdaRoundConfig", "AlgoConfig", "FastFinetuneConfig"]
 
-TUNABLE_OP_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul", "InstanceNormalization", "LayerNormalization")
+TUNABLE_OP_TYPES = (
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "InstanceNormalization", "LayerNormalization", "GroupNormalization",
+    "BatchNormalization",
+)  # fmt: skip
 _SOLVERS = ("auto", "gradient", "least_squares")
 
 
@@ -100,7 +103,8 @@ class FastFinetuneConfig(AlgoConfig):
         lr_adjust: (threshold, new rate): a layer whose mean squared output error is above the threshold
             before it is tuned uses the new rate; or a callable from that error to the rate. None:
             `learning_rate` everywhere.
-        target_op_type: the op types that are tuned.
+        target_op_type: the op types that are tuned. Where the weight (of normalizations: the scale) is not quantized,
+            the report says so. Not in AMD Quark: GroupNormalization and BatchNormalization.
         selective_update: keep a layer only if the whole model gets better by it: if the L2 norm of quantized minus
             float output, mean over all samples and outputs of floats, falls; or as `evaluator` says. The nodes behind
             the layer are run again for it.

@@ -12,7 +12,7 @@ from .data_type import Int8, UInt8
 from .spec import CalibMethod, QTensorConfig, QuantGranularity, ScaleType
 from .validate import problem
 
-__all__ = ["IgnoredOption", "check_engine_supports", "check_supported"]
+__all__ = ["IgnoredOption", "check_supported", "ignored_options"]
 
 _ACTIVATION = {
     "data_type": (Int8, UInt8),
@@ -32,11 +32,10 @@ _NO_SPEC = {
     "output_tensors": "None: all activations share one spec so far",
 }
 
-# Keywords that nothing acts on yet: they would silently not do what they say.
-_NOT_YET = ("drop_ratio",)
-
-# Keywords that only steer an iteration over mini-batches, with why a closed-form solver has no use for them.
+# Keywords of the published loops, with why a closed-form solver has no use for them.
 _NO_MEANING = {
+    "output_qdq": "the error is taken at the layer's own output",
+    "drop_ratio": "the layer sees the quantized model's inputs",
     "lr_adjust": "there are no steps",
     "dynamic_batch": "all samples enter one solve anyway",
     "batch_size": "all samples enter one solve",
@@ -85,27 +84,18 @@ def check_supported(config: QConfig) -> None:
     _check_spec("QConfig.global_config.weight", config.weight_spec, _WEIGHT)
 
 
-def check_engine_supports(config: FastFinetuneConfig) -> tuple[IgnoredOption, ...]:
-    """Makes sure that this version's solvers do what an algorithm's keywords ask for.
+def ignored_options(config: FastFinetuneConfig, *, in_steps: bool) -> tuple[IgnoredOption, ...]:
+    """The keywords that were set and have no effect, to be reported to the user.
 
-    Returns:
-        the keywords that were set and have no meaning for the solver, to be reported to the user.
-
-    Raises:
-        UnsupportedError: a keyword asks for what is not there yet.
+    Args:
+        in_steps: some layer is trained by the published loops.
     """
-    kind = type(config)
-    changed = config.changed()
-    for keyword in _NOT_YET:
-        if keyword in changed:
-            instead = f"{getattr(kind, keyword)!r}: nothing acts on this option yet"
-            raise _unsupported(f"{kind.__name__}.{keyword}", changed[keyword], instead)
-    meaningless = _NEVER if config.solver == "gradient" else {**_NO_MEANING, **_NEVER}
+    meaningless = _NEVER if in_steps else {**_NO_MEANING, **_NEVER}
     if not config.selective_update or config.evaluator is not None:
         meaningless = {**meaningless, "output_index": "only selective_update without an evaluator looks at it"}
     return tuple(
         IgnoredOption(keyword, value, meaningless[keyword])
-        for keyword, value in changed.items()
+        for keyword, value in config.changed().items()
         if keyword in meaningless
     )
 
