@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import TypeVar
 
 import onnx
 from onnx import numpy_helper
@@ -15,9 +16,12 @@ class OnnxruntimeReader(Reader, CalibrationDataReader):
     """onnxruntime insists on its own base class."""
 
 
-def copy_of(model: onnx.ModelProto) -> onnx.ModelProto:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
+Proto = TypeVar("Proto", onnx.ModelProto, onnx.NodeProto)
+
+
+def copy_of(proto: Proto) -> Proto:
+    copy = type(proto)()
+    copy.CopyFrom(proto)
     return copy
 
 

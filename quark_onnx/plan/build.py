@@ -20,6 +20,7 @@ from quark.onnx.plan.bodies import layers_in_bodies
 from quark.onnx.plan.normalized_input import NormalizedInput
 from quark.onnx.plan.output_stage import output_stage
 from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
+from quark.onnx.plan.shared_weights import share_weights
 from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
 
 __all__ = ["build_plan", "weight_rows"]
@@ -55,20 +56,23 @@ def build_plan(
     graph, float_graph = Dataflow(quantized), Dataflow(float_model)
     constants = _constant_shapes(graph)
     counterparts = _Counterparts(float_model)
-    layers: list[LayerPlan] = []
-    skipped: list[SkippedLayer] = []
+    entries: list[tuple[onnx.NodeProto, LayerPlan | SkippedLayer]] = []
     for node in quantized.graph.node:
-        skipped.extend(layers_in_bodies(node, graph, op_types))
+        entries.extend((node, layer) for layer in layers_in_bodies(node, graph, op_types))
         if node.op_type not in op_types:
             continue
         try:
             layer = weight_layer(node, constants)
             if layer is None:
                 raise _Skip(_not_a_layer(node, graph, constants))
-            layers.append(_layer_plan(layer, graph, float_graph, counterparts, output_qdq=output_qdq))
+            entries.append((node, _layer_plan(layer, graph, float_graph, counterparts, output_qdq=output_qdq)))
         except _Skip as reason:
-            skipped.append(SkippedLayer(node.name or node.output[0], node.op_type, str(reason)))
-    return Plan(tuple(layers), tuple(skipped))
+            entries.append((node, SkippedLayer(node.name or node.output[0], node.op_type, str(reason))))
+    found = share_weights(entries, graph)
+    return Plan(
+        tuple(entry for entry in found if isinstance(entry, LayerPlan)),
+        tuple(entry for entry in found if isinstance(entry, SkippedLayer)),
+    )
 
 
 def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
@@ -90,12 +94,6 @@ def _not_a_layer(node: onnx.NodeProto, graph: Dataflow, constants: Collection[st
     if node.input[1] not in constant:
         return "its weight is the first input of Gemm: only that of MatMul is tuned there"
     return "its weight is neither a float32 initializer nor an integer one behind DequantizeLinear"
-
-
-def _refuse_shared(initializer: str, dequantized: str, graph: Dataflow) -> None:
-    """What another node reads too must not change."""
-    if len(graph.readers(initializer)) > 1 or len(graph.readers(dequantized)) > 1:
-        raise _Skip(f"its initializer {initializer!r} serves several nodes")
 
 
 class _Counterparts:
@@ -134,7 +132,6 @@ def _layer_plan(
         raise _Skip("its weight is not quantized")
     dequantize = graph.producer[layer.weight]
     integers = graph.initializers[dequantize.input[0]]
-    _refuse_shared(dequantize.input[0], layer.weight, graph)
     if onnx.helper.tensor_dtype_to_np_dtype(integers.data_type).name not in INTEGERS:
         raise _Skip(f"weights of type {onnx.TensorProto.DataType.Name(integers.data_type)} are not tuned yet")
     if len(layer.weight_shape) > 2 and layer.op_type == "MatMul":
@@ -296,9 +293,8 @@ def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: flo
         raise _Skip("its bias is not one integer per output, quantized with constant scales")
     s = np.ascontiguousarray(np.broadcast_to(beta * scale.reshape(-1), outputs), np.float32)
     real = ((integers.reshape(-1).astype(np.int64) - zero_point.reshape(-1).astype(np.int64)) * s).astype(np.float32)
-    if zero_point.any():
-        return _fixed_bias(real, outputs, 1.0)
-    _refuse_shared(node.input[0], layer.bias, graph)
+    if zero_point.any() or len(graph.readers(node.input[0])) > 1 or len(graph.readers(layer.bias)) > 1:
+        return _fixed_bias(real, outputs, 1.0)  # what another node reads too must not change
     info = np.iinfo(integers.dtype)
     return QuantizedBias(node.input[0], real, s, int(info.min), int(info.max))
 
