@@ -13,7 +13,7 @@ __all__ = [
     "GraphEditor",
     "attribute",
     "constant_tensors",
-    "hold_constants_as_tensors",
+    "constants_to_initializers",
     "reads",
     "rename_tensors",
     "subgraphs",
@@ -53,14 +53,29 @@ def constant_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
     return found
 
 
-def hold_constants_as_tensors(graph: onnx.GraphProto) -> None:
-    """Constant nodes, in subgraphs too, get the attribute `value` in place of value_float, value_ints, ..."""
+def constants_to_initializers(graph: onnx.GraphProto) -> None:
+    """Constant nodes become initializers; in subgraphs they get the attribute `value` in place of value_ints, ..."""
+    outputs, kept = {value.name for value in graph.output}, []
+    for node in graph.node:
+        tensor = _held_by(node)
+        if tensor is not None and node.output[0] not in outputs:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = node.output[0]
+        else:
+            kept.append(node)
+        for inner in subgraphs(node):
+            _hold_constants_as_tensors(inner)
+    graph.ClearField("node")
+    graph.node.extend(kept)
+
+
+def _hold_constants_as_tensors(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         tensor = _held_by(node)
         if tensor is not None:
             node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", tensor))
         for inner in subgraphs(node):
-            hold_constants_as_tensors(inner)
+            _hold_constants_as_tensors(inner)
 
 
 def _held_by(node: onnx.NodeProto) -> onnx.TensorProto | None:
@@ -158,9 +173,9 @@ class GraphEditor:
     def remove_unused_initializers(self) -> None:
         """Drop the initializers that no node reads and that are no output."""
         used = {name for node in self.graph.node for name in reads(node)} | self.interface
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
-        self.graph.ClearField("initializer")
-        self.graph.initializer.extend(kept)
+        for index in reversed(range(len(self.graph.initializer))):
+            if self.graph.initializer[index].name not in used:
+                del self.graph.initializer[index]
         self.initializers = {tensor.name: tensor for tensor in self.graph.initializer}
 
 

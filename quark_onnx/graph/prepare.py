@@ -11,14 +11,14 @@ import onnx.shape_inference
 import onnx.version_converter
 import onnxruntime
 import onnxslim
-from onnx.checker import MAXIMUM_PROTOBUF
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.editor import GraphEditor, hold_constants_as_tensors, rename_tensors
+from quark.onnx.graph.editor import GraphEditor, constants_to_initializers, rename_tensors
 from quark.onnx.graph.float32 import in_float32
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
 from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.graph.old_resize import keep_old_resize
+from quark.onnx.large_models import serialized_for, transformed
 
 __all__ = ["is_quantized", "prepare", "unprepared"]
 
@@ -53,16 +53,12 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
         model: a float model; not changed. What it computes in 16-bit floats becomes float32 (`in_float32`).
 
     Raises:
-        ModelError: the model is larger than protobuf's 2 GB, cannot be raised to opset 13, or onnxruntime
-            cannot run it.
+        ModelError: the model cannot be raised to opset 13, or onnxruntime cannot run it.
     """
-    if model.ByteSize() >= MAXIMUM_PROTOBUF:
-        raise ModelError("the model is larger than 2 GB, which onnx cannot transform in memory")
     result = _own_copy(model)
-    hold_constants_as_tensors(result.graph)  # onnxslim takes value_floats for float64
+    constants_to_initializers(result.graph)  # onnxslim takes value_floats for float64
     result = in_float32(result)
-    result = _simplified(_at_least_opset(result, _MIN_OPSET))
-    result = onnx.shape_inference.infer_shapes(result, data_prop=True)
+    result = transformed(result, lambda given: _with_shapes(_simplified(_at_least_opset(given, _MIN_OPSET))))
     editor = GraphEditor(result.graph)
     write_matmul_as_gemm(editor, _ranks(result.graph))
     fold_gemm_factors(editor)
@@ -71,7 +67,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     editor.remove_unused_initializers()
     _rename_clashes(editor)
     _name_nodes(result.graph)
-    result = onnx.shape_inference.infer_shapes(result, data_prop=True)
+    result = transformed(result, _with_shapes)
     _check_runs(result)
     return result
 
@@ -87,7 +83,11 @@ def _own_copy(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without functions."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    return onnx.inliner.inline_local_functions(result) if result.functions else result
+    return transformed(result, onnx.inliner.inline_local_functions) if result.functions else result
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 
 def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
@@ -201,7 +201,8 @@ def _check_runs(model: onnx.ModelProto) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # the exception says it all
     try:
-        session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        content, _tensors_in_use = serialized_for(options, probe)
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         raise ModelError(f"onnxruntime cannot run the model: {error}") from error
     for value in session.get_outputs()[len(graph.output) :]:
