@@ -227,14 +227,16 @@ def _irremovable_activations(graph: onnx.GraphProto) -> Iterator[str]:
     """Relu and Clip nodes whose work the range of a Q/DQ cannot do, although onnxruntime's quantizer lets it.
 
     The interval of a Clip may not hold 0, as every quantizer's must, or may not be constant. The tensor
-    before the activation, which would be clipped too, may be an output of the model or be read in a subgraph.
+    before the activation, which would be clipped too, may be an output of the model or be read in a subgraph. The
+    tensor behind it may be read in a subgraph, past the Q/DQ.
     """
     editor = GraphEditor(graph)
     for node in graph.node:
         if node.op_type in ("Relu", "Clip"):
-            before = node.input[0]
+            before, behind = node.input[0], node.output[0]
             read_elsewhere = any(reader is None or before not in reader.input for reader in editor.readers(before))
-            if read_elsewhere or not _clips_around_zero(editor, node):
+            read_in_body = any(reader and behind not in reader.input for reader in editor.readers(behind))
+            if read_elsewhere or read_in_body or not _clips_around_zero(editor, node):
                 yield node.name
 
 
