@@ -9,7 +9,7 @@ import onnx
 
 from quark.onnx.graph.editor import constant_tensors, reads
 
-__all__ = ["Dataflow", "Segment"]
+__all__ = ["Dataflow", "Segment", "is_random"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Dataflow:
         constant = set(self.initializers) | {""}
         self._constant_nodes: set[int] = set()
         for node in model.graph.node:
-            if all(name in constant for name in self.reads(node)) and not _is_random(node):
+            if all(name in constant for name in self.reads(node)) and not is_random(node):
                 constant.update(node.output)
                 self._constant_nodes.add(id(node))
         self._constant = constant
@@ -122,5 +122,6 @@ class Dataflow:
         return model
 
 
-def _is_random(node: onnx.NodeProto) -> bool:
+def is_random(node: onnx.NodeProto) -> bool:
+    """Whether a node gives something else each time."""
     return node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -33,12 +35,14 @@ from quark.onnx.quantization.config.config import QConfig
 from quark.onnx.quantization.config.data_type import Int8
 from quark.onnx.quantization.config.spec import CalibMethod, QuantGranularity
 from quark.onnx.quantization.config.supported import check_supported
+from quark.onnx.report.end_to_end import difference_of_forms
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
 from quark.onnx.report.resources import PhaseClock, peak_rss_mib
 
 __all__ = ["ModelQuantizer", "finetune"]
 
+_LOG = logging.getLogger(__name__)
 _PERCENTILE = 99.999
 _QUANT_TYPES = {"Int8": QuantType.QInt8, "UInt8": QuantType.QUInt8}
 
@@ -110,7 +114,7 @@ class ModelQuantizer:
                 finetuning = FastFinetune(config.fast_finetune, threads=engine.threads, clock=clock)
                 engine = stack.enter_context(finetuning).engine
             with clock.phase("calibrate"):
-                calibration = _calibrate(model, reader, finetuning, options, config, engine)
+                calibration, warnings = _calibrate(original, model, reader, finetuning, options, config, engine)
             with clock.phase("insert Q/DQ"):
                 quantized = insert_qdq(model, calibration.ranges, calibration.weights, options)
             if finetuning is not None:
@@ -120,6 +124,7 @@ class ModelQuantizer:
                 report = Report(
                     algorithm=None, samples=calibration.samples, phases=clock.seconds, peak_rss_mib=peak_rss_mib()
                 )
+            report = replace(report, warnings=(*warnings, *report.warnings))
         returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
         self.report = report
         return returned
@@ -209,13 +214,15 @@ def _qdq_options(config: QConfig, model: onnx.ModelProto) -> QdqOptions:
 
 
 def _calibrate(
+    original: onnx.ModelProto,
     model: onnx.ModelProto,
     reader: DataReader,
     finetuning: FastFinetune | None,
     options: QdqOptions,
     config: QConfig,
     engine: Engine,
-) -> Calibration:
+) -> tuple[Calibration, tuple[str, ...]]:
+    """What was found, and warnings."""
     activation, weight = config.activation_spec, config.weight_spec
     percentile = None
     if activation.activation_calibration is CalibMethod.Percentile:
@@ -231,10 +238,17 @@ def _calibrate(
         if layer.op_type in options.op_types and layer.node_name not in options.excluded_nodes
     ]
     tensors = calibration_tensors(model, options)
+    warnings = []
     with PhaseProgress("Calibrating samples", None) as progress:
 
         def watched(items: Iterator[Batch]) -> Iterator[Batch]:
-            for item in items:
+            for index, item in enumerate(items):
+                if index == 0 and (difference := difference_of_forms(original, model, item, engine)):
+                    warnings.append(
+                        f"prepared for quantization, the float model computes something else: {difference} on the "
+                        "first item. What comes out is near the prepared model: please report it"
+                    )
+                    _LOG.warning(warnings[0])
                 yield item
                 progress.advance(sample_count(item))
 
@@ -243,7 +257,7 @@ def _calibrate(
         if finetuning is not None:
             items = finetuning.keep(items, model, can_join)
         settings = CalibrationSettings(percentile, grid)
-        return calibrate(model, items, can_join, tensors, layers, settings, engine)
+        return calibrate(model, items, can_join, tensors, layers, settings, engine), tuple(warnings)
 
 
 def _deliver(

@@ -413,7 +413,6 @@ def test_an_output_before_a_relu_keeps_its_negative_values(options):
 
 @pytest.mark.parametrize("read", ["h", "r"], ids=["before the activation", "behind it"])
 def test_a_tensor_that_a_subgraph_reads_stays(read: str):
-    """It is read past the Q/DQ whose range would do the activation's work."""
     then, otherwise = (
         onnx.parser.parse_graph(f"branch () => (float[N,8] b) {{ b = {op}({read}, {read}) }}") for op in ("Add", "Sub")
     )
