@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 
 import numpy as np
@@ -17,9 +17,9 @@ from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError
 from quark.onnx.graph.insert_qdq import WeightParams
+from quark.onnx.graph.row_layout import RowLayout
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layers
 from quark.onnx.inference import Engine, in_order, session
-from quark.onnx.plan.build import weight_rows
 from quark.onnx.plan.layer_data import core_geometry
 
 __all__ = ["Calibration", "CalibrationSettings", "WeightGrid", "calibrate"]
@@ -49,10 +49,22 @@ class CalibrationSettings:
     Attributes:
         percentile: of |x| that an activation's range holds; None: minimum and maximum.
         weights: choose weight scales by output error on this grid; None: leave them to minimum and maximum.
+        percentiles: of the activations, by name, for which it is another one.
+        grids: of the weights, by name, for which it is another one.
     """
 
     percentile: float | None
     weights: WeightGrid | None
+    percentiles: Mapping[str, float | None] = field(default_factory=dict)
+    grids: Mapping[str, WeightGrid | None] = field(default_factory=dict)
+
+    def percentile_of(self, tensor: str) -> float | None:
+        """That of an activation."""
+        return self.percentiles.get(tensor, self.percentile)
+
+    def grid_of(self, weight: str) -> WeightGrid | None:
+        """That of a weight."""
+        return self.grids.get(weight, self.weights)
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ def calibrate(
     """
     pool = _core.ThreadPool(engine.threads)
     ranges = _core.ValueRanges(len(tensors), _BINS)
-    search = _ScaleSearch(model, layers if settings.weights else (), pool)
+    search = _ScaleSearch(model, layers, settings, pool)
     wanted = list(dict.fromkeys([*tensors, *search.tensors()]))
     # A reader may use its memory again. With few items, the processors are shared out among each item's operators.
     first = [{name: array.copy() for name, array in item.items()} for item in islice(items, engine.threads)]
@@ -106,8 +118,8 @@ def calibrate(
             raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
         search.feed(values)
         samples += sample_count(batch)
-    found = {name: _range(ranges, i, settings.percentile) for i, name in enumerate(tensors)}
-    return Calibration(found, search.choose(settings.weights) if settings.weights else {}, samples)
+    found = {name: _range(ranges, i, settings.percentile_of(name)) for i, name in enumerate(tensors)}
+    return Calibration(found, search.choose(), samples)
 
 
 def _batches(items: Iterator[Batch], can_join: CanJoin, run: _Exposed) -> Iterator[Batch]:
@@ -155,18 +167,25 @@ _Searched = tuple[WeightLayer, _core.Layer, NDArray[np.float32]]  # and its weig
 class _ScaleSearch:
     """CalibMethod.MinOutputMSE: moments of every layer's float input, then the scale with the least output error."""
 
-    def __init__(self, model: onnx.ModelProto, layers: Iterable[WeightLayer], pool: _core.ThreadPool) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        layers: Iterable[WeightLayer],
+        settings: CalibrationSettings,
+        pool: _core.ThreadPool,
+    ) -> None:
+        self._settings = settings
         constants = {t.name: t for t in model.graph.initializer}
         self._pool = pool
         self._layers: list[_Searched] = []
         budget = _GRAM_BYTES
-        layers = tuple(layers)
+        layers = tuple(layer for layer in layers if settings.grid_of(layer.weight) is not None)
         left = {layer.weight for layer in layers if not _searchable(layer)}
         left |= _arranged_in_two_ways(layers) | _also_data(model)
         for layer in layers:
             if layer.weight in left:
                 continue
-            rows = weight_rows(layer, onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
+            rows = layer.layout.rows(onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
             groups = _groups(layer)
             outputs, inputs = rows.shape
             gram_bytes = 8 * groups * inputs**2
@@ -217,14 +236,17 @@ class _ScaleSearch:
             found.setdefault(entry[0].weight, []).append(entry)
         return found.values()
 
-    def choose(self, grid: WeightGrid) -> dict[str, WeightParams]:
+    def choose(self) -> dict[str, WeightParams]:
         found = {}
         for together in self._by_weight():
             layer, core, rows = together[0]
             for _, other, _ in together[1:]:
                 core.join(other, self._pool)
+            grid = self._settings.grid_of(layer.weight)
+            assert grid is not None  # or the layer would not be here
+            # The channels of a ConvTranspose's groups lie on one axis: as `insert_qdq`, one scale for all of them. And
             # onnxruntime's kernels take one scale for the first input of a product.
-            per_channel = grid.per_channel and not _is_weight_first(layer)
+            per_channel = grid.per_channel and layer.channels == len(rows) and not _is_weight_first(layer)
             try:
                 scale, zero_point = core.weight_scale(
                     rows,
@@ -243,8 +265,8 @@ class _ScaleSearch:
 
 def _arranged_in_two_ways(layers: Iterable[WeightLayer]) -> set[str]:
     """The weights of which no two layers make the same rows."""
-    first: dict[str, tuple[int, int]] = {}
-    rows = ((layer.weight, (layer.channel_axis, _groups(layer))) for layer in layers)
+    first: dict[str, tuple[RowLayout, int]] = {}
+    rows = ((layer.weight, (layer.layout, _groups(layer))) for layer in layers)
     return {weight for weight, arrangement in rows if first.setdefault(weight, arrangement) != arrangement}
 
 

@@ -106,10 +106,11 @@ class _Finder:
     """Finds the activations that suit a layer."""
 
     def __init__(self, layer: WeightLayer) -> None:
-        arranged = isinstance(layer.attributes, NormAttributes)
         transposed = isinstance(layer.attributes, GemmAttributes) and layer.attributes.weight_first
-        self._axes_stay = not arranged and not transposed  # the core's are those of the model
-        self._outputs = math.prod(layer.weight_shape) if arranged else layer.weight_shape[layer.channel_axis]
+        self._axes_stay = (
+            not isinstance(layer.attributes, NormAttributes) and not transposed
+        )  # the core's are the model's
+        self._outputs = layer.layout.outputs
         self._behind_channel = len(layer.weight_shape) - 2 if isinstance(layer.attributes, ConvAttributes) else 0
         if transposed:
             self._behind_channel = 1

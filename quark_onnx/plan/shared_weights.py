@@ -74,7 +74,7 @@ def _obstacle(initializer: str, users: Sequence[tuple[onnx.NodeProto, LayerPlan]
 def _are_alike(layer: LayerPlan, other: LayerPlan) -> bool:
     a, b = layer.weight, other.weight
     pairs = ((a.rows_q, b.rows_q), (a.scale, b.scale), (a.zero_point, b.zero_point))
-    return a.transposed == b.transposed and all(np.array_equal(x, y) for x, y in pairs)
+    return a.layout == b.layout and all(np.array_equal(x, y) for x, y in pairs)
 
 
 def _readers(initializer: str, graph: Dataflow) -> Iterator[onnx.NodeProto | None]:
