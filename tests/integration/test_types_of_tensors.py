@@ -23,6 +23,7 @@ from quark.onnx import (
 
 W = Weights(0)
 DTYPES = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def quantized_and_report(
@@ -52,7 +53,7 @@ def test_a_model_of_other_floats(name: str, kind: int) -> None:
     data, unseen = data_for(float_model, dtype, 40), data_for(float_model, dtype, 64, seed=1)
     plain, _ = quantized_and_report(model, data)
     tuned, report = quantized_and_report(model, data, AdaRoundConfig())
-    assert len(report.layers) == sum(n.op_type in ("Conv", "Gemm", "MatMul") for n in model.graph.node)
+    assert len(report.layers) == sum(n.op_type in LAYERS for n in model.graph.node)
     assert not report.skipped
     assert run(tuned, unseen)[0].dtype == dtype
     assert error(float_model, tuned, unseen) < error(float_model, plain, unseen)
