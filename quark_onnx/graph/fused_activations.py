@@ -24,7 +24,7 @@ def drop_qdq_before_activations(model: onnx.ModelProto, is_fused: Callable[[str,
 
     Args:
         model: a quantized model, in topological order.
-        is_fused: whether to do it, of a layer's output and the op type of the activation.
+        is_fused: whether to do it, by the output and the op type of the activation.
     """
     graph = Dataflow(model)
     dropped: set[str] = set()
@@ -36,7 +36,8 @@ def drop_qdq_before_activations(model: onnx.ModelProto, is_fused: Callable[[str,
         layer = quantize and graph.producer.get(quantize.input[0])
         if dequantize and quantize and layer and layer.op_type in _LAYERS:
             between = (layer.output[0], quantize.output[0], dequantize.output[0])
-            if is_fused(between[0], node.op_type) and all(graph.only_reader(tensor) for tensor in between):
+            made = node.output[0].removesuffix("_QuantizeLinear_Input")  # the name that an output of the model had
+            if is_fused(made, node.op_type) and all(graph.only_reader(tensor) for tensor in between):
                 node.input[0] = between[0]
                 dropped.update(between[1:])
     if not dropped:

@@ -64,7 +64,7 @@ class QdqOptions:
         quantize_biases: False leaves those in float that have no format of their own.
         quantize_views: quantize what a view (Transpose, Reshape, MaxPool, ...) reads even if nobody else does.
         fused: by op type of an activation: whether there is no Q/DQ between it and the layer before it. Of the op types
-            that are not here: where the tensor in between is symmetric and its scale a power of two.
+            that are not here: where the quantizer behind it is symmetric and its scale a power of two.
     """
 
     activation_type: QuantType = QuantType.QUInt8
@@ -98,9 +98,9 @@ class QdqOptions:
         """Of the weights without one of their own."""
         return TensorFormat(self.weight_type, self.weight_symmetric, self.per_channel, self.weight_scales)
 
-    def is_fused(self, tensor: str, activation: str) -> bool:
-        """Whether an activation of that op type reads a layer's output in float."""
-        own = self.formats.get(tensor, self.activation_format)
+    def is_fused(self, output: str, activation: str) -> bool:
+        """Whether an activation of that op type, with that output, reads the layer before it in float."""
+        own = self.formats.get(output, self.activation_format)
         return self.fused.get(activation, own.symmetric and own.scales is ScaleType.PowerOf2)
 
 
@@ -313,14 +313,16 @@ def _irremovable_activations(graph: onnx.GraphProto) -> Iterator[str]:
     """Relu and Clip nodes whose work the range of a Q/DQ cannot do, although onnxruntime's quantizer lets it.
 
     The interval of a Clip may not hold 0, as every quantizer's must, or may not be constant. The tensor
-    before the activation, which would be clipped too, may be an output of the model or be read in a subgraph.
+    before the activation, which would be clipped too, may be an output of the model or be read in a subgraph. The
+    tensor behind it may be read in a subgraph, past the Q/DQ.
     """
     editor = GraphEditor(graph)
     for node in graph.node:
         if node.op_type in ("Relu", "Clip"):
-            before = node.input[0]
+            before, behind = node.input[0], node.output[0]
             read_elsewhere = any(reader is None or before not in reader.input for reader in editor.readers(before))
-            if read_elsewhere or not _clips_around_zero(editor, node):
+            read_in_body = any(reader and behind not in reader.input for reader in editor.readers(behind))
+            if read_elsewhere or read_in_body or not _clips_around_zero(editor, node):
                 yield node.name
 
 
@@ -343,17 +345,20 @@ def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[s
     """Give one scale to the weights that onnxruntime cannot quantize per channel.
 
     Those of ConvTranspose with groups, where its quantizer cannot tell the channels of the bias apart, of MatMul
-    beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any, and of
-    LayerNormalization beyond one, where its quantizer takes the scale's second axis and the bias's first.
+    beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any, or as the first
+    input, of which kernels take one scale, and of LayerNormalization beyond one, where its quantizer takes the
+    scale's second axis and the bias's first.
     """
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    return {
-        node.input[1]: [{"quant_type": options.weight_type}]
+    weights = {
+        node.input[1]
         for node in graph.node
         if (node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1)
         or (node.op_type == "MatMul" and ranks.get(node.input[1], 2) != 2)
         or (node.op_type == "LayerNormalization" and ranks.get(node.input[1], 1) > 1)
     }
+    weights.update(node.input[0] for node in graph.node if node.op_type == "MatMul" and node.input[0] in ranks)
+    return {name: [{"quant_type": options.weight_type}] for name in weights}
 
 
 def _avoid_lowest_integer(graph: onnx.GraphProto, weights: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from quark.onnx import (
     AdaQuantConfig,
     AdaRoundConfig,
     CalibMethod,
+    Int8Spec,
     ModelQuantizer,
     QConfig,
     QLayerConfig,
@@ -143,6 +144,46 @@ def test_biases_are_int8_where_all_scales_are_powers_of_two(layer: QLayerConfig,
     assert bias_types(quantize(model, layer)[0]) == {by_default}
     assert bias_types(quantize(model, layer, Int32Bias=True)[0]) == {"int32"}
     assert bias_types(quantize(model, layer, Int32Bias=False)[0]) == {"int8"}
+
+
+def test_single_layers_may_have_it() -> None:
+    model = MODELS["separable"]()
+    usual = QLayerConfig(UInt8Spec(calibration_method=CalibMethod.MinMax), weight=Int8Spec())
+    own = QLayerConfig(input_tensors=XInt8Spec(), weight=XInt8Spec(calibration_method=CalibMethod.MinMSE))
+    plain, _ = quantize(model, usual, specific_layer_config={own: ["pw1"]})
+    tuned, report = quantize(model, usual, ALGORITHMS["adaround"], specific_layer_config={own: ["pw1"]})
+    constants, makers = initializers(plain), {node.output[0]: node for node in plain.graph.node}
+    for node in plain.graph.node:
+        if node.op_type in ("Conv", "Gemm"):
+            x, w, b = (makers[name] for name in node.input)
+            assert constants[x.input[2]].dtype == (np.int8 if node.name == "pw1" else np.uint8)
+            assert constants[b.input[0]].dtype == (np.int8 if node.name == "pw1" else np.int32)
+            assert is_power_of_two(constants[x.input[1]]) == (node.name == "pw1")
+            assert is_power_of_two(constants[w.input[1]]) == (node.name == "pw1")
+    activations = {node.name for node in plain.graph.node if node.op_type in ("Relu", "Clip")}
+    assert activations == {"dw1_clip"}  # its output alone is symmetric
+    assert makers[next(n for n in plain.graph.node if n.name == "dw1_clip").input[0]].op_type == "Conv"
+    assert any(layer.accepted for layer in report.layers)
+    unseen = samples(model, 64, seed=9)
+    assert mean_squared_error(model, tuned, unseen) < mean_squared_error(model, plain, unseen)
+
+
+@pytest.mark.parametrize("kind", ["Relu", "Clip"])
+def test_the_place_of_qdq_can_be_asked_for(kind: str) -> None:
+    model = MODELS["separable"]()
+
+    def read_directly(layer: QLayerConfig, **options: bool) -> set[str]:
+        result, _ = quantize(model, layer, **options)
+        makers = {node.output[0]: node.op_type for node in result.graph.node}
+        activations = [node for node in result.graph.node if node.op_type in ("Relu", "Clip")]
+        assert len(activations) == 5
+        return {node.op_type for node in activations if makers[node.input[0]] == "Conv"}
+
+    symmetric, option = QLayerConfig(Int8Spec(), weight=Int8Spec()), f"RemoveQDQConv{kind}"
+    assert read_directly(symmetric) == set()
+    assert read_directly(symmetric, **{option: True}) == {kind}
+    assert read_directly(LAYER) == {"Relu", "Clip"}
+    assert read_directly(LAYER, **{option: False}) == {"Relu", "Clip"} - {kind}
 
 
 @pytest.mark.parametrize("method", [CalibMethod.MinMax, CalibMethod.MinMSE, CalibMethod.Percentile])

@@ -112,8 +112,8 @@ INT8, POWERS = QuantType.QInt8, ScaleType.PowerOf2
         (replace(PLAIN, activation_scales=POWERS, fused={"Relu": False}), False),
         (replace(PLAIN, activation_scales=POWERS, fused={"Clip": False}), True),
         (replace(PLAIN, fused={"Relu": True}), True),
-        (replace(PLAIN, formats={"z": TensorFormat(INT8, symmetric=True, scales=POWERS)}), True),
-        (replace(PLAIN, activation_scales=POWERS, formats={"z": TensorFormat(INT8, symmetric=True)}), False),
+        (replace(PLAIN, formats={"y": TensorFormat(INT8, symmetric=True, scales=POWERS)}), True),
+        (replace(PLAIN, activation_scales=POWERS, formats={"y": TensorFormat(INT8, symmetric=True)}), False),
     ],
 )
 def test_by_itself_where_scales_are_powers_of_two(options: QdqOptions, expected: bool):

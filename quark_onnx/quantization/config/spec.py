@@ -385,8 +385,8 @@ class QLayerConfig(FrozenConfig):
         input_tensors: the activations.
         activation: the older name of `input_tensors`; give one of the two.
         weight: the constant weight.
-        bias: the bias. Without a spec it is int32 with the scale input_scale * weight_scale; where the scales of input and
-            weight are powers of two it has the weight's spec (`ExtraOptions.Int32Bias`).
+        bias: the bias. Without a spec it is int32 with the scale input_scale * weight_scale; where the scales of input
+            and weight are powers of two it has the weight's spec (`ExtraOptions.Int32Bias`).
         output_tensors: the layer's outputs, where they differ from `input_tensors`.
 
     Raises:
