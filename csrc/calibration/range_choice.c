@@ -200,14 +200,14 @@ static range entropy(const qk_value_range *r, int levels) {
 void qk_value_range_choose(const qk_value_range *r, const qk_range_choice *c, float *lo, float *hi) {
     range found = {qk_value_range_min(r), qk_value_range_max(r)};
     const float largest = fmaxf(-found.lo, found.hi);
-    if (r->count > 0 && largest > 0) switch (c->method) {
-        case QK_RANGE_MIN_MAX: break;
-        case QK_RANGE_PERCENTILE: found = percentile(r, c, c->percentiles[0]); break;
-        case QK_RANGE_MIN_MSE: found = least_squares(r, c); break;
-        case QK_RANGE_ENTROPY: found = entropy(r, c->levels); break;
-        case QK_RANGE_DISTRIBUTION: found = (range){-largest, largest}; break;
-        case QK_RANGE_LAYERWISE_PERCENTILE: found = layerwise_percentile(r, c); break;
-        }
+    switch (largest > 0 ? c->method : QK_RANGE_MIN_MAX) {
+    case QK_RANGE_MIN_MAX: break;
+    case QK_RANGE_PERCENTILE: found = percentile(r, c, c->percentiles[0]); break;
+    case QK_RANGE_MIN_MSE: found = least_squares(r, c); break;
+    case QK_RANGE_ENTROPY: found = entropy(r, c->levels); break;
+    case QK_RANGE_DISTRIBUTION: found = (range){-largest, largest}; break;
+    case QK_RANGE_LAYERWISE_PERCENTILE: found = layerwise_percentile(r, c); break;
+    }
     *lo = found.lo;
     *hi = found.hi;
 }
