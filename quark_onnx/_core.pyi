@@ -24,8 +24,23 @@ def blas_config() -> str:
 def fake_quant(x: NDArray[np.float32], scale: float, zero_point: int, qmin: int, qmax: int, /) -> NDArray[np.float32]:
     """ONNX QuantizeLinear then DequantizeLinear of a float32 array."""
 
-def affine_from_range(rmin: float, rmax: float, qmin: int, qmax: int, symmetric: bool, /) -> tuple[float, int]:
-    """(scale, zero_point) of a value range, as onnxruntime.quantization computes them."""
+def affine_from_range(
+    rmin: float, rmax: float, qmin: int, qmax: int, symmetric: bool, scale_type: str = "Float32", /
+) -> tuple[float, int]:
+    """(scale, zero_point) of a value range, as onnxruntime.quantization computes them.
+    "PowerOf2" and "Int16": with the next larger scale of that kind."""
+
+def weight_scale(
+    weight: NDArray[np.float32],
+    *,
+    qmin: int,
+    qmax: int,
+    symmetric: bool,
+    per_channel: bool,
+    scale_type: str,
+    pool: ThreadPool,
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """(scale, zero_point) of the weight (rows, inputs) with the least squared error, one each or one a row."""
 
 def return_memory(least: int, /) -> None:
     """Give memory that was freed back to the system, if the C library holds at least so many bytes of it."""
@@ -44,7 +59,7 @@ class ThreadPool:
 
 @final
 class ValueRanges:
-    """Minimum, maximum and a histogram of |x| for each of many tensors, streaming."""
+    """Minimum, maximum and a histogram for each of many tensors, streaming."""
 
     def __new__(cls, tensors: int, bins: int = 2048) -> ValueRanges: ...
     def update(self, arrays: Sequence[NDArray[np.float32]], pool: ThreadPool, /) -> None:
@@ -55,6 +70,25 @@ class ValueRanges:
 
     def percentile(self, tensor: int, percentile: float, /) -> float:
         """The smallest bin edge t with at least that percentage of |x| <= t."""
+
+    def histogram(self, tensor: int, /) -> tuple[float, NDArray[np.uint64]]:
+        """(width, counts): counts (2 bins) of the values between (i - bins) and (i - bins + 1) widths."""
+
+    def choose(
+        self,
+        tensor: int,
+        method: str,
+        *,
+        qmin: int,
+        qmax: int,
+        symmetric: bool,
+        scale_type: str,
+        two_sided: bool,
+        percentiles: Sequence[float],
+        squared: bool,
+        levels: int,
+    ) -> tuple[float, float]:
+        """The range (lowest, highest) that a CalibMethod gives the tensor (csrc/include/qk.h)."""
 
 @final
 class Layer:
@@ -114,6 +148,7 @@ class Layer:
         symmetric: bool,
         per_channel: bool,
         bias_free: bool,
+        scale_type: str,
         pool: ThreadPool,
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """(scale, zero_point) of the weight (rows, K) with the least output error, one each or one a row."""

@@ -51,12 +51,15 @@ class Engine:
         return [(CUDA, {"device_id": int(number or 0), "use_tf32": 0}), "CPUExecutionProvider"]
 
 
-def session(model: onnx.ModelProto, engine: Engine, *, fuse_qdq: bool = False) -> ort.InferenceSession:
+def session(
+    model: onnx.ModelProto, engine: Engine, *, fuse_qdq: bool = False, optimise: bool = True
+) -> ort.InferenceSession:
     """An onnxruntime session.
 
     Args:
         fuse_qdq: as onnxruntime runs a Q/DQ model by default, with integer kernels that may differ from machine to
             machine. Off, each Q and DQ is computed as ONNX defines it, with float operators in between.
+        optimise: False: the graph as it is, slower, with other last bits.
 
     Raises:
         ModelError: the model is invalid.
@@ -64,6 +67,8 @@ def session(model: onnx.ModelProto, engine: Engine, *, fuse_qdq: bool = False) -
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = engine.threads
+    if not optimise:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the core needs the processors in between
     options.add_session_config_entry("session.disable_quant_qdq", "0" if fuse_qdq else "1")
     options.log_severity_level = 3

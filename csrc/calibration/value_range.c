@@ -5,18 +5,10 @@
 
 #include "base/memory.h"
 #include "base/pool.h"
+#include "calibration/value_range.h"
 #include "kernels/kernels.h"
 
 enum { FINEST = -120 }; /* the least exponent of a bin width: its inverse stays finite */
-
-struct qk_value_range {
-    int bins;
-    float lo, hi;
-    uint64_t count;
-    int exponent; /* bin width is 2^exponent */
-    bool has_width;
-    uint64_t *counts; /* (bins) of |x| in [i, i + 1) * width; the last also holds |x| == bins * width */
-};
 
 qk_value_range *qk_value_range_new(int bins) {
     if (bins < 2 || bins % 2) return NULL;
@@ -26,7 +18,7 @@ qk_value_range *qk_value_range_new(int bins) {
     r->lo = INFINITY;
     r->hi = -INFINITY;
     r->exponent = FINEST;
-    r->counts = QK_NEW(uint64_t, bins);
+    r->counts = QK_NEW(uint64_t, 2 * (int64_t)bins);
     if (!r->counts) {
         free(r);
         return NULL;
@@ -55,25 +47,31 @@ static void widen(qk_value_range *r, float largest) {
         r->has_width = true;
         return;
     }
-    for (; r->exponent < exponent; r->exponent++) {
-        for (int i = 0; i < r->bins / 2; i++) r->counts[i] = r->counts[2 * i] + r->counts[2 * i + 1];
-        memset(r->counts + r->bins / 2, 0, (size_t)(r->bins / 2) * sizeof *r->counts);
-    }
+    for (; r->exponent < exponent; r->exponent++)
+        for (uint64_t *counts = r->counts; counts <= r->counts + r->bins; counts += r->bins) {
+            for (int i = 0; i < r->bins / 2; i++) counts[i] = counts[2 * i] + counts[2 * i + 1];
+            memset(counts + r->bins / 2, 0, (size_t)(r->bins / 2) * sizeof *counts);
+        }
 }
 
 float qk_value_range_percentile(const qk_value_range *r, double percentile) {
     const double wanted = percentile / 100 * (double)r->count;
     uint64_t seen = 0;
     for (int i = 0; i < r->bins; i++) {
-        seen += r->counts[i];
+        seen += r->counts[i] + r->counts[r->bins + i];
         if ((double)seen >= wanted) return ldexpf((float)(i + 1), r->exponent);
     }
     return ldexpf((float)r->bins, r->exponent);
 }
 
+double qk_value_range_histogram(const qk_value_range *r, uint64_t *counts) {
+    for (int i = 0; i < 2 * r->bins; i++) counts[i] = qk_value_range_in(r, i - r->bins);
+    return ldexp(1, r->exponent);
+}
+
 /* ---- updating many ranges at once ------------------------------------------------------------ */
 
-enum { PIECE = 1 << 15 }; /* values per task */
+enum { PIECE = 1 << 15 }; /* values per task; half of them fit into a count */
 
 typedef struct {
     qk_value_range *range;
@@ -81,7 +79,7 @@ typedef struct {
     size_t n;
     float lo, hi;
     bool finite;
-    uint32_t *counts; /* (bins) of this piece */
+    uint16_t *counts; /* (2, 2 bins) of this piece: every other value apart, as one bin twice in a row stalls */
 } piece;
 
 static void scan_task(void *context, int64_t task, int worker) {
@@ -98,17 +96,24 @@ static void count_task(void *context, int64_t task, int worker) {
     piece *p = (piece *)context + task;
     const float inverse_width = ldexpf(1.0f, -p->range->exponent);
     const uint32_t last = (uint32_t)p->range->bins - 1;
-    uint32_t index[CHUNK], zeros = 0;
+    uint16_t *even = p->counts, *odd = p->counts + 2 * p->range->bins;
+    uint32_t index[CHUNK];
     for (size_t i = 0; i < p->n; i += CHUNK) {
         const size_t n = p->n - i < CHUNK ? p->n - i : CHUNK;
         qk_kernels_get()->bin_indices(index, p->x + i, n, inverse_width, last);
-        /* Bin 0 is counted apart: half of what follows a Relu is zero, and counting the same bin in a row stalls. */
-        for (size_t j = 0; j < n; j++) {
-            zeros += index[j] == 0;
-            p->counts[index[j]] += index[j] != 0;
+        for (size_t j = 0; j + 1 < n; j += 2) {
+            even[index[j]]++;
+            odd[index[j + 1]]++;
         }
+        if (n % 2) even[index[n - 1]]++;
     }
-    p->counts[0] += zeros;
+}
+
+/* Adds the counts of a piece to its range. */
+static void add_counts(const piece *p) {
+    const int bins = p->lo < 0 ? 2 * p->range->bins : p->range->bins; /* of both signs, or without the negative ones */
+    const uint16_t *even = p->counts, *odd = p->counts + 2 * p->range->bins;
+    for (int i = 0; i < bins; i++) p->range->counts[i] += (uint64_t)even[i] + odd[i];
 }
 
 static qk_status update_in_pieces(qk_value_range *const *ranges, const float *const *x, const size_t *n, size_t count,
@@ -117,16 +122,16 @@ static qk_status update_in_pieces(qk_value_range *const *ranges, const float *co
     for (size_t i = 0; i < count; i++) {
         const int64_t m = (int64_t)((n[i] + PIECE - 1) / PIECE);
         pieces += m;
-        counts += m * ranges[i]->bins;
+        counts += m * 4 * ranges[i]->bins;
     }
     piece *all = QK_NEW(piece, pieces);
-    uint32_t *memory = QK_NEW(uint32_t, counts);
+    uint16_t *memory = QK_NEW(uint16_t, counts);
     qk_status status = all && memory ? QK_OK : QK_E_NOMEM;
     if (status == QK_OK) {
         piece *p = all;
-        uint32_t *c = memory;
+        uint16_t *c = memory;
         for (size_t i = 0; i < count; i++)
-            for (size_t at = 0; at < n[i]; at += PIECE, p++, c += ranges[i]->bins)
+            for (size_t at = 0; at < n[i]; at += PIECE, p++, c += 4 * ranges[i]->bins)
                 *p = (piece){
                     .range = ranges[i], .x = x[i] + at, .counts = c, .n = n[i] - at < PIECE ? n[i] - at : PIECE};
         qk_pool_run(pool, scan_task, all, pieces);
@@ -150,8 +155,7 @@ static qk_status update_in_pieces(qk_value_range *const *ranges, const float *co
     }
     if (status == QK_OK) {
         qk_pool_run(pool, count_task, all, pieces);
-        for (int64_t t = 0; t < pieces; t++)
-            for (int i = 0; i < all[t].range->bins; i++) all[t].range->counts[i] += all[t].counts[i];
+        for (int64_t t = 0; t < pieces; t++) add_counts(all + t);
     }
     free(all);
     free(memory);

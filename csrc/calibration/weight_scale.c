@@ -1,4 +1,5 @@
-/* CalibMethod.MinOutputMSE: the weight scale with the least error of the layer's output.
+/* CalibMethod.MinOutputMSE: the weight scale with the least error of the layer's output; CalibMethod.MinMSE: with the
+ * least error of the weight itself, as if all inputs were independent and of the same size.
  *
  * MinMax lets one outlier set the scale, often in a channel whose input hardly varies, where clipping it costs nothing.
  * With D = W^ - W the mean squared error of output o is d_o G d_o', G the Gram matrix of the float inputs (centred when
@@ -22,13 +23,14 @@ enum {
 typedef struct {
     const qk_quadratic *q;
     const qk_scale_problem *problem;
-    const float *gram;     /* of q, (groups, K, K) */
+    const float *gram;     /* of q, (groups, K, K); NULL: the identity */
     const double *lo, *hi; /* (rows) range of each output channel's scale before the factor */
     int factor_count;
-    const double *factors; /* (rows, factor_count) */
-    double *error;         /* (rows, factor_count) */
-    double *power;         /* (rows) */
-    float *scratch;        /* (threads, 2, QK_ROW_BLOCK, K) */
+    const double *factors;     /* (rows, factor_count) */
+    double *error;             /* (rows, factor_count) */
+    double *power;             /* (rows) */
+    double *best, *best_error; /* (rows) */
+    float *scratch;            /* (threads, 2, QK_ROW_BLOCK, K) */
 } search;
 
 static qk_affine affine_of(const search *s, int64_t row, double factor) {
@@ -38,10 +40,11 @@ static qk_affine affine_of(const search *s, int64_t row, double factor) {
 /* d G d' of a block's rows d (count, K), row by row; dg: scratch of d's shape. */
 static void square(const search *s, qk_row_block block, const float *d, float *dg, double *to, int64_t stride) {
     const int64_t K = s->q->inputs;
-    qk_sgemm(dg, d, s->gram + block.group * K * K,
-             (qk_gemm_shape){.m = block.count, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
+    if (s->gram)
+        qk_sgemm(dg, d, s->gram + block.group * K * K,
+                 (qk_gemm_shape){.m = block.count, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
     for (int64_t i = 0; i < block.count; i++)
-        to[(block.first + i) * stride] = qk_kernels_get()->dot_f32(d + i * K, dg + i * K, (size_t)K);
+        to[(block.first + i) * stride] = qk_kernels_get()->dot_f32(d + i * K, (s->gram ? dg : d) + i * K, (size_t)K);
 }
 
 /* The output error of a block of rows under every factor. */
@@ -77,16 +80,17 @@ static void add_mean(double *power, int64_t rows) {
 }
 
 /* The best factor of each row, or of all together. Equal errors: the earlier, which clips less. */
-static void pick(const search *s, int64_t rows, bool per_channel, double *best, double *best_error) {
+static void pick(const search *s, int64_t rows) {
     const int n = s->factor_count;
+    const bool per_channel = s->problem->per_channel;
     for (int64_t row = 0; row < (per_channel ? rows : 1); row++)
         for (int f = 0; f < n; f++) {
             double error = 0;
             for (int64_t r = row; r < (per_channel ? row + 1 : rows); r++)
                 if (s->power[r] > 0) error += s->error[r * n + f] / s->power[r];
-            if (error < best_error[row]) {
-                best_error[row] = error;
-                best[row] = s->factors[row * n + f];
+            if (error < s->best_error[row]) {
+                s->best_error[row] = error;
+                s->best[row] = s->factors[row * n + f];
             }
         }
 }
@@ -118,44 +122,48 @@ static void damp(qk_quadratic *q) {
     }
 }
 
-qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *problem, qk_affine *affine,
-                                 qk_pool *pool) {
-    qk_quadratic q;
-    QK_TRY(qk_quadratic_init(&q, layer, QK_FITTED, false));
-    const int64_t K = q.inputs, rows = q.groups * q.outputs;
-    const int64_t blocks = qk_row_blocks(&q), squares = q.groups * K * K;
+/* The factors of the coarse grid, then those around the best one. */
+static void run(search *s, int64_t rows, double *factors, qk_affine *affine, qk_pool *pool) {
+    const bool per_channel = s->problem->per_channel;
+    const int64_t blocks = qk_row_blocks(s->q);
+    s->factor_count = COARSE;
+    for (int64_t r = 0; r < rows; r++) {
+        s->best[r] = 1;
+        s->best_error[r] = INFINITY;
+        for (int f = 0; f < COARSE; f++) factors[r * COARSE + f] = exp2(-f / 4.0);
+    }
+    qk_pool_run(pool, search_task, s, blocks);
+    pick(s, rows);
+    s->factor_count = FINE;
+    for (int64_t r = 0; r < rows; r++)
+        for (int f = 0; f < FINE; f++)
+            factors[r * FINE + f] = fmin(1, s->best[per_channel ? r : 0] * exp2((f < 3 ? 3 - f : 2 - f) / 16.0));
+    qk_pool_run(pool, search_task, s, blocks);
+    pick(s, rows);
+    for (int64_t r = 0; r < (per_channel ? rows : 1); r++) affine[r] = affine_of(s, r, s->best[r]);
+}
+
+/* gram: of q, NULL for the identity. */
+static qk_status choose(const qk_quadratic *q, const float *gram, const qk_scale_problem *problem, qk_affine *affine,
+                        qk_pool *pool) {
+    const int64_t K = q->inputs, rows = q->groups * q->outputs;
     double *lo = QK_NEW(double, rows), *hi = QK_NEW(double, rows), *best = QK_NEW(double, rows);
     double *best_error = QK_NEW(double, rows), *factors = QK_NEW(double, rows * MAX_FACTORS);
     double *error = QK_NEW(double, rows * MAX_FACTORS), *power = QK_NEW(double, rows);
     float *scratch = QK_NEW(float, (int64_t)qk_pool_threads(pool) * 2 * QK_ROW_BLOCK * K);
-    float *gram = QK_NEW(float, squares);
-    qk_status status = QK_E_NOMEM;
-    if (lo && hi && best && best_error && factors && error && power && scratch && gram) {
-        if (problem->bias_free) qk_quadratic_centre(&q);
-        damp(&q);
-        for (int64_t i = 0; i < squares; i++) gram[i] = (float)q.gram[i];
+    const bool ok = lo && hi && best && best_error && factors && error && power && scratch;
+    if (ok) {
         ranges_of_weight(problem, rows, K, lo, hi);
-        search s = {&q, problem, gram, lo, hi, COARSE, factors, error, power, scratch};
-        for (int64_t r = 0; r < rows; r++) {
-            best[r] = 1;
-            best_error[r] = INFINITY;
-            for (int f = 0; f < COARSE; f++) factors[r * COARSE + f] = exp2(-f / 4.0);
-        }
+        search s = {q, problem, gram, lo, hi, COARSE, factors, error, power, best, best_error, scratch};
         qk_blas_enter();
-        qk_pool_run(pool, power_task, &s, blocks);
-        add_mean(power, rows);
-        qk_pool_run(pool, search_task, &s, blocks);
-        pick(&s, rows, problem->per_channel, best, best_error);
-        s.factor_count = FINE;
-        for (int64_t r = 0; r < rows; r++)
-            for (int f = 0; f < FINE; f++)
-                factors[r * FINE + f] =
-                    fmin(1, best[problem->per_channel ? r : 0] * exp2((f < 3 ? 3 - f : 2 - f) / 16.0));
-        qk_pool_run(pool, search_task, &s, blocks);
+        if (gram) {
+            qk_pool_run(pool, power_task, &s, qk_row_blocks(q));
+            add_mean(power, rows);
+        } else {
+            for (int64_t r = 0; r < rows; r++) power[r] = 1;
+        }
+        run(&s, rows, factors, affine, pool);
         qk_blas_leave();
-        pick(&s, rows, problem->per_channel, best, best_error);
-        for (int64_t r = 0; r < (problem->per_channel ? rows : 1); r++) affine[r] = affine_of(&s, r, best[r]);
-        status = QK_OK;
     }
     free(lo);
     free(hi);
@@ -165,7 +173,29 @@ qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *
     free(error);
     free(power);
     free(scratch);
+    return ok ? QK_OK : QK_E_NOMEM;
+}
+
+qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *problem, qk_affine *affine,
+                                 qk_pool *pool) {
+    qk_quadratic q;
+    QK_TRY(qk_quadratic_init(&q, layer, QK_FITTED, false));
+    const int64_t squares = q.groups * q.inputs * q.inputs;
+    float *gram = QK_NEW(float, squares);
+    qk_status status = QK_E_NOMEM;
+    if (gram) {
+        if (problem->bias_free) qk_quadratic_centre(&q);
+        damp(&q);
+        for (int64_t i = 0; i < squares; i++) gram[i] = (float)q.gram[i];
+        status = choose(&q, gram, problem, affine, pool);
+    }
     free(gram);
     qk_quadratic_destroy(&q);
     return status;
+}
+
+qk_status qk_choose_weight_scale_alone(const qk_scale_problem *problem, int64_t rows, int64_t inputs, qk_affine *affine,
+                                       qk_pool *pool) {
+    if (rows < 1 || inputs < 1) return QK_E_ARG;
+    return choose(&(qk_quadratic){.groups = 1, .inputs = inputs, .outputs = rows}, NULL, problem, affine, pool);
 }

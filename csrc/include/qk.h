@@ -41,14 +41,22 @@ typedef struct {
     int32_t zero_point;
 } qk_affine;
 
+/* Which values a scale can have. */
+typedef enum {
+    QK_SCALE_FLOAT32,
+    QK_SCALE_POWER_OF_2,
+    QK_SCALE_INT16 /* m 2^-n: a mantissa m of an int16, 2^14 <= m < 2^15, and a shift n */
+} qk_scale_type;
+
 /* The integer grid of a tensor. */
 typedef struct {
     int32_t qmin, qmax;
     bool symmetric; /* zero_point 0, range widened to (-max|r|, max|r|) */
+    qk_scale_type scale_type;
 } qk_grid;
 
-/* Scale and zero point of the value range (rmin, rmax), widened to contain 0:
- * scale = (rmax - rmin) / (qmax - qmin), zero_point = round(qmin - rmin / scale). */
+/* Scale and zero point of the value range (rmin, rmax), widened to contain 0: scale = (rmax - rmin) / (qmax - qmin), or
+ * the next larger one of the grid's scale type; zero_point = round(qmin - rmin / scale). */
 qk_affine qk_affine_from_range(double rmin, double rmax, qk_grid grid);
 
 /* ONNX QuantizeLinear then DequantizeLinear: y = (clip(round_half_even(x / scale) + zp) - zp) * scale. */
@@ -70,8 +78,8 @@ typedef struct {
 enum { QK_MAX_DIMS = 8, QK_MAX_SPATIAL = 3 };
 
 /* ---- value range of a tensor, streaming ------------------------------------------------------ */
-/* Minimum, maximum and a histogram of |x|. The bin width is a power of two that doubles as larger
- * values arrive, so neither memory nor the result depends on how the data is cut into batches. */
+/* Minimum, maximum and a histogram, `bins` bins on each side of 0. The bin width is a power of two that doubles as
+ * larger values arrive, so neither memory nor the result depends on how the data is cut into batches. */
 typedef struct qk_value_range qk_value_range;
 qk_value_range *qk_value_range_new(int bins);
 void qk_value_range_free(qk_value_range *range);
@@ -83,6 +91,31 @@ float qk_value_range_max(const qk_value_range *range);
 uint64_t qk_value_range_count(const qk_value_range *range);
 /* The smallest bin edge t such that at least `percentile` percent of the values have |x| <= t. */
 float qk_value_range_percentile(const qk_value_range *range, double percentile);
+/* counts (2 bins): of the values between (i - bins) and (i - bins + 1) bin widths; returns the width. */
+double qk_value_range_histogram(const qk_value_range *range, uint64_t *counts);
+
+/* ---- which part of a tensor's values the integers cover -------------------------------------- */
+/* The CalibMethod of an activation; docs/numerics.md defines them. */
+typedef enum {
+    QK_RANGE_MIN_MAX,
+    QK_RANGE_PERCENTILE,
+    QK_RANGE_MIN_MSE,
+    QK_RANGE_ENTROPY,
+    QK_RANGE_DISTRIBUTION,
+    QK_RANGE_LAYERWISE_PERCENTILE
+} qk_range_method;
+
+typedef struct {
+    qk_range_method method;
+    qk_grid grid;              /* MinMSE, LayerwisePercentile: whose error counts */
+    bool two_sided;            /* percentiles: half of the rest off each end, else all of it off the ends of |x| */
+    const double *percentiles; /* in (0, 100]: one for Percentile, the candidates of LayerwisePercentile */
+    int percentile_count;
+    bool squared; /* LayerwisePercentile: by the mean squared error, else by the mean absolute one */
+    int levels;   /* Entropy: even, 2 .. 2 bins */
+} qk_range_choice;
+/* Never wider than what was seen, except for Distribution. (0, 0) if nothing was. */
+void qk_value_range_choose(const qk_value_range *range, const qk_range_choice *choice, float *lo, float *hi);
 
 /* ---- a layer: from batches to moments -------------------------------------------------------- */
 typedef enum { QK_PAD_EXPLICIT, QK_PAD_SAME_UPPER, QK_PAD_SAME_LOWER, QK_PAD_VALID } qk_auto_pad;
@@ -142,6 +175,9 @@ typedef struct {
 /* affine: (groups * O) or 1 entries. */
 qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *problem, qk_affine *affine,
                                  qk_pool *pool);
+/* The same by the squared error of the weight itself (CalibMethod.MinMSE): weight (rows, inputs). */
+qk_status qk_choose_weight_scale_alone(const qk_scale_problem *problem, int64_t rows, int64_t inputs, qk_affine *affine,
+                                       qk_pool *pool);
 
 /* ---- least squares over the integers --------------------------------------------------------- */
 typedef enum {

@@ -53,7 +53,7 @@ typedef struct {
 
     /* Widens [*lo, *hi] by the values; false if one is NaN or Inf. */
     bool (*min_max)(const float *x, size_t n, float *lo, float *hi);
-    /* index[i] = min(|x[i]| * inverse_width, last) */
+    /* index[i] = min(|x[i]| * inverse_width, last), and last + 1 more where x[i] < 0 */
     void (*bin_indices)(uint32_t *restrict index, const float *restrict x, size_t n, float inverse_width,
                         uint32_t last);
 

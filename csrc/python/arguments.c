@@ -74,6 +74,29 @@ bool qk_take(bool *in_use, const char *name) {
     return true;
 }
 
+int qk_place_of(const char *name, const char *const *names, int count, const char *what) {
+    PyObject *known = PyList_New(0);
+    for (int i = 0; known && i < count; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            Py_DECREF(known);
+            return i;
+        }
+        PyObject *item = PyUnicode_FromString(names[i]);
+        if (!item || PyList_Append(known, item) != 0) Py_CLEAR(known);
+        Py_XDECREF(item);
+    }
+    if (known) PyErr_Format(PyExc_ValueError, "%s: '%s' is none of %R", what, name, known);
+    Py_XDECREF(known);
+    return -1;
+}
+
+bool qk_scale_type_from(const char *name, qk_scale_type *type) {
+    static const char *const names[] = {"Float32", "PowerOf2", "Int16"}; /* as qk_scale_type */
+    const int place = name ? qk_place_of(name, names, 3, "scale_type") : 0;
+    if (place >= 0) *type = (qk_scale_type)place;
+    return place >= 0;
+}
+
 bool qk_conv_from(PyObject *conv, qk_geometry *g) {
     if (conv == Py_None) return true;
     PyObject *kernel, *stride, *dilation, *pads, *output_padding = NULL, *output_shape = NULL;
@@ -127,6 +150,20 @@ bool qk_quantized_layer_from(PyObject *const arrays[6], npy_intp rows, npy_intp 
     layer->bias = b ? PyArray_DATA(b) : NULL;
     layer->bias_scale = bs ? PyArray_DATA(bs) : NULL;
     return true;
+}
+
+PyObject *qk_affine_arrays(const qk_affine *affine, npy_intp count) {
+    PyObject *scale = qk_new_array(1, &count, NPY_FLOAT32), *zero_point = qk_new_array(1, &count, NPY_INT32);
+    if (!scale || !zero_point) {
+        Py_XDECREF(scale);
+        Py_XDECREF(zero_point);
+        return NULL;
+    }
+    for (npy_intp i = 0; i < count; i++) {
+        ((float *)PyArray_DATA((PyArrayObject *)scale))[i] = affine[i].scale;
+        ((int32_t *)PyArray_DATA((PyArrayObject *)zero_point))[i] = affine[i].zero_point;
+    }
+    return Py_BuildValue("(NN)", scale, zero_point);
 }
 
 PyObject *qk_new_array(int ndim, const npy_intp *dims, int type) {

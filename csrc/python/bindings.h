@@ -36,11 +36,17 @@ PyArrayObject *qk_array(PyObject *object, const char *name, int numpy_type, npy_
 bool qk_tensor_from(PyObject *object, const char *name, qk_affine affine, qk_tensor *tensor);
 /* A sequence of `count` integers. */
 bool qk_integers_from(PyObject *sequence, const char *name, Py_ssize_t count, int64_t *out);
+/* The place of `name` among the count names of `what`; -1 with ValueError that lists them. */
+int qk_place_of(const char *name, const char *const *names, int count, const char *what);
+/* "Float32", "PowerOf2" or "Int16"; NULL: Float32. */
+bool qk_scale_type_from(const char *name, qk_scale_type *type);
 /* None, or a tuple (kernel, strides, dilations, pads, auto_pad) of a Conv, into g. A ConvTranspose's has output_padding
  * and output_shape (or None) behind. */
 bool qk_conv_from(PyObject *conv, qk_geometry *g);
 /* weight, weight_q, weight_scale, weight_zero_point, bias or None, bias_scale or None. */
 bool qk_quantized_layer_from(PyObject *const arrays[6], npy_intp rows, npy_intp inputs, qk_quantized_layer *layer);
+/* (scale, zero_point): arrays (count) of float32 and int32. */
+PyObject *qk_affine_arrays(const qk_affine *affine, npy_intp count);
 PyObject *qk_new_array(int ndim, const npy_intp *dims, int type);
 
 /* Whether work should end: Python has an exception to raise, such as KeyboardInterrupt, or the ThreadPool `pool` was

@@ -122,13 +122,17 @@ static PyObject *layer_moments(PyObject *object, PyObject *args) {
 /* ---- weight scale ---------------------------------------------------------------------------- */
 
 static PyObject *layer_weight_scale(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"weight", "qmin", "qmax", "symmetric", "per_channel", "bias_free", "pool", NULL};
+    static char *names[] = {"weight",    "qmin",       "qmax", "symmetric", "per_channel",
+                            "bias_free", "scale_type", "pool", NULL};
     layer_object *self = (layer_object *)object;
     PyObject *weight_argument, *pool_argument;
+    const char *scale_type;
     int symmetric, per_channel, bias_free;
     qk_scale_problem problem = {0};
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O$iipppO:weight_scale", names, &weight_argument, &problem.grid.qmin,
-                                     &problem.grid.qmax, &symmetric, &per_channel, &bias_free, &pool_argument))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O$iipppsO:weight_scale", names, &weight_argument,
+                                     &problem.grid.qmin, &problem.grid.qmax, &symmetric, &per_channel, &bias_free,
+                                     &scale_type, &pool_argument) ||
+        !qk_scale_type_from(scale_type, &problem.grid.scale_type))
         return NULL;
     problem.grid.symmetric = symmetric;
     problem.per_channel = per_channel;
@@ -139,25 +143,14 @@ static PyObject *layer_weight_scale(PyObject *object, PyObject *args, PyObject *
     PyArrayObject *weight = pool ? qk_array(weight_argument, "weight", NPY_FLOAT32, rows * g->inputs) : NULL;
     if (!weight || !flush(object, pool)) return NULL;
     problem.weight = PyArray_DATA(weight);
-    PyObject *scale = qk_new_array(1, &count, NPY_FLOAT32), *zero_point = qk_new_array(1, &count, NPY_INT32),
-             *result = NULL;
     qk_affine *affine = PyMem_Calloc((size_t)count, sizeof *affine);
-    if (scale && zero_point && affine) {
-        qk_status status;
-        Py_BEGIN_ALLOW_THREADS
-        status = qk_choose_weight_scale(self->layer, &problem, affine, pool);
-        Py_END_ALLOW_THREADS
-        for (npy_intp i = 0; i < count; i++) {
-            ((float *)PyArray_DATA((PyArrayObject *)scale))[i] = affine[i].scale;
-            ((int32_t *)PyArray_DATA((PyArrayObject *)zero_point))[i] = affine[i].zero_point;
-        }
-        result = status == QK_OK ? PyTuple_Pack(2, scale, zero_point) : qk_raise(status, "weight_scale");
-    } else if (!PyErr_Occurred()) {
-        PyErr_NoMemory();
-    }
+    if (!affine) return PyErr_NoMemory();
+    qk_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = qk_choose_weight_scale(self->layer, &problem, affine, pool);
+    Py_END_ALLOW_THREADS
+    PyObject *result = status == QK_OK ? qk_affine_arrays(affine, count) : qk_raise(status, "weight_scale");
     PyMem_Free(affine);
-    Py_XDECREF(scale);
-    Py_XDECREF(zero_point);
     return result;
 }
 
@@ -250,7 +243,7 @@ static PyMethodDef layer_methods[] = {
     {"moments", layer_moments, METH_VARARGS,
      "moments($self, pool, held_out, /)\n--\n\n(rows, gram, cross, mean_x, mean_y, power) per row and group."},
     {"weight_scale", KEYWORDS(layer_weight_scale), METH_VARARGS | METH_KEYWORDS,
-     "weight_scale($self, weight, *, qmin, qmax, symmetric, per_channel, bias_free, pool)\n--\n\n"
+     "weight_scale($self, weight, *, qmin, qmax, symmetric, per_channel, bias_free, scale_type, pool)\n--\n\n"
      "(scale, zero_point) of the weight (rows, K) with the least output error."},
     {"least_squares", KEYWORDS(layer_least_squares), METH_VARARGS | METH_KEYWORDS,
      "least_squares($self, weight, weight_q, weight_scale, weight_zero_point, *, qmin, qmax, bias, bias_scale,"

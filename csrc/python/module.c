@@ -5,6 +5,8 @@
 #include "base/blas.h"
 #include "base/memory.h"
 
+static qk_module_state *state_of_module(PyObject *module) { return PyModule_GetState(module); }
+
 static PyObject *module_isa(PyObject *module, PyObject *unused) {
     (void)module, (void)unused;
     return PyUnicode_FromString(qk_isa());
@@ -37,12 +39,47 @@ static PyObject *module_affine_from_range(PyObject *module, PyObject *args) {
     (void)module;
     double rmin, rmax;
     int symmetric;
-    qk_grid grid;
-    if (!PyArg_ParseTuple(args, "ddiip:affine_from_range", &rmin, &rmax, &grid.qmin, &grid.qmax, &symmetric))
+    const char *scale_type = NULL;
+    qk_grid grid = {0};
+    if (!PyArg_ParseTuple(args, "ddiip|s:affine_from_range", &rmin, &rmax, &grid.qmin, &grid.qmax, &symmetric,
+                          &scale_type) ||
+        !qk_scale_type_from(scale_type, &grid.scale_type))
         return NULL;
     grid.symmetric = symmetric;
     const qk_affine affine = qk_affine_from_range(rmin, rmax, grid);
     return Py_BuildValue("(fi)", affine.scale, affine.zero_point);
+}
+
+static PyObject *module_weight_scale(PyObject *module, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"weight", "qmin", "qmax", "symmetric", "per_channel", "scale_type", "pool", NULL};
+    PyObject *weight_argument, *pool_argument;
+    const char *scale_type;
+    int symmetric, per_channel;
+    qk_scale_problem problem = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O$iippsO:weight_scale", names, &weight_argument, &problem.grid.qmin,
+                                     &problem.grid.qmax, &symmetric, &per_channel, &scale_type, &pool_argument) ||
+        !qk_scale_type_from(scale_type, &problem.grid.scale_type))
+        return NULL;
+    problem.grid.symmetric = symmetric;
+    problem.per_channel = per_channel;
+    qk_pool *pool = qk_pool_from(state_of_module(module), pool_argument);
+    const bool is_matrix = PyArray_Check(weight_argument) && PyArray_NDIM((PyArrayObject *)weight_argument) == 2;
+    if (pool && !is_matrix) PyErr_SetString(PyExc_ValueError, "weight: an array (rows, inputs) is needed");
+    PyArrayObject *weight = pool && is_matrix ? qk_array(weight_argument, "weight", NPY_FLOAT32,
+                                                         PyArray_SIZE((PyArrayObject *)weight_argument))
+                                              : NULL;
+    if (!weight) return NULL;
+    const npy_intp rows = PyArray_DIM(weight, 0), count = per_channel ? rows : 1;
+    problem.weight = PyArray_DATA(weight);
+    qk_affine *affine = PyMem_Calloc((size_t)count + 1, sizeof *affine);
+    if (!affine) return PyErr_NoMemory();
+    qk_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = qk_choose_weight_scale_alone(&problem, rows, PyArray_DIM(weight, 1), affine, pool);
+    Py_END_ALLOW_THREADS
+    PyObject *result = status == QK_OK ? qk_affine_arrays(affine, count) : qk_raise(status, "weight_scale");
+    PyMem_Free(affine);
+    return result;
 }
 
 static PyObject *module_return_memory(PyObject *module, PyObject *argument) {
@@ -63,14 +100,16 @@ static PyMethodDef module_methods[] = {
      "fake_quant(x, scale, zero_point, qmin, qmax, /)\n--\n\n"
      "ONNX QuantizeLinear then DequantizeLinear of a float32 array."},
     {"affine_from_range", module_affine_from_range, METH_VARARGS,
-     "affine_from_range(rmin, rmax, qmin, qmax, symmetric, /)\n--\n\n"
-     "(scale, zero_point) of a value range, as onnxruntime.quantization computes them."},
+     "affine_from_range(rmin, rmax, qmin, qmax, symmetric, scale_type='Float32', /)\n--\n\n"
+     "(scale, zero_point) of a value range, as onnxruntime.quantization computes them.\n"
+     "'PowerOf2' and 'Int16': with the next larger scale of that kind."},
+    {"weight_scale", (PyCFunction)(void (*)(void))module_weight_scale, METH_VARARGS | METH_KEYWORDS,
+     "weight_scale(weight, *, qmin, qmax, symmetric, per_channel, scale_type, pool)\n--\n\n"
+     "(scale, zero_point) of the weight (rows, inputs) with the least squared error, one each or one a row."},
     {"return_memory", module_return_memory, METH_O,
      "return_memory(least, /)\n--\n\n"
      "Give memory that was freed back to the system, if the C library holds at least so many bytes of it."},
     {NULL, NULL, 0, NULL}};
-
-static qk_module_state *state_of_module(PyObject *module) { return PyModule_GetState(module); }
 
 qk_module_state *qk_state_of(PyObject *self) { return PyType_GetModuleState(Py_TYPE(self)); }
 

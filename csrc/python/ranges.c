@@ -4,6 +4,7 @@
 typedef struct {
     PyObject_HEAD
     Py_ssize_t count;
+    int bins;
     qk_value_range **ranges;
     bool in_use;
 } ranges_object;
@@ -18,6 +19,7 @@ static PyObject *ranges_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     ranges_object *self = (ranges_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->count = count;
+    self->bins = bins;
     self->ranges = PyMem_Calloc(count > 0 ? (size_t)count : 1, sizeof *self->ranges);
     bool ok = self->ranges != NULL;
     for (Py_ssize_t i = 0; ok && i < count; i++) ok = (self->ranges[i] = qk_value_range_new(bins)) != NULL;
@@ -105,6 +107,82 @@ static PyObject *ranges_percentile(PyObject *object, PyObject *args) {
     return r ? PyFloat_FromDouble(qk_value_range_percentile(r, percentile)) : NULL;
 }
 
+static PyObject *ranges_histogram(PyObject *object, PyObject *args) {
+    Py_ssize_t i;
+    if (!PyArg_ParseTuple(args, "n:histogram", &i)) return NULL;
+    const qk_value_range *r = range_at((ranges_object *)object, i);
+    const npy_intp size = 2 * (npy_intp)((ranges_object *)object)->bins;
+    PyObject *counts = r ? qk_new_array(1, &size, NPY_UINT64) : NULL;
+    if (!counts) return NULL;
+    const double width = qk_value_range_histogram(r, PyArray_DATA((PyArrayObject *)counts));
+    return Py_BuildValue("(dN)", width, counts);
+}
+
+/* A sequence of numbers in (0, 100]; NULL with an exception set. The caller frees it. */
+static double *percentiles_from(PyObject *sequence, int *count) {
+    PyObject *items = PySequence_Fast(sequence, "percentiles: a sequence of numbers is needed");
+    if (!items) return NULL;
+    const Py_ssize_t n = PySequence_Fast_GET_SIZE(items);
+    double *out = PyMem_Calloc((size_t)n + 1, sizeof *out);
+    if (!out) PyErr_NoMemory();
+    for (Py_ssize_t i = 0; out && i < n; i++) {
+        out[i] = PyFloat_AsDouble(PySequence_Fast_GET_ITEM(items, i));
+        if (!PyErr_Occurred() && !(out[i] > 0 && out[i] <= 100))
+            PyErr_SetString(PyExc_ValueError, "percentiles: numbers in (0, 100] are needed");
+        if (PyErr_Occurred()) {
+            PyMem_Free(out);
+            out = NULL;
+        }
+    }
+    Py_DECREF(items);
+    *count = (int)n;
+    return out;
+}
+
+static PyObject *ranges_choose(PyObject *object, PyObject *args, PyObject *kwargs) {
+    static char *names[] = {"tensor",    "method",      "qmin",    "qmax",   "symmetric", "scale_type",
+                            "two_sided", "percentiles", "squared", "levels", NULL};
+    static const char *const methods[] = {/* as qk_range_method */
+                                          "MinMax",  "Percentile",   "MinMSE",
+                                          "Entropy", "Distribution", "LayerwisePercentile"};
+    Py_ssize_t i;
+    const char *method, *scale_type;
+    PyObject *percentiles;
+    int symmetric, two_sided, squared;
+    qk_range_choice choice = {0};
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "ns$iipspOpi:choose", names, &i, &method, &choice.grid.qmin,
+                                     &choice.grid.qmax, &symmetric, &scale_type, &two_sided, &percentiles, &squared,
+                                     &choice.levels))
+        return NULL;
+    const qk_value_range *r = range_at((ranges_object *)object, i);
+    const int place = r ? qk_place_of(method, methods, 6, "method") : -1;
+    if (place < 0 || !qk_scale_type_from(scale_type, &choice.grid.scale_type)) return NULL;
+    choice.method = (qk_range_method)place;
+    choice.grid.symmetric = symmetric;
+    choice.two_sided = two_sided;
+    choice.squared = squared;
+    if (choice.levels < 2 || choice.levels % 2 || choice.levels > 2 * ((ranges_object *)object)->bins)
+        return PyErr_Format(PyExc_ValueError, "levels: an even number from 2 to %d is needed",
+                            2 * ((ranges_object *)object)->bins);
+    double *candidates = percentiles_from(percentiles, &choice.percentile_count);
+    if (!candidates) return NULL;
+    choice.percentiles = candidates;
+    float lo = 0, hi = 0;
+    const bool enough = choice.percentile_count > 0 ||
+                        (choice.method != QK_RANGE_PERCENTILE && choice.method != QK_RANGE_LAYERWISE_PERCENTILE);
+    if (enough) {
+        Py_BEGIN_ALLOW_THREADS
+        qk_value_range_choose(r, &choice, &lo, &hi);
+        Py_END_ALLOW_THREADS
+    } else {
+        PyErr_SetString(PyExc_ValueError, "percentiles: at least one is needed");
+    }
+    PyMem_Free(candidates);
+    return enough ? Py_BuildValue("(ff)", lo, hi) : NULL;
+}
+
+#define KEYWORDS(function) (PyCFunction)(void (*)(void))(function)
+
 static PyMethodDef ranges_methods[] = {
     {"update", ranges_update, METH_VARARGS,
      "update($self, arrays, pool, /)\n--\n\nAdds one float32 array per tensor. ValueError on NaN or Inf."},
@@ -112,10 +190,16 @@ static PyMethodDef ranges_methods[] = {
     {"percentile", ranges_percentile, METH_VARARGS,
      "percentile($self, tensor, percentile, /)\n--\n\n"
      "The smallest bin edge t with at least that percentage of |x| <= t."},
+    {"histogram", ranges_histogram, METH_VARARGS,
+     "histogram($self, tensor, /)\n--\n\n"
+     "(width, counts): counts (2 bins) uint64 of the values between (i - bins) and (i - bins + 1) widths."},
+    {"choose", KEYWORDS(ranges_choose), METH_VARARGS | METH_KEYWORDS,
+     "choose($self, tensor, method, *, qmin, qmax, symmetric, scale_type, two_sided, percentiles, squared, levels)"
+     "\n--\n\nThe range (lowest, highest) that a CalibMethod gives the tensor."},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot ranges_slots[] = {
     {Py_tp_doc, "ValueRanges(tensors, bins=2048)\n--\n\n"
-                "Minimum, maximum and a histogram of |x| for each of many tensors, streaming.\n"
+                "Minimum, maximum and a histogram for each of many tensors, streaming.\n"
                 "Memory depends on neither the data's size nor its batches, and neither does the result."},
     {Py_tp_new, ranges_new},
     {Py_tp_dealloc, ranges_dealloc},

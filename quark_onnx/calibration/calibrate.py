@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx import _core
+from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError
@@ -21,6 +22,7 @@ from quark.onnx.graph.row_layout import RowLayout
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layers
 from quark.onnx.inference import Engine, in_order, session
 from quark.onnx.plan.layer_data import core_geometry
+from quark.onnx.quantization.config.spec import ScaleType
 
 __all__ = ["Calibration", "CalibrationSettings", "WeightGrid", "calibrate"]
 
@@ -34,12 +36,13 @@ _GRAM_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class WeightGrid:
-    """The integers of the weights, and how many scales they share."""
+    """The integers of the weights, how many scales they share, and which values scales have."""
 
     qmin: int
     qmax: int
     symmetric: bool
     per_channel: bool
+    scales: ScaleType = ScaleType.Float32
 
 
 @dataclass(frozen=True)
@@ -47,20 +50,20 @@ class CalibrationSettings:
     """How ranges and scales are chosen.
 
     Attributes:
-        percentile: of |x| that an activation's range holds; None: minimum and maximum.
-        weights: choose weight scales by output error on this grid; None: leave them to minimum and maximum.
-        percentiles: of the activations, by name, for which it is another one.
+        activations: how an activation's range follows from its values.
+        weights: choose weight scales by output error on this grid; None: leave them alone.
+        ranges: of the activations, by name, for which it is another one.
         grids: of the weights, by name, for which it is another one.
     """
 
-    percentile: float | None
+    activations: ActivationRange
     weights: WeightGrid | None
-    percentiles: Mapping[str, float | None] = field(default_factory=dict)
+    ranges: Mapping[str, ActivationRange] = field(default_factory=dict)
     grids: Mapping[str, WeightGrid | None] = field(default_factory=dict)
 
-    def percentile_of(self, tensor: str) -> float | None:
+    def range_of(self, tensor: str) -> ActivationRange:
         """That of an activation."""
-        return self.percentiles.get(tensor, self.percentile)
+        return self.ranges.get(tensor, self.activations)
 
     def grid_of(self, weight: str) -> WeightGrid | None:
         """That of a weight."""
@@ -108,7 +111,10 @@ def calibrate(
     # A reader may use its memory again. With few items, the processors are shared out among each item's operators.
     first = [{name: array.copy() for name, array in item.items()} for item in islice(items, engine.threads)]
     at_once, each = engine.shared_out(len(first))
-    run = _Exposed(model, wanted, each)
+    # To the last bit as onnxruntime.quantization: item by item, the graph as it is. Threads would move bits too.
+    exact = any(settings.range_of(name).is_exact for name in tensors)
+    run = _Exposed(model, wanted, replace(each, threads=1) if exact else each, optimise=not exact)
+    can_join = (lambda *_: False) if exact else can_join
     samples = 0
     for batch, values in in_order(run, _batches(chain(first, items), can_join, run), threads=at_once):
         try:
@@ -118,7 +124,7 @@ def calibrate(
             raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
         search.feed(values)
         samples += sample_count(batch)
-    found = {name: _range(ranges, i, settings.percentile_of(name)) for i, name in enumerate(tensors)}
+    found = {name: settings.range_of(name).of(ranges, i) for i, name in enumerate(tensors)}
     return Calibration(found, search.choose(), samples)
 
 
@@ -132,7 +138,7 @@ def _batches(items: Iterator[Batch], can_join: CanJoin, run: _Exposed) -> Iterat
 class _Exposed:
     """The model with inner tensors as outputs."""
 
-    def __init__(self, model: onnx.ModelProto, tensors: list[str], engine: Engine) -> None:
+    def __init__(self, model: onnx.ModelProto, tensors: list[str], engine: Engine, *, optimise: bool) -> None:
         exposed = onnx.ModelProto()
         exposed.CopyFrom(model)
         self._inputs = {i.name for i in model.graph.input}
@@ -140,7 +146,7 @@ class _Exposed:
         self._names = self._names or [output.name for output in model.graph.output]  # data is tried in any case
         del exposed.graph.output[:]
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names)
-        self._session = session(exposed, engine)
+        self._session = session(exposed, engine, optimise=optimise)
 
     def __call__(self, batch: Batch) -> tuple[Batch, dict[str, NDArray[np.generic]]]:
         """The batch, and the wanted tensors that it leads to."""
@@ -150,15 +156,6 @@ class _Exposed:
             shapes = {name: array.shape for name, array in batch.items()}
             raise DataError(f"the float model cannot run on calibration data of shape {shapes}: {error}") from error
         return batch, {**batch, **dict(zip(self._names, values, strict=True))}
-
-
-def _range(ranges: _core.ValueRanges, index: int, percentile: float | None) -> tuple[float, float]:
-    low, high = ranges.min_max(index)
-    if percentile is None:
-        return low, high
-    # As AMD Quark: a symmetric cut of |x|, then no wider than what was seen.
-    limit = ranges.percentile(index, percentile)
-    return max(low, -limit), min(high, limit)
 
 
 _Searched = tuple[WeightLayer, _core.Layer, NDArray[np.float32]]  # and its weight as rows
@@ -255,6 +252,7 @@ class _ScaleSearch:
                     symmetric=grid.symmetric,
                     per_channel=per_channel,
                     bias_free=all(one.bias is not None for one, _, _ in together),
+                    scale_type=grid.scales.name,
                     pool=self._pool,
                 )
             except ValueError as error:

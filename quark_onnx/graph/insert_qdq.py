@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 from onnxruntime.quantization.registry import CreateQDQQuantizer
 
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, attribute, reads
+from quark.onnx.graph.fused_activations import drop_qdq_before_activations
 from quark.onnx.graph.quant_overrides import Overrides, TensorFormat, format_overrides
+from quark.onnx.graph.scaled_quantizer import ScaledQuantizer
+from quark.onnx.quantization.config.spec import ScaleType
 
 __all__ = ["DEFAULT_OP_TYPES", "QdqOptions", "WeightParams", "calibration_tensors", "insert_qdq"]
 
@@ -51,6 +53,8 @@ class QdqOptions:
         activation_symmetric: zero point in the middle of the type. Relu and Clip then stay in the graph;
             otherwise the range of the Q/DQ behind them does their work and they go.
         weight_symmetric: the same of weights; of QInt8 only -127 to 127 are used.
+        activation_scales, weight_scales: which values scales have.
+        activations_reach_beyond: `TensorFormat.reaches_beyond` of activations.
         per_channel: one scale per output channel of a weight that `insert_qdq` gets no parameters for.
         op_types: the operators to quantize.
         excluded_nodes: names of nodes that stay in float.
@@ -59,12 +63,17 @@ class QdqOptions:
         overrides: what of single tensors stands above all this.
         quantize_biases: False leaves those in float that have no format of their own.
         quantize_views: quantize what a view (Transpose, Reshape, MaxPool, ...) reads even if nobody else does.
+        fused: by op type of an activation: whether there is no Q/DQ between it and the layer before it. Of the op types
+            that are not here: where the quantizer behind it is symmetric and its scale a power of two.
     """
 
     activation_type: QuantType = QuantType.QUInt8
     weight_type: QuantType = QuantType.QInt8
     activation_symmetric: bool = False
     weight_symmetric: bool = True
+    activation_scales: ScaleType = ScaleType.Float32
+    weight_scales: ScaleType = ScaleType.Float32
+    activations_reach_beyond: bool = False
     per_channel: bool = False
     op_types: tuple[str, ...] = DEFAULT_OP_TYPES
     excluded_nodes: frozenset[str] = frozenset()
@@ -72,16 +81,27 @@ class QdqOptions:
     overrides: Overrides = field(default_factory=dict)
     quantize_biases: bool = True
     quantize_views: bool = False
+    fused: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def activation_format(self) -> TensorFormat:
         """Of the activations without one of their own."""
-        return TensorFormat(self.activation_type, self.activation_symmetric)
+        return TensorFormat(
+            self.activation_type,
+            self.activation_symmetric,
+            scales=self.activation_scales,
+            reaches_beyond=self.activations_reach_beyond,
+        )
 
     @property
     def weight_format(self) -> TensorFormat:
         """Of the weights without one of their own."""
-        return TensorFormat(self.weight_type, self.weight_symmetric, self.per_channel)
+        return TensorFormat(self.weight_type, self.weight_symmetric, self.per_channel, self.weight_scales)
+
+    def is_fused(self, output: str, activation: str) -> bool:
+        """Whether an activation of that op type, with that output, reads the layer before it in float."""
+        own = self.formats.get(output, self.activation_format)
+        return self.fused.get(activation, own.symmetric and own.scales is ScaleType.PowerOf2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,14 +155,15 @@ def insert_qdq(
 ) -> onnx.ModelProto:
     """Make the quantized model: Q/DQ on activations, integer weights, int32 biases.
 
-    Scales and zero points are those of onnxruntime's quantize_static for the same ranges; as there, the scale
-    of a weight is enlarged where a bias would not fit into 32 bits.
+    Scales and zero points are those of onnxruntime's quantize_static for the same ranges, or the next larger scales
+    of the kind that the options name; as there, the scale of a weight is enlarged where a bias would not fit into
+    32 bits.
 
     Args:
         model: a prepared float model; not changed.
         ranges: tensor -> (lowest, highest) for at least the `calibration_tensors`; widened to hold 0.
-        weight_params: weight initializer -> its parameters. A weight that is missing gets those of its
-            minimum and maximum.
+        weight_params: weight initializer -> its parameters, or a bias that has a format. One that is missing gets those
+            of its minimum and maximum.
         options: what is quantized.
 
     Returns:
@@ -167,6 +188,7 @@ def insert_qdq(
         result.graph, [n for n, own in weight_formats.items() if own.symmetric and own.quant_type == QuantType.QInt8]
     )
     _sort_nodes(result.graph)
+    drop_qdq_before_activations(result, options.is_fused)
     result.producer_name, result.producer_version = "quark.onnx", ""
     return result
 
@@ -210,12 +232,16 @@ def _quantizer(
     )
 
 
-class _Quantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no types
+class _Quantizer(ScaledQuantizer):
     """Minds that tensors have formats of their own, which onnxruntime's looks at only when it comes to scales."""
 
     def __init__(self, *, options: QdqOptions, **arguments: Any) -> None:
-        super().__init__(**arguments)
         self._options = options
+        super().__init__(**arguments)
+
+    def scales_of(self, tensor: str, *, weight: bool) -> ScaleType:
+        usual = self._options.weight_format if weight else self._options.activation_format
+        return self._options.formats.get(tensor, usual).scales
 
     def try_replacing_upstream_output(self, upstream_output_name: str, output_name: str) -> bool:
         """Take a Relu or Clip away, if the range of its output's quantizer does its work.
@@ -226,7 +252,7 @@ class _Quantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no type
         """
         options = self._options
         quantizer = options.formats.get(output_name, options.activation_format)
-        clips = not quantizer.symmetric and output_name not in options.overrides
+        clips = not (quantizer.symmetric or quantizer.reaches_beyond or output_name in options.overrides)
         own = options.formats.get(upstream_output_name, quantizer) != quantizer
         if not clips or own or upstream_output_name in options.overrides:
             return False

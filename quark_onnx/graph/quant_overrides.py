@@ -11,6 +11,7 @@ import onnx
 from onnxruntime.quantization import QuantType
 
 from quark.onnx.graph.tensor_roles import channel_axis, tensor_roles
+from quark.onnx.quantization.config.spec import ScaleType
 
 __all__ = ["Overrides", "TensorFormat", "format_overrides", "given_overrides"]
 
@@ -25,11 +26,16 @@ class TensorFormat:
         quant_type: QInt8 or QUInt8.
         symmetric: zero point in the middle of the type; of QInt8 only -127 to 127 are used.
         per_channel: one scale per output channel; False of activations.
+        scales: which values a scale can have.
+        reaches_beyond: of an activation: its range may go beyond what a Relu or Clip that makes it lets through, which
+            then cannot be left to the ends of the range.
     """
 
     quant_type: QuantType
     symmetric: bool
     per_channel: bool = False
+    scales: ScaleType = ScaleType.Float32
+    reaches_beyond: bool = False
 
 
 def format_overrides(

@@ -22,6 +22,7 @@ from quark.onnx.calibration.reader import (
     sample_count,
 )
 from quark.onnx.calibration.readers import RandomDataReader
+from quark.onnx.calibration.weight_range import weight_scales
 from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import ConfigTypeError, ModelError
 from quark.onnx.fast_finetune.finetune import FastFinetune
@@ -226,8 +227,9 @@ def _calibrate(
         if finetuning is not None:
             items = finetuning.keep(items, model, can_join)
         items = _first(items, specs.options.get("CalibDataSize"), drain=finetuning is not None)
-        settings = specs.calibration_settings()
-        return calibrate(model, items, can_join, tensors, layers, settings, engine), tuple(warnings)
+        found = calibrate(model, items, can_join, tensors, layers, specs.calibration_settings(), engine)
+    own = weight_scales(model, layers, specs.weight_ranges(layers), threads=engine.threads)
+    return replace(found, weights=found.weights | own), tuple(warnings)
 
 
 def _first(items: Iterator[Batch], samples: int | None, *, drain: bool) -> Iterator[Batch]:

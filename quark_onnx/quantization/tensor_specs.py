@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
 from onnxruntime.quantization import QuantType
 
+from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.calibrate import CalibrationSettings, WeightGrid
+from quark.onnx.calibration.weight_range import WeightRange
 from quark.onnx.errors import ConfigError, UnsupportedError
 from quark.onnx.graph.insert_qdq import QdqOptions
 from quark.onnx.graph.quant_overrides import TensorFormat, given_overrides
 from quark.onnx.graph.tensor_roles import TensorRoles, tensor_roles
+from quark.onnx.graph.weight_layers import WeightLayer
 from quark.onnx.quantization.config.config import QConfig
-from quark.onnx.quantization.config.data_type import Int8, Int32
-from quark.onnx.quantization.config.spec import CalibMethod, QLayerConfig, QTensorConfig, QuantGranularity
+from quark.onnx.quantization.config.data_type import Int32
+from quark.onnx.quantization.config.spec import CalibMethod, QLayerConfig, QTensorConfig, QuantGranularity, ScaleType
 from quark.onnx.quantization.config.validate import nearest, problem
 from quark.onnx.quantization.node_scope import NodeScope
 
 __all__ = ["TensorSpecs", "tensor_specs"]
 
 _PERCENTILE = 99.999
+_CANDIDATES = (99.99, 99.999, 99.99999)  # of LayerwisePercentile
+_LEVELS = 128  # of Entropy
+_FUSED = ("Relu", "LeakyRelu", "PRelu", "Clip")
 _QUANT_TYPES = {"Int8": QuantType.QInt8, "UInt8": QuantType.QUInt8}
 _OVERRIDES = "QConfig.extra_options['TensorQuantOverrides']"
 
@@ -50,13 +56,17 @@ class TensorSpecs:
     def qdq_options(self) -> QdqOptions:
         """What is quantized, and to which types."""
         overrides = given_overrides(self.options.get("TensorQuantOverrides", {}))
-        formats = {name: _format(spec) for name, spec in {**self.activations, **self.weights, **self.biases}.items()}
-        weight = _format(self.weight)
+        formats = {name: _format(spec) for name, spec in {**self.weights, **self.biases}.items()}
+        formats = {name: self._activation_format(spec) for name, spec in self.activations.items()} | formats
+        activation, weight = self._activation_format(self.activation), _format(self.weight)
         return QdqOptions(
-            activation_type=_format(self.activation).quant_type,
+            activation_type=activation.quant_type,
             weight_type=weight.quant_type,
-            activation_symmetric=self.activation.symmetric,
-            weight_symmetric=self.weight.symmetric,
+            activation_symmetric=activation.symmetric,
+            weight_symmetric=weight.symmetric,
+            activation_scales=activation.scales,
+            weight_scales=weight.scales,
+            activations_reach_beyond=activation.reaches_beyond,
             per_channel=weight.per_channel,
             op_types=self.scope.op_types,
             excluded_nodes=self.scope.excluded,
@@ -64,23 +74,53 @@ class TensorSpecs:
             overrides=overrides,
             quantize_biases=self.options.get("QuantizeBias", True),
             quantize_views=self.options.get("ForceQuantizeNoInputCheck", False),
+            fused={kind: self.options[name] for kind in _FUSED if (name := f"RemoveQDQConv{kind}") in self.options},
         )
 
     def calibration_settings(self) -> CalibrationSettings:
         """How ranges and scales are chosen."""
         given = dict.fromkeys(self.options.get("TensorQuantOverrides", ()))
         return CalibrationSettings(
-            self._percentile(self.activation),
-            _grid(self.weight),
-            {name: self._percentile(spec) for name, spec in self.activations.items()},
-            {name: _grid(spec) for name, spec in self.weights.items()} | given,
+            self._range(self.activation),
+            _searched(self.weight),
+            {name: self._range(spec) for name, spec in self.activations.items()},
+            {name: _searched(spec) for name, spec in self.weights.items()} | given,
         )
 
-    def _percentile(self, spec: QTensorConfig) -> float | None:
-        if spec.activation_calibration is not CalibMethod.Percentile:
-            return None
-        percentile: float = self.options.get("Percentile", _PERCENTILE)
-        return percentile
+    def weight_ranges(self, layers: Iterable[WeightLayer]) -> dict[str, WeightRange]:
+        """Of the weights and biases whose range follows from themselves, unless it is minimum and maximum."""
+        specs = {layer.weight: self.weights.get(layer.weight, self.weight) for layer in layers}
+        found = {name: self._weight_range(spec) for name, spec in specs.items() if _searched(spec) is None}
+        found |= {name: self._weight_range(spec) for name, spec in self.biases.items()}
+        given = self.options.get("TensorQuantOverrides", ())
+        return {name: chosen for name, chosen in found.items() if chosen is not None and name not in given}
+
+    def _weight_range(self, spec: QTensorConfig) -> WeightRange | None:
+        match spec.weight_calibration:
+            case CalibMethod.MinMax:
+                return None
+            case CalibMethod.Percentile:
+                return WeightRange(_grid(spec), self.options.get("Percentile", _PERCENTILE))
+        return WeightRange(_grid(spec))  # the error of a bias is the output's
+
+    def _range(self, spec: QTensorConfig) -> ActivationRange:
+        options, method = self.options, spec.activation_calibration
+        one = (options.get("Percentile", _PERCENTILE),)
+        several = options.get("PercentileCandidates", _CANDIDATES)
+        return ActivationRange(
+            method=method,
+            qmin=_lowest(spec),
+            qmax=spec.data_type.qmax,
+            symmetric=spec.symmetric,
+            scales=spec.scale_type,
+            percentiles=several if method is CalibMethod.LayerwisePercentile else one,
+            symmetric_cut=options.get("CalibTensorRangeSymmetric"),
+            squared=options.get("LWPMetric") == "mse",
+            levels=options.get("NumQuantizedBins", _LEVELS),
+        )
+
+    def _activation_format(self, spec: QTensorConfig) -> TensorFormat:
+        return replace(_format(spec), per_channel=False, reaches_beyond=self._range(spec).is_symmetric)
 
 
 def tensor_specs(config: QConfig, model: onnx.ModelProto, original: onnx.ModelProto) -> TensorSpecs:
@@ -161,9 +201,9 @@ class _Specs:
         """Those that are not int32 with the scale input_scale * weight_scale."""
         options, found = self._config.extra_options, {}
         for node, roles in self._roles.items():
-            usual = self._config.global_config.bias
-            if usual is None and not options.get("Int32Bias", True):
-                usual = self._weights.get(node, self._config.weight_spec)
+            usual, weight = self._config.global_config.bias, self._weights.get(node, self._config.weight_spec)
+            if usual is None and not options.get("Int32Bias", not self._is_xint8(roles, weight)):
+                usual = weight
             spec = self._biases.get(node, usual)
             if roles.bias is not None and spec is not None and spec.data_type is not Int32:
                 found[roles.bias] = spec
@@ -171,18 +211,30 @@ class _Specs:
             raise ConfigError("QConfig: biases have specs, or Int32Bias is False, and QuantizeBias is False: drop one")
         return found
 
+    def _is_xint8(self, roles: TensorRoles, weight: QTensorConfig) -> bool:
+        """Whether the scales of a layer's input and weight are powers of two."""
+        inputs = [self.activations.get(name, self._config.activation_spec) for name in roles.inputs[:1]]
+        return all(spec.scale_type is ScaleType.PowerOf2 for spec in (*inputs, weight))
+
 
 def _format(spec: QTensorConfig) -> TensorFormat:
     per_channel = spec.quant_granularity is QuantGranularity.Channel
-    return TensorFormat(_QUANT_TYPES[spec.data_type.name], spec.symmetric, per_channel)
+    return TensorFormat(_QUANT_TYPES[spec.data_type.name], spec.symmetric, per_channel, spec.scale_type)
 
 
-def _grid(spec: QTensorConfig) -> WeightGrid | None:
-    if spec.weight_calibration is not CalibMethod.MinOutputMSE:
-        return None
-    kind = spec.data_type
-    lowest = kind.qmin + 1 if spec.symmetric and kind is Int8 else kind.qmin
-    return WeightGrid(lowest, kind.qmax, spec.symmetric, spec.quant_granularity is QuantGranularity.Channel)
+def _lowest(spec: QTensorConfig) -> int:
+    """The least integer that a range is mapped to."""
+    return spec.data_type.qmin + (1 if spec.symmetric and spec.data_type.signed else 0)
+
+
+def _grid(spec: QTensorConfig) -> WeightGrid:
+    per_channel = spec.quant_granularity is QuantGranularity.Channel
+    return WeightGrid(_lowest(spec), spec.data_type.qmax, spec.symmetric, per_channel, spec.scale_type)
+
+
+def _searched(spec: QTensorConfig) -> WeightGrid | None:
+    """The grid of a weight whose scale is chosen by output error."""
+    return _grid(spec) if spec.weight_calibration is CalibMethod.MinOutputMSE else None
 
 
 def _check_overrides(given: Mapping[str, Any], model: onnx.ModelProto) -> None:

@@ -118,8 +118,8 @@ static void check_bin_indices(const qk_kernels *k, size_t n, size_t shift) {
     uint32_t index[TAILS + SHIFTS];
     k->bin_indices(index + shift, x + shift, n, 2.0f, last);
     for (size_t i = shift; i < shift + n; i++) {
-        const uint32_t bin = (uint32_t)floor(fabs((double)x[i]) * 2);
-        CHECK(index[i] == (bin < last ? bin : last));
+        const uint32_t bin = (uint32_t)floor(fabs((double)x[i]) * 2), side = x[i] < 0 ? last + 1 : 0;
+        CHECK(index[i] == side + (bin < last ? bin : last));
     }
     free(x);
 }

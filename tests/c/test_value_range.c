@@ -39,6 +39,27 @@ static double naive_percentile(const float *x, int64_t n, int bins, double perce
 
 static const double percentiles[] = {0.01, 10, 50, 90, 99, 99.9, 99.999, 100};
 
+/* The values between the edges of each of 2 * bins bins; what lies on the last edge belongs to the last bin. */
+static void naive_histogram(const float *x, int64_t n, int bins, double width, uint64_t *counts) {
+    for (int64_t i = 0; i < n; i++) {
+        int bin = x[i] < 0 ? -(int)floor(-(double)x[i] / width) - 1 : (int)floor((double)x[i] / width);
+        bin = bin < -bins ? -bins : bin >= bins ? bins - 1 : bin;
+        counts[bins + bin]++;
+    }
+}
+
+static void check_histogram(const qk_value_range *range, const float *x, int64_t n, int bins) {
+    uint64_t *counts = MEMORY(uint64_t, 2 * bins), *expected = MEMORY(uint64_t, 2 * bins);
+    double largest = 0;
+    for (int64_t i = 0; i < n; i++) largest = fmax(largest, fabs(x[i]));
+    const double width = qk_value_range_histogram(range, counts);
+    CHECK(width == bin_width(largest, bins));
+    naive_histogram(x, n, bins, width, expected);
+    CHECK_SAME(counts, expected, 2 * bins);
+    free(counts);
+    free(expected);
+}
+
 static void check_range(const float *x, int64_t n, int bins, int64_t batch) {
     float lo = x[0], hi = x[0];
     for (int64_t i = 0; i < n; i++) lo = fminf(lo, x[i]), hi = fmaxf(hi, x[i]);
@@ -48,6 +69,7 @@ static void check_range(const float *x, int64_t n, int bins, int64_t batch) {
     CHECK(qk_value_range_count(range) == (uint64_t)n);
     for (int p = 0; p < 8; p++)
         CHECK(qk_value_range_percentile(range, percentiles[p]) == (float)naive_percentile(x, n, bins, percentiles[p]));
+    check_histogram(range, x, n, bins);
     qk_value_range_free(range);
 }
 

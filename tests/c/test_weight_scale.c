@@ -181,6 +181,68 @@ static void nan_in_the_inputs_is_refused(void) {
     qk_pool_free(pool);
 }
 
+/* The squared error of rows begin .. end - 1 under the range [factor lo, factor hi]. */
+static double squared_error(const float *w, int64_t begin, int64_t end, int64_t K, qk_affine a, qk_grid grid) {
+    float *quantized = MEMORY(float, K);
+    double error = 0;
+    for (int64_t row = begin; row < end; row++) {
+        qk_fake_quant(quantized, w + row * K, (size_t)K, a, grid);
+        for (int64_t k = 0; k < K; k++) error += pow((double)quantized[k] - w[row * K + k], 2);
+    }
+    free(quantized);
+    return error;
+}
+
+static const qk_scale_type scale_types[] = {QK_SCALE_FLOAT32, QK_SCALE_POWER_OF_2, QK_SCALE_INT16};
+
+static void alone_no_fraction_of_the_range_has_less_squared_error(void) {
+    enum { ROWS = 70, K = 40 };
+    qk_random r = {9};
+    float *w = qk_floats(&r, ROWS * K, -1, 1);
+    for (int i = 0; i < ROWS * K; i++) w[i] = w[i] * w[i] * w[i] * (float)(1 + i / K % 5);
+    for (int kind = 0; kind < 24; kind++) {
+        qk_scale_problem p = {.weight = w, .grid = grids[kind % 4], .per_channel = kind / 4 % 2};
+        p.grid.scale_type = scale_types[kind / 8];
+        const int64_t count = p.per_channel ? ROWS : 1, rows = p.per_channel ? 1 : ROWS;
+        qk_affine affine[2][ROWS];
+        memset(affine, 0, sizeof affine);
+        for (int threads = 1; threads <= 3; threads += 2) {
+            qk_pool *pool = qk_pool_new(threads);
+            CHECK(qk_choose_weight_scale_alone(&p, ROWS, K, affine[threads / 2], pool) == QK_OK);
+            qk_pool_free(pool);
+        }
+        CHECK_SAME(affine[0], affine[1], count);
+        for (int64_t c = 0; c < count; c++) {
+            double lo = 0, hi = 0;
+            for (int64_t i = c * rows * K; i < (c + 1) * rows * K; i++) lo = fmin(lo, w[i]), hi = fmax(hi, w[i]);
+            const double chosen = squared_error(w, c * rows, (c + 1) * rows, K, affine[0][c], p.grid);
+            CHECK(chosen <=
+                  squared_error(w, c * rows, (c + 1) * rows, K, qk_affine_from_range(lo, hi, p.grid), p.grid));
+            for (int i = 0; i <= 24; i++) {
+                const qk_affine other = qk_affine_from_range(lo * exp2(-i / 4.0), hi * exp2(-i / 4.0), p.grid);
+                CHECK(chosen <= squared_error(w, c * rows, (c + 1) * rows, K, other, p.grid) * (1 + 1e-5));
+            }
+        }
+    }
+    free(w);
+}
+
+static qk_status choose_alone(void *pool) {
+    const float weight[] = {1, -2, 3, 0.5f};
+    qk_affine affine[2];
+    return qk_choose_weight_scale_alone(&(qk_scale_problem){.weight = weight, .grid = grids[0], .per_channel = true}, 2,
+                                        2, affine, pool);
+}
+
+static void alone_it_may_run_out_of_memory_or_have_no_weight(void) {
+    qk_pool *pool = qk_pool_new(1);
+    qk_affine affine;
+    qk_refuse_each_allocation(choose_alone, pool);
+    CHECK(qk_choose_weight_scale_alone(&(qk_scale_problem){.grid = grids[0]}, 0, 3, &affine, pool) == QK_E_ARG);
+    CHECK(qk_choose_weight_scale_alone(&(qk_scale_problem){.grid = grids[0]}, 3, 0, &affine, pool) == QK_E_ARG);
+    qk_pool_free(pool);
+}
+
 static qk_status choose(void *context) {
     const fixture *f = context;
     const qk_scale_problem p = {.weight = f->weight, .grid = grids[0], .bias_free = true};
@@ -196,4 +258,6 @@ static void the_search_may_run_out_of_memory(void) {
 
 QK_TESTS(QK_TEST(no_fraction_of_the_range_is_better), QK_TEST(an_outlier_on_a_dead_input_is_clipped),
          QK_TEST(threads_do_not_change_a_bit), QK_TEST(a_layer_without_rows_is_refused),
-         QK_TEST(nan_in_the_inputs_is_refused), QK_TEST(the_search_may_run_out_of_memory))
+         QK_TEST(nan_in_the_inputs_is_refused), QK_TEST(the_search_may_run_out_of_memory),
+         QK_TEST(alone_no_fraction_of_the_range_has_less_squared_error),
+         QK_TEST(alone_it_may_run_out_of_memory_or_have_no_weight))

@@ -47,6 +47,7 @@ READY = [name for name in quark.onnx.__all__ if name.endswith("_QCONFIG")]
 
 # What of the configurations can be carried out: the type of activations, whether they are symmetric, that of weights.
 INTEGERS = {
+    "XINT8": ("int8", True, "int8"),
     "A8W8": ("int8", True, "int8"),
     "S8S8_AAWS": ("int8", False, "int8"),
     "U8S8_AAWS": ("uint8", False, "int8"),
@@ -63,7 +64,6 @@ SUPPORTED = {name: INTEGERS[name.replace("_ADAROUND", "").replace("_ADAQUANT", "
 MISSING = {
     "UINT8_DYNAMIC": "ranges of activations are constants",
     "VINT8": "ConvertClipToRelu",
-    "XINT8": "PowerOf2",
     "MATMUL_NBITS": "UseMatMulNBits",
     **dict.fromkeys(("S16", "A16", "INT16"), "Int16"),
     "U16": "UInt16",
@@ -111,7 +111,8 @@ def test_a_supported_one_builds_and_runs(name: str) -> None:
         assert (found.input(node).kind, found.input(node).symmetric) == (activation, symmetric)
         assert (found.input(node, 1).kind, found.input(node, 1).scales) == (weight, 1)
         assert found.input(node, 1).symmetric == (weight == "int8")
-        assert (found.input(node, 2).kind, found.input(node, 2).zero) == ("int32", (0,))
+        bias = "int8" if name.startswith("XINT8") else "int32"
+        assert (found.input(node, 2).kind, found.input(node, 2).zero) == (bias, (0,))
     assert found.output("classes").kind == activation
 
 
@@ -129,7 +130,7 @@ def test_ready_configurations(name: str) -> None:
     assert config is getattr(custom_config, name)
     other = QConfig.get_default_config(name.removesuffix("_QCONFIG"))
     assert (config.global_config, config.extra_options) == (other.global_config, other.extra_options)
-    if name.startswith("A8W8"):
+    if name.startswith(("A8W8", "XINT8")):
         assert QuantizedModel(quantized(config)).input("stem", 1).kind == "int8"
     else:
         with pytest.raises(UnsupportedError):

@@ -18,18 +18,27 @@ from reference.value_range import bin_width, histogram_percentile
 from reference.weight_scale import ScaleProblem
 from small_models import MODELS, Arrays, build, samples
 
+from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, WeightGrid, calibrate
 from quark.onnx.errors import DataError
 from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer, weight_layers
 from quark.onnx.inference import Engine
+from quark.onnx.quantization.config.spec import CalibMethod
 
-PLAIN = CalibrationSettings(percentile=None, weights=None)
+PLAIN = CalibrationSettings(ActivationRange(), weights=None)
 BINS = 4096
 
 
 def searching(*, per_channel: bool, symmetric: bool = True) -> CalibrationSettings:
     low, high = (-127, 127) if symmetric else (0, 255)
-    return CalibrationSettings(None, WeightGrid(low, high, symmetric, per_channel))
+    return CalibrationSettings(ActivationRange(), WeightGrid(low, high, symmetric, per_channel))
+
+
+def cutting(percentile: float | None) -> ActivationRange:
+    """Percentile of |x|, or minimum and maximum."""
+    if percentile is None:
+        return ActivationRange()
+    return ActivationRange(method=CalibMethod.Percentile, percentiles=(percentile,))
 
 
 def cut(data: Arrays, *ends: int) -> list[Arrays]:
@@ -55,7 +64,7 @@ def test_ranges_are_those_of_one_run(graph: RandomGraph, end: int, percentile: f
     rng = np.random.default_rng(0)
     data = {n: rng.standard_normal((5, graph.channels[n], SIDE, SIDE), np.float32) for n in graph.inputs}
     tensors = sorted(graph.channels)
-    found = calibrated(graph.model, cut(data, end), tensors, CalibrationSettings(percentile, None))
+    found = calibrated(graph.model, cut(data, end), tensors, CalibrationSettings(cutting(percentile), None))
     expected = {**data, **inner_tensors(graph.model, data)}
     assert found.samples == 5
     assert list(found.ranges) == tensors
@@ -116,14 +125,16 @@ def test_one_scale_per_tensor_has_no_axis():
     assert params.scale.shape == params.zero_point.shape == (1,)
 
 
+@pytest.mark.parametrize("method", [method for method in CalibMethod if method is not CalibMethod.MinOutputMSE])
 @pytest.mark.parametrize("name", MODELS)
-def test_neither_batches_nor_threads_matter(name: str):
+def test_neither_batches_nor_threads_matter(name: str, method: CalibMethod):
     """To the last bit on the model's inputs; behind them onnxruntime's own bits depend on the batch."""
     model = MODELS[name]()
     data = samples(model, 9)
     tensors = [name for name, x in data.items() if x.dtype == np.float32]
     layers = tuple(layer for layer in weight_layers(model) if layer.input in tensors)
-    settings = CalibrationSettings(99.0, WeightGrid(-127, 127, symmetric=True, per_channel=True))
+    activations = ActivationRange(method=method, percentiles=(99.0,))
+    settings = CalibrationSettings(activations, WeightGrid(-127, 127, symmetric=True, per_channel=True))
 
     def found(*ends: int, threads: int = 1) -> list[Any]:
         got = calibrated(model, cut(data, *ends), tensors, settings, layers, threads)
@@ -189,6 +200,16 @@ def test_an_input_that_makes_no_rows_is_left_out(caplog: pytest.LogCaptureFixtur
     assert found.ranges == {"s": (4, 4)}
     assert found.weights == {}
     assert "layer layer: its weight scale is left to minimum and maximum" in caplog.text
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_minimum_and_maximum_are_those_of_the_graph_as_it_is_item_by_item(threads: int):
+    """To the last bit, as onnxruntime.quantization has them."""
+    model = MODELS["separable"]()
+    data, tensors = samples(model, 10), [layer.output for layer in weight_layers(MODELS["separable"]())]
+    items = [inner_tensors(model, item) for item in cut(data, *range(1, 10))]
+    expected = {name: (min(i[name].min() for i in items), max(i[name].max() for i in items)) for name in tensors}
+    assert calibrated(model, cut(data, *range(1, 10)), tensors, PLAIN, (), threads).ranges == expected
 
 
 LOGARITHM = "(float[N,3] x) => (float[N,2] y) { s = Log(x) [layer] y = MatMul(s, w) }"

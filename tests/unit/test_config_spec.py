@@ -89,7 +89,8 @@ def test_spec_defaults_and_order(data_type: DataType) -> None:
 
 def test_power_of_two_spec() -> None:
     assert isinstance(XInt8Spec(), Int8Spec)
-    assert XInt8Spec() == XInt8Spec(True, ScaleType.PowerOf2, CalibMethod.MinMSE, QuantGranularity.Tensor, Int8)
+    assert XInt8Spec() == XInt8Spec(True, ScaleType.PowerOf2, None, QuantGranularity.Tensor, Int8)
+    assert XInt8Spec() != Int8Spec(scale_type=ScaleType.PowerOf2)
 
 
 def test_positional_and_keyword_arguments_are_the_same() -> None:
@@ -104,13 +105,16 @@ def test_positional_and_keyword_arguments_are_the_same() -> None:
 
 def test_the_default_method_depends_on_the_role_and_a_named_one_does_not_look_like_it() -> None:
     assert UInt8Spec().activation_calibration is CalibMethod.Percentile
+    assert UInt8Spec(scale_type=ScaleType.PowerOf2).activation_calibration is CalibMethod.MinMSE
+    assert XInt8Spec().activation_calibration is CalibMethod.MinMSE
+    assert XInt8Spec().weight_calibration is CalibMethod.MinOutputMSE
     assert Int8Spec().weight_calibration is CalibMethod.MinOutputMSE
     assert Int8Spec(calibration_method=CalibMethod.Percentile) != Int8Spec()
 
 
 @pytest.mark.parametrize("method", CalibMethod)
-def test_named_method_of_a_weight_is_minmax_unless_it_minimises_an_error(method: CalibMethod) -> None:
-    kept = method in (CalibMethod.MinMSE, CalibMethod.MinOutputMSE)
+def test_a_weight_takes_methods_that_are_for_activations_only_as_minmax(method: CalibMethod) -> None:
+    kept = method in (CalibMethod.MinMSE, CalibMethod.MinOutputMSE, CalibMethod.Percentile)
     spec = Int8Spec(calibration_method=method)
     assert spec.weight_calibration is (method if kept else CalibMethod.MinMax)
     assert spec.activation_calibration is method

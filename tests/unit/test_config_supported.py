@@ -119,37 +119,41 @@ def test_defaults_of_the_other_algorithm_are_reported_there() -> None:
     assert reported(AdaQuantConfig(num_iterations=1000)) == ["num_iterations"]
 
 
-@pytest.mark.parametrize("method", [None, CalibMethod.MinMax, CalibMethod.Percentile])
-@pytest.mark.parametrize("kind", [Int8Spec, UInt8Spec])
+@pytest.mark.parametrize("method", [None, *CalibMethod])
+@pytest.mark.parametrize("kind", [Int8Spec, UInt8Spec, XInt8Spec])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_supported_specs(method: CalibMethod | None, kind: type[Int8Spec | UInt8Spec], symmetric: bool) -> None:
-    activation = kind(symmetric, calibration_method=method)
+@pytest.mark.parametrize("scale_type", ScaleType)
+def test_supported_specs(
+    method: CalibMethod | None, kind: type[Int8Spec | UInt8Spec], symmetric: bool, scale_type: ScaleType
+) -> None:
+    of_activation = None if method is CalibMethod.MinOutputMSE else method
+    activation = kind(symmetric, scale_type, of_activation)
     for granularity in (QuantGranularity.Tensor, QuantGranularity.Channel):
-        weight = Int8Spec(symmetric, calibration_method=method, quant_granularity=granularity)
+        weight = Int8Spec(symmetric, scale_type, method, granularity)
         check_supported(QConfig(QLayerConfig(activation=activation, weight=weight)))
 
 
-@pytest.mark.parametrize("method", [CalibMethod.Entropy, CalibMethod.Distribution, CalibMethod.MinOutputMSE])
-def test_methods_that_a_weight_takes_as_minmax_are_supported(method: CalibMethod) -> None:
-    check_supported(QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec(calibration_method=method))))
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("method", [method for method in CalibMethod if method is not CalibMethod.MinOutputMSE])
+def test_symmetric_ranges_are_for_methods_that_know_two_kinds(method: CalibMethod, symmetric: bool) -> None:
+    spec = UInt8Spec(calibration_method=method)
+    configs = (
+        QConfig(QLayerConfig(spec, weight=Int8Spec()), CalibTensorRangeSymmetric=symmetric),
+        QConfig(LAYER, {QLayerConfig(spec): ["conv"]}, CalibTensorRangeSymmetric=symmetric),
+        QConfig(LAYER, None, {QLayerConfig(output_tensors=spec): ["Conv"]}, CalibTensorRangeSymmetric=symmetric),
+    )
+    for config in configs:
+        if method in (CalibMethod.MinMax, CalibMethod.Percentile, CalibMethod.LayerwisePercentile):
+            check_supported(config)
+            continue
+        expected = rf"\['CalibTensorRangeSymmetric'\]: got {symmetric}, expected it to be left out: {method!r} has"
+        with pytest.raises(UnsupportedError, match=expected):
+            check_supported(config)
 
 
 @pytest.mark.parametrize(
     ("activation", "message"),
     [
-        (
-            {"scale_type": ScaleType.PowerOf2},
-            "scale_type: got ScaleType.PowerOf2, expected ScaleType.Float32: nothing else is supported yet",
-        ),
-        ({"scale_type": ScaleType.Int16}, "scale_type: got ScaleType.Int16, expected ScaleType.Float32"),
-        *(
-            (
-                {"calibration_method": method},
-                f"calibration_method: got {method!r}, expected CalibMethod.MinMax or CalibMethod.Percentile",
-            )
-            for method in CalibMethod
-            if method not in (CalibMethod.MinMax, CalibMethod.Percentile, CalibMethod.MinOutputMSE)
-        ),
         *(
             (
                 {"quant_granularity": granularity},
@@ -170,14 +174,6 @@ def test_activation_specs_not_supported_yet(role: str, activation: dict[str, Any
     ("weight", "message"),
     [
         (
-            {"scale_type": ScaleType.PowerOf2},
-            "scale_type: got ScaleType.PowerOf2, expected ScaleType.Float32",
-        ),
-        (
-            {"calibration_method": CalibMethod.MinMSE},
-            "calibration_method: got CalibMethod.MinMSE, expected CalibMethod.MinMax or CalibMethod.MinOut",
-        ),
-        (
             {"quant_granularity": QuantGranularity.Group},
             "quant_granularity: got QuantGranularity.Group, expected QuantGranularity.Tensor or",
         ),
@@ -194,7 +190,7 @@ def test_weight_specs_not_supported_yet(weight: dict[str, Any], message: str) ->
     ("role", "spec", "message"),
     [
         ("input_tensors", Int16Spec(), "data_type: got Int16, expected Int8 or UInt8"),
-        ("weight", XInt8Spec(), "scale_type: got ScaleType.PowerOf2, expected ScaleType.Float32"),
+        ("weight", Int16Spec(), "data_type: got Int16, expected Int8 or UInt8"),
         ("bias", Int16Spec(), "data_type: got Int16, expected Int8 or UInt8 or Int32"),
         (
             "output_tensors",

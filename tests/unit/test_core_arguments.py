@@ -176,6 +176,7 @@ def choose(**changes: Any) -> Any:
         "symmetric": True,
         "per_channel": True,
         "bias_free": True,
+        "scale_type": "PowerOf2",
         "pool": POOL,
     }
     return fed_layer().weight_scale(**{**arguments, **changes})
@@ -212,6 +213,45 @@ def test_arrays_that_weight_scale_refuses():
         choose(weight=ones(3, 2).T)
 
 
+def choose_alone(weight: Any, **changes: Any) -> Any:
+    arguments: dict[str, Any] = {
+        "qmin": -127,
+        "qmax": 127,
+        "symmetric": True,
+        "per_channel": True,
+        "scale_type": "Float32",
+        "pool": POOL,
+    }
+    return _core.weight_scale(weight, **{**arguments, **changes})
+
+
+def test_what_weight_scale_without_a_layer_refuses():
+    assert choose_alone(ones(2, 3))[0].shape == (2,)
+    assert choose_alone(ones(2, 3), per_channel=False)[0].shape == (1,)
+    for weight in (ones(6), ones(1, 2, 3), [1.0]):
+        with pytest.raises(ValueError, match=r"weight: an array \(rows, inputs\) is needed"):
+            choose_alone(weight)
+    with pytest.raises(TypeError, match="weight: dtype float32 is needed, not float64"):
+        choose_alone(ones(2, 3, dtype=float))
+    for shape in ((0, 3), (3, 0)):
+        with pytest.raises(ValueError, match="weight_scale"):
+            choose_alone(ones(*shape))
+    with pytest.raises(TypeError, match="ThreadPool"):
+        choose_alone(ones(2, 3), pool=None)
+
+
+def test_scale_types_have_names():
+    expected = r"scale_type: 'Float16' is none of \['Float32', 'PowerOf2', 'Int16'\]"
+    with pytest.raises(ValueError, match=expected):
+        choose(scale_type="Float16")
+    with pytest.raises(ValueError, match=expected):
+        choose_alone(ones(2, 3), scale_type="Float16")
+    with pytest.raises(ValueError, match=expected):
+        _core.affine_from_range(-1, 1, 0, 255, False, "Float16")
+    with pytest.raises(ValueError, match=expected):
+        choose_range(scale_type="Float16")
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_weight_scale_refuses_data_that_is_not_finite(bad: float):
     layer = gemm_layer(target=False)
@@ -219,7 +259,10 @@ def test_weight_scale_refuses_data_that_is_not_finite(bad: float):
     x[7, 1] = bad
     layer.feed(x, None, POOL)
     with pytest.raises(ValueError, match="NaN or Inf"):
-        layer.weight_scale(ones(2, 3), qmin=-127, qmax=127, symmetric=True, per_channel=True, bias_free=True, pool=POOL)
+        layer.weight_scale(
+            ones(2, 3), qmin=-127, qmax=127, symmetric=True, per_channel=True, bias_free=True, scale_type="Int16",
+            pool=POOL,
+        )  # fmt: skip
 
 
 def test_value_ranges_refuse():
@@ -240,6 +283,46 @@ def test_value_ranges_refuse():
     for percentile in (0.0, -1.0, 100.1, float("nan")):
         with pytest.raises(ValueError, match=r"a number in \(0, 100\]"):
             ranges.percentile(0, percentile)
+
+
+def choose_range(tensor: int = 0, method: str = "Percentile", **changes: Any) -> Any:
+    ranges = _core.ValueRanges(2, 8)
+    ranges.update([ones(3), ones(2)], POOL)
+    arguments: dict[str, Any] = {
+        "qmin": 0,
+        "qmax": 255,
+        "symmetric": False,
+        "scale_type": "Float32",
+        "two_sided": False,
+        "percentiles": (99.0,),
+        "squared": False,
+        "levels": 8,
+    }
+    return ranges.choose(tensor, method, **{**arguments, **changes})
+
+
+def test_the_choice_of_a_range_refuses():
+    assert choose_range() == (1, 1)
+    with pytest.raises(IndexError, match="tensor 2 of 2"):
+        choose_range(2)
+    with pytest.raises(ValueError, match=r"method: 'MinOutputMSE' is none of .*'LayerwisePercentile'"):
+        choose_range(method="MinOutputMSE")
+    for percentile in (0, -1, 100.1, float("nan")):
+        with pytest.raises(ValueError, match=r"numbers in \(0, 100\]"):
+            choose_range(percentiles=(99, percentile))
+    with pytest.raises(TypeError, match="a sequence of numbers"):
+        choose_range(percentiles=99.0)
+    with pytest.raises(TypeError, match="must be real number, not str"):
+        choose_range(percentiles=("99",))
+    for method in ("Percentile", "LayerwisePercentile"):
+        with pytest.raises(ValueError, match="percentiles: at least one"):
+            choose_range(method=method, percentiles=())
+    assert choose_range(method="MinMax", percentiles=()) == (1, 1)
+    for levels in (0, 3, 18):
+        with pytest.raises(ValueError, match="levels: an even number from 2 to 16"):
+            choose_range(method="Entropy", levels=levels)
+    with pytest.raises(IndexError, match="tensor 2 of 2"):
+        _core.ValueRanges(2).histogram(2)
 
 
 def test_fake_quant_refuses():
@@ -264,7 +347,7 @@ def test_python_threads_may_share_a_pool():
             ranges.update([x], POOL)
         weight = rng.standard_normal((20, 40), np.float32)
         scale, zero_point = layer.weight_scale(
-            weight, qmin=-7, qmax=7, symmetric=True, per_channel=True, bias_free=True, pool=POOL
+            weight, qmin=-7, qmax=7, symmetric=True, per_channel=True, bias_free=True, scale_type="Float32", pool=POOL
         )
         solved = layer.least_squares(
             weight, np.clip(np.rint(weight / scale[:, None]), -7, 7).astype(np.int32), scale, zero_point,

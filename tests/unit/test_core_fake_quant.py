@@ -78,9 +78,33 @@ def test_affine_is_that_of_onnxruntime(a: float, b: float, grid: tuple[str, int,
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.floats(-1e6, 0, width=32), st.floats(0, 1e6, width=32), st.booleans())
-def test_a_range_is_covered_and_zero_is_exact(low: float, high: float, symmetric: bool):
-    scale, zero_point = _core.affine_from_range(low, high, 0, 255, symmetric)
+@given(
+    st.floats(-1e6, 1e6, width=32),
+    st.floats(-1e6, 1e6, width=32),
+    st.sampled_from([(0, 255), (-128, 127), (-127, 127)]),
+    st.booleans(),
+    st.sampled_from(["PowerOf2", "Int16"]),
+)
+@example(-1.0, 127 / 128, (-127, 127), True, "PowerOf2")
+@example(0.0, 255 / 256, (0, 255), False, "PowerOf2")
+def test_a_scale_is_the_next_larger_one_of_its_kind(
+    a: float, b: float, grid: tuple[int, int], symmetric: bool, scale_type: str
+):
+    low, high = min(a, b), max(a, b)
+    found = _core.affine_from_range(low, high, *grid, symmetric, scale_type)
+    assert found == affine_from_range(low, high, *grid, symmetric=symmetric, scale_type=scale_type)
+    assert grid[0] <= found[1] <= grid[1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.floats(-1e6, 0, width=32),
+    st.floats(0, 1e6, width=32),
+    st.booleans(),
+    st.sampled_from(["Float32", "PowerOf2", "Int16"]),
+)
+def test_a_range_is_covered_and_zero_is_exact(low: float, high: float, symmetric: bool, scale_type: str):
+    scale, zero_point = _core.affine_from_range(low, high, 0, 255, symmetric, scale_type)
     ends = np.array([low, 0.0, high], np.float32)
     y = _core.fake_quant(ends, scale, zero_point, 0, 255)
     assert y[1] == 0

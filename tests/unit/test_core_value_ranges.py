@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from reference.value_range import bin_width, histogram_percentile
+from reference.value_range import bin_width, histogram_percentile, signed_histogram
 
 from quark.onnx import _core
 
@@ -40,11 +40,24 @@ def test_minimum_maximum_and_percentiles(x: np.ndarray):
 
 
 @settings(max_examples=60, deadline=None)
+@given(VALUES)
+def test_the_histogram_is_numpys(x: np.ndarray):
+    if not x.any():
+        return
+    width, counts = ranges_of([x]).histogram(0)
+    expected_width, expected = signed_histogram(x, 64)
+    assert width == expected_width
+    assert counts.dtype == np.uint64
+    np.testing.assert_array_equal(counts, expected)
+
+
+@settings(max_examples=60, deadline=None)
 @given(VALUES, st.lists(st.integers(0, 200), max_size=4))
 def test_the_cut_into_batches_does_not_matter(x: np.ndarray, cuts: list[int]):
     found, whole = ranges_of(np.split(x, sorted(min(c, len(x)) for c in cuts))), ranges_of([x])
     assert found.min_max(0) == whole.min_max(0)
     assert [found.percentile(0, p) for p in PERCENTILES] == [whole.percentile(0, p) for p in PERCENTILES]
+    np.testing.assert_array_equal(found.histogram(0)[1], whole.histogram(0)[1])
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-44])

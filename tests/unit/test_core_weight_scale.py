@@ -51,6 +51,7 @@ def chosen(
         symmetric=options.symmetric,
         per_channel=options.per_channel,
         bias_free=options.bias_free,
+        scale_type="Float32",
         pool=pool,
     )
 

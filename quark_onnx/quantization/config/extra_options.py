@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 from quark.onnx.errors import ConfigError
 
 from .frozen import FrozenMapping
-from .validate import Check, Flag, boolean, checks, integer, nearest, optional, real, strings
+from .validate import Check, Flag, boolean, checks, integer, nearest, optional, real, string, strings
 
 __all__ = ["FIXED_OPTIONS", "MEANINGLESS_OPTIONS", "ExtraOptions", "known_options"]
 
@@ -92,6 +92,17 @@ def _options(value: object) -> FrozenMapping[str, Any]:
     return frozen
 
 
+_PERCENT = real("a number above 0, at most 100", lambda x: 0 < x <= 100)
+
+
+def _percentiles(value: Any) -> tuple[float, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise TypeError
+    if not value:
+        raise ValueError
+    return tuple(_PERCENT.convert(item) for item in value)
+
+
 OpTypes = Annotated[tuple[str, ...] | list[str], strings("a list of op types")]
 
 
@@ -106,11 +117,20 @@ class ExtraOptions(TypedDict, total=False):
     MatMulConstBOnly: leave a MatMul without a constant input in float.
     ForceQuantizeNoInputCheck: quantize views (Transpose, Reshape, MaxPool, ...) of tensors that nobody else quantizes.
     QuantizeBias: False leaves biases in float.
-    Int32Bias: False gives biases the type of the weight and a scale of their own; True when absent.
+    Int32Bias: False gives biases the type of the weight and a scale of their own; when absent False where the scales of
+        a layer's input and weight are powers of two, else True.
     TensorQuantOverrides: tensor -> list of one dict, or for a weight one per channel, with some of quant_type (QInt8,
         QUInt8), symmetric, axis, scale and zero_point, rmin and rmax, reduce_range: onnxruntime's option of this name.
         Comes before all specs.
-    Percentile: the share, in percent, of an activation's values that its range holds; 99.999 when absent.
+    RemoveQDQConvRelu, RemoveQDQConvLeakyRelu, RemoveQDQConvPRelu, RemoveQDQConvClip: whether there is no Q/DQ between a
+        layer (Conv, Gemm, Add, a pooling, ...) and that activation (Clip: to [0, 6] or [0, 1]) behind it. When absent
+        True where activations are symmetric and their scales powers of two, else False.
+    Percentile: the share, in percent, of a tensor's values that its range holds; 99.999 when absent.
+    PercentileCandidates: those of LayerwisePercentile; 99.99, 99.999 and 99.99999 when absent.
+    LWPMetric: the error that LayerwisePercentile goes by: "mae", the mean absolute one (when absent), or "mse".
+    NumQuantizedBins: levels of Entropy, an even number; 128 when absent.
+    CalibTensorRangeSymmetric: of activations. True: percentiles are those of |x|, and MinMax puts both ends as far from
+        0 as the farther one. False: each end has its own. When absent: True for percentiles, False for MinMax.
     CalibDataSize: calibrate with the reader's items that hold the first so many samples; all when absent. Finetuning
         has `data_size`.
     UseRandomData: calibrate with `RandomDataReader` where neither a reader nor a path is given.
@@ -132,7 +152,17 @@ class ExtraOptions(TypedDict, total=False):
     TensorQuantOverrides: Annotated[
         Mapping[str, Any], _by_name("a dict from tensor to a list of one or more dicts", _overrides)
     ]
-    Percentile: Annotated[float, real("a number above 0, at most 100", lambda x: 0 < x <= 100)]
+    RemoveQDQConvRelu: Flag
+    RemoveQDQConvLeakyRelu: Flag
+    RemoveQDQConvPRelu: Flag
+    RemoveQDQConvClip: Flag
+    Percentile: Annotated[float, _PERCENT]
+    PercentileCandidates: Annotated[
+        tuple[float, ...] | list[float], Check("a list of numbers above 0, at most 100", _percentiles)
+    ]
+    LWPMetric: Annotated[Literal["mae", "mse"], string('"mae" or "mse"', lambda metric: metric in ("mae", "mse"))]
+    NumQuantizedBins: Annotated[int, integer("an even int from 2 to 4096", lambda n: 2 <= n <= 4096 and n % 2 == 0)]
+    CalibTensorRangeSymmetric: Flag
     CalibDataSize: Annotated[int, integer("an int >= 1", lambda n: n >= 1)]
     UseRandomData: Flag
     RandomDataReaderInputShape: Annotated[
@@ -160,7 +190,6 @@ FIXED_OPTIONS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "AdjustWeightScaleForInt32Bias": ((True,), "the weight's scale always grows where the bias would overflow"),
     "CalibMovingAverage": ((False,), "minimum and maximum are those of all data"),
     "CalibPassthroughOpTypes": ((None, ()), "operators that move values share their input's parameters in any case"),
-    "CalibTensorRangeSymmetric": ((), "percentiles are of absolute values, minimum and maximum stay as they are"),
     "ConvertBNToConv": ((False,), _REPLACED),
     "ConvertClipToRelu": ((False,), _REPLACED),
     "ConvertFP16ToFP32": ((False,), "give the float32 model"),
@@ -195,11 +224,7 @@ FIXED_OPTIONS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "QuantizeFP16": ((False,), "give the float32 model"),
     "RemoveInputInit": ((True,), _PREPARED),
     "RemoveQDQBetweenOps": ((None, ()), _DRAWN),
-    "RemoveQDQConvClip": ((False,), _BOTH_SIDES),
     "RemoveQDQConvGelu": ((False,), _BOTH_SIDES),
-    "RemoveQDQConvLeakyRelu": ((False,), _BOTH_SIDES),
-    "RemoveQDQConvPRelu": ((False,), _BOTH_SIDES),
-    "RemoveQDQConvRelu": ((False,), _BOTH_SIDES),
     "RemoveQDQInstanceNorm": ((False,), _BOTH_SIDES),
     "RemoveQDQMulAdd": ((False,), _DRAWN),
     "ReplaceClip6Relu": ((False,), _REPLACED),
@@ -221,9 +246,8 @@ FIXED_OPTIONS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "WeightsOnly": ((False,), "activations are quantized too"),
 }  # fmt: skip
 
-_NPU = "it is for NPUs: AMD Quark too acts on it only with other scales or operators than these"
+_NPU = "it is for NPUs, whose limits and shifts of scales are not looked at"
 _ONE_PASS = "calibration is one pass, on NumThreads threads, whose memory does not grow with the data"
-_METHOD = "it belongs to a calibration method that is not used"
 _OTHER_FORMAT = "it belongs to a format that is not used"
 
 # Options that are accepted and reported as having no effect: name -> why.
@@ -241,21 +265,19 @@ MEANINGLESS_OPTIONS: Mapping[str, str] = {
     ),
     **dict.fromkeys(("CalibOptimizeDisk", "CalibOptimizeMem", "CalibWorkerNum"), _ONE_PASS),
     **dict.fromkeys(
-        (
-            "CalibMovingAverageConstant", "LWPMetric", "LWPUseHistogram", "MinMSEModeFloatScale", "MinMSEModePof2Scale",
-            "NumQuantizedBins", "PercentileCandidates", "Scenario",
-        ),
-        _METHOD,
-    ),
-    **dict.fromkeys(
         ("BF16QDQToCast", "BF16WithClip", "EnableVaimlBF16", "MatMulNBitsParams", "RefineBlockAxis", "RemoveFusedQDQ"),
         _OTHER_FORMAT,
     ),
     **dict.fromkeys(("FuseGelu", "FuseInstanceNorm", "FuseL2Norm", "FuseLayerNorm"), "onnxslim decides what is fused"),
+    "CalibMovingAverageConstant": "minimum and maximum are those of all data",
+    "LWPUseHistogram": "LayerwisePercentile always goes by the histogram",
+    "MinMSEModeFloatScale": "MinMSE has one way to search, docs/numerics.md",
+    "MinMSEModePof2Scale": "MinMSE has one way to search, docs/numerics.md",
+    "Scenario": "it is for 8-bit floats: of integers, Distribution takes the largest |x|",
     "CopyBiasInit": "each layer gets a bias of its own in any case",
     "DebugMode": "set the level of the logger quark.onnx",
     "IgnoreWarnings": "Python's filters of warnings are left alone",
-    "NumBins": "histograms have 4096 bins",
+    "NumBins": "histograms have 4096 bins on each side of 0",
     "PrintSummary": "print(quantizer.report) shows what was done",
     "TmpDir": "nothing is written, except with mem_opt_level=2, whose place is cache_dir",
 }  # fmt: skip

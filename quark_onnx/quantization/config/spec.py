@@ -109,9 +109,9 @@ class QTensorConfig(NamedConfig):
     Args:
         symmetric: the range is symmetric around 0, so that the zero point is 0 (128 for an unsigned type).
         scale_type: which values the scale can have.
-        calibration_method: how the range is chosen. None is the default of the tensor's role: Percentile for
-            an activation, MinOutputMSE for a weight. A weight takes every other method but MinMSE as MinMax,
-            which is what AMD Quark does with them.
+        calibration_method: how the range is chosen. None is the default of the tensor's role: Percentile for an
+            activation, or MinMSE where scales are powers of two; MinOutputMSE for a weight. A weight takes Entropy,
+            Distribution and LayerwisePercentile as MinMax, which is what AMD Quark does with them.
         quant_granularity: what shares one scale.
         data_type: the integer format.
 
@@ -137,14 +137,15 @@ class QTensorConfig(NamedConfig):
     @property
     def activation_calibration(self) -> CalibMethod:
         """The calibration method of an activation with this spec."""
-        return self.calibration_method or CalibMethod.Percentile
+        default = CalibMethod.MinMSE if self.scale_type is ScaleType.PowerOf2 else CalibMethod.Percentile
+        return self.calibration_method or default
 
     @property
     def weight_calibration(self) -> CalibMethod:
-        """The calibration method of a weight with this spec: MinOutputMSE, MinMSE or MinMax."""
+        """The calibration method of a weight with this spec: MinOutputMSE, MinMSE, Percentile or MinMax."""
         if self.calibration_method is None:
             return CalibMethod.MinOutputMSE
-        if self.calibration_method in (CalibMethod.MinOutputMSE, CalibMethod.MinMSE):
+        if self.calibration_method in (CalibMethod.MinOutputMSE, CalibMethod.MinMSE, CalibMethod.Percentile):
             return self.calibration_method
         return CalibMethod.MinMax
 
@@ -178,12 +179,15 @@ class UInt8Spec(QTensorConfig):
 @strict_keywords
 @dataclass(frozen=True, repr=False)
 class XInt8Spec(Int8Spec):
-    """8-bit signed, symmetric, with power-of-two scales; the arguments of `QTensorConfig`."""
+    """8-bit signed, symmetric, with power-of-two scales; the arguments of `QTensorConfig`.
+
+    As a spec of activations there is no Q/DQ between a layer and the Relu, LeakyRelu, PRelu or Clip behind it; where
+    weights have it too, biases are int8 with scales of their own.
+    """
 
     name: ClassVar[str] = "XInt8Spec"
 
     scale_type: Scale = ScaleType.PowerOf2
-    calibration_method: MethodOrNone = CalibMethod.MinMSE
 
 
 @strict_keywords
@@ -381,7 +385,8 @@ class QLayerConfig(FrozenConfig):
         input_tensors: the activations.
         activation: the older name of `input_tensors`; give one of the two.
         weight: the constant weight.
-        bias: the bias. Without a spec it is int32 with the scale input_scale * weight_scale.
+        bias: the bias. Without a spec it is int32 with the scale input_scale * weight_scale; where the scales of input
+            and weight are powers of two it has the weight's spec (`ExtraOptions.Int32Bias`).
         output_tensors: the layer's outputs, where they differ from `input_tensors`.
 
     Raises:

@@ -17,24 +17,27 @@ __all__ = ["IgnoredOption", "check_supported", "ignored_extra_options", "ignored
 
 _ACTIVATION = {
     "data_type": (Int8, UInt8),
-    "scale_type": (ScaleType.Float32,),
+    "scale_type": tuple(ScaleType),
     "quant_granularity": (QuantGranularity.Tensor,),
-    "activation_calibration": (CalibMethod.MinMax, CalibMethod.Percentile),
+    "activation_calibration": tuple(method for method in CalibMethod if method is not CalibMethod.MinOutputMSE),
 }
 _WEIGHT = {
     "data_type": (Int8, UInt8),
-    "scale_type": (ScaleType.Float32,),
+    "scale_type": tuple(ScaleType),
     "quant_granularity": (QuantGranularity.Tensor, QuantGranularity.Channel),
-    "weight_calibration": (CalibMethod.MinMax, CalibMethod.MinOutputMSE),
+    "weight_calibration": tuple(CalibMethod),
 }
 
 _BIAS = {
     "data_type": (Int8, UInt8, Int32),
-    "scale_type": (ScaleType.Float32,),
+    "scale_type": tuple(ScaleType),
     "quant_granularity": (QuantGranularity.Tensor, QuantGranularity.Channel),
 }
 _TABLES = {"input_tensors": _ACTIVATION, "activation": _ACTIVATION, "weight": _WEIGHT, "bias": _BIAS,
            "output_tensors": _ACTIVATION}  # fmt: skip
+
+# The methods for which CalibTensorRangeSymmetric means something.
+_SYMMETRIC_OR_NOT = (CalibMethod.MinMax, CalibMethod.Percentile, CalibMethod.LayerwisePercentile)
 
 # Keywords of the published loops, with why a closed-form solver has no use for them.
 _NO_MEANING = {
@@ -85,6 +88,7 @@ def check_supported(config: QConfig) -> None:
         for layer, targets in getattr(config, name).items():
             if layer is not None:
                 _check_layer(f"QConfig.{name} of {list(targets)}", layer)
+    _check_range_symmetry(config)
     for algorithm in config.algo_config:
         if not isinstance(algorithm, FastFinetuneConfig):
             instead = "AdaRoundConfig or AdaQuantConfig: no other algorithm is supported yet"
@@ -119,6 +123,16 @@ def ignored_options(config: FastFinetuneConfig, *, in_steps: bool) -> tuple[Igno
         for keyword, value in config.changed().items()
         if keyword in meaningless
     )
+
+
+def _check_range_symmetry(config: QConfig) -> None:
+    given = config.extra_options.get("CalibTensorRangeSymmetric")
+    layers = (config.global_config, *config.specific_layer_config, *config.layer_type_config)
+    specs = (spec for layer in layers if layer is not None for spec in (layer.inputs, layer.output_tensors))
+    methods = {spec.activation_calibration for spec in specs if spec is not None}.difference(_SYMMETRIC_OR_NOT)
+    if given is not None and methods:
+        instead = f"it to be left out: {' and '.join(map(repr, methods))} has one kind of range"
+        raise _unsupported("QConfig.extra_options['CalibTensorRangeSymmetric']", given, instead)
 
 
 def _check_layer(where: str, layer: QLayerConfig) -> None:

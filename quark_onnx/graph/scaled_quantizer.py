@@ -1,0 +1,101 @@
+"""onnxruntime's QDQ quantizer, with scales that are powers of two or int16 mantissas where that is asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from onnxruntime.quantization.calibrate import TensorData
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer, QDQQuantTensorType
+from onnxruntime.quantization.quant_utils import get_qmin_qmax_for_qType
+
+from quark.onnx import _core
+from quark.onnx.quantization.config.spec import ScaleType
+
+__all__ = ["ScaledQuantizer"]
+
+
+class ScaledQuantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no types
+    """Takes the scale of every range to the next larger one of its kind, and the zero point along."""
+
+    def scales_of(self, tensor: str, *, weight: bool) -> ScaleType:
+        """The kind of a tensor's scales. A constant that is no weight has the format of activations."""
+        raise NotImplementedError
+
+    def adjust_tensor_ranges(self) -> None:
+        """Softmax: [0, 1] less one step, or a power of two would spend half of its integers on what lies above 1."""
+        super().adjust_tensor_ranges()
+        nodes = (node for node in self.model.nodes() if node.op_type == "Softmax" and self.should_quantize_node(node))
+        for tensor in (node.output[0] for node in nodes):
+            if tensor in self.tensors_range and self.scales_of(tensor, weight=False) is ScaleType.PowerOf2:
+                quant_type, symmetric = self._integers(tensor)
+                qmin, qmax = get_qmin_qmax_for_qType(quant_type, symmetric=symmetric)
+                steps = int(qmax) - int(qmin)
+                highest = np.float32(steps / (1 << steps.bit_length()))
+                self.tensors_range[tensor] = TensorData(lowest=np.float32(0), highest=highest)
+
+    def calc_graph_quant_params(self) -> dict[str, Any]:
+        """The parameters of all activations."""
+        found: dict[str, Any] = super().calc_graph_quant_params()
+        for tensor, params in found.items():
+            kind, given = self.scales_of(tensor, weight=False), self._given(tensor)
+            if kind is ScaleType.Float32 or "scale" in given:
+                continue
+            low, high = self.tensors_range[tensor].range_value
+            limits = np.array([[given.get("rmin", low)], [given.get("rmax", high)]], np.float32)
+            self._set(params.original, limits, kind, symmetric=self._integers(tensor)[1])
+        return found
+
+    def _given(self, tensor: str) -> dict[str, Any]:
+        """What is given of an activation."""
+        given: dict[str, Any] = self.tensor_quant_overrides.get_per_tensor_overrides(tensor, default_val={})
+        return given
+
+    def _integers(self, tensor: str) -> tuple[int, bool]:
+        """Type of an activation, and whether it is symmetric."""
+        given = self._given(tensor)
+        quant_type = given["quant_type"].tensor_type if "quant_type" in given else self.activation_qType
+        return quant_type, bool(given.get("symmetric", self.is_activation_symmetric))
+
+    def _calc_initializer_quant_params(self) -> dict[str, Any]:
+        found: dict[str, Any] = super()._calc_initializer_quant_params()
+        constants = {tensor.name: tensor for tensor in self.model.initializer()}
+        for name, params in found.items():
+            is_weight = self.tensors_to_quantize[name].tensor_type is QDQQuantTensorType.WEIGHT
+            kind = self.scales_of(name, weight=is_weight)
+            if kind is ScaleType.Float32 or self.tensor_quant_overrides.overrides_scale_zp(name):
+                continue
+            values, axis = numpy_helper.to_array(constants[name]), params.get("axis")
+            by_type = self.is_weight_symmetric(params["quant_type"]) if is_weight else self.is_activation_symmetric
+            symmetric = self.tensor_quant_overrides.get(name, [{}])[0].get("symmetric", axis is not None or by_type)
+            lanes = values.reshape(-1, 1) if axis is None else np.moveaxis(values, axis, -1)
+            self._set(params, lanes.reshape(-1, lanes.shape[-1]), kind, symmetric=symmetric)
+        return found
+
+    def _adjust_weight_quant_params_for_bias_tensors(self) -> None:
+        before = {name: params["scale"].copy() for name, params in self.initializer_quant_params.items()}
+        super()._adjust_weight_quant_params_for_bias_tensors()
+        for name, scale in before.items():
+            kind, params = self.scales_of(name, weight=True), self.initializer_quant_params[name]
+            if kind is not ScaleType.Float32 and not np.array_equal(params["scale"], scale):
+                params["scale"] = _rounded_up(params["scale"], kind)
+
+    @staticmethod
+    def _set(params: Any, values: NDArray[np.floating], kind: ScaleType, *, symmetric: bool) -> None:
+        """The parameters of some ranges: those of the columns of values."""
+        qmin, qmax = get_qmin_qmax_for_qType(params["quant_type"], symmetric=symmetric)
+        found = [
+            _core.affine_from_range(float(low), float(high), int(qmin), int(qmax), symmetric, kind.name)
+            for low, high in zip(values.min(axis=0), values.max(axis=0), strict=True)
+        ]
+        shape = params["scale"].shape
+        params["scale"] = np.array([scale for scale, _ in found], np.float32).reshape(shape)
+        params["zero_point"] = np.array([zero for _, zero in found], params["zero_point"].dtype).reshape(shape)
+
+
+def _rounded_up(scales: NDArray[np.float32], kind: ScaleType) -> NDArray[np.float32]:
+    """The next larger scales of a kind; those of that kind stay."""
+    found = [_core.affine_from_range(0.0, float(scale), 0, 1, False, kind.name)[0] for scale in scales.reshape(-1)]
+    return np.array(found, np.float32).reshape(scales.shape)
