@@ -15,6 +15,7 @@ from onnx.checker import MAXIMUM_PROTOBUF
 
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, rename_tensors
+from quark.onnx.graph.fuse import fuse_patterns
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
 from quark.onnx.graph.normalization import NORMALIZATIONS
 
@@ -61,7 +62,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     if result.functions:
         result = onnx.inliner.inline_local_functions(result)
     result = _simplified(_at_least_opset(result, _MIN_OPSET))
-    result = onnx.shape_inference.infer_shapes(result, data_prop=True)
+    result = fuse_patterns(onnx.shape_inference.infer_shapes(result, data_prop=True))
     editor = GraphEditor(result.graph)
     write_matmul_as_gemm(editor, _ranks(result.graph))
     fold_gemm_factors(editor)

@@ -1,0 +1,218 @@
+"""Operators of ONNX in place of the graphs that exporters wrote for them.
+
+Quantized as it stands, each tensor between the nodes of such a graph would lose its own share of accuracy; and only the
+scale and bias of a LayerNormalization that is a node can be tuned.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+import onnx.version_converter
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from quark.onnx.graph.dataflow import Dataflow
+from quark.onnx.graph.editor import GraphEditor
+from quark.onnx.graph.matcher import Match, Matcher
+
+__all__ = ["fuse_patterns"]
+
+_LOG = logging.getLogger(__name__)
+
+# The operators that take the place of a pattern, with the first opset that has them.
+_FIRST_OPSET = {"HardSigmoid": 6, "PRelu": 7, "HardSwish": 14, "LayerNormalization": 17, "Gelu": 20}
+
+_Shape = tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """The node that takes a match's place: its inputs behind x, each with what its name ends in, and its attributes."""
+
+    match: Match
+    constants: Mapping[str, NDArray[np.float32]]
+    attributes: Mapping[str, Any]
+
+    @property
+    def first_opset(self) -> int:
+        return _FIRST_OPSET[self.match.pattern.stands_for]
+
+
+def fuse_patterns(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A float model with one node in place of each pattern that an ONNX operator computes.
+
+    A node has the name of its pattern's last one. The opset is raised if an operator needs it, and onnx's converter and
+    onnxruntime can.
+
+    Args:
+        model: with shapes; changed, or a copy of it is.
+    """
+    found = _find(model)
+    newer = {fused.first_opset for fused in found if fused.first_opset > _opset(model)}
+    for opset in sorted(newer, reverse=True):
+        raised = _raised(model, opset)
+        if raised is not None:
+            model, found = raised, _find(raised)
+            break
+    usable = [fused for fused in found if fused.first_opset <= _opset(model)]
+    if usable:
+        _replace(model.graph, usable)
+    return model
+
+
+def _find(model: onnx.ModelProto) -> list[_Fused]:
+    """No two share a node."""
+    matcher = Matcher(Dataflow(model))
+    shapes = _float32_shapes(model.graph)
+    taken, found = set[str](), []
+    for node in reversed(model.graph.node):
+        matches = matcher.at(node.output[0]) if node.output[0] not in taken else ()
+        candidates = (_fused(match, shapes) for match in matches if not match.nodes & taken)
+        fused = next(filter(None, candidates), None)
+        if fused is not None:
+            taken |= fused.match.nodes
+            found.append(fused)
+    return found
+
+
+def _float32_shapes(graph: onnx.GraphProto) -> dict[str, _Shape | None]:
+    """Of the tensors that are known to be float32; None where not even the rank is known."""
+    return {
+        value.name: tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim)
+        if value.type.tensor_type.HasField("shape")
+        else None
+        for value in (*graph.input, *graph.value_info, *graph.output)
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    }
+
+
+def _fused(match: Match, shapes: Mapping[str, _Shape | None]) -> _Fused | None:
+    """None where no operator computes the same."""
+    shape = shapes.get(match.x, ())
+    if shape == ():  # not float32, or a number: a constant of one axis would give it that axis
+        return None
+    values = dict(match.values)
+    match match.pattern.stands_for:
+        case "HardSwish" | "Gelu":
+            return _Fused(match, {}, values)
+        case "HardSigmoid" if all(isinstance(value, float) for value in values.values()):
+            return _Fused(match, {}, values)
+        case "PRelu":
+            slope = np.atleast_1d(np.asarray(values["slope"], np.float32))
+            return _Fused(match, {"slope": slope}, {}) if _leaves(shape, slope.shape) else None
+        case "LayerNormalization":
+            return _layer_normalization(match, shape)
+    return None
+
+
+def _leaves(shape: _Shape | None, constant: tuple[int, ...]) -> bool:
+    """Whether a tensor keeps its shape when it is multiplied by a constant."""
+    if shape is None:
+        return constant == (1,)
+    along = shape[len(shape) - len(constant) :]
+    return len(along) == len(constant) and all(
+        size == 1 or known is None or size == known for size, known in zip(constant, along, strict=True)
+    )
+
+
+def _layer_normalization(match: Match, shape: _Shape | None) -> _Fused | None:
+    """None where other axes than the last ones are normalized, or scale or bias differ along others."""
+    axes = [int(axis) for axis in np.ravel(match.values["axes"])]
+    if shape is not None:
+        axes = [axis - len(shape) if axis >= 0 else axis for axis in axes]
+    count, epsilon = len(axes), match.values["epsilon"]
+    sizes = (None,) * count if shape is None else shape[1:][-count:]  # the first axis counts samples
+    if not axes or sorted(axes) != [*range(-count, 0)] or len(sizes) != count or not isinstance(epsilon, float):
+        return None
+    scale, bias = (np.asarray(match.values[name], np.float32) for name in ("scale", "bias"))
+    together = np.broadcast_shapes(scale.shape, bias.shape, (1,) * count)
+    full = [known or size for known, size in zip(sizes, together[-count:], strict=True)]
+    if any(known is None and size == 1 for known, size in zip(sizes, full, strict=True)):
+        return None  # of which size scale and bias must be is not known
+    try:
+        shapes = ((1,) * (array.ndim - count) + (*full,) for array in (scale, bias))
+        weights = [np.broadcast_to(array, to).reshape(full) for array, to in zip((scale, bias), shapes, strict=True)]
+    except ValueError:
+        return None
+    constants = dict(zip(("weight", "bias"), weights, strict=True))
+    if isinstance(match.values["bias"], float) and not bias:
+        del constants["bias"]
+    return _Fused(match, constants, {"axis": -count, "epsilon": epsilon})
+
+
+def _replace(graph: onnx.GraphProto, fused: Iterable[_Fused]) -> None:
+    editor = GraphEditor(graph)
+    at_output = {one.match.output: one for one in fused}
+    gone = set[str]().union(*(one.match.nodes for one in at_output.values()))
+    read = [(node.output[0], name) for node in graph.node for name in node.input if name in editor.initializers]
+    nodes = []
+    for node in graph.node:
+        one = at_output.get(node.output[0])
+        if one is not None:
+            nearby = [name for output, name in read if output in one.match.nodes]
+            inputs = [_initializer(editor, nearby, one, ending) for ending in one.constants]
+            operator, output = one.match.pattern.stands_for, one.match.output
+            nodes.append(helper.make_node(operator, [one.match.x, *inputs], [output], node.name, **one.attributes))
+        elif node.output[0] not in gone:
+            nodes.append(node)
+    inner_values = [value for value in graph.value_info if value.name in gone - at_output.keys()]
+    for value in inner_values:
+        graph.value_info.remove(value)
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+    editor.remove_unused_initializers()
+
+
+def _initializer(editor: GraphEditor, nearby: list[str], fused: _Fused, ending: str) -> str:
+    """The name of an initializer with a constant of a node: one of the pattern's, taken from `nearby`, or a new one."""
+    wanted = np.ascontiguousarray(fused.constants[ending])
+    for name in nearby:
+        tensor = editor.initializers[name]
+        same_type = tensor.data_type == onnx.TensorProto.FLOAT and tuple(tensor.dims) == wanted.shape
+        if same_type and np.array_equal(numpy_helper.to_array(tensor), wanted):
+            nearby.remove(name)
+            return name
+    name = editor.fresh_name(f"{fused.match.output}_{ending}")
+    editor.graph.initializer.append(numpy_helper.from_array(wanted, name))
+    return name
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | None:
+    """The model at a newer opset, with shapes; None, and a warning, where that cannot be had."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4  # the exception says it all
+    try:
+        raised = onnx.version_converter.convert_version(model, opset)
+        _hold_constants(raised.graph)
+        needed = helper.find_min_ir_version_for(raised.opset_import, ignore_unknown=True)
+        raised.ir_version = max(model.ir_version, needed)
+        onnxruntime.InferenceSession(raised.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnx.shape_inference.infer_shapes(raised, data_prop=True)
+    except Exception as error:  # of the converter RuntimeError or the checker's, of onnxruntime no common one
+        operators = [name for name, first in _FIRST_OPSET.items() if first == opset]
+        _LOG.warning(
+            "the model stays below opset %d, so that graphs of %s stay as they are: %s", opset, operators[0], error
+        )
+        return None
+
+
+def _hold_constants(graph: onnx.GraphProto) -> None:
+    """Turn the Constant nodes that the converter makes into initializers."""
+    for node in [node for node in graph.node if node.op_type == "Constant"]:
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
+        graph.node.remove(node)
