@@ -24,6 +24,14 @@ class Sum:
     number: float = 0.0
     constant: str = ""
 
+    @property
+    def operators(self) -> frozenset[str]:
+        """The operators that it calls."""
+        atoms = [atom for term in self.terms for atom, _ in term.factors]
+        calls = [atom for atom in atoms if isinstance(atom, Call)]
+        inner = [atom for atom in atoms if isinstance(atom, Sum)] + [call.argument for call in calls]
+        return frozenset(call.op for call in calls).union(*(part.operators for part in inner))
+
 
 @dataclass(frozen=True)
 class Product:

@@ -83,23 +83,21 @@ def _find(model: onnx.ModelProto) -> list[_Fused]:
     return found
 
 
-def _float32_shapes(graph: onnx.GraphProto) -> dict[str, _Shape | None]:
-    """Of the tensors that are known to be float32; None where not even the rank is known."""
+def _float32_shapes(graph: onnx.GraphProto) -> dict[str, _Shape]:
+    """Of the tensors that are known to be float32 and of how many axes."""
+    values = ((value.name, value.type.tensor_type) for value in (*graph.input, *graph.value_info, *graph.output))
     return {
-        value.name: tuple(dim.dim_value or None for dim in value.type.tensor_type.shape.dim)
-        if value.type.tensor_type.HasField("shape")
-        else None
-        for value in (*graph.input, *graph.value_info, *graph.output)
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        name: tuple(dim.dim_value or None for dim in tensor.shape.dim)
+        for name, tensor in values
+        if tensor.elem_type == onnx.TensorProto.FLOAT and tensor.HasField("shape")
     }
 
 
-def _fused(match: Match, shapes: Mapping[str, _Shape | None]) -> _Fused | None:
+def _fused(match: Match, shapes: Mapping[str, _Shape]) -> _Fused | None:
     """None where no operator computes the same."""
-    shape = shapes.get(match.x, ())
-    if shape == ():  # not float32, or a number: a constant of one axis would give it that axis
+    shape, values = shapes.get(match.x), dict(match.values)
+    if shape is None or len(shapes.get(match.output, ())) != len(shape):  # a number of more axes adds axes
         return None
-    values = dict(match.values)
     match match.pattern.stands_for:
         case "HardSwish" | "Gelu":
             return _Fused(match, {}, values)
@@ -113,38 +111,30 @@ def _fused(match: Match, shapes: Mapping[str, _Shape | None]) -> _Fused | None:
     return None
 
 
-def _leaves(shape: _Shape | None, constant: tuple[int, ...]) -> bool:
+def _leaves(shape: _Shape, constant: tuple[int, ...]) -> bool:
     """Whether a tensor keeps its shape when it is multiplied by a constant."""
-    if shape is None:
-        return constant == (1,)
     along = shape[len(shape) - len(constant) :]
     return len(along) == len(constant) and all(
         size == 1 or known is None or size == known for size, known in zip(constant, along, strict=True)
     )
 
 
-def _layer_normalization(match: Match, shape: _Shape | None) -> _Fused | None:
+def _layer_normalization(match: Match, shape: _Shape) -> _Fused | None:
     """None where other axes than the last ones are normalized, or scale or bias differ along others."""
-    axes = [int(axis) for axis in np.ravel(match.values["axes"])]
-    if shape is not None:
-        axes = [axis - len(shape) if axis >= 0 else axis for axis in axes]
+    axes = sorted(int(axis) % len(shape) - len(shape) for axis in np.ravel(match.values["axes"]))
     count, epsilon = len(axes), match.values["epsilon"]
-    sizes = (None,) * count if shape is None else shape[1:][-count:]  # the first axis counts samples
-    if not axes or sorted(axes) != [*range(-count, 0)] or len(sizes) != count or not isinstance(epsilon, float):
-        return None
+    if not 0 < count < len(shape) or axes != [*range(-count, 0)] or not isinstance(epsilon, float):
+        return None  # the first axis counts samples
     scale, bias = (np.asarray(match.values[name], np.float32) for name in ("scale", "bias"))
-    together = np.broadcast_shapes(scale.shape, bias.shape, (1,) * count)
-    full = [known or size for known, size in zip(sizes, together[-count:], strict=True)]
-    if any(known is None and size == 1 for known, size in zip(sizes, full, strict=True)):
-        return None  # of which size scale and bias must be is not known
-    try:
-        shapes = ((1,) * (array.ndim - count) + (*full,) for array in (scale, bias))
-        weights = [np.broadcast_to(array, to).reshape(full) for array, to in zip((scale, bias), shapes, strict=True)]
-    except ValueError:
+    together, last = np.broadcast_shapes((1,) * count, scale.shape, bias.shape), shape[-count:]
+    along = together[-count:]
+    sizes = [known or size for known, size in zip(last, along, strict=True)]
+    is_known = all(known or size > 1 for known, size in zip(last, along, strict=True))
+    if not is_known or not _leaves(last, along) or together[:-count] != (1,) * (len(together) - count):
         return None
-    constants = dict(zip(("weight", "bias"), weights, strict=True))
-    if isinstance(match.values["bias"], float) and not bias:
-        del constants["bias"]
+    scale, bias = (np.broadcast_to(array.reshape(array.shape[-count:]), sizes) for array in (scale, bias))
+    has_bias = not isinstance(match.values["bias"], float) or match.values["bias"] != 0.0
+    constants = {"weight": scale, "bias": bias} if has_bias else {"weight": scale}
     return _Fused(match, constants, {"axis": -count, "epsilon": epsilon})
 
 
@@ -211,7 +201,7 @@ def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | None:
 
 def _hold_constants(graph: onnx.GraphProto) -> None:
     """Turn the Constant nodes that the converter makes into initializers."""
-    for node in [node for node in graph.node if node.op_type == "Constant"]:
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
         tensor = graph.initializer.add()
         tensor.CopyFrom(node.attribute[0].t)
         tensor.name = node.output[0]

@@ -10,12 +10,13 @@ from typing import TypeVar
 import numpy as np
 
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.graph.formula import Atom, Call, Product, Sum, parse
+from quark.onnx.graph.formula import Atom, Call, Product, Sum
 from quark.onnx.graph.patterns import PATTERNS, Pattern
-from quark.onnx.graph.readings import Constant, Readings
+from quark.onnx.graph.readings import LOOKED_INTO, Constant, Readings
 
 __all__ = ["Match", "Matcher"]
 
+_LENGTH = 10  # nodes from x to the end of a pattern
 _TOLERANCE = 1e-5  # relative: exporters write 1.41421 and 0.797885
 
 _T = TypeVar("_T")
@@ -64,15 +65,30 @@ class Matcher:
     def __init__(self, graph: Dataflow, patterns: Iterable[Pattern] = PATTERNS) -> None:
         self._graph = graph
         self._readings = Readings(graph)
-        self._patterns = tuple((pattern, parse(pattern.formula)) for pattern in patterns)
+        self._patterns = tuple(patterns)
+        self._operators = LOOKED_INTO.union(*(pattern.form.operators for pattern in self._patterns))
 
     def at(self, output: str, *, x: str = "") -> Iterator[Match]:
         """The patterns whose last node makes `output`, as functions of any tensor, or of `x`; the likeliest first."""
-        for pattern, formula in self._patterns:
+        for pattern in self._patterns:
             search = _Search(self._readings, frozenset(pattern.defaults))
-            for found in search.sum(formula, output, _Found(x)):
-                if self._is_closed(found, output):
+            seen = set[tuple[str, frozenset[str]]]()  # most graphs can be read in several ways
+            for found in search.sum(pattern.form, output, _Found(x)):
+                if (found.x, found.nodes) not in seen and self._is_closed(found, output):
+                    seen.add((found.x, found.nodes))
                     yield Match(pattern, found.x, output, {**pattern.defaults, **found.constants}, found.nodes)
+
+    def behind(self, x: str) -> Iterator[Match]:
+        """The patterns that are functions of `x` and alone read it, the shortest first."""
+        readers = {node.output[0] for node in self._graph.readers(x)}
+        outputs = [] if x in self._graph.outputs else [x]
+        seen = set[str]()
+        for _ in range(_LENGTH):
+            seen.update(outputs)
+            nodes = (node for name in outputs for node in self._graph.readers(name) if node.op_type in self._operators)
+            outputs = list(dict.fromkeys(node.output[0] for node in nodes if node.output[0] not in seen))
+            for output in outputs:
+                yield from (match for match in self.at(output, x=x) if readers <= match.nodes)
 
     def _is_closed(self, found: _Found, output: str) -> bool:
         """Whether the model needs nothing of what the nodes make but the output."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+
+from quark.onnx.graph.formula import Sum, parse
 
 __all__ = ["PATTERNS", "Pattern"]
 
@@ -27,6 +30,10 @@ class Pattern:
     stands_for: str
     formula: str
     defaults: Mapping[str, float | str] = field(default_factory=dict)
+
+    @cached_property
+    def form(self) -> Sum:
+        return parse(self.formula)
 
 
 _SIXTH = {"alpha": 1 / 6, "beta": 1 / 2}

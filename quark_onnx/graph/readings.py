@@ -14,10 +14,11 @@ from onnx import numpy_helper
 
 from quark.onnx.graph.dataflow import Dataflow
 
-__all__ = ["Constant", "Factors", "Operator", "Readings", "Terms"]
+__all__ = ["LOOKED_INTO", "Constant", "Factors", "Operator", "Readings", "Terms"]
 
 Constant: TypeAlias = float | NDArray[Any]  # a float: one number; an array: any other, as the graph has it
 
+LOOKED_INTO = frozenset(("Add", "Sub", "Neg", "Mul", "Div", "Reciprocal", "Sqrt", "Pow", "Relu", "Clip", "Min", "Max"))
 _DEPTH = 5  # nodes above each other that are read as one sum, product or Clip
 
 
@@ -244,9 +245,9 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _constant(value: Any) -> Constant:
-    """A number of at most one axis, which changes no tensor's rank, as a float."""
+    """One number, of however many axes, as a float."""
     array = np.asarray(value)
-    return float(array.reshape(())) if array.size == 1 and array.ndim <= 1 else array
+    return float(array.reshape(())) if array.size == 1 else array
 
 
 def _joined(a: Constant | None, b: Constant | None, join: Callable[[Any, Any], Any]) -> Constant | None:
