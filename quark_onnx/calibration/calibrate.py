@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain, islice
 
 import numpy as np
@@ -16,7 +17,8 @@ from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError
 from quark.onnx.graph.insert_qdq import WeightParams
-from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
+from quark.onnx.graph.row_layout import RowLayout
+from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layers
 from quark.onnx.inference import Engine, in_order, session
 from quark.onnx.plan.layer_data import core_geometry
 
@@ -47,10 +49,22 @@ class CalibrationSettings:
     Attributes:
         percentile: of |x| that an activation's range holds; None: minimum and maximum.
         weights: choose weight scales by output error on this grid; None: leave them to minimum and maximum.
+        percentiles: of the activations, by name, for which it is another one.
+        grids: of the weights, by name, for which it is another one.
     """
 
     percentile: float | None
     weights: WeightGrid | None
+    percentiles: Mapping[str, float | None] = field(default_factory=dict)
+    grids: Mapping[str, WeightGrid | None] = field(default_factory=dict)
+
+    def percentile_of(self, tensor: str) -> float | None:
+        """That of an activation."""
+        return self.percentiles.get(tensor, self.percentile)
+
+    def grid_of(self, weight: str) -> WeightGrid | None:
+        """That of a weight."""
+        return self.grids.get(weight, self.weights)
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ def calibrate(
     """
     pool = _core.ThreadPool(engine.threads)
     ranges = _core.ValueRanges(len(tensors), _BINS)
-    search = _ScaleSearch(model, layers if settings.weights else (), pool)
+    search = _ScaleSearch(model, layers, settings, pool)
     wanted = list(dict.fromkeys([*tensors, *search.tensors()]))
     # A reader may use its memory again. With few items, the processors are shared out among each item's operators.
     first = [{name: array.copy() for name, array in item.items()} for item in islice(items, engine.threads)]
@@ -104,8 +118,8 @@ def calibrate(
             raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
         search.feed(values)
         samples += sample_count(batch)
-    found = {name: _range(ranges, i, settings.percentile) for i, name in enumerate(tensors)}
-    return Calibration(found, search.choose(settings.weights) if settings.weights else {}, samples)
+    found = {name: _range(ranges, i, settings.percentile_of(name)) for i, name in enumerate(tensors)}
+    return Calibration(found, search.choose(), samples)
 
 
 def _batches(items: Iterator[Batch], can_join: CanJoin, run: _Exposed) -> Iterator[Batch]:
@@ -147,27 +161,37 @@ def _range(ranges: _core.ValueRanges, index: int, percentile: float | None) -> t
     return max(low, -limit), min(high, limit)
 
 
+_Searched = tuple[WeightLayer, _core.Layer, NDArray[np.float32]]  # and its weight as rows
+
+
 class _ScaleSearch:
     """CalibMethod.MinOutputMSE: moments of every layer's float input, then the scale with the least output error."""
 
-    def __init__(self, model: onnx.ModelProto, layers: Iterable[WeightLayer], pool: _core.ThreadPool) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        layers: Iterable[WeightLayer],
+        settings: CalibrationSettings,
+        pool: _core.ThreadPool,
+    ) -> None:
+        self._settings = settings
         constants = {t.name: t for t in model.graph.initializer}
         self._pool = pool
-        self._layers: list[tuple[WeightLayer, _core.Layer, NDArray[np.float32]]] = []
+        self._layers: list[_Searched] = []
         budget = _GRAM_BYTES
-        uses: dict[str, int] = {}
-        layers = tuple(layers)
+        layers = tuple(layer for layer in layers if settings.grid_of(layer.weight) is not None)
+        left = {layer.weight for layer in layers if not _searchable(layer)}
+        left |= _arranged_in_two_ways(layers) | _also_data(model)
         for layer in layers:
-            uses[layer.weight] = uses.get(layer.weight, 0) + 1
-        for layer in layers:
-            if not _searchable(layer) or uses[layer.weight] > 1:
+            if layer.weight in left:
                 continue
             rows = layer.layout.rows(onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
-            groups = layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
+            groups = _groups(layer)
             outputs, inputs = rows.shape
             gram_bytes = 8 * groups * inputs**2
             if gram_bytes > budget:
                 _LOG.warning("layer %s: too large to choose its weight scale by output error", layer.node_name)
+                left.add(layer.weight)
                 continue
             budget -= gram_bytes
             # The number of samples is not known ahead: so many rows of each at first, then fewer.
@@ -181,16 +205,23 @@ class _ScaleSearch:
                 target=False,
             )
             self._layers.append((layer, core, rows))
+        self._leave(left)
 
     def tensors(self) -> list[str]:
         return [layer.input for layer, _, _ in self._layers]
 
     def feed(self, values: Mapping[str, NDArray[np.generic]]) -> None:
-        self._layers = [entry for entry in self._layers if self._fits(entry[0], entry[1], values[entry[0].input])]
+        left = {layer.weight for layer, core, _ in self._layers if not self._fits(layer, core, values[layer.input])}
+        self._leave(left)
+
+    def _leave(self, weights: Collection[str]) -> None:
+        """To minimum and maximum, with all layers that have them."""
+        self._layers = [entry for entry in self._layers if entry[0].weight not in weights]
 
     def _fits(self, layer: WeightLayer, core: _core.Layer, x: NDArray[np.generic]) -> bool:
         try:
-            core.feed(np.ascontiguousarray(x), None, self._pool)
+            rows = x.swapaxes(-1, -2) if _is_weight_first(layer) else x
+            core.feed(np.ascontiguousarray(rows), None, self._pool)
         except ValueError as error:
             _LOG.warning(
                 "layer %s: its weight scale is left to minimum and maximum: %s %s", layer.node_name, error, x.shape
@@ -198,11 +229,24 @@ class _ScaleSearch:
             return False
         return True
 
-    def choose(self, grid: WeightGrid) -> dict[str, WeightParams]:
+    def _by_weight(self) -> Iterable[list[_Searched]]:
+        """The layers of each weight, mostly one."""
+        found: dict[str, list[_Searched]] = {}
+        for entry in self._layers:
+            found.setdefault(entry[0].weight, []).append(entry)
+        return found.values()
+
+    def choose(self) -> dict[str, WeightParams]:
         found = {}
-        for layer, core, rows in self._layers:
-            # The channels of a ConvTranspose's groups lie on one axis: as `insert_qdq`, one scale for all of them.
-            per_channel = grid.per_channel and layer.channels == len(rows)
+        for together in self._by_weight():
+            layer, core, rows = together[0]
+            for _, other, _ in together[1:]:
+                core.join(other, self._pool)
+            grid = self._settings.grid_of(layer.weight)
+            assert grid is not None  # or the layer would not be here
+            # The channels of a ConvTranspose's groups lie on one axis: as `insert_qdq`, one scale for all of them. And
+            # onnxruntime's kernels take one scale for the first input of a product.
+            per_channel = grid.per_channel and layer.channels == len(rows) and not _is_weight_first(layer)
             try:
                 scale, zero_point = core.weight_scale(
                     rows,
@@ -210,13 +254,35 @@ class _ScaleSearch:
                     qmax=grid.qmax,
                     symmetric=grid.symmetric,
                     per_channel=per_channel,
-                    bias_free=layer.bias is not None,
+                    bias_free=all(one.bias is not None for one, _, _ in together),
                     pool=self._pool,
                 )
             except ValueError as error:
                 raise DataError(f"input {layer.input!r} of layer {layer.node_name!r}: {error}") from error
             found[layer.weight] = WeightParams(scale, zero_point, layer.channel_axis if per_channel else None)
         return found
+
+
+def _arranged_in_two_ways(layers: Iterable[WeightLayer]) -> set[str]:
+    """The weights of which no two layers make the same rows."""
+    first: dict[str, tuple[RowLayout, int]] = {}
+    rows = ((layer.weight, (layer.layout, _groups(layer))) for layer in layers)
+    return {weight for weight, arrangement in rows if first.setdefault(weight, arrangement) != arrangement}
+
+
+def _also_data(model: onnx.ModelProto) -> set[str]:
+    """The weights that other nodes read too, as Gather reads a table: onnxruntime quantizes them as activations."""
+    uses = Counter(layer.weight for layer in weight_layers(model))
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    return {weight for weight, count in uses.items() if readers[weight] > count}
+
+
+def _groups(layer: WeightLayer) -> int:
+    return layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
+
+
+def _is_weight_first(layer: WeightLayer) -> bool:
+    return isinstance(layer.attributes, GemmAttributes) and layer.attributes.weight_first
 
 
 def _searchable(layer: WeightLayer) -> bool:

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.shape_inference
-import onnx.version_converter
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.graph.editor import GraphEditor
+from quark.onnx.graph.editor import GraphEditor, constants_to_initializers
 from quark.onnx.graph.matcher import Match, Matcher
+from quark.onnx.graph.opset import opset_of, raised
 
 __all__ = ["fuse_patterns"]
 
@@ -56,13 +56,13 @@ def fuse_patterns(model: onnx.ModelProto) -> onnx.ModelProto:
         model: with shapes; changed, or a copy of it is.
     """
     found = _find(model)
-    newer = {fused.first_opset for fused in found if fused.first_opset > _opset(model)}
+    newer = {fused.first_opset for fused in found if fused.first_opset > opset_of(model)}
     for opset in sorted(newer, reverse=True):
-        raised = _raised(model, opset)
-        if raised is not None:
-            model, found = raised, _find(raised)
+        newest = _raised(model, opset)
+        if newest is not None:
+            model, found = newest, _find(newest)
             break
-    usable = [fused for fused in found if fused.first_opset <= _opset(model)]
+    usable = [fused for fused in found if fused.first_opset <= opset_of(model)]
     if usable:
         _replace(model.graph, usable)
     return model
@@ -175,34 +175,21 @@ def _initializer(editor: GraphEditor, nearby: list[str], fused: _Fused, ending: 
     return name
 
 
-def _opset(model: onnx.ModelProto) -> int:
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
-
-
 def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | None:
     """The model at a newer opset, with shapes; None, and a warning, where that cannot be had."""
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # the exception says it all
     try:
-        raised = onnx.version_converter.convert_version(model, opset)
-        _hold_constants(raised.graph)
-        needed = helper.find_min_ir_version_for(raised.opset_import, ignore_unknown=True)
-        raised.ir_version = max(model.ir_version, needed)
-        onnxruntime.InferenceSession(raised.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return onnx.shape_inference.infer_shapes(raised, data_prop=True)
-    except Exception as error:  # of the converter RuntimeError or the checker's, of onnxruntime no common one
+        result = raised(model, opset)
+        constants_to_initializers(result.graph)  # the axes of ReduceMean, ...
+        needed = helper.find_min_ir_version_for(result.opset_import, ignore_unknown=True)
+        result.ir_version = max(model.ir_version, needed)
+        onnxruntime.InferenceSession(result.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return onnx.shape_inference.infer_shapes(result, data_prop=True)
+    except Exception as error:  # neither the converter's nor onnxruntime's have a base of their own
         operators = [name for name, first in _FIRST_OPSET.items() if first == opset]
         _LOG.warning(
             "the model stays below opset %d, so that graphs of %s stay as they are: %s", opset, operators[0], error
         )
         return None
-
-
-def _hold_constants(graph: onnx.GraphProto) -> None:
-    """Turn the Constant nodes that the converter makes into initializers."""
-    for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
-        tensor = graph.initializer.add()
-        tensor.CopyFrom(node.attribute[0].t)
-        tensor.name = node.output[0]
-        graph.node.remove(node)

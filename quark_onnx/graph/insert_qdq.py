@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from onnxruntime.quantization.registry import CreateQDQQuantizer
 
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, attribute, reads
+from quark.onnx.graph.quant_overrides import Overrides, TensorFormat, format_overrides
 
 __all__ = ["DEFAULT_OP_TYPES", "QdqOptions", "WeightParams", "calibration_tensors", "insert_qdq"]
 
@@ -53,6 +54,11 @@ class QdqOptions:
         per_channel: one scale per output channel of a weight that `insert_qdq` gets no parameters for.
         op_types: the operators to quantize.
         excluded_nodes: names of nodes that stay in float.
+        formats: of the tensors, by name, whose integers are others: activations, weights, and biases, which are then
+            quantized as weights are.
+        overrides: what of single tensors stands above all this.
+        quantize_biases: False leaves those in float that have no format of their own.
+        quantize_views: quantize what a view (Transpose, Reshape, MaxPool, ...) reads even if nobody else does.
     """
 
     activation_type: QuantType = QuantType.QUInt8
@@ -62,6 +68,20 @@ class QdqOptions:
     per_channel: bool = False
     op_types: tuple[str, ...] = DEFAULT_OP_TYPES
     excluded_nodes: frozenset[str] = frozenset()
+    formats: Mapping[str, TensorFormat] = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=dict)
+    quantize_biases: bool = True
+    quantize_views: bool = False
+
+    @property
+    def activation_format(self) -> TensorFormat:
+        """Of the activations without one of their own."""
+        return TensorFormat(self.activation_type, self.activation_symmetric)
+
+    @property
+    def weight_format(self) -> TensorFormat:
+        """Of the weights without one of their own."""
+        return TensorFormat(self.weight_type, self.weight_symmetric, self.per_channel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,9 +152,8 @@ def insert_qdq(
         ModelError: a range is missing or not finite, or a weight's parameters do not fit it.
     """
     options = _with_irremovable_excluded(model.graph, options)
-    overrides = {name: _overrides(params) for name, params in weight_params.items()}
-    if options.per_channel:
-        overrides = _per_tensor_overrides(model.graph, options) | overrides
+    weight_formats = {name: options.formats.get(name, options.weight_format) for name in weight_params}
+    overrides = {name: _overrides(params, weight_formats[name].quant_type) for name, params in weight_params.items()}
     try:
         with _onnxruntime_log() as records:
             quantizer = _quantizer(model, _tensor_ranges(model.graph, ranges, options), overrides, options)
@@ -144,8 +163,9 @@ def insert_qdq(
     for record in records:
         if _LOG.isEnabledFor(record.levelno):
             _LOG.handle(record)
-    if options.weight_symmetric and options.weight_type == QuantType.QInt8:
-        _avoid_lowest_integer(result.graph, weight_params)
+    _avoid_lowest_integer(
+        result.graph, [n for n, own in weight_formats.items() if own.symmetric and own.quant_type == QuantType.QInt8]
+    )
     _sort_nodes(result.graph)
     result.producer_name, result.producer_version = "quark.onnx", ""
     return result
@@ -154,13 +174,22 @@ def insert_qdq(
 def _quantizer(
     model: onnx.ModelProto,
     ranges: dict[str, TensorData],
-    overrides: dict[str, list[dict[str, Any]]],
+    overrides: Overrides,
     options: QdqOptions,
 ) -> Any:
+    """onnxruntime's quantizer; `overrides` are those of the weights whose scales are known."""
+    one_scale = _per_tensor_overrides(model.graph, options)
+    overrides = {
+        **(one_scale if options.per_channel else {}),
+        **format_overrides(model.graph, options.formats, options.weight_format, one_scale),
+        **overrides,
+        **options.overrides,
+    }
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     add_infer_metadata(copy)  # or the quantizer writes the model to a file to infer the shapes that it has
     return _Quantizer(
+        options=options,
         model=copy,
         per_channel=options.per_channel,
         reduce_range=False,
@@ -174,20 +203,51 @@ def _quantizer(
             "ActivationSymmetric": options.activation_symmetric,
             "WeightSymmetric": options.weight_symmetric,
             "TensorQuantOverrides": overrides,
+            "QuantizeBias": options.quantize_biases,
+            "QDQDisableWeightAdjustForInt32Bias": not options.quantize_biases,
+            "ForceQuantizeNoInputCheck": options.quantize_views,
         },
     )
 
 
 class _Quantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no types
-    """Leaves a Relu or Clip behind a tensor without parameters of its own, where onnxruntime's raises KeyError.
+    """Minds that tensors have formats of their own, which onnxruntime's looks at only when it comes to scales."""
 
-    Such a tensor shares those of another, as the output of a Transpose or MaxPool does. Where nothing else reads it,
-    `_tensor_ranges` gives it parameters; where several nodes do, it cannot be replaced, and needs none.
-    """
+    def __init__(self, *, options: QdqOptions, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._options = options
 
     def try_replacing_upstream_output(self, upstream_output_name: str, output_name: str) -> bool:
+        """Take a Relu or Clip away, if the range of its output's quantizer does its work.
+
+        A tensor without parameters of its own, at which onnxruntime's raises KeyError, shares those of another, as the
+        output of a Transpose or MaxPool does. Where nothing else reads it, `_tensor_ranges` gives it parameters; where
+        several nodes do, it cannot be replaced, and needs none.
+        """
+        options = self._options
+        quantizer = options.formats.get(output_name, options.activation_format)
+        clips = not quantizer.symmetric and output_name not in options.overrides
+        own = options.formats.get(upstream_output_name, quantizer) != quantizer
+        if not clips or own or upstream_output_name in options.overrides:
+            return False
         known = upstream_output_name in self.quantization_params
         return known and bool(super().try_replacing_upstream_output(upstream_output_name, output_name))
+
+    def quantize_output_same_as_input(self, output_name: str, input_name: str, node_name: str) -> None:
+        """Let the output of a view share the parameters of its input, unless it has others of its own."""
+        shared = self._format(input_name)
+        if output_name in self._options.overrides or self._options.formats.get(output_name, shared) != shared:
+            self.quantize_activation_tensor(output_name)
+        else:
+            super().quantize_output_same_as_input(output_name, input_name, node_name)
+
+    def _format(self, tensor: str) -> TensorFormat:
+        """The format of an activation, which may be that of the one it shares its parameters with."""
+        info = self.tensors_to_quantize.get(tensor)
+        while info is not None and info.is_shared:
+            tensor = info.quant_para_provider.input_name
+            info = self.tensors_to_quantize.get(tensor)
+        return self._options.formats.get(tensor, self._options.activation_format)
 
 
 def _tensor_data(lowest: float, highest: float) -> TensorData:
@@ -227,14 +287,16 @@ def _irremovable_activations(graph: onnx.GraphProto) -> Iterator[str]:
     """Relu and Clip nodes whose work the range of a Q/DQ cannot do, although onnxruntime's quantizer lets it.
 
     The interval of a Clip may not hold 0, as every quantizer's must, or may not be constant. The tensor
-    before the activation, which would be clipped too, may be an output of the model or be read in a subgraph.
+    before the activation, which would be clipped too, may be an output of the model or be read in a subgraph. The
+    tensor behind it may be read in a subgraph, past the Q/DQ.
     """
     editor = GraphEditor(graph)
     for node in graph.node:
         if node.op_type in ("Relu", "Clip"):
-            before = node.input[0]
+            before, behind = node.input[0], node.output[0]
             read_elsewhere = any(reader is None or before not in reader.input for reader in editor.readers(before))
-            if read_elsewhere or not _clips_around_zero(editor, node):
+            read_in_body = any(reader and behind not in reader.input for reader in editor.readers(behind))
+            if read_elsewhere or read_in_body or not _clips_around_zero(editor, node):
                 yield node.name
 
 
@@ -247,27 +309,30 @@ def _clips_around_zero(editor: GraphEditor, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _overrides(params: WeightParams) -> list[dict[str, Any]]:
+def _overrides(params: WeightParams, quant_type: QuantType) -> list[dict[str, Any]]:
     """The entry of onnxruntime's option TensorQuantOverrides: one dict per scale."""
-    axis = {} if params.axis is None else {"axis": params.axis}
-    return [{"scale": s, "zero_point": z, **axis} for s, z in zip(params.scale, params.zero_point, strict=True)]
+    rest = {"quant_type": quant_type} | ({} if params.axis is None else {"axis": params.axis})
+    return [{"scale": s, "zero_point": z, **rest} for s, z in zip(params.scale, params.zero_point, strict=True)]
 
 
 def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[str, list[dict[str, Any]]]:
     """Give one scale to the weights that onnxruntime cannot quantize per channel.
 
     Those of ConvTranspose with groups, where its quantizer cannot tell the channels of the bias apart, of MatMul
-    beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any, and of
-    LayerNormalization beyond one, where its quantizer takes the scale's second axis and the bias's first.
+    beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any, or as the first
+    input, of which kernels take one scale, and of LayerNormalization beyond one, where its quantizer takes the
+    scale's second axis and the bias's first.
     """
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    return {
-        node.input[1]: [{"quant_type": options.weight_type}]
+    weights = {
+        node.input[1]
         for node in graph.node
         if (node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1)
         or (node.op_type == "MatMul" and ranks.get(node.input[1], 2) != 2)
         or (node.op_type == "LayerNormalization" and ranks.get(node.input[1], 1) > 1)
     }
+    weights.update(node.input[0] for node in graph.node if node.op_type == "MatMul" and node.input[0] in ranks)
+    return {name: [{"quant_type": options.weight_type}] for name in weights}
 
 
 def _avoid_lowest_integer(graph: onnx.GraphProto, weights: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from quark.onnx.graph.dataflow import Dataflow
+from quark.onnx.graph.editor import constant_tensors
 
 __all__ = ["LOOKED_INTO", "Constant", "Factors", "Operator", "Readings", "Terms"]
 
@@ -78,6 +79,7 @@ class Readings:
 
     def __init__(self, graph: Dataflow) -> None:
         self.graph = graph
+        self._tensors = constant_tensors(graph.model.graph)
         self._constants: dict[str, Constant | None] = {}
         self._sums: dict[tuple[str, int, int], tuple[Terms, ...]] = {}
         self._products: dict[tuple[str, int, int], tuple[Factors, ...]] = {}
@@ -131,21 +133,10 @@ class Readings:
         return node if node is not None and node.domain in ("", "ai.onnx") and node.output[0] == tensor else None
 
     def _read_constant(self, tensor: str) -> Constant | None:
-        if tensor in self.graph.initializers:
-            return _constant(numpy_helper.to_array(self.graph.initializers[tensor]))
+        if tensor in self._tensors:
+            return _constant(numpy_helper.to_array(self._tensors[tensor]))
         node = self._node(tensor)
-        if node is None or node.op_type not in ("Constant", "Identity"):
-            return None
-        if node.op_type == "Identity":
-            return self.constant(node.input[0])
-        (given,) = node.attribute
-        value = onnx.helper.get_attribute_value(given)
-        match given.name:
-            case "value":
-                return _constant(numpy_helper.to_array(value))
-            case "value_float" | "value_int" | "value_floats" | "value_ints":
-                return _constant(np.asarray(value))
-        return None
+        return self.constant(node.input[0]) if node is not None and node.op_type == "Identity" else None
 
     def _read_sums(self, tensor: str, most: int, depth: int) -> Iterator[Terms]:
         value = self.constant(tensor)
@@ -247,7 +238,7 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 def _constant(value: Any) -> Constant:
     """One number, of however many axes, as a float."""
     array = np.asarray(value)
-    return float(array.reshape(())) if array.size == 1 else array
+    return float(array.reshape(())) if array.size == 1 and array.dtype.kind in "fiu" else array
 
 
 def _joined(a: Constant | None, b: Constant | None, join: Callable[[Any, Any], Any]) -> Constant | None:

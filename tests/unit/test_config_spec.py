@@ -14,18 +14,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quark.onnx.errors import ConfigError, ConfigTypeError
-from quark.onnx.quantization.config.data_type import DataType, Int8, UInt8
+from quark.onnx.quantization.config import spec
+from quark.onnx.quantization.config.data_type import DATA_TYPES, DataType, Int8, UInt8
 from quark.onnx.quantization.config.spec import (
     CalibMethod,
     Int8Spec,
+    Int16Spec,
+    MX9Spec,
     QLayerConfig,
     QTensorConfig,
     QuantGranularity,
     ScaleType,
+    UInt4Spec,
     UInt8Spec,
+    XInt8Spec,
 )
 
-SPECS = [Int8Spec, UInt8Spec]
+SPECS = [Int8Spec, UInt8Spec, XInt8Spec, UInt4Spec, Int16Spec, MX9Spec]
 ARGUMENTS = {
     "symmetric": st.booleans(),
     "scale_type": st.sampled_from(ScaleType),
@@ -49,7 +54,10 @@ layers = st.fixed_dictionaries(
 ).map(lambda arguments: QLayerConfig(**arguments))
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [(Int8, np.int8), (UInt8, np.uint8)])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [(DATA_TYPES[f"{u}Int{bits}"], np.dtype(f"{u}int{bits}".lower())) for bits in (8, 16, 32) for u in ("", "U")],
+)
 def test_data_type_is_the_integer_format_of_its_name(kind: DataType, dtype: type[np.integer]) -> None:
     limits = np.iinfo(dtype)
     assert (kind.bits, kind.signed, kind.qmin, kind.qmax) == (
@@ -68,13 +76,20 @@ def test_enums_have_the_documented_members() -> None:
     assert list(QuantGranularity.__members__) == ["Tensor", "Channel", "Group"]
 
 
-@pytest.mark.parametrize(("kind", "symmetric", "data_type"), [(Int8Spec, True, Int8), (UInt8Spec, False, UInt8)])
-def test_spec_defaults_and_order(kind: type[QTensorConfig], symmetric: bool, data_type: DataType) -> None:
+@pytest.mark.parametrize("data_type", DATA_TYPES.values())
+def test_spec_defaults_and_order(data_type: DataType) -> None:
+    kind: type[QTensorConfig] = getattr(spec, f"{data_type}Spec")
+    symmetric = not repr(data_type).startswith("UInt")
     values = (symmetric, ScaleType.Float32, None, QuantGranularity.Tensor, data_type)
     parameters = inspect.signature(kind).parameters
     assert list(parameters) == [*ARGUMENTS, "data_type"]
     assert tuple(parameter.default for parameter in parameters.values()) == values
     assert kind(*values) == kind()
+
+
+def test_power_of_two_spec() -> None:
+    assert isinstance(XInt8Spec(), Int8Spec)
+    assert XInt8Spec() == XInt8Spec(True, ScaleType.PowerOf2, CalibMethod.MinMSE, QuantGranularity.Tensor, Int8)
 
 
 def test_positional_and_keyword_arguments_are_the_same() -> None:
@@ -151,7 +166,7 @@ def test_dict_without_a_name_is_told_by_its_data_type() -> None:
         (
             {"data_type": "UInt8"},
             TypeError,
-            "UInt8Spec.data_type: got 'UInt8', expected a data type (Int8, UInt8) (str given)",
+            f"UInt8Spec.data_type: got 'UInt8', expected a data type ({', '.join(DATA_TYPES)}) (str given)",
         ),
         (
             {"data_type": Int8},
@@ -176,7 +191,7 @@ def test_spec_rejects(arguments: dict[str, Any], error: type[Exception], message
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ({"name": "Int9Spec"}, "expected the key 'name' with 'QTensorConfig' or 'Int8Spec' or 'UInt8Spec'"),
+        ({"name": "Int9Spec"}, "expected the key 'name' with one of the kinds; did you mean .*'Int8Spec'"),
         ({"data_type": "Int9"}, "expected the key 'name' with"),
         (
             {"name": "Int8Spec", "scale_type": "ScaleType.Float16"},

@@ -94,7 +94,7 @@ def test_a_form_computes_its_formula(text: str) -> None:
         ("(x + 3) / 6", "x / 6 + 1/2"),
         ("x / Sqrt(x + c)", "x * (x + c) ** -0.5"),
         ("1 / (1 / x)", "x"),
-        ("Relu(x)", "Clip(x, 0, 1 / 1e-400 if False else c)".replace("1 / 1e-400 if False else c", "1e999")),
+        ("Relu(x)", "Clip(x, 0, 1e999)"),
         ("-(x - 1)", "-x + 1"),
         ("a = x + 1\na * Tanh(a)", "(x + 1) * Tanh(x + 1)"),
     ],

@@ -8,11 +8,12 @@ from quark.onnx.errors import UnsupportedError
 
 from .algorithm import FastFinetuneConfig
 from .config import QConfig
-from .data_type import Int8, UInt8
-from .spec import CalibMethod, QTensorConfig, QuantGranularity, ScaleType
+from .data_type import Int8, Int32, UInt8
+from .extra_options import FIXED_OPTIONS, MEANINGLESS_OPTIONS
+from .spec import CalibMethod, QLayerConfig, QTensorConfig, QuantGranularity, ScaleType
 from .validate import problem
 
-__all__ = ["IgnoredOption", "check_supported", "ignored_options"]
+__all__ = ["IgnoredOption", "check_supported", "ignored_extra_options", "ignored_options"]
 
 _ACTIVATION = {
     "data_type": (Int8, UInt8),
@@ -27,10 +28,13 @@ _WEIGHT = {
     "weight_calibration": (CalibMethod.MinMax, CalibMethod.MinOutputMSE),
 }
 
-_NO_SPEC = {
-    "bias": "None: a bias is int32 with the scale input_scale * weight_scale so far",
-    "output_tensors": "None: all activations share one spec so far",
+_BIAS = {
+    "data_type": (Int8, UInt8, Int32),
+    "scale_type": (ScaleType.Float32,),
+    "quant_granularity": (QuantGranularity.Tensor, QuantGranularity.Channel),
 }
+_TABLES = {"input_tensors": _ACTIVATION, "activation": _ACTIVATION, "weight": _WEIGHT, "bias": _BIAS,
+           "output_tensors": _ACTIVATION}  # fmt: skip
 
 # Keywords of the published loops, with why a closed-form solver has no use for them.
 _NO_MEANING = {
@@ -67,21 +71,38 @@ class IgnoredOption(NamedTuple):
 
 
 def check_supported(config: QConfig) -> None:
-    """Makes sure that this version can carry out the specs of a configuration.
+    """Makes sure that this version can carry out a configuration.
 
     Raises:
         UnsupportedError: names the first field that it cannot, and what it can.
     """
-    for name in ("specific_layer_config", "layer_type_config"):
-        if given := getattr(config, name):
-            raise _unsupported(f"QConfig.{name}", given, "none: only global_config gives specs so far")
     layer = config.global_config
-    for name, instead in _NO_SPEC.items():
-        if given := getattr(layer, name):
-            raise _unsupported(f"QConfig.global_config.{name}", given, instead)
-    inputs = "input_tensors" if layer.activation is None else "activation"
-    _check_spec(f"QConfig.global_config.{inputs}", config.activation_spec, _ACTIVATION)
-    _check_spec("QConfig.global_config.weight", config.weight_spec, _WEIGHT)
+    _check_layer("QConfig.global_config", layer)
+    if layer.output_tensors not in (None, layer.inputs):
+        instead = "None: an output is the next layer's input; give single layers other outputs"
+        raise _unsupported("QConfig.global_config.output_tensors", layer.output_tensors, instead)
+    for name in ("specific_layer_config", "layer_type_config"):
+        for layer, targets in getattr(config, name).items():
+            if layer is not None:
+                _check_layer(f"QConfig.{name} of {list(targets)}", layer)
+    for algorithm in config.algo_config:
+        if not isinstance(algorithm, FastFinetuneConfig):
+            instead = "AdaRoundConfig or AdaQuantConfig: no other algorithm is supported yet"
+            raise _unsupported("QConfig.algo_config", algorithm, instead)
+    for name, value in config.extra_options.items():
+        accepted, why = FIXED_OPTIONS.get(name, ((value,), ""))
+        if value not in accepted:
+            instead = " or ".join(map(repr, accepted)) or "it to be left out"
+            raise _unsupported(f"QConfig.extra_options[{name!r}]", value, f"{instead}: {why}")
+
+
+def ignored_extra_options(config: QConfig) -> tuple[IgnoredOption, ...]:
+    """The extra options that were given and have no effect, to be reported to the user."""
+    return tuple(
+        IgnoredOption(name, value, MEANINGLESS_OPTIONS[name])
+        for name, value in config.extra_options.items()
+        if name in MEANINGLESS_OPTIONS
+    )
 
 
 def ignored_options(config: FastFinetuneConfig, *, in_steps: bool) -> tuple[IgnoredOption, ...]:
@@ -98,6 +119,13 @@ def ignored_options(config: FastFinetuneConfig, *, in_steps: bool) -> tuple[Igno
         for keyword, value in config.changed().items()
         if keyword in meaningless
     )
+
+
+def _check_layer(where: str, layer: QLayerConfig) -> None:
+    for name, table in _TABLES.items():
+        spec = getattr(layer, name)
+        if spec is not None:
+            _check_spec(f"{where}.{name}", spec, table)
 
 
 def _check_spec(where: str, spec: QTensorConfig, table: dict[str, tuple[Any, ...]]) -> None:
