@@ -7,7 +7,7 @@ scale and bias of a LayerNormalization that is a node can be tuned.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.editor import GraphEditor, constants_to_initializers
 from quark.onnx.graph.matcher import Match, Matcher
 from quark.onnx.graph.opset import opset_of, raised
+from quark.onnx.graph.patterns import PATTERNS
 
 __all__ = ["fuse_patterns"]
 
@@ -46,7 +47,7 @@ class _Fused:
         return _FIRST_OPSET[self.match.pattern.stands_for]
 
 
-def fuse_patterns(model: onnx.ModelProto) -> onnx.ModelProto:
+def fuse_patterns(model: onnx.ModelProto, *, but: Collection[str] = ()) -> onnx.ModelProto:
     """A float model with one node in place of each pattern that an ONNX operator computes.
 
     A node has the name of its pattern's last one. The opset is raised if an operator needs it, and onnx's converter and
@@ -54,13 +55,14 @@ def fuse_patterns(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Args:
         model: with shapes; changed, or a copy of it is.
+        but: operators whose graphs stay.
     """
-    found = _find(model)
+    found = _find(model, but)
     newer = {fused.first_opset for fused in found if fused.first_opset > opset_of(model)}
     for opset in sorted(newer, reverse=True):
         newest = _raised(model, opset)
         if newest is not None:
-            model, found = newest, _find(newest)
+            model, found = newest, _find(newest, but)
             break
     usable = [fused for fused in found if fused.first_opset <= opset_of(model)]
     if usable:
@@ -68,9 +70,9 @@ def fuse_patterns(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def _find(model: onnx.ModelProto) -> list[_Fused]:
+def _find(model: onnx.ModelProto, but: Collection[str]) -> list[_Fused]:
     """No two share a node."""
-    matcher = Matcher(Dataflow(model))
+    matcher = Matcher(Dataflow(model), [pattern for pattern in PATTERNS if pattern.stands_for not in but])
     shapes = _float32_shapes(model.graph)
     taken, found = set[str](), []
     for node in reversed(model.graph.node):
@@ -177,6 +179,7 @@ def _initializer(editor: GraphEditor, nearby: list[str], fused: _Fused, ending: 
 
 def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | None:
     """The model at a newer opset, with shapes; None, and a warning, where that cannot be had."""
+    operator = next(name for name, first in _FIRST_OPSET.items() if first == opset)
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # the exception says it all
@@ -186,10 +189,8 @@ def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | None:
         needed = helper.find_min_ir_version_for(result.opset_import, ignore_unknown=True)
         result.ir_version = max(model.ir_version, needed)
         onnxruntime.InferenceSession(result.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return onnx.shape_inference.infer_shapes(result, data_prop=True)
     except Exception as error:  # neither the converter's nor onnxruntime's have a base of their own
-        operators = [name for name, first in _FIRST_OPSET.items() if first == opset]
-        _LOG.warning(
-            "the model stays below opset %d, so that graphs of %s stay as they are: %s", opset, operators[0], error
-        )
+        _LOG.warning("the model stays below opset %d, and graphs of %s in it as they are: %s", opset, operator, error)
         return None
+    _LOG.info("the model is raised from opset %d to %d, for %s", opset_of(model), opset, operator)
+    return onnx.shape_inference.infer_shapes(result, data_prop=True)

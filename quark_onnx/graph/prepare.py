@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
 
 import onnx
 import onnx.inliner
@@ -41,7 +42,7 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(_QUANTIZED_OP.search(node.op_type) for graph in graphs for node in graph.node)
 
 
-def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+def prepare(model: onnx.ModelProto, *, unfused: Collection[str] = ()) -> onnx.ModelProto:
     """Simplify a float model and give it the form that quantization needs.
 
     Opset at least 13; constants folded and held in initializers that are no inputs; operators in place of the
@@ -52,6 +53,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Args:
         model: a float model; not changed. What it computes in 16-bit floats becomes float32 (`in_float32`).
+        unfused: operators whose graphs stay.
 
     Raises:
         ModelError: the model cannot be raised to opset 13, or onnxruntime cannot run it.
@@ -60,7 +62,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     constants_to_initializers(result.graph)  # onnxslim takes value_floats for float64
     result = in_float32(result)
     result = transformed(result, lambda given: _with_shapes(_simplified(_at_least_opset(given, _MIN_OPSET))))
-    result = transformed(result, fuse_patterns)
+    result = transformed(result, lambda given: fuse_patterns(given, but=unfused))
     editor = GraphEditor(result.graph)
     write_matmul_as_gemm(editor, _ranks(result.graph))
     fold_gemm_factors(editor)

@@ -49,6 +49,7 @@ ACTIVATIONS = [
 WRITTEN_OUT = [
     "SiLU",
     "HardSwish of PyTorch, Paddle",
+    "HardSigmoid of PyTorch",
     "HardSigmoid of Keras",
     "PRelu of Keras",
     "Gelu of TensorFlow",

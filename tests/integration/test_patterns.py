@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,23 @@ def test_an_excluded_operator_has_the_name_of_its_last_node() -> None:
     floats = {tensor.name for tensor in quantized.graph.initializer}
     assert {"norm2_w", "norm2_b"} <= floats
     assert not {"norm1_w", "norm3_w"} & floats
+
+
+@pytest.mark.parametrize(
+    ("options", "opset", "fused"),
+    [
+        ({}, 20, {"Gelu": 1, "LayerNormalization": 3}),
+        ({"FuseGelu": False}, 17, {"LayerNormalization": 3}),
+        ({"FuseLayerNorm": False}, 20, {"Gelu": 1}),
+        ({"FuseGelu": False, "FuseLayerNorm": False}, 13, {}),
+    ],
+)
+def test_graphs_stay_if_so_asked(options: dict[str, bool], opset: int, fused: dict[str, int]) -> None:
+    """Nothing is raised for them then."""
+    quantized, report = quantize(bert_block(), **options)
+    kinds = Counter(node.op_type for node in quantized.graph.node if node.op_type in ("Gelu", "LayerNormalization"))
+    assert (quantized.opset_import[0].version, kinds) == (opset, fused)
+    assert report.ignored == ()
 
 
 # ---- made by another tool -------------------------------------------------------------------------

@@ -274,12 +274,27 @@ def test_slopes_of_prelu(slope: tuple[int, ...]) -> None:
     assert_computes_the_same(result, original)
 
 
-def test_slopes_that_add_an_axis_are_no_prelu() -> None:
+@pytest.mark.parametrize(("x", "y"), [("N,6", "4,N,6"), ("N,1,6", "N,4,6")])
+def test_slopes_that_make_more_of_x_are_no_prelu(x: str, y: str) -> None:
     text = "r = Relu(x) n = Neg(x) q = Relu(n) s = Mul(c, q) y = Sub(r, s)"
-    original = build(f"(float[N,6] x) => (float[4,N,6] y) {{ {text} }}", c=np.ones((4, 1, 6)) / 3)
+    slope = np.ones((4, 1, 6)) / 3 if x == "N,6" else np.ones((4, 1)) / 3
+    original = build(f"(float[{x}] x) => (float[{y}] y) {{ {text} }}", c=slope)
     result = prepare(original)
     assert "PRelu" not in ops(result)
     assert_computes_the_same(result, original)
+
+
+def test_a_scale_that_makes_more_of_x_stays() -> None:
+    text = f"{NORM(x='x')} y = Mul(n, c)"
+    original = build(f"(float[N,4,1] x) => (float[N,4,6] y) {{ {text} }}", c=SCALE, two=2.0, epsilon=1e-5)
+    result = prepare(original)
+    assert ops(result) == ["LayerNormalization", "Mul"]
+    assert_computes_the_same(result, original)
+
+
+def test_equal_initializers_stay_two() -> None:
+    result = prepare(norm_model("N,4,6", "a = Mul(n, first) y = Add(a, second)", first=SCALE, second=SCALE))
+    assert list(result.graph.node[0].input) == ["x", "first", "second"]
 
 
 def test_a_layer_normalization_far_from_zero() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from reference.pattern_cases import BIAS, CASES, SCALE, SLOPE, Case, pattern_model
 from reference.random_writing import RandomWriting
+from small_models import build
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.matcher import Match, Matcher
@@ -183,13 +184,12 @@ def test_what_is_nearly_one_is_none(text: str) -> None:
 
 
 def test_means_that_lose_their_axis_are_others() -> None:
-    lost = "m = ReduceMean<axes=[-1]>(x) d = Sub(x, m) p = Mul(d, d) v = ReduceMean<axes=[-1], keepdims=0>(p)"
-    model = pattern_model(
-        f"{lost} w = Unsqueeze(v, axes) e = Add(w, epsilon) q = Sqrt(e) y = Div(d, q)",
-        13,
-        NUMBERS | {"axes": np.array([-1])},
-    )
-    assert not found(model)
+    """Of a square, so that a mean of each row can be taken from each column."""
+    text = "m = ReduceMean<axes=[-1]>(x) d = Sub(x, m) p = Mul(d, d) v = ReduceMean<axes=[-1]{}>(p) e = Add(v, epsilon)"
+    for keep, expected in (("", ["LayerNormalization"]), (", keepdims=0", [])):
+        body = f"{text.format(keep)} q = Sqrt(e) y = Div(d, q)"
+        model = build(f"(float[4,4] x) => (float[4,4] y) {{ {body} }}", opset=13, epsilon=1e-5)
+        assert [match.pattern.stands_for for match in found(model)] == expected
 
 
 def test_another_scale_in_the_middle_is_another_function() -> None:

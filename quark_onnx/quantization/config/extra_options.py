@@ -107,6 +107,8 @@ class ExtraOptions(TypedDict, total=False):
     ForceQuantizeNoInputCheck: quantize views (Transpose, Reshape, MaxPool, ...) of tensors that nobody else quantizes.
     QuantizeBias: False leaves biases in float.
     Int32Bias: False gives biases the type of the weight and a scale of their own; True when absent.
+    FuseGelu, FuseLayerNorm: False leaves the graphs of a Gelu, of a LayerNormalization, as they are, and does not raise
+        the opset for them; True when absent (docs/patterns.md).
     TensorQuantOverrides: tensor -> list of one dict, or for a weight one per channel, with some of quant_type (QInt8,
         QUInt8), symmetric, axis, scale and zero_point, rmin and rmax, reduce_range: onnxruntime's option of this name.
         Comes before all specs.
@@ -129,6 +131,8 @@ class ExtraOptions(TypedDict, total=False):
     ForceQuantizeNoInputCheck: Flag
     QuantizeBias: Flag
     Int32Bias: Flag
+    FuseGelu: Flag
+    FuseLayerNorm: Flag
     TensorQuantOverrides: Annotated[
         Mapping[str, Any], _by_name("a dict from tensor to a list of one or more dicts", _overrides)
     ]
@@ -251,7 +255,7 @@ MEANINGLESS_OPTIONS: Mapping[str, str] = {
         ("BF16QDQToCast", "BF16WithClip", "EnableVaimlBF16", "MatMulNBitsParams", "RefineBlockAxis", "RemoveFusedQDQ"),
         _OTHER_FORMAT,
     ),
-    **dict.fromkeys(("FuseGelu", "FuseInstanceNorm", "FuseL2Norm", "FuseLayerNorm"), "onnxslim decides what is fused"),
+    **dict.fromkeys(("FuseInstanceNorm", "FuseL2Norm"), "graphs of these are left as they are"),
     "CopyBiasInit": "each layer gets a bias of its own in any case",
     "DebugMode": "set the level of the logger quark.onnx",
     "IgnoreWarnings": "Python's filters of warnings are left alone",
