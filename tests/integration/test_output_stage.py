@@ -43,7 +43,6 @@ ACTIVATIONS = [
     'Gelu<approximate = "tanh">(z)',
     "HardSigmoid<alpha = 0.3, beta = 0.4>(z)",
     "HardSwish(z)",
-    "Swish(z)",
     "Softmax(z)",
 ]
 WRITTEN_OUT = [
@@ -109,7 +108,7 @@ def pair(layer: str, float_end: str, quantized_end: str, *, seed: int = 0, **con
     def model(text: str, **more: Any) -> onnx.ModelProto:
         text = f"(float[N,{shape}] x) => ({out} y) {{ {text} }}"
         used = {name: value for name, value in (constants | more).items() if name in text.replace("(", " ")}
-        return build(text, opset=24, **{n: v for n, v in used.items() if f"{n} =" not in text})
+        return build(text, opset=22, **{n: v for n, v in used.items() if f"{n} =" not in text})
 
     return Pair(
         model(f"[layer] {layer} {float_end}", w=weight),
@@ -161,7 +160,8 @@ def test_an_activation_may_be_a_graph(name: str, layer: str) -> None:
     """In both models, or in one of them."""
     graph, constants = written_out(CASES[name], layer)
     node = "y = " + CASES[name].operator.replace("(x", "(z").replace("slope", "slope_k")
-    for float_end, quantized_end, steps in ((graph, graph, 200), (node, graph, 5), (graph, node, 5)):
+    as_node = [] if name == "SiLU" else [(node, graph, 5), (graph, node, 5)]  # Swish is of opset 24
+    for float_end, quantized_end, steps in ((graph, graph, 200), *as_node):
         models = pair(layer, float_end, quantized_end, **constants)
         config = AdaRoundConfig(solver="gradient", num_iterations=steps)
         report = check(models, config, channels=1 if layer in CONVOLUTIONS else -1)
