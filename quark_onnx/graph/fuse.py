@@ -7,6 +7,7 @@ scale and bias of a LayerNormalization that is a node can be tuned.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -122,7 +123,7 @@ def _leaves(shape: _Shape, constant: tuple[int, ...]) -> bool:
 
 
 def _layer_normalization(match: Match, shape: _Shape) -> _Fused | None:
-    """None where other axes than the last ones are normalized, or scale or bias differ along others."""
+    """None where not some values along the last axes are normalized, or scale or bias differ along others."""
     axes = sorted(int(axis) % len(shape) - len(shape) for axis in np.ravel(match.values["axes"]))
     count, epsilon = len(axes), match.values["epsilon"]
     if not 0 < count < len(shape) or axes != [*range(-count, 0)] or not isinstance(epsilon, float):
@@ -132,7 +133,12 @@ def _layer_normalization(match: Match, shape: _Shape) -> _Fused | None:
     along = together[-count:]
     sizes = [known or size for known, size in zip(last, along, strict=True)]
     is_known = all(known or size > 1 for known, size in zip(last, along, strict=True))
-    if not is_known or not _leaves(last, along) or together[:-count] != (1,) * (len(together) - count):
+    if (
+        not is_known
+        or math.prod(sizes) == 1
+        or not _leaves(last, along)
+        or together[:-count] != (1,) * (len(together) - count)
+    ):
         return None
     scale, bias = (np.broadcast_to(array.reshape(array.shape[-count:]), sizes) for array in (scale, bias))
     has_bias = not isinstance(match.values["bias"], float) or match.values["bias"] != 0.0
