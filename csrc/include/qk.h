@@ -235,6 +235,7 @@ typedef enum {
     QK_GELU_TANH,    /* its approximation */
     QK_HARD_SIGMOID, /* a x + b, from 0 to 1 */
     QK_HARD_SWISH,
+    QK_SILU, /* x sigmoid(x) */
     QK_SOFTMAX
 } qk_activation_kind;
 typedef struct {

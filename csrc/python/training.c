@@ -21,6 +21,7 @@ static bool stage_from(PyObject *argument, npy_intp rows, qk_output_stage *stage
                                         [QK_GELU_TANH] = "gelu_tanh",
                                         [QK_HARD_SIGMOID] = "hard_sigmoid",
                                         [QK_HARD_SWISH] = "hard_swish",
+                                        [QK_SILU] = "silu",
                                         [QK_SOFTMAX] = "softmax"};
     enum { KINDS = sizeof names / sizeof *names };
     *stage = (qk_output_stage){.activation = {.kind = QK_NO_ACTIVATION}};

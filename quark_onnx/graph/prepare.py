@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Collection
 
 import onnx
 import onnx.inliner
 import onnx.shape_inference
-import onnx.version_converter
 import onnxruntime
 import onnxslim
 
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, constants_to_initializers, rename_tensors
 from quark.onnx.graph.float32 import in_float32
+from quark.onnx.graph.fuse import fuse_patterns
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
 from quark.onnx.graph.normalization import NORMALIZATIONS
-from quark.onnx.graph.old_resize import keep_old_resize
+from quark.onnx.graph.opset import opset_of, raised
 from quark.onnx.large_models import serialized_for, transformed
 
 __all__ = ["is_quantized", "prepare", "unprepared"]
@@ -41,16 +42,18 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(_QUANTIZED_OP.search(node.op_type) for graph in graphs for node in graph.node)
 
 
-def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+def prepare(model: onnx.ModelProto, *, unfused: Collection[str] = ()) -> onnx.ModelProto:
     """Simplify a float model and give it the form that quantization needs.
 
-    Opset at least 13; constants folded and held in initializers that are no inputs; BatchNormalization
+    Opset at least 13; constants folded and held in initializers that are no inputs; operators in place of the
+    graphs that exporters write for them (`fuse_patterns`, which may raise the opset further); BatchNormalization
     folded into the Conv, ConvTranspose, Gemm or MatMul before it; MatMul + Add of two dimensions written as
     Gemm, and every Gemm with alpha = beta = 1; no bias shared; nodes with unique names, their own where they
     had one; shapes inferred. Inputs, outputs and metadata stay as they are.
 
     Args:
         model: a float model; not changed. What it computes in 16-bit floats becomes float32 (`in_float32`).
+        unfused: operators whose graphs stay.
 
     Raises:
         ModelError: the model cannot be raised to opset 13, or onnxruntime cannot run it.
@@ -59,6 +62,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     constants_to_initializers(result.graph)  # onnxslim takes value_floats for float64
     result = in_float32(result)
     result = transformed(result, lambda given: _with_shapes(_simplified(_at_least_opset(given, _MIN_OPSET))))
+    result = transformed(result, lambda given: fuse_patterns(given, but=unfused))
     editor = GraphEditor(result.graph)
     write_matmul_as_gemm(editor, _ranks(result.graph))
     fold_gemm_factors(editor)
@@ -91,17 +95,11 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    given = min((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=opset)
-    if given >= opset:
+    if opset_of(model, opset) >= opset:
         return model
     try:
-        result: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
-        if given < 11:
-            keep_old_resize(result.graph)
-        result.graph.ClearField("output")  # the converter fixes free axes there
-        result.graph.output.extend(model.graph.output)
-        return result
-    except Exception as error:  # the converter raises RuntimeError, an error of its own, or the checker's
+        return raised(model, opset)
+    except Exception as error:
         raise ModelError(f"the model cannot be raised to opset {opset}, which Q/DQ need: {error}") from error
 
 

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
+from quark.onnx.graph.matcher import Match, Matcher
 from quark.onnx.graph.normalization import NormAttributes
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
 from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
@@ -23,8 +24,8 @@ class Activation:
     """An activation as the core knows it (csrc/include/qk.h).
 
     Attributes:
-        kind: "none", "clip", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "hard_sigmoid", "hard_swish" or
-            "softmax".
+        kind: "none", "clip", "leaky_relu", "sigmoid", "tanh", "gelu", "gelu_tanh", "hard_sigmoid", "hard_swish",
+            "silu" or "softmax".
         a, b: clip: the bounds; leaky_relu: a is the slope; hard_sigmoid: ONNX's alpha and beta.
         slopes: (outputs,) float32 of PRelu, in place of a.
         axis: of softmax.
@@ -37,8 +38,10 @@ class Activation:
     axis: int = 0
 
     def is_like(self, other: Activation) -> bool:
-        """The same but for the rounding of PRelu's slopes."""
-        if (self.kind, self.a, self.b, self.axis) != (other.kind, other.a, other.b, other.axis):
+        """The same but for the rounding of its numbers."""
+        if (self.kind, self.axis) != (other.kind, other.axis) or not (
+            math.isclose(self.a, other.a, rel_tol=1e-5) and math.isclose(self.b, other.b, rel_tol=1e-5)
+        ):
             return False
         if self.slopes is None or other.slopes is None:
             return self.slopes is other.slopes
@@ -64,15 +67,14 @@ def output_stage(
 ) -> OutputStage | None:
     """The stage of a quantized layer, None where the loss is taken at its output.
 
-    An activation counts if it alone reads the output, and stands in both graphs; with `through_qdq` also one that the
-    quantized graph leaves to the quantization of the output.
+    An activation counts if it alone reads the output, and stands in both graphs, as a node or as one of the patterns of
+    graph/patterns.py; with `through_qdq` also one that the quantized graph leaves to the quantization of the output.
     """
     find = _Finder(layer)
-    wanted = find.activation(float_graph, counterpart.output)
-    kept = find.activation(graph, layer.output)
+    wanted, _ = find.activation(float_graph, counterpart.output)
+    kept, output = find.activation(graph, layer.output)
     if kept is not None and (wanted is None or not kept.is_like(wanted)):
         return None
-    output = layer.output if kept is None else graph.readers(layer.output)[0].output[0]
     grid = _grid(graph, output) if through_qdq else None
     folded = (
         kept is None and wanted is not None and grid is not None and not _is_behind_qdq(graph, output, wanted, find)
@@ -96,7 +98,7 @@ def _is_behind_qdq(graph: Dataflow, tensor: str, activation: Activation, find: _
     """Whether the activation follows the quantization of the output, and so does not belong to it."""
     for quantize in graph.readers(tensor):
         for dequantize in graph.readers(quantize.output[0]):
-            found = find.activation(graph, dequantize.output[0])
+            found, _ = find.activation(graph, dequantize.output[0])
             if found is not None and found.is_like(activation):
                 return True
     return False
@@ -115,11 +117,33 @@ class _Finder:
         if transposed:
             self._behind_channel = 1
 
-    def activation(self, graph: Dataflow, tensor: str) -> Activation | None:
-        """The one that alone reads a tensor."""
+    def activation(self, graph: Dataflow, tensor: str) -> tuple[Activation | None, str]:
+        """The one that alone reads a tensor, and its output; None and the tensor where there is no such."""
         node = graph.only_reader(tensor)
-        if node is None or node.domain not in ("", "ai.onnx"):
-            return None
+        found = self._of_node(node, graph) if node is not None and node.domain in ("", "ai.onnx") else None
+        if node is not None and found is not None:
+            return found, node.output[0]
+        for match in Matcher(graph).behind(tensor):
+            found = self._of_pattern(match)
+            if found is not None:
+                return found, match.output
+        return None, tensor
+
+    def _of_pattern(self, match: Match) -> Activation | None:
+        match match.pattern.stands_for, match.values:
+            case "SiLU", _:
+                return Activation("silu")
+            case "HardSwish", _:
+                return Activation("hard_swish")
+            case "HardSigmoid", {"alpha": float() as alpha, "beta": float() as beta}:
+                return Activation("hard_sigmoid", alpha, beta)
+            case "PRelu", {"slope": slope}:
+                return self._sloped(np.asarray(slope, np.float32))
+            case "Gelu", values:
+                return Activation("gelu_tanh" if "approximate" in values else "gelu")
+        return None
+
+    def _of_node(self, node: onnx.NodeProto, graph: Dataflow) -> Activation | None:
         given = _attributes(node)
         match node.op_type:
             case "Relu":
@@ -129,7 +153,8 @@ class _Finder:
             case "LeakyRelu":
                 return Activation("leaky_relu", given.get("alpha", 0.01))
             case "PRelu":
-                return self._prelu(node, graph)
+                slope = constant_values(graph, node.input[1])
+                return None if slope is None else self._sloped(slope)
             case "Sigmoid":
                 return Activation("sigmoid")
             case "Tanh":
@@ -140,6 +165,8 @@ class _Finder:
                 return Activation("hard_sigmoid", given.get("alpha", 0.2), given.get("beta", 0.5))
             case "HardSwish":
                 return Activation("hard_swish")
+            case "Swish" if given.get("alpha", 1.0) == 1.0:
+                return Activation("silu")
             case "Softmax":
                 return self._softmax(given, graph)
         return None
@@ -154,10 +181,7 @@ class _Finder:
                 bounds[i] = float(bound.reshape(()))
         return Activation("clip", *bounds)
 
-    def _prelu(self, node: onnx.NodeProto, graph: Dataflow) -> Activation | None:
-        slope = constant_values(graph, node.input[1])
-        if slope is None:
-            return None
+    def _sloped(self, slope: NDArray[np.float32]) -> Activation | None:
         if slope.size != 1:
             if not self._axes_stay:
                 return None

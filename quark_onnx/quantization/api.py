@@ -110,7 +110,7 @@ class ModelQuantizer:
         reader = get_data_reader(original, calibration_data_reader, calibration_data_path, config.extra_options)
         with clock.phase("prepare"):
             reference = reference_forms(reference_path, original)
-            model = prepare(original)
+            model = prepare(original, unfused=_unfused(config))
             specs = tensor_specs(config, model, original)
             options = specs.qdq_options()
         with ExitStack() as stack:
@@ -195,6 +195,11 @@ def _threads(config: QConfig | None) -> int:
     if chosen is not None:
         return chosen
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _unfused(config: QConfig) -> tuple[str, ...]:
+    operators = {"FuseGelu": "Gelu", "FuseLayerNorm": "LayerNormalization"}
+    return tuple(name for option, name in operators.items() if not config.extra_options.get(option, True))
 
 
 def _calibrate(

@@ -16,6 +16,7 @@ static inline double ref_activation(const qk_activation *f, double x) {
     case QK_GELU_TANH: return 0.5 * x * (1 + tanh(sqrt(2 / acos(-1)) * (x + 0.044715 * x * x * x)));
     case QK_HARD_SIGMOID: return fmin(fmax(f->a * x + f->b, 0), 1);
     case QK_HARD_SWISH: return x * fmin(fmax(x / 6 + 0.5, 0), 1);
+    case QK_SILU: return x / (1 + exp(-x));
     case QK_NO_ACTIVATION:
     case QK_SOFTMAX: break;
     }
@@ -110,7 +111,7 @@ static const qk_activation ref_activations[] = {
     {QK_LEAKY_RELU, -0.5f, 0}, {QK_SIGMOID, 0, 0},
     {QK_TANH, 0, 0},           {QK_GELU, 0, 0},
     {QK_GELU_TANH, 0, 0},      {QK_HARD_SIGMOID, 0.2f, 0.5f},
-    {QK_HARD_SWISH, 0, 0},
+    {QK_HARD_SWISH, 0, 0},     {QK_SILU, 0, 0},
 };
 enum { REF_ACTIVATIONS = sizeof ref_activations / sizeof *ref_activations };
 

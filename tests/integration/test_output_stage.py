@@ -5,6 +5,7 @@ The models have one layer, so that its error is the difference of what the two m
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from reference.pattern_cases import CASES, Case
 from small_models import Reader, build
 
 from quark.onnx import AdaQuantConfig, AdaRoundConfig, finetune
@@ -43,9 +45,19 @@ ACTIVATIONS = [
     "HardSwish(z)",
     "Softmax(z)",
 ]
+WRITTEN_OUT = [
+    "SiLU",
+    "HardSwish of PyTorch, Paddle",
+    "HardSigmoid of PyTorch",
+    "HardSigmoid of Keras",
+    "PRelu of Keras",
+    "Gelu of TensorFlow",
+    "Gelu by Tanh of BERT",
+]
 EVERY_LAYER = pytest.mark.parametrize(
     "layer", [GEMM, MATMUL, CONV, TRANSPOSED], ids=["gemm", "matmul", "conv", "transposed"]
 )
+SAME = "y = Identity(z)"
 OUTPUT_QDQ = "q = QuantizeLinear({}, out_scale, out_zero) y = DequantizeLinear(q, out_scale, out_zero)"
 
 
@@ -128,6 +140,62 @@ def test_the_error_is_taken_behind_the_activation(layer: str, activation: str) -
         models, AdaRoundConfig(solver="gradient", num_iterations=200), channels=1 if layer in CONVOLUTIONS else -1
     )
     assert report.accepted, "200 steps find something better than rounding to nearest 4 bits"
+
+
+def written_out(case: Case, layer: str, *, x: str = "z", y: str = "y") -> tuple[str, dict[str, Any]]:
+    """Nodes and constants of an activation as a graph, with names of their own; a slope for each output."""
+    slope = np.linspace(-0.3, 0.6, OUTPUTS).reshape((OUTPUTS, 1, 1) if layer in CONVOLUTIONS else OUTPUTS)
+    constants = case.numbers | case.parameters
+    if isinstance(case.parameters.get("slope"), np.ndarray):
+        constants |= {"slope": slope}
+    tensors = {name for node in case.graph().graph.node for name in (*node.input, *node.output)}
+    names = {name: f"{name}_k" for name in tensors} | {"x": x, "y": y}
+    text = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), case.text)
+    return text, {f"{name}_k": np.float32(value) for name, value in constants.items() if name in tensors}
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_an_activation_may_be_a_graph(name: str, layer: str) -> None:
+    """In both models, or in one of them."""
+    graph, constants = written_out(CASES[name], layer)
+    node = "y = " + CASES[name].operator.replace("(x", "(z").replace("slope", "slope_k")
+    as_node = [] if name == "SiLU" else [(node, graph, 5), (graph, node, 5)]  # Swish is of opset 24
+    for float_end, quantized_end, steps in ((graph, graph, 200), *as_node):
+        models = pair(layer, float_end, quantized_end, **constants)
+        config = AdaRoundConfig(solver="gradient", num_iterations=steps)
+        report = check(models, config, channels=1 if layer in CONVOLUTIONS else -1)
+        assert report.accepted or steps < 200, "200 steps find something better than rounding to nearest 4 bits"
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("name", ["SiLU", "HardSwish of PyTorch, Paddle"])
+@pytest.mark.parametrize("kind", [AdaRoundConfig, AdaQuantConfig])
+def test_output_qdq_takes_it_behind_the_quantization_of_a_graph(name: str, layer: str, kind: type) -> None:
+    graph, constants = written_out(CASES[name], layer)
+    inner, _ = written_out(CASES[name], layer, y="a")
+    models = pair(layer, graph, f"{inner} {OUTPUT_QDQ.format('a')}", out_zero=np.uint8(20), **constants)
+    config = kind(solver="gradient", output_qdq=True, num_iterations=50, learning_rate=0.01)
+    check(models, config, channels=1 if layer in CONVOLUTIONS else -1)
+
+
+@pytest.mark.parametrize("end", ["{} t = Mul(y2, z) y = Sub(y2, t)", "{} y = Add(y2, s_k)"])
+def test_a_graph_that_others_look_into_is_none(end: str) -> None:
+    """Another reader of the layer's output, or of a tensor between."""
+    graph, constants = written_out(CASES["SiLU"], GEMM, y="y2")
+    models, plain = pair(GEMM, end.format(graph), end.format(graph), **constants), pair(GEMM, SAME, SAME)
+    _, report = models.tuned(AdaRoundConfig(solver="gradient", num_iterations=1))
+    assert report.before == pytest.approx(plain.errors(plain.quantized, channels=-1), rel=1e-4)
+
+
+def test_a_graph_between_quantized_tensors_is_none() -> None:
+    """As onnxruntime quantizes SiLU: what it reads has been rounded."""
+    graph, constants = written_out(CASES["SiLU"], GEMM, x="r")
+    qdq = OUTPUT_QDQ.format("z").replace("y =", "r =")
+    models = pair(GEMM, graph.replace("(r", "(z"), f"{qdq} {graph}", out_zero=np.uint8(128), **constants)
+    plain = pair(GEMM, SAME, SAME)
+    _, report = models.tuned(AdaRoundConfig(solver="gradient", num_iterations=1))
+    assert report.before == pytest.approx(plain.errors(plain.quantized, channels=-1), rel=1e-4)
 
 
 @pytest.mark.parametrize("axis", [1, 2, 3])

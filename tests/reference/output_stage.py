@@ -67,6 +67,8 @@ def activation(name: str, a: Any, b: float) -> Activation:
                 lambda z: np.where((a * z + b >= 0) & (a * z + b <= 1), a, 0.0),
                 (-b / a, (1 - b) / a),
             )
+        case "silu":
+            return Activation(lambda z: z * sigmoid(z), lambda z: sigmoid(z) * (1 + z * sigmoid(-z)))
         case "hard_swish":
             return Activation(
                 lambda z: z * np.clip(z / 6 + 0.5, 0, 1),

@@ -27,6 +27,7 @@ ELEMENTWISE = {
     "gelu_tanh": Stage(activation="gelu_tanh"),
     "hard_sigmoid": Stage(activation="hard_sigmoid", a=ALPHA, b=0.5),
     "hard_swish": Stage(activation="hard_swish"),
+    "silu": Stage(activation="silu"),
 }
 LAYERS = {
     "conv": conv_case(40, sizes=(5, 6), channels=2, outputs=4, kernel=(3, 2), pads=(1, 0, 1, 0)),

@@ -80,6 +80,7 @@ OPERATORS: dict[str, tuple[Stage, str, dict[str, Any]]] = {
     "Gelu tanh": (ELEMENTWISE["gelu_tanh"], "Gelu", {"approximate": "tanh"}),
     "HardSigmoid": (ELEMENTWISE["hard_sigmoid"], "HardSigmoid", {"alpha": ALPHA, "beta": 0.5}),
     "HardSwish": (ELEMENTWISE["hard_swish"], "HardSwish", {}),
+    "Swish": (ELEMENTWISE["silu"], "Swish", {}),
     "Softmax 1": (Stage(activation="softmax", axis=1), "Softmax", {"axis": 1}),
     "Softmax 2": (Stage(activation="softmax", axis=2), "Softmax", {"axis": 2}),
 }
@@ -94,7 +95,7 @@ def test_the_reference_activation_is_the_operator_of_onnx(name: str):
     node = helper.make_node(operator, list(inputs), ["f"], **attributes)
     infos = [helper.make_tensor_value_info(key, TensorProto.DOUBLE, v.shape) for key, v in inputs.items()]
     graph = helper.make_graph([node], "f", infos, [helper.make_tensor_value_info("f", TensorProto.DOUBLE, z.shape)])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 24)])
     (expected,) = ReferenceEvaluator(model).run(None, inputs)
     np.testing.assert_allclose(stage.target(z), expected, rtol=1e-6, atol=2e-7)  # its constants are float32
 

@@ -472,3 +472,19 @@ def test_neither_model_is_changed():
     before = float_model.SerializeToString(), quantized.SerializeToString()
     build_plan(float_model, quantized, ALL_TYPES)
     assert (float_model.SerializeToString(), quantized.SerializeToString()) == before
+
+
+@pytest.mark.parametrize(
+    ("end", "kind"),
+    [
+        ("s = Sigmoid(z) y = Mul(s, z)", "silu"),
+        ("y = Swish(z)", "silu"),
+        ("y = Swish<alpha = 2.0>(z)", None),
+    ],
+)
+def test_silu_is_a_node_or_a_graph(end: str, kind: str | None) -> None:
+    """ONNX has Swish from opset 24 on; not every onnxruntime runs it."""
+    float_text = FLOAT.replace("y = Gemm(x, w, b)", "z = Gemm(x, w, b) t = Sigmoid(z) y = Mul(z, t)")
+    quantized = QUANTIZED.replace("y = Gemm(x_real, w_real, b_real)", f"z = Gemm(x_real, w_real, b_real) {end}")
+    (layer,) = plan_of(quantized, float_text, opset=24).layers
+    assert (layer.stage and layer.stage.activation.kind) == kind

@@ -169,7 +169,7 @@ def test_a_model_that_computes_something_else_is_a_warning(tuned: bool, monkeypa
     model = old_model(9, text, w=RNG.standard_normal((6, 3, 3, 3)), **DOUBLED)
     x = RNG.standard_normal((10, 3, 8, 8)).astype("f")
     assert warnings_of(model, x, tuned=tuned) == ()
-    monkeypatch.setattr("quark.onnx.graph.prepare.keep_old_resize", lambda _: None)
+    monkeypatch.setattr("quark.onnx.graph.opset.keep_old_resize", lambda _: None)
     (line,) = warnings_of(model, x, tuned=tuned)
     assert "computes something else: its outputs are off by " in line
     assert " dB on the first item" in line
@@ -185,6 +185,6 @@ def test_other_shapes_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     model = old_model(13, "(float[N,6] x) => (float[A,B] y) { y = MatMul(x, w) }", w=RNG.standard_normal((6, 6)))
     wider = old_model(13, "(float[N,6] x) => (float[A,B] y) { y = MatMul(x, w) }", w=RNG.standard_normal((6, 7)))
     ready = prepare(wider)
-    monkeypatch.setattr("quark.onnx.quantization.api.prepare", lambda _: ready)
+    monkeypatch.setattr("quark.onnx.quantization.api.prepare", lambda _, **_options: ready)
     (line,) = warnings_of(model, RNG.standard_normal((10, 6)).astype("f"))
     assert "its outputs have the shapes [(1, 7)] instead of [(1, 6)]" in line

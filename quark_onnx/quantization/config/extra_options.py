@@ -119,6 +119,8 @@ class ExtraOptions(TypedDict, total=False):
     QuantizeBias: False leaves biases in float.
     Int32Bias: False gives biases the type of the weight and a scale of their own; when absent False where the scales of
         a layer's input and weight are powers of two, else True.
+    FuseGelu, FuseLayerNorm: False leaves the graphs of a Gelu, of a LayerNormalization, as they are, and does not raise
+        the opset for them; True when absent (docs/patterns.md).
     TensorQuantOverrides: tensor -> list of one dict, or for a weight one per channel, with some of quant_type (QInt8,
         QUInt8), symmetric, axis, scale and zero_point, rmin and rmax, reduce_range: onnxruntime's option of this name.
         Comes before all specs.
@@ -149,6 +151,8 @@ class ExtraOptions(TypedDict, total=False):
     ForceQuantizeNoInputCheck: Flag
     QuantizeBias: Flag
     Int32Bias: Flag
+    FuseGelu: Flag
+    FuseLayerNorm: Flag
     TensorQuantOverrides: Annotated[
         Mapping[str, Any], _by_name("a dict from tensor to a list of one or more dicts", _overrides)
     ]
@@ -268,7 +272,7 @@ MEANINGLESS_OPTIONS: Mapping[str, str] = {
         ("BF16QDQToCast", "BF16WithClip", "EnableVaimlBF16", "MatMulNBitsParams", "RefineBlockAxis", "RemoveFusedQDQ"),
         _OTHER_FORMAT,
     ),
-    **dict.fromkeys(("FuseGelu", "FuseInstanceNorm", "FuseL2Norm", "FuseLayerNorm"), "onnxslim decides what is fused"),
+    **dict.fromkeys(("FuseInstanceNorm", "FuseL2Norm"), "graphs of these are left as they are"),
     "CalibMovingAverageConstant": "minimum and maximum are those of all data",
     "LWPUseHistogram": "LayerwisePercentile always goes by the histogram",
     "MinMSEModeFloatScale": "MinMSE has one way to search, docs/numerics.md",

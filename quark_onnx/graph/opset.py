@@ -1,0 +1,29 @@
+"""The opset of a model."""
+
+from __future__ import annotations
+
+import onnx
+import onnx.version_converter
+
+from quark.onnx.graph.old_resize import keep_old_resize
+
+__all__ = ["opset_of", "raised"]
+
+
+def opset_of(model: onnx.ModelProto, default: int = 1) -> int:
+    """The version of ONNX's own operators; `default` where the model says none."""
+    return min((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=default)
+
+
+def raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """A copy of a model at a newer opset, by onnx's version converter.
+
+    Raises:
+        Exception: the converter cannot: RuntimeError, an error of its own, or the checker's.
+    """
+    result: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
+    if opset_of(model) < 11:
+        keep_old_resize(result.graph)
+    result.graph.ClearField("output")  # the converter fixes free axes there
+    result.graph.output.extend(model.graph.output)
+    return result
