@@ -21,9 +21,9 @@ from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.graph.opset import opset_of, raised
 from quark.onnx.large_models import serialized_for, transformed
 
-__all__ = ["is_quantized", "prepare", "unprepared"]
+__all__ = ["MIN_OPSET", "is_quantized", "prepare", "unprepared"]
 
-_MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-channel weights need
+MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-channel weights need
 
 _OPS_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm", *NORMALIZATIONS})
 
@@ -61,7 +61,7 @@ def prepare(model: onnx.ModelProto, *, unfused: Collection[str] = ()) -> onnx.Mo
     result = _own_copy(model)
     constants_to_initializers(result.graph)  # onnxslim takes value_floats for float64
     result = in_float32(result)
-    result = transformed(result, lambda given: _with_shapes(_simplified(_at_least_opset(given, _MIN_OPSET))))
+    result = transformed(result, lambda given: _with_shapes(_simplified(_at_least_opset(given, MIN_OPSET))))
     result = transformed(result, lambda given: fuse_patterns(given, but=unfused))
     editor = GraphEditor(result.graph)
     write_matmul_as_gemm(editor, _ranks(result.graph))

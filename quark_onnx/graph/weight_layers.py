@@ -10,14 +10,26 @@ from typing import Any
 import onnx
 
 from quark.onnx.graph.editor import constant_tensors
-from quark.onnx.graph.normalization import NORMALIZATIONS, NormAttributes, norm_attributes
+from quark.onnx.graph.normalization import NORM_ATTRIBUTES, NORMALIZATIONS, NormAttributes, norm_attributes
 from quark.onnx.graph.row_layout import RowLayout
 
 __all__ = [
-    "ConvAttributes", "ConvTransposeAttributes", "GemmAttributes", "WeightLayer", "weight_layer", "weight_layers",
+    "ATTRIBUTES", "MAX_SPATIAL", "ConvAttributes", "ConvTransposeAttributes", "GemmAttributes", "WeightLayer",
+    "weight_layer", "weight_layers",
 ]  # fmt: skip
 
-_MAX_SPATIAL = 3  # axes of a Conv, as in the core
+MAX_SPATIAL = 3  # axes of a Conv, as in the core
+
+_OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+
+# The operators that may be layers, with the attributes that are understood: a node with any other is no layer.
+ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
+    "Conv": _OF_CONV,
+    "ConvTranspose": (*_OF_CONV, "output_padding", "output_shape"),
+    "Gemm": ("alpha", "beta", "transA", "transB"),
+    "MatMul": (),
+    **NORM_ATTRIBUTES,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +166,10 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         return None
     shape = constants[weight]
     given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    if not given.keys() <= {*ATTRIBUTES.get(node.op_type, ())}:
+        return None
     attributes: ConvAttributes | GemmAttributes | NormAttributes
-    is_of_a_conv = 1 <= len(shape) - 2 <= _MAX_SPATIAL
+    is_of_a_conv = 1 <= len(shape) - 2 <= MAX_SPATIAL
     if node.op_type == "Conv" and is_of_a_conv:
         attributes, channel_axis = ConvAttributes(**_conv_attributes(given, shape[2:])), 0
     elif node.op_type == "ConvTranspose" and is_of_a_conv:

@@ -20,6 +20,7 @@ from quark.onnx.plan.bodies import layers_in_bodies
 from quark.onnx.plan.normalized_input import NormalizedInput
 from quark.onnx.plan.output_stage import output_stage
 from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
+from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.shared_weights import share_weights
 from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
 
@@ -30,6 +31,10 @@ _FAR = 2  # steps: half of a layer's integers farther than this from its rounded
 
 class _Skip(Exception):
     """Why a layer is left as it is."""
+
+    def __init__(self, reason: Reason, **about: object) -> None:
+        super().__init__()
+        self.why = reason.why(**about)
 
 
 def build_plan(
@@ -58,8 +63,8 @@ def build_plan(
             if layer is None:
                 raise _Skip(_not_a_layer(node, graph, constants))
             entries.append((node, _layer_plan(layer, graph, float_graph, counterparts, output_qdq=output_qdq)))
-        except _Skip as reason:
-            entries.append((node, SkippedLayer(node.name or node.output[0], node.op_type, str(reason))))
+        except _Skip as skip:
+            entries.append((node, SkippedLayer(node.name or node.output[0], node.op_type, skip.why)))
     found = share_weights(entries, graph)
     return Plan(
         tuple(entry for entry in found if isinstance(entry, LayerPlan)),
@@ -76,16 +81,16 @@ def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _not_a_layer(node: onnx.NodeProto, graph: Dataflow, constants: Collection[str]) -> str:
+def _not_a_layer(node: onnx.NodeProto, graph: Dataflow, constants: Collection[str]) -> Reason:
     weight_may_be = node.input[:2] if node.op_type in ("Gemm", "MatMul") else node.input[1:2]
     constant = [name for name in weight_may_be if graph.is_constant(name)]
     if len(node.input) < 2 or (node.op_type != "Gemm" and any(name in constants for name in constant)):
-        return "this kind of layer is not tuned yet"
+        return Reason.UNKNOWN_KIND
     if not constant:
-        return "its weight is computed by the model, not constant"
+        return Reason.WEIGHT_COMPUTED
     if node.input[1] not in constant:
-        return "its weight is the first input of Gemm: only that of MatMul is tuned there"
-    return "its weight is neither a float32 initializer nor an integer one behind DequantizeLinear"
+        return Reason.WEIGHT_FIRST_IN_GEMM
+    return Reason.WEIGHT_IN_ANOTHER_FORM
 
 
 class _Counterparts:
@@ -121,22 +126,22 @@ def _layer_plan(
     layer: WeightLayer, graph: Dataflow, float_graph: Dataflow, counterparts: _Counterparts, *, output_qdq: bool
 ) -> LayerPlan:
     if layer.weight in graph.initializers:
-        raise _Skip("its weight is not quantized")
+        raise _Skip(Reason.WEIGHT_NOT_QUANTIZED)
     dequantize = graph.producer[layer.weight]
     integers = graph.initializers[dequantize.input[0]]
     if onnx.helper.tensor_dtype_to_np_dtype(integers.data_type).name not in INTEGERS:
-        raise _Skip(f"weights of type {onnx.TensorProto.DataType.Name(integers.data_type)} are not tuned yet")
+        raise _Skip(Reason.WEIGHT_TYPE, type=onnx.TensorProto.DataType.Name(integers.data_type))
     if len(layer.weight_shape) > 2 and layer.op_type == "MatMul":
-        raise _Skip("its weight is a stack of matrices")
+        raise _Skip(Reason.STACK_OF_MATRICES)
     if graph.is_constant(layer.input):
-        raise _Skip("its input is constant")
+        raise _Skip(Reason.CONSTANT_INPUT)
     counterpart, weight = _pair(layer, graph, dequantize, float_graph, counterparts)
     if float_graph.is_constant(counterpart.output):
-        raise _Skip("its float output is constant")
+        raise _Skip(Reason.CONSTANT_TARGET)
     conv = _convolution(layer)
     gemm = layer.attributes if isinstance(layer.attributes, GemmAttributes) else GemmAttributes()
     if gemm.alpha == 0:
-        raise _Skip("Gemm with alpha 0 has no weight to tune")
+        raise _Skip(Reason.ALPHA_0)
     stage = None
     if gemm.alpha == 1:  # the core sees outputs without alpha
         stage = output_stage(layer, graph, counterpart, float_graph, through_qdq=output_qdq)
@@ -180,8 +185,8 @@ def _pair(
     if len(pairs) == 1:
         return pairs[0]
     if named:
-        raise _Skip("its weight is not near that of the float model: was another float model quantized?")
-    raise _Skip("the float model has no such layer: neither its name, its output's nor its weight's is there")
+        raise _Skip(Reason.ANOTHER_WEIGHT)
+    raise _Skip(Reason.NOT_IN_FLOAT_MODEL)
 
 
 def _convolution(layer: WeightLayer) -> ConvAttributes | None:
@@ -204,17 +209,16 @@ def _arrangement(layer: WeightLayer, source: QuantizedInput, graph: Dataflow) ->
             return Transposed()
         case NormAttributes() as norm:
             if norm.training:
-                raise _Skip("in training mode it normalizes with the mean and variance of the batch")
+                raise _Skip(Reason.TRAINING_MODE)
             if norm.stash_type != onnx.TensorProto.FLOAT:
-                kind = onnx.TensorProto.DataType.Name(norm.stash_type)
-                raise _Skip(f"its mean and variance are {kind} (stash_type), not FLOAT")
+                raise _Skip(Reason.STASH_TYPE, type=onnx.TensorProto.DataType.Name(norm.stash_type))
             given = list(graph.producer[layer.output].input)
             if twice := [name for name in (layer.weight, layer.bias) if name and given.count(name) > 1]:
-                raise _Skip(f"it reads {twice[0]!r} as two of its inputs")
+                raise _Skip(Reason.READ_TWICE, tensor=twice[0])
             statistics = [constant_values(graph, name) for name in norm.statistics]
             known = tuple(values for values in statistics if values is not None)
             if len(known) < len(statistics):
-                raise _Skip("its mean or variance is neither a float32 initializer nor an integer one with one scale")
+                raise _Skip(Reason.STATISTICS)
             return NormalizedInput(layer.op_type, norm, layer.weight_shape, source.scale, source.zero_point, known)
     return Arrangement()
 
@@ -238,9 +242,9 @@ def _quantized_weight(
     rows_q = layer.layout.rows(integers).astype(np.int32)
     axis = next((a.i for a in dequantize.attribute if a.name == "axis"), 1) % max(integers.ndim, 1)
     if any(a.name == "block_size" and a.i for a in dequantize.attribute):
-        raise _Skip("blockwise scales are not tuned yet")
+        raise _Skip(Reason.BLOCKWISE_SCALES)
     if scale is None or (scale.size > 1 and axis != layer.channel_axis) or scale.size not in (1, layer.channels):
-        raise _Skip("its weight scale is neither one constant per tensor nor one per output channel")
+        raise _Skip(Reason.WEIGHT_SCALE)
     groups = len(rows) // layer.channels  # those of a ConvTranspose share the scales of its channels; else 1
     s = np.tile(np.broadcast_to(scale.reshape(-1), layer.channels), groups).astype(np.float32, copy=False)
     z = np.tile(np.broadcast_to(zero_point.reshape(-1), layer.channels), groups).astype(np.int32, copy=False)
@@ -272,8 +276,8 @@ def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: flo
     """The bias as the output sees it: beta is part of its scale."""
     if layer.has_dynamic_bias:
         if graph.is_constant(graph.producer[layer.output].input[2]):
-            raise _Skip("its bias is neither a float32 initializer nor an integer one behind DequantizeLinear")
-        raise _Skip("its bias is computed by the model, not constant")
+            raise _Skip(Reason.BIAS_IN_ANOTHER_FORM)
+        raise _Skip(Reason.BIAS_COMPUTED)
     if layer.bias is None or beta == 0:
         return None
     if layer.bias in graph.initializers:  # a float bias stays: only integers are changed
@@ -283,7 +287,7 @@ def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: flo
     integers = _bias_values(layer, graph.initializers[node.input[0]])
     scale, zero_point = dequantize_parameters(node, graph)
     if scale is None or not _is_per_output(integers, outputs) or scale.size not in (1, outputs):
-        raise _Skip("its bias is not one integer per output, quantized with constant scales")
+        raise _Skip(Reason.BIAS_SCALE)
     s = np.ascontiguousarray(np.broadcast_to(beta * scale.reshape(-1), outputs), np.float32)
     real = ((integers.reshape(-1).astype(np.int64) - zero_point.reshape(-1).astype(np.int64)) * s).astype(np.float32)
     if zero_point.any() or len(graph.readers(node.input[0])) > 1 or len(graph.readers(layer.bias)) > 1:
@@ -298,7 +302,7 @@ def _bias_values(layer: WeightLayer, tensor: onnx.TensorProto) -> NDArray[Any]:
     if not isinstance(layer.attributes, NormAttributes) or values.size == 1:
         return values
     if values.shape != layer.weight_shape:
-        raise _Skip(f"its bias has the shape {values.shape}, its scale {layer.weight_shape}")
+        raise _Skip(Reason.BIAS_SHAPE, bias=values.shape, scale=layer.weight_shape)
     return values.reshape(-1)
 
 
@@ -308,6 +312,6 @@ def _is_per_output(bias: NDArray[np.generic], outputs: int) -> bool:
 
 def _fixed_bias(real: NDArray[np.float32], outputs: int, beta: float) -> QuantizedBias:
     if real.size != 1 and not _is_per_output(real, outputs):
-        raise _Skip("its bias differs from row to row")
+        raise _Skip(Reason.BIAS_PER_ROW)
     values = np.ascontiguousarray(np.broadcast_to(beta * real.reshape(-1), outputs), np.float32)
     return QuantizedBias(None, values, np.ones(outputs, np.float32), 0, 0)
