@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Collection
 
 import onnx
-import onnx.inliner
 import onnx.shape_inference
 import onnxruntime
 import onnxslim
@@ -19,6 +18,7 @@ from quark.onnx.graph.fuse import fuse_patterns
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
 from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.graph.opset import opset_of, raised
+from quark.onnx.graph.plain import plainly_written
 from quark.onnx.large_models import serialized_for, transformed
 
 __all__ = ["MIN_OPSET", "is_quantized", "prepare", "unprepared"]
@@ -52,17 +52,19 @@ def prepare(model: onnx.ModelProto, *, unfused: Collection[str] = ()) -> onnx.Mo
     had one; shapes inferred. Inputs, outputs and metadata stay as they are.
 
     Args:
-        model: a float model; not changed. What it computes in 16-bit floats becomes float32 (`in_float32`).
+        model: a float model, written in any way (`plainly_written`); not changed. What it computes in 16-bit floats
+            becomes float32 (`in_float32`).
         unfused: operators whose graphs stay.
 
     Raises:
         ModelError: the model cannot be raised to opset 13, or onnxruntime cannot run it.
     """
-    result = _own_copy(model)
+    result = plainly_written(model)
     constants_to_initializers(result.graph)  # onnxslim takes value_floats for float64
     result = in_float32(result)
     result = transformed(result, lambda given: _with_shapes(_simplified(_at_least_opset(given, MIN_OPSET))))
     result = transformed(result, lambda given: fuse_patterns(given, but=unfused))
+    _part_inputs_from_outputs(result.graph)
     editor = GraphEditor(result.graph)
     write_matmul_as_gemm(editor, _ranks(result.graph))
     fold_gemm_factors(editor)
@@ -77,17 +79,10 @@ def prepare(model: onnx.ModelProto, *, unfused: Collection[str] = ()) -> onnx.Mo
 
 
 def unprepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A float model as it is, but in float32, without functions, and with unique names of nodes."""
-    result = in_float32(_own_copy(model))
+    """A float model as it is, but plainly written (`plainly_written`), in float32, and with unique names of nodes."""
+    result = in_float32(plainly_written(model))
     _name_nodes(result.graph)
     return result
-
-
-def _own_copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without functions."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    return transformed(result, onnx.inliner.inline_local_functions) if result.functions else result
 
 
 def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -128,6 +123,19 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     needed = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     model.ir_version = max(model.ir_version, needed)
     return model
+
+
+def _part_inputs_from_outputs(graph: onnx.GraphProto) -> None:
+    """Nodes read a copy of an input that the model returns: onnxruntime's quantizer would give its name to another."""
+    interface = (*graph.input, *graph.output)
+    names = [value.name for value in interface]
+    editor = GraphEditor(graph)
+    inner = {name: editor.fresh_name(name + "_copy") for name in dict.fromkeys(names) if names.count(name) > 1}
+    rename_tensors(graph, inner)
+    for value, name in zip(interface, names, strict=True):
+        value.name = name
+    for name, copy in inner.items():
+        graph.node.insert(0, onnx.helper.make_node("Identity", [name], [copy]))
 
 
 def _ranks(graph: onnx.GraphProto) -> dict[str, int]:

@@ -14,8 +14,8 @@ from quark.onnx.graph.normalization import NORM_ATTRIBUTES, NORMALIZATIONS, Norm
 from quark.onnx.graph.row_layout import RowLayout
 
 __all__ = [
-    "ATTRIBUTES", "MAX_SPATIAL", "ConvAttributes", "ConvTransposeAttributes", "GemmAttributes", "WeightLayer",
-    "weight_layer", "weight_layers",
+    "ATTRIBUTES", "MAX_SPATIAL", "OTHER_OPERATORS", "ConvAttributes", "ConvTransposeAttributes", "GemmAttributes",
+    "WeightLayer", "weight_layer", "weight_layers",
 ]  # fmt: skip
 
 MAX_SPATIAL = 3  # axes of a Conv, as in the core
@@ -30,6 +30,11 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "MatMul": (),
     **NORM_ATTRIBUTES,
 }
+
+# Operators of ONNX and onnxruntime with weights that no layer here describes.
+OTHER_OPERATORS = frozenset(
+    {"Attention", "DeformConv", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "LSTM", "RNN"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)

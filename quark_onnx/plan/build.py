@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.normalization import NormAttributes
-from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layer, weight_layers
+from quark.onnx.graph.weight_layers import (
+    OTHER_OPERATORS,
+    ConvAttributes,
+    GemmAttributes,
+    WeightLayer,
+    weight_layer,
+    weight_layers,
+)
 from quark.onnx.plan.arrangement import Arrangement, Transposed, TransposedInput
 from quark.onnx.plan.bodies import layers_in_bodies
 from quark.onnx.plan.normalized_input import NormalizedInput
@@ -47,7 +54,7 @@ def build_plan(
     near.
 
     Args:
-        op_types: the op types to be tuned; nodes of other types are not mentioned.
+        op_types: the op types to be tuned; of nodes of other types, those with weights that cannot be are named.
         output_qdq: layers are judged after the quantization of their output.
     """
     graph, float_graph = Dataflow(quantized), Dataflow(float_model)
@@ -55,7 +62,9 @@ def build_plan(
     counterparts = _Counterparts(float_model)
     entries: list[tuple[onnx.NodeProto, LayerPlan | SkippedLayer]] = []
     for node in quantized.graph.node:
-        entries.extend((node, layer) for layer in layers_in_bodies(node, graph, op_types))
+        entries.extend((node, layer) for layer in layers_in_bodies(node, graph, {*op_types, *OTHER_OPERATORS}))
+        if node.op_type in OTHER_OPERATORS and any(map(graph.is_constant, filter(None, node.input[:3]))):
+            entries.append((node, SkippedLayer(_name(node), node.op_type, Reason.OTHER_OPERATOR.why())))
         if node.op_type not in op_types:
             continue
         try:
@@ -64,12 +73,16 @@ def build_plan(
                 raise _Skip(_not_a_layer(node, graph, constants))
             entries.append((node, _layer_plan(layer, graph, float_graph, counterparts, output_qdq=output_qdq)))
         except _Skip as skip:
-            entries.append((node, SkippedLayer(node.name or node.output[0], node.op_type, skip.why)))
+            entries.append((node, SkippedLayer(_name(node), node.op_type, skip.why)))
     found = share_weights(entries, graph)
     return Plan(
         tuple(entry for entry in found if isinstance(entry, LayerPlan)),
         tuple(entry for entry in found if isinstance(entry, SkippedLayer)),
     )
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or node.output[0]
 
 
 def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
@@ -82,15 +95,14 @@ def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
 
 
 def _not_a_layer(node: onnx.NodeProto, graph: Dataflow, constants: Collection[str]) -> Reason:
-    weight_may_be = node.input[:2] if node.op_type in ("Gemm", "MatMul") else node.input[1:2]
-    constant = [name for name in weight_may_be if graph.is_constant(name)]
-    if len(node.input) < 2 or (node.op_type != "Gemm" and any(name in constants for name in constant)):
+    weight_may_be = node.input[:2] if node.op_type == "MatMul" else node.input[1:2]
+    if len(node.input) < 2 or any(name in constants for name in weight_may_be):
         return Reason.UNKNOWN_KIND
-    if not constant:
-        return Reason.WEIGHT_COMPUTED
-    if node.input[1] not in constant:
+    if any(map(graph.is_constant, weight_may_be)):
+        return Reason.WEIGHT_IN_ANOTHER_FORM
+    if node.op_type == "Gemm" and graph.is_constant(node.input[0]):
         return Reason.WEIGHT_FIRST_IN_GEMM
-    return Reason.WEIGHT_IN_ANOTHER_FORM
+    return Reason.WEIGHT_COMPUTED
 
 
 class _Counterparts:

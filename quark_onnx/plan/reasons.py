@@ -41,6 +41,7 @@ class Reason(Enum):
         "this kind of layer is not tuned yet",
         "More than three spatial axes, MatMul by a vector, an attribute or a domain that is not in the tables above.",
     )
+    OTHER_OPERATOR = ("no solver tunes the weights of this operator", "They stay in float.")
     WEIGHT_FIRST_IN_GEMM = (
         "its weight is the first input of Gemm: only that of MatMul is tuned there",
         "Write it as a MatMul, or transpose it.",
