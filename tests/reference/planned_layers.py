@@ -17,12 +17,14 @@ def rows_of(layer: LayerPlan, x: np.ndarray) -> np.ndarray:
 
 
 def assert_is_its_plan(layer: LayerPlan, model: onnx.ModelProto, quantized: onnx.ModelProto, inputs: Arrays) -> None:
-    """The quantized layer's output is made of the plan's W, x and bias; W is the float weight, rounded."""
+    """The quantized layer's output is made of the plan's W, x and bias, as they are arranged; W is the float weight,
+    rounded."""
     outputs = {node.name: node.output[0] for node in quantized.graph.node}
     x, y = inner_tensors(quantized, inputs, [layer.input.tensor, outputs[layer.node]]).values()
     assert inner_tensors(model, inputs, [layer.target])[layer.target].shape == y.shape
     if x.dtype != np.float32:
         x = (x.astype(np.float64) - layer.input.zero_point) * layer.input.scale
+    x, y = layer.arrangement.input(x), layer.arrangement.output(y)
     rows, weight = rows_of(layer, x.astype(np.float64)), layer.weight
     real = weight.scale[:, None].astype(np.float64) * (weight.rows_q - weight.zero_point[:, None])
     columns = real.reshape(layer.groups, -1, real.shape[1]).transpose(0, 2, 1) * layer.factor
