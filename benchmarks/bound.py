@@ -86,9 +86,11 @@ def _layer_size(node: onnx.NodeProto, weight: tuple[int, ...], output: tuple[int
     if node.op_type == "Conv":
         groups = attributes.get("group", 1)
         return LayerSize(node.name, math.prod(output) // output[1], math.prod(weight[1:]), weight[0] // groups, groups)
-    if node.op_type == "ConvTranspose":  # an output sees every tap, of which some are zeros where it has a stride
-        groups = attributes.get("group", 1)
-        inputs = weight[0] // groups * math.prod(weight[2:])
+    if node.op_type == "ConvTranspose":  # with a stride s an output sees every s-th tap
+        groups, kernel = attributes.get("group", 1), weight[2:]
+        strides = attributes.get("strides", [1] * len(kernel))
+        seen = math.prod(max(1, taps // stride) for taps, stride in zip(kernel, strides, strict=True))
+        inputs = weight[0] // groups * seen
         return LayerSize(node.name, math.prod(output) // output[1], inputs, weight[1], groups)
     if node.op_type == "Gemm" and attributes.get("transB"):
         weight = weight[::-1]
