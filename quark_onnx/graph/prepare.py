@@ -128,9 +128,9 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
 def _part_inputs_from_outputs(graph: onnx.GraphProto) -> None:
     """Nodes read a copy of an input that the model returns: onnxruntime's quantizer would give its name to another."""
     interface = (*graph.input, *graph.output)
-    names = [value.name for value in interface]
+    names, returned = [value.name for value in interface], {value.name for value in graph.output}
     editor = GraphEditor(graph)
-    inner = {name: editor.fresh_name(name + "_copy") for name in dict.fromkeys(names) if names.count(name) > 1}
+    inner = {value.name: editor.fresh_name(value.name + "_copy") for value in graph.input if value.name in returned}
     rename_tensors(graph, inner)
     for value, name in zip(interface, names, strict=True):
         value.name = name

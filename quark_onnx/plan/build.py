@@ -286,11 +286,13 @@ def _is_near(weight: QuantizedWeight) -> bool:
 
 def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: float) -> QuantizedBias | None:
     """The bias as the output sees it: beta is part of its scale."""
+    if beta == 0:
+        return None
     if layer.has_dynamic_bias:
         if graph.is_constant(graph.producer[layer.output].input[2]):
             raise _Skip(Reason.BIAS_IN_ANOTHER_FORM)
         raise _Skip(Reason.BIAS_COMPUTED)
-    if layer.bias is None or beta == 0:
+    if layer.bias is None:
         return None
     if layer.bias in graph.initializers:  # a float bias stays: only integers are changed
         real = _bias_values(layer, graph.initializers[layer.bias]).astype(np.float32)

@@ -230,6 +230,12 @@ def a_computed_bias() -> Odd:
 
 
 @odd
+def a_computed_bias_times_0() -> Odd:
+    text = "(float[N,3] x) => (float[N,4] y) { m = MatMul(x, v) [a] y = Gemm<beta=0.0>(x, w, m) }"
+    return Odd(model_of(text, w=W, v=2 * W), ROW, ("MatMul_0", "a"))
+
+
+@odd
 def two_equal_weights() -> Odd:
     text = "(float[N,4] x) => (float[N,4] y) { [a] t = MatMul(x, w) r = Relu(t) [c] y = MatMul(r, v) }"
     return Odd(model_of(text, w=SQUARE, v=SQUARE), SQUARE_ROW, ("a", "c"))
