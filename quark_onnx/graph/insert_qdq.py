@@ -39,17 +39,20 @@ DEFAULT_OP_TYPES = (
     "Transpose", "Unsqueeze", "Where",
 )  # fmt: skip
 
+# Those whose scale is a weight to onnxruntime's quantizer.
+_NORMALIZATIONS = frozenset({"BatchNormalization", "InstanceNormalization", "LayerNormalization"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class QdqOptions:
     """What is quantized, and to which types.
 
     Attributes:
-        activation_type: QUInt8 or QInt8.
-        weight_type: QInt8 or QUInt8.
+        activation_type: QUInt8, QInt8, QUInt16 or QInt16.
+        weight_type: those, QInt4 or QUInt4.
         activation_symmetric: zero point in the middle of the type. Relu and Clip then stay in the graph;
             otherwise the range of the Q/DQ behind them does their work and they go.
-        weight_symmetric: the same of weights; of QInt8 only -127 to 127 are used.
+        weight_symmetric: the same of weights; of QInt8 and QInt16 the least integer is not used.
         per_channel: one scale per output channel of a weight that `insert_qdq` gets no parameters for.
         op_types: the operators to quantize.
         excluded_nodes: names of nodes that stay in float.
@@ -116,7 +119,10 @@ def insert_qdq(
     """Make the quantized model: Q/DQ on activations, integer weights, int32 biases.
 
     Scales and zero points are those of onnxruntime's quantize_static for the same ranges; as there, the scale
-    of a weight is enlarged where a bias would not fit into 32 bits.
+    of a weight is enlarged where a bias would not fit into 32 bits. The scale of a normalization has 8 bits where
+    weights have 4: its elements are few, and each counts for a whole channel.
+
+    Before opset 21, Q and DQ of 4 and 16 bits are onnxruntime's, of the domain com.microsoft.
 
     Args:
         model: a prepared float model; not changed.
@@ -135,6 +141,7 @@ def insert_qdq(
     overrides = {name: _overrides(params) for name, params in weight_params.items()}
     if options.per_channel:
         overrides = _per_tensor_overrides(model.graph, options) | overrides
+    overrides = _normalization_overrides(model.graph, options) | overrides
     try:
         with _onnxruntime_log() as records:
             quantizer = _quantizer(model, _tensor_ranges(model.graph, ranges, options), overrides, options)
@@ -144,7 +151,7 @@ def insert_qdq(
     for record in records:
         if _LOG.isEnabledFor(record.levelno):
             _LOG.handle(record)
-    if options.weight_symmetric and options.weight_type == QuantType.QInt8:
+    if options.weight_symmetric:
         _avoid_lowest_integer(result.graph, weight_params)
     _sort_nodes(result.graph)
     result.producer_name, result.producer_version = "quark.onnx", ""
@@ -179,15 +186,38 @@ def _quantizer(
 
 
 class _Quantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no types
-    """Leaves a Relu or Clip behind a tensor without parameters of its own, where onnxruntime's raises KeyError.
-
-    Such a tensor shares those of another, as the output of a Transpose or MaxPool does. Where nothing else reads it,
-    `_tensor_ranges` gives it parameters; where several nodes do, it cannot be replaced, and needs none.
-    """
+    """onnxruntime's quantizer, with what it leaves undone."""
 
     def try_replacing_upstream_output(self, upstream_output_name: str, output_name: str) -> bool:
+        """Leaves a Relu or Clip behind a tensor without parameters of its own, where onnxruntime's raises KeyError.
+
+        Such a tensor shares those of another, as the output of a Transpose or MaxPool does. Where nothing else reads
+        it, `_tensor_ranges` gives it parameters; where several nodes do, it cannot be replaced, and needs none.
+        """
         known = upstream_output_name in self.quantization_params
         return known and bool(super().try_replacing_upstream_output(upstream_output_name, output_name))
+
+    def _adjust_weight_quant_params_for_bias_tensors(self) -> None:
+        """Enlarges scales wherever a bias asks for it; onnxruntime's only those of symmetric int8 and int16 weights."""
+        super()._adjust_weight_quant_params_for_bias_tensors()
+        for bias, where in self.bias_to_quantize.items():
+            params, scale = self.initializer_quant_params.get(where.weight_name), self._input_scale(where)
+            if params is None or scale is None:
+                continue
+            is_per_channel, tensor = params.get("axis") is not None, self.model.get_initializer(bias)
+            enlarged, enough = self._adjust_weight_scale_for_int32_bias(
+                scale, params["scale"], where.weight_name, tensor, is_per_channel
+            )
+            if enlarged:
+                params["scale"] = enough
+
+    def _input_scale(self, bias: Any) -> NDArray[np.float32] | None:
+        """Of the input of the layer that a bias belongs to."""
+        tensor, reader = bias.input_name, bias.node_name
+        while (info := self.tensors_to_quantize.get(tensor)) is not None and info.is_shared:
+            tensor, reader = info.quant_para_provider.input_name, info.quant_para_provider.node_name
+        known = self.quantization_params.get(tensor)
+        return None if known is None else known.get_for_consumer(reader)["scale"]
 
 
 def _tensor_data(lowest: float, highest: float) -> TensorData:
@@ -270,13 +300,22 @@ def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[s
     }
 
 
+def _normalization_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[str, list[dict[str, Any]]]:
+    """8 bits for the scale of a normalization where weights have 4."""
+    wide = {QuantType.QInt4: QuantType.QInt8, QuantType.QUInt4: QuantType.QUInt8}.get(options.weight_type)
+    constants = {tensor.name for tensor in graph.initializer}
+    scales = (node.input[1] for node in graph.node if node.op_type in _NORMALIZATIONS)
+    return {name: [{"quant_type": wide}] for name in scales if wide is not None and name in constants}
+
+
 def _avoid_lowest_integer(graph: onnx.GraphProto, weights: Iterable[str]) -> None:
-    """Raise -128 to -127: a scale that clips the weight lets onnxruntime's rounding use the whole type."""
+    """Raise -128 to -127 (or -32768): a scale that clips the weight lets onnxruntime's rounding use the whole type."""
     quantized = {f"{name}_quantized" for name in weights}
     for tensor in graph.initializer:
-        if tensor.name in quantized:
+        if tensor.name in quantized and tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.INT16):
             integers = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(np.maximum(integers, np.int8(-127)), tensor.name))
+            lowest = np.array(-np.iinfo(integers.dtype).max, integers.dtype)
+            tensor.CopyFrom(numpy_helper.from_array(np.maximum(integers, lowest), tensor.name))
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:

@@ -17,6 +17,7 @@ from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, rename_tensors
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
 from quark.onnx.graph.normalization import NORMALIZATIONS
+from quark.onnx.graph.opset import raised_opset
 
 __all__ = ["is_quantized", "prepare"]
 
@@ -39,7 +40,7 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(_QUANTIZED_OP.search(node.op_type) for graph in graphs for node in graph.node)
 
 
-def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
+def prepare(model: onnx.ModelProto, *, opset: int = _MIN_OPSET) -> onnx.ModelProto:
     """Simplify a float model and give it the form that quantization needs.
 
     Opset at least 13; constants folded and held in initializers that are no inputs; BatchNormalization
@@ -49,6 +50,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Args:
         model: a float32 model; not changed.
+        opset: the one wanted; where the model cannot be raised to it, it stays as it is.
 
     Raises:
         ModelError: the model computes in float16, is larger than protobuf's 2 GB, cannot be raised to opset
@@ -60,7 +62,7 @@ def prepare(model: onnx.ModelProto) -> onnx.ModelProto:
     result.CopyFrom(model)
     if result.functions:
         result = onnx.inliner.inline_local_functions(result)
-    result = _simplified(_at_least_opset(result, _MIN_OPSET))
+    result = _simplified(raised_opset(_at_least_opset(result, _MIN_OPSET), opset))
     result = onnx.shape_inference.infer_shapes(result, data_prop=True)
     editor = GraphEditor(result.graph)
     write_matmul_as_gemm(editor, _ranks(result.graph))

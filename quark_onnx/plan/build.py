@@ -22,7 +22,8 @@ from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput
 
 __all__ = ["build_plan", "weight_rows"]
 
-_FAR = 2  # steps: half of a layer's integers farther than this from its rounded float weight means another weight
+# By width, in steps: half of a layer's integers farther than this from its rounded float weight means another weight.
+_FAR = {2: 0, 4: 1, 8: 2, 16: 512}
 
 
 class _Skip(Exception):
@@ -217,12 +218,13 @@ def _quantized_weight(
         raise _Skip("its weight scale is neither one constant per tensor nor one per output channel")
     s = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), len(rows)), np.float32)
     z = np.ascontiguousarray(np.broadcast_to(zero_point.reshape(-1), len(rows)), np.int32)
-    qmin, qmax = INTEGERS[integers.dtype.name]
-    nearest = np.clip(np.rint(rows / s[:, None]) + z[:, None], qmin, qmax)
-    if _median_distance(nearest, rows_q, z[:, None]) > _FAR:
+    kind = INTEGERS[integers.dtype.name]
+    nearest = np.clip(np.rint(rows / s[:, None]) + z[:, None], kind.qmin, kind.qmax)
+    if _median_distance(nearest, rows_q, z[:, None]) > _FAR[kind.bits]:
         raise _Skip("its weight is not near that of the float model: was another float model quantized?")
-    if qmin == -128 and not z.any():
-        qmin = min(-127, int(rows_q.min()))  # symmetric quantization leaves -128 out: so do we, unless it was used
+    qmin = kind.qmin
+    if not z.any():
+        qmin = min(kind.symmetric_qmin, int(rows_q.min()))  # what symmetric quantization leaves out stays so if it did
     return QuantizedWeight(
         initializer=dequantize.input[0],
         rows=rows,
@@ -230,7 +232,7 @@ def _quantized_weight(
         scale=s,
         zero_point=z,
         qmin=qmin,
-        qmax=qmax,
+        qmax=kind.qmax,
         transposed=layer.channel_axis != 0,
     )
 
@@ -260,6 +262,8 @@ def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: flo
     if zero_point.any():
         return _fixed_bias(real, outputs, 1.0)
     _refuse_shared(node.input[0], layer.bias, graph)
+    if integers.dtype.kind not in "iu":  # 4 and 2 bits
+        raise _Skip(f"a bias of type {integers.dtype} is not tuned yet")
     info = np.iinfo(integers.dtype)
     return QuantizedBias(node.input[0], real, s, int(info.min), int(info.max))
 

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import onnx
-from onnxruntime.quantization import QuantType
 
 from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, WeightGrid, calibrate
 from quark.onnx.calibration.reader import (
@@ -24,13 +23,13 @@ from quark.onnx.fast_finetune.finetune import FastFinetune
 from quark.onnx.fast_finetune.reference import reference_forms
 from quark.onnx.graph.insert_qdq import DEFAULT_OP_TYPES, QdqOptions, calibration_tensors, insert_qdq
 from quark.onnx.graph.model_file import ModelLike, check_output_path, load_model, save_model
+from quark.onnx.graph.number_formats import QUANT_TYPES, qdq_opset
 from quark.onnx.graph.prepare import is_quantized, prepare
 from quark.onnx.graph.weight_layers import weight_layers
 from quark.onnx.inference import BatchMerging, Engine
 from quark.onnx.plan.float_form import matching_form
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
-from quark.onnx.quantization.config.data_type import Int8
 from quark.onnx.quantization.config.spec import CalibMethod, QuantGranularity
 from quark.onnx.quantization.config.supported import check_supported
 from quark.onnx.report.progress import PhaseProgress
@@ -40,7 +39,6 @@ from quark.onnx.report.resources import PhaseClock, peak_rss_mib
 __all__ = ["ModelQuantizer", "finetune"]
 
 _PERCENTILE = 99.999
-_QUANT_TYPES = {"Int8": QuantType.QInt8, "UInt8": QuantType.QUInt8}
 
 
 class ModelQuantizer:
@@ -102,7 +100,7 @@ class ModelQuantizer:
             raise ModelError("the model is quantized already: to finetune it, call quark.onnx.finetune()")
         with clock.phase("prepare"):
             reference = reference_forms(reference_path, original)
-            model = prepare(original)
+            model = prepare(original, opset=qdq_opset([config.activation_spec.data_type, config.weight_spec.data_type]))
             options = _qdq_options(config, model)
         with ExitStack() as stack:
             finetuning = None
@@ -198,8 +196,8 @@ def _qdq_options(config: QConfig, model: onnx.ModelProto) -> QdqOptions:
     activation, weight = config.activation_spec, config.weight_spec
     op_types = config.extra_options.get("OpTypesToQuantize", DEFAULT_OP_TYPES)
     return QdqOptions(
-        activation_type=_QUANT_TYPES[activation.data_type.name],
-        weight_type=_QUANT_TYPES[weight.data_type.name],
+        activation_type=QUANT_TYPES[activation.data_type.name],
+        weight_type=QUANT_TYPES[weight.data_type.name],
         activation_symmetric=activation.symmetric,
         weight_symmetric=weight.symmetric,
         per_channel=weight.quant_granularity is QuantGranularity.Channel,
@@ -223,7 +221,7 @@ def _calibrate(
     grid = None
     if weight.weight_calibration is CalibMethod.MinOutputMSE:
         kind = weight.data_type
-        lowest = kind.qmin + 1 if weight.symmetric and kind is Int8 else kind.qmin
+        lowest = kind.symmetric_qmin if weight.symmetric else kind.qmin
         grid = WeightGrid(lowest, kind.qmax, weight.symmetric, options.per_channel)
     layers = [
         layer

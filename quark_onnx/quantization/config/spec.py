@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from quark.onnx.errors import ConfigError
 
-from .data_type import DataType, Int8, UInt8
+from .data_type import DATA_TYPES, DataType, Int4, Int8, Int16, UInt4, UInt8, UInt16
 from .frozen import FrozenConfig, NamedConfig, instance, strict_keywords
 from .validate import Check, Flag, member, optional, problem
 
@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CalibMethod",
+    "Int4Spec",
     "Int8Spec",
+    "Int16Spec",
     "QLayerConfig",
     "QTensorConfig",
     "QuantGranularity",
     "ScaleType",
+    "UInt4Spec",
     "UInt8Spec",
+    "UInt16Spec",
 ]
 
 
@@ -65,9 +69,6 @@ class QuantGranularity(_Named):
     Group = enum.auto()
 
 
-_DATA_TYPES = {kind.name: kind for kind in (Int8, UInt8)}
-
-
 def _data_type(value: object) -> DataType:
     if not isinstance(value, DataType):
         raise TypeError
@@ -75,13 +76,13 @@ def _data_type(value: object) -> DataType:
 
 
 def _data_type_from_name(written: object) -> object:
-    return _DATA_TYPES.get(written, written) if isinstance(written, str) else written
+    return DATA_TYPES.get(written, written) if isinstance(written, str) else written
 
 
 Scale = Annotated[ScaleType, member(ScaleType)]
 Granularity = Annotated[QuantGranularity, member(QuantGranularity)]
 MethodOrNone = Annotated[CalibMethod | None, optional(member(CalibMethod))]
-Format = Annotated[DataType, Check(f"a data type ({', '.join(_DATA_TYPES)})", _data_type, _data_type_from_name)]
+Format = Annotated[DataType, Check(f"a data type ({', '.join(DATA_TYPES)})", _data_type, _data_type_from_name)]
 
 
 @strict_keywords
@@ -156,6 +157,48 @@ class UInt8Spec(QTensorConfig):
 
     symmetric: Flag = False
     data_type: Format = UInt8
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class Int16Spec(QTensorConfig):
+    """16-bit signed, symmetric; the arguments of `QTensorConfig`."""
+
+    name: ClassVar[str] = "Int16Spec"
+
+    data_type: Format = Int16
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class UInt16Spec(QTensorConfig):
+    """16-bit unsigned, asymmetric; the arguments of `QTensorConfig`."""
+
+    name: ClassVar[str] = "UInt16Spec"
+
+    symmetric: Flag = False
+    data_type: Format = UInt16
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class Int4Spec(QTensorConfig):
+    """4-bit signed, symmetric; the arguments of `QTensorConfig`. For weights."""
+
+    name: ClassVar[str] = "Int4Spec"
+
+    data_type: Format = Int4
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class UInt4Spec(QTensorConfig):
+    """4-bit unsigned, asymmetric; the arguments of `QTensorConfig`. For weights."""
+
+    name: ClassVar[str] = "UInt4Spec"
+
+    symmetric: Flag = False
+    data_type: Format = UInt4
 
 
 SpecOrNone = Annotated[QTensorConfig | None, optional(instance(QTensorConfig))]

@@ -8,20 +8,20 @@ from quark.onnx.errors import UnsupportedError
 
 from .algorithm import FastFinetuneConfig
 from .config import QConfig
-from .data_type import Int8, UInt8
+from .data_type import DATA_TYPES, Int8, Int16, UInt8, UInt16
 from .spec import CalibMethod, QTensorConfig, QuantGranularity, ScaleType
 from .validate import problem
 
 __all__ = ["IgnoredOption", "check_supported", "ignored_options"]
 
 _ACTIVATION = {
-    "data_type": (Int8, UInt8),
+    "data_type": (Int8, UInt8, Int16, UInt16),
     "scale_type": (ScaleType.Float32,),
     "quant_granularity": (QuantGranularity.Tensor,),
     "activation_calibration": (CalibMethod.MinMax, CalibMethod.Percentile),
 }
 _WEIGHT = {
-    "data_type": (Int8, UInt8),
+    "data_type": tuple(DATA_TYPES.values()),
     "scale_type": (ScaleType.Float32,),
     "quant_granularity": (QuantGranularity.Tensor, QuantGranularity.Channel),
     "weight_calibration": (CalibMethod.MinMax, CalibMethod.MinOutputMSE),
