@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 # (scale, zero_point, qmin, qmax).
 _OutputStage = tuple[str, float, float, NDArray[np.float32] | None, int, bool, tuple[float, int, int, int] | None]
 
+# Of a Conv: kernel, strides, dilations, pads, auto_pad (0 NOTSET, 1 SAME_UPPER, 2 SAME_LOWER, 3 VALID). Of a
+# ConvTranspose also output_padding and output_shape, None where it is not given.
+_Ints = Sequence[int]
+_Conv = tuple[_Ints, _Ints, _Ints, _Ints, int] | tuple[_Ints, _Ints, _Ints, _Ints, int, _Ints, _Ints | None]
+
 def isa() -> str:
     """The kernels in use: 'scalar', 'avx2' or 'avx512'. QK_MAX_ISA caps them."""
 
@@ -63,15 +68,15 @@ class Layer:
         max_rows: int,
         *,
         groups: int = 1,
-        conv: tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int], int] | None = None,
+        conv: _Conv | None = None,
         holdout: int = 0,
         seed: int = 0,
         target: bool = True,
         x_scale: float = 1.0,
         x_zero_point: int = 0,
     ) -> Layer:
-        """inputs (K) and outputs (O) are per group. conv: (kernel, strides, dilations, pads, auto_pad), where
-        auto_pad is 0 NOTSET, 1 SAME_UPPER, 2 SAME_LOWER, 3 VALID. ValueError when the sizes make no layer."""
+        """inputs (K) and outputs (O) are per group. conv: None for a matrix product. ValueError when the sizes make no
+        layer."""
 
     def feed(
         self,
@@ -154,7 +159,7 @@ class TrainingData:
         outputs: int,
         *,
         groups: int = 1,
-        conv: tuple[Sequence[int], Sequence[int], Sequence[int], Sequence[int], int] | None = None,
+        conv: _Conv | None = None,
         holdout: int = 0,
         x_scale: float = 1.0,
         x_zero_point: int = 0,

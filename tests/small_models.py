@@ -184,6 +184,48 @@ def conv1d(*, seed: int = 3) -> onnx.ModelProto:
     )  # fmt: skip
 
 
+def autoencoder(*, seed: int = 5) -> onnx.ModelProto:
+    """Down by Conv, up by ConvTranspose with and without groups: x (N, 3, 8, 8) to y (N, 3, 8, 8)."""
+    w = Weights(seed)
+    a, b, c, d = (w.gains(n) for n in (8, 12, 8, 8))
+    return build(
+        """(float[N,3,8,8] x) => (float[N,3,8,8] y) {
+            [down1] t1 = Conv<strides=[2,2], pads=[1,1,1,1]>(x, down1_w, down1_b)
+            [relu1] t2 = Relu(t1)
+            [down2] t3 = Conv<strides=[2,2], auto_pad="SAME_UPPER">(t2, down2_w, down2_b)
+            [relu2] t4 = Relu(t3)
+            [up1] t5 = ConvTranspose<strides=[2,2], pads=[1,1,1,1], output_padding=[1,1]>(t4, up1_w, up1_b)
+            [relu3] t6 = Relu(t5)
+            [up2] t7 = ConvTranspose<strides=[2,2], auto_pad="SAME_LOWER", group=4>(t6, up2_w)
+            [relu4] t8 = Relu(t7)
+            [out] y = ConvTranspose<dilations=[2,1], output_shape=[8,8]>(t8, out_w)
+        }""",
+        down1_w=scaled(w.conv(8, 3, 3, 3), a), down1_b=w.bias(8) * a,
+        down2_w=scaled(w.conv(12, 8, 3, 3, gains=a), b), down2_b=w.bias(12) * b,
+        up1_w=2 * scaled(w.conv(8, 12, 3, 3, gains=b), c).swapaxes(0, 1), up1_b=w.bias(8) * c,
+        up2_w=2 * scaled(w.conv(8, 2, 4, 4), 1 / c) * d.reshape(4, 2, 1, 1).repeat(2, axis=0),
+        out_w=w.conv(3, 8, 3, 3, gains=d).swapaxes(0, 1),
+    )  # fmt: skip
+
+
+def conv3d(*, seed: int = 6) -> onnx.ModelProto:
+    """3-D: Conv, depthwise Conv, ConvTranspose: x (N, 2, 4, 6, 6) to y (N, 3, 4, 6, 6)."""
+    w = Weights(seed)
+    a, b = w.gains(6), w.gains(6)
+    return build(
+        """(float[N,2,4,6,6] x) => (float[N,3,4,6,6] y) {
+            [down] t1 = Conv<strides=[2,2,2], pads=[1,1,0,0,0,1]>(x, down_w, down_b)
+            [relu1] t2 = Relu(t1)
+            [depthwise] t3 = Conv<group=6, auto_pad="SAME_UPPER">(t2, depthwise_w, depthwise_b)
+            [relu2] t4 = Relu(t3)
+            [up] y = ConvTranspose<strides=[2,2,2]>(t4, up_w, up_b)
+        }""",
+        down_w=scaled(w.conv(6, 2, 3, 3, 2), a), down_b=w.bias(6) * a,
+        depthwise_w=scaled(w.conv(6, 1, 2, 3, 3), b / a), depthwise_b=w.bias(6) * b,
+        up_w=w.conv(3, 6, 2, 2, 2, gains=b).swapaxes(0, 1), up_b=w.bias(3),
+    )  # fmt: skip
+
+
 def embedding(*, seed: int = 4) -> onnx.ModelProto:
     """Integer tokens (N, 6) and float weights of theirs (N, 6, 1) to y (N, 6, 4)."""
     w = Weights(seed)
@@ -258,6 +300,8 @@ MODELS = {
     "residual": residual_cnn,
     "mlp": mlp,
     "conv1d": conv1d,
+    "autoencoder": autoencoder,
+    "conv3d": conv3d,
     "embedding": embedding,
 }
 

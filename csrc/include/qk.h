@@ -88,7 +88,7 @@ float qk_value_range_percentile(const qk_value_range *range, double percentile);
 typedef enum { QK_PAD_EXPLICIT, QK_PAD_SAME_UPPER, QK_PAD_SAME_LOWER, QK_PAD_VALID } qk_auto_pad;
 
 /* How rows are cut from x. spatial 0: x is (samples, ..., K) and y (samples, ..., O) (Gemm, MatMul).
- * spatial 1 .. 3: Conv on x (samples, C, in...) and y (samples, groups * O, out...). */
+ * spatial 1 .. 3: Conv or ConvTranspose on x (samples, C, in...) and y (samples, groups * O, out...). */
 typedef struct {
     int spatial;
     qk_auto_pad auto_pad;
@@ -97,6 +97,9 @@ typedef struct {
     int64_t inputs;  /* K, per group: C / groups * prod(kernel) */
     int64_t kernel[QK_MAX_SPATIAL], stride[QK_MAX_SPATIAL], dilation[QK_MAX_SPATIAL];
     int64_t pad_begin[QK_MAX_SPATIAL], pad_end[QK_MAX_SPATIAL];
+    bool transposed;                        /* ConvTranspose; what follows is 0 for Conv */
+    int64_t output_padding[QK_MAX_SPATIAL]; /* more outputs at the end */
+    int64_t output_shape[QK_MAX_SPATIAL];   /* out..., in place of the pads; 0: not given */
 } qk_geometry;
 
 /* Which rows of the data are used. */

@@ -2,9 +2,10 @@
 
 bool qk_geometry_is_sane(const qk_geometry *g) {
     if (g->spatial < 0 || g->spatial > QK_MAX_SPATIAL || g->groups < 1 || g->inputs < 1 || g->outputs < 1) return false;
-    if (g->spatial == 0 && g->groups != 1) return false;
+    if (g->spatial == 0 && (g->groups != 1 || g->transposed)) return false;
     for (int i = 0; i < g->spatial; i++)
-        if (g->kernel[i] < 1 || g->stride[i] < 1 || g->dilation[i] < 1 || g->pad_begin[i] < 0 || g->pad_end[i] < 0)
+        if (g->kernel[i] < 1 || g->stride[i] < 1 || g->dilation[i] < 1 || g->pad_begin[i] < 0 || g->pad_end[i] < 0 ||
+            g->output_padding[i] < 0 || g->output_shape[i] < 0)
             return false;
     return true;
 }
@@ -34,8 +35,8 @@ static qk_status rows_extent(const qk_geometry *g, const qk_tensor *x, const qk_
     return QK_OK;
 }
 
-/* Output size and padding at the beginning of one axis, as ONNX defines auto_pad. */
-static void resolve_axis(const qk_geometry *g, int axis, qk_extent *e) {
+/* Output size and padding at the beginning of one axis, as ONNX's Conv defines auto_pad. */
+static void resolve_conv_axis(const qk_geometry *g, int axis, qk_extent *e) {
     const int64_t in = e->in[axis], stride = g->stride[axis];
     const int64_t window = g->dilation[axis] * (g->kernel[axis] - 1) + 1;
     int64_t total = 0; /* padding on both sides */
@@ -58,9 +59,30 @@ static void resolve_axis(const qk_geometry *g, int axis, qk_extent *e) {
     e->out[axis] = room < 0 ? 0 : room / stride + 1;
 }
 
+/* The same of ConvTranspose, where the padding is cut off the output. SAME would need a negative one where the stride
+ * is larger than the window: as in onnxruntime there is none then, and there are fewer outputs than in * stride. */
+static void resolve_transposed_axis(const qk_geometry *g, int axis, qk_extent *e) {
+    const int64_t in = e->in[axis], stride = g->stride[axis], given = g->output_shape[axis];
+    const bool upper = g->auto_pad == QK_PAD_SAME_UPPER, same = upper || g->auto_pad == QK_PAD_SAME_LOWER;
+    const int64_t window = g->dilation[axis] * (g->kernel[axis] - 1) + 1;
+    const int64_t whole = (in - 1) * stride + window + g->output_padding[axis];
+    int64_t total = 0; /* padding on both sides */
+    if (given > 0 || same) {
+        const int64_t wanted = given > 0 ? given : in * stride;
+        if (whole > wanted) total = whole - wanted;
+        e->pad[axis] = upper ? total / 2 : total - total / 2;
+    } else if (g->auto_pad == QK_PAD_EXPLICIT) {
+        total = g->pad_begin[axis] + g->pad_end[axis];
+        e->pad[axis] = g->pad_begin[axis];
+    }
+    const int64_t out = given > 0 ? given : whole - total;
+    e->out[axis] = out < 0 ? 0 : out;
+}
+
 qk_status qk_extent_of(const qk_geometry *g, const qk_tensor *x, const qk_tensor *y, qk_extent *e) {
     *e = (qk_extent){0};
-    if (element_count(x) > INT32_MAX) return QK_E_SHAPE; /* offsets are 32-bit: feed fewer samples at a time */
+    /* offsets are 32-bit: feed fewer samples at a time */
+    if (element_count(x) > INT32_MAX || (y && element_count(y) > INT32_MAX)) return QK_E_SHAPE;
     if (g->spatial == 0) return rows_extent(g, x, y, e);
     if (x->ndim != g->spatial + 2) return QK_E_SHAPE;
     e->samples = x->dims[0];
@@ -70,7 +92,11 @@ qk_status qk_extent_of(const qk_geometry *g, const qk_tensor *x, const qk_tensor
     e->x_channel = 1;
     for (int i = 0; i < g->spatial; i++) {
         e->in[i] = x->dims[i + 2];
-        resolve_axis(g, i, e);
+        if (g->transposed)
+            resolve_transposed_axis(g, i, e);
+        else
+            resolve_conv_axis(g, i, e);
+        if (e->in[i] == 0) e->out[i] = 0; /* nothing but padding to read */
         e->taps *= g->kernel[i];
         e->positions *= e->out[i];
         e->x_channel *= e->in[i];

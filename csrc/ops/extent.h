@@ -9,7 +9,8 @@ typedef struct {
     int64_t positions; /* rows of one sample */
     int64_t channels;  /* of x; input k of group g is channel g * channels / groups + k / taps, tap k % taps */
     int64_t taps;      /* prod(kernel) */
-    int64_t in[QK_MAX_SPATIAL], out[QK_MAX_SPATIAL], pad[QK_MAX_SPATIAL]; /* pad: at the beginning */
+    int64_t in[QK_MAX_SPATIAL], out[QK_MAX_SPATIAL];
+    int64_t pad[QK_MAX_SPATIAL]; /* at the beginning; of the output, for ConvTranspose */
     /* strides in elements */
     int64_t x_sample, x_channel, y_sample, y_output, y_position;
 } qk_extent;

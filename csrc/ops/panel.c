@@ -12,7 +12,9 @@ qk_status qk_row_table_init(qk_row_table *t, int64_t taps, int64_t capacity) {
     t->padding = QK_NEW(int32_t, taps * capacity);
     t->padding_count = QK_NEW(int64_t, taps);
     t->coordinates = QK_NEW(int64_t, QK_MAX_SPATIAL * capacity);
-    return t->offsets && t->runs && t->padding && t->padding_count && t->coordinates ? QK_OK : QK_E_NOMEM;
+    t->phases = QK_NEW(int64_t, QK_MAX_SPATIAL * capacity);
+    const bool ok = t->offsets && t->runs && t->padding && t->padding_count && t->coordinates && t->phases;
+    return ok ? QK_OK : QK_E_NOMEM;
 }
 
 void qk_row_table_destroy(qk_row_table *t) {
@@ -21,16 +23,23 @@ void qk_row_table_destroy(qk_row_table *t) {
     free(t->padding);
     free(t->padding_count);
     free(t->coordinates);
+    free(t->phases);
     *t = (qk_row_table){0};
 }
 
+/* Tap k of output o sees the input
+ *   Conv            o * stride + k * dilation - pad
+ *   ConvTranspose   (o + pad - k * dilation) / stride where that divides: where both terms have the same remainder,
+ *                   which is the phase of the row and of the tap; elsewhere the tap is padding. */
 static void add_conv_inputs(qk_row_table *t, const qk_geometry *g, const qk_extent *e, int64_t base,
                             const int64_t *positions, int64_t n) {
-    /* Each row's window corner once; the divisions cost more than all the taps. */
+    /* Each row's coordinates once; the divisions cost more than all the taps. */
     for (int64_t r = 0; r < n; r++) {
         int64_t rest = positions[r];
         for (int i = g->spatial - 1; i >= 0; i--) {
-            t->coordinates[i * t->capacity + r] = rest % e->out[i] * g->stride[i] - e->pad[i];
+            const int64_t out = rest % e->out[i], at = i * t->capacity + r;
+            t->coordinates[at] = g->transposed ? (out + e->pad[i]) / g->stride[i] : out * g->stride[i] - e->pad[i];
+            if (g->transposed) t->phases[at] = (out + e->pad[i]) % g->stride[i];
             rest /= e->out[i];
         }
     }
@@ -39,12 +48,15 @@ static void add_conv_inputs(qk_row_table *t, const qk_geometry *g, const qk_exte
         for (int64_t r = 0; r < n; r++) row[r] = (int32_t)base;
         int64_t scale = 1, rest = tap;
         for (int i = g->spatial - 1; i >= 0; i--) {
-            const int64_t at = rest % g->kernel[i] * g->dilation[i], in = e->in[i];
-            const int64_t *coordinate = t->coordinates + i * t->capacity;
+            const int64_t reach = rest % g->kernel[i] * g->dilation[i], in = e->in[i];
+            const int64_t shift = g->transposed ? -(reach / g->stride[i]) : reach, phase = reach % g->stride[i];
+            const int64_t *coordinate = t->coordinates + i * t->capacity, *phases = t->phases + i * t->capacity;
             for (int64_t r = 0; r < n; r++) {
-                const int64_t p = coordinate[r] + at;
+                const int64_t p = coordinate[r] + shift;
                 row[r] = row[r] < 0 || p < 0 || p >= in ? -1 : (int32_t)(row[r] + p * scale);
             }
+            for (int64_t r = 0; g->transposed && r < n; r++)
+                if (phases[r] != phase) row[r] = -1;
             rest /= g->kernel[i];
             scale *= in;
         }

@@ -13,7 +13,8 @@ typedef struct {
     int32_t *runs;    /* (taps, capacity): from a multiple of QK_PANEL_BLOCK, how many offsets rise by 1 each; or 0 */
     int32_t *padding; /* (taps, capacity): the rows whose tap is padding */
     int64_t *padding_count; /* (taps) */
-    int64_t *coordinates;   /* scratch (QK_MAX_SPATIAL, capacity) */
+    int64_t *coordinates;   /* scratch (QK_MAX_SPATIAL, capacity): the input that tap 0 of a row sees */
+    int64_t *phases;        /* scratch (QK_MAX_SPATIAL, capacity): of a ConvTranspose's rows */
 } qk_row_table;
 enum { QK_PANEL_BLOCK = 16 };
 

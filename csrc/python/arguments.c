@@ -76,15 +76,17 @@ bool qk_take(bool *in_use, const char *name) {
 
 bool qk_conv_from(PyObject *conv, qk_geometry *g) {
     if (conv == Py_None) return true;
-    PyObject *kernel, *stride, *dilation, *pads;
+    PyObject *kernel, *stride, *dilation, *pads, *output_padding = NULL, *output_shape = NULL;
     int auto_pad;
     if (!PyTuple_Check(conv)) {
         PyErr_Format(PyExc_TypeError, "conv: a tuple (kernel, strides, dilations, pads, auto_pad) is needed, not %s",
                      Py_TYPE(conv)->tp_name);
         return false;
     }
-    if (!PyArg_ParseTuple(conv, "OOOOi;conv: (kernel, strides, dilations, pads, auto_pad) is needed", &kernel, &stride,
-                          &dilation, &pads, &auto_pad))
+    if (!PyArg_ParseTuple(conv,
+                          "OOOOi|OO;conv: (kernel, strides, dilations, pads, auto_pad) is needed, and output_padding "
+                          "and output_shape of a ConvTranspose",
+                          &kernel, &stride, &dilation, &pads, &auto_pad, &output_padding, &output_shape))
         return false;
     const Py_ssize_t n = PySequence_Size(kernel);
     if (n < 1 || n > QK_MAX_SPATIAL || auto_pad < 0 || auto_pad > QK_PAD_VALID) {
@@ -94,8 +96,12 @@ bool qk_conv_from(PyObject *conv, qk_geometry *g) {
     }
     int64_t both[2 * QK_MAX_SPATIAL];
     if (!qk_integers_from(kernel, "kernel", n, g->kernel) || !qk_integers_from(stride, "strides", n, g->stride) ||
-        !qk_integers_from(dilation, "dilations", n, g->dilation) || !qk_integers_from(pads, "pads", 2 * n, both))
+        !qk_integers_from(dilation, "dilations", n, g->dilation) || !qk_integers_from(pads, "pads", 2 * n, both) ||
+        (output_padding && !qk_integers_from(output_padding, "output_padding", n, g->output_padding)) ||
+        (output_shape && output_shape != Py_None &&
+         !qk_integers_from(output_shape, "output_shape", n, g->output_shape)))
         return false;
+    g->transposed = output_padding != NULL;
     g->spatial = (int)n;
     g->auto_pad = (qk_auto_pad)auto_pad;
     for (Py_ssize_t i = 0; i < n; i++) {

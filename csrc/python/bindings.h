@@ -36,7 +36,8 @@ PyArrayObject *qk_array(PyObject *object, const char *name, int numpy_type, npy_
 bool qk_tensor_from(PyObject *object, const char *name, qk_affine affine, qk_tensor *tensor);
 /* A sequence of `count` integers. */
 bool qk_integers_from(PyObject *sequence, const char *name, Py_ssize_t count, int64_t *out);
-/* None, or a tuple (kernel, strides, dilations, pads, auto_pad) of a Conv, into g. */
+/* None, or a tuple (kernel, strides, dilations, pads, auto_pad) of a Conv, into g. A ConvTranspose's has output_padding
+ * and output_shape (or None) behind. */
 bool qk_conv_from(PyObject *conv, qk_geometry *g);
 /* weight, weight_q, weight_scale, weight_zero_point, bias or None, bias_scale or None. */
 bool qk_quantized_layer_from(PyObject *const arrays[6], npy_intp rows, npy_intp inputs, qk_quantized_layer *layer);

@@ -18,7 +18,6 @@ from quark.onnx.errors import DataError
 from quark.onnx.graph.insert_qdq import WeightParams
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
 from quark.onnx.inference import Engine, in_order, session
-from quark.onnx.plan.build import weight_rows
 from quark.onnx.plan.layer_data import core_geometry
 
 __all__ = ["Calibration", "CalibrationSettings", "WeightGrid", "calibrate"]
@@ -163,7 +162,7 @@ class _ScaleSearch:
         for layer in layers:
             if not _searchable(layer) or uses[layer.weight] > 1:
                 continue
-            rows = weight_rows(layer, onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
+            rows = layer.layout.rows(onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
             groups = layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
             outputs, inputs = rows.shape
             gram_bytes = 8 * groups * inputs**2
@@ -202,19 +201,21 @@ class _ScaleSearch:
     def choose(self, grid: WeightGrid) -> dict[str, WeightParams]:
         found = {}
         for layer, core, rows in self._layers:
+            # The channels of a ConvTranspose's groups lie on one axis: as `insert_qdq`, one scale for all of them.
+            per_channel = grid.per_channel and layer.channels == len(rows)
             try:
                 scale, zero_point = core.weight_scale(
                     rows,
                     qmin=grid.qmin,
                     qmax=grid.qmax,
                     symmetric=grid.symmetric,
-                    per_channel=grid.per_channel,
+                    per_channel=per_channel,
                     bias_free=layer.bias is not None,
                     pool=self._pool,
                 )
             except ValueError as error:
                 raise DataError(f"input {layer.input!r} of layer {layer.node_name!r}: {error}") from error
-            found[layer.weight] = WeightParams(scale, zero_point, layer.channel_axis if grid.per_channel else None)
+            found[layer.weight] = WeightParams(scale, zero_point, layer.channel_axis if per_channel else None)
         return found
 
 

@@ -200,7 +200,7 @@ def _write_back(solved: _Solved, initializers: _Initializers, judge: Judge | Non
 def _write(solution: Solution, layer: LayerPlan, initializers: _Initializers, judge: Judge | None) -> str:
     """Puts a layer's integers in place. The judge's objection, upon which the old ones are there again; or ""."""
     weight, bias = layer.weight, layer.bias
-    integers = {weight.initializer: solution.weight.T if weight.transposed else solution.weight}
+    integers = {weight.initializer: weight.layout.values(solution.weight)}
     if bias is not None and bias.initializer is not None and solution.bias is not None:
         integers[bias.initializer] = solution.bias
     before = {name: deepcopy(initializers[name]) for name in integers}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,13 @@ from typing import Any
 import onnx
 
 from quark.onnx.graph.normalization import NORMALIZATIONS, NormAttributes, norm_attributes
+from quark.onnx.graph.row_layout import RowLayout
 
-__all__ = ["ConvAttributes", "GemmAttributes", "WeightLayer", "weight_layer", "weight_layers"]
+__all__ = [
+    "ConvAttributes", "ConvTransposeAttributes", "GemmAttributes", "WeightLayer", "weight_layer", "weight_layers",
+]  # fmt: skip
+
+_MAX_SPATIAL = 3  # axes of a Conv, as in the core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,19 @@ class ConvAttributes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConvTransposeAttributes(ConvAttributes):
+    """The attributes of ONNX ConvTranspose: those of Conv, and what chooses among the outputs that there could be.
+
+    Attributes:
+        output_padding: more outputs at the end; defaults to zeros.
+        output_shape: the size of each spatial dimension, in place of the pads; None where it is not given.
+    """
+
+    output_padding: tuple[int, ...]
+    output_shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class GemmAttributes:
     """The attributes of ONNX Gemm; MatMul has the defaults."""
 
@@ -50,17 +69,19 @@ class WeightLayer:
 
     Attributes:
         node_name: unique in a prepared model.
-        op_type: "Conv" (one or two spatial dimensions), "Gemm", "MatMul" or one of `NORMALIZATIONS`.
+        op_type: "Conv" or "ConvTranspose" (one to three spatial dimensions), "Gemm", "MatMul", or one of
+            `NORMALIZATIONS`.
         weight: the weight's initializer; layers may share it.
-        weight_shape: Conv: (outputs, inputs / group, *kernel). Gemm: (inputs, outputs), swapped if trans_b.
-            MatMul: (..., inputs, outputs). Normalizations: that of the scale.
+        weight_shape: Conv: (outputs, inputs / group, *kernel). ConvTranspose: (inputs, outputs / group, *kernel).
+            Gemm: (inputs, outputs), swapped if trans_b. MatMul: (..., inputs, outputs). Normalizations: the scale's.
         bias: the bias's initializer, or None.
         has_dynamic_bias: the node adds a third input that is no float32 initializer.
         input: the tensor that the weight is applied to.
         output: the node's output.
-        channel_axis: the axis of the weight that counts output channels, not negative. 0 of
-            normalizations, whose scale has one output per element.
-        attributes: ConvAttributes of a Conv, GemmAttributes of Gemm and MatMul, NormAttributes of a normalization.
+        channel_axis: the axis of the weight that counts output channels, not negative; of a ConvTranspose those of each
+            group. 0 of normalizations, whose scale has one output per element.
+        attributes: ConvAttributes of a Conv, ConvTransposeAttributes, GemmAttributes of Gemm and MatMul,
+            NormAttributes of a normalization.
     """
 
     node_name: str
@@ -73,6 +94,27 @@ class WeightLayer:
     output: str
     channel_axis: int
     attributes: ConvAttributes | GemmAttributes | NormAttributes
+
+    @property
+    def channels(self) -> int:
+        """How many scales the weight may have; the groups of a ConvTranspose share them."""
+        if isinstance(self.attributes, NormAttributes):
+            return math.prod(self.weight_shape)
+        return self.weight_shape[self.channel_axis]
+
+    @property
+    def layout(self) -> RowLayout:
+        """Of the weight."""
+        shape, channels = self.weight_shape, self.channels
+        if isinstance(self.attributes, NormAttributes):
+            return RowLayout((channels, 1), (0, 1), channels)
+        if isinstance(self.attributes, ConvTransposeAttributes):
+            groups = self.attributes.group
+            parts = (groups, shape[0] // groups, channels, math.prod(shape[2:]))
+            return RowLayout(parts, (0, 2, 1, 3), groups * channels)
+        if self.channel_axis == 0:
+            return RowLayout((channels, math.prod(shape[1:])), (0, 1), channels)
+        return RowLayout((math.prod(shape[:-1]), channels), (1, 0), channels)
 
 
 def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
@@ -98,8 +140,11 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
     shape = constants[node.input[1]]
     given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
     attributes: ConvAttributes | GemmAttributes | NormAttributes
-    if node.op_type == "Conv" and len(shape) in (3, 4):
-        attributes, channel_axis = _conv_attributes(given, shape[2:]), 0
+    is_of_a_conv = 1 <= len(shape) - 2 <= _MAX_SPATIAL
+    if node.op_type == "Conv" and is_of_a_conv:
+        attributes, channel_axis = ConvAttributes(**_conv_attributes(given, shape[2:])), 0
+    elif node.op_type == "ConvTranspose" and is_of_a_conv:
+        attributes, channel_axis = _conv_transpose_attributes(given, shape[2:]), 1
     elif node.op_type == "Gemm":
         attributes = GemmAttributes(
             alpha=given.get("alpha", 1.0),
@@ -129,15 +174,23 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
     )
 
 
-def _conv_attributes(given: dict[str, Any], kernel_shape: tuple[int, ...]) -> ConvAttributes:
+def _conv_transpose_attributes(given: dict[str, Any], kernel_shape: tuple[int, ...]) -> ConvTransposeAttributes:
+    return ConvTransposeAttributes(
+        **_conv_attributes(given, kernel_shape),
+        output_padding=tuple(given.get("output_padding", ())) or (0,) * len(kernel_shape),
+        output_shape=tuple(given.get("output_shape", ())) or None,
+    )
+
+
+def _conv_attributes(given: dict[str, Any], kernel_shape: tuple[int, ...]) -> dict[str, Any]:
     ones = (1,) * len(kernel_shape)
     auto_pad = given.get("auto_pad", b"NOTSET").decode()
     explicit_pads = tuple(given.get("pads", ())) if auto_pad == "NOTSET" else ()
-    return ConvAttributes(
-        kernel_shape=kernel_shape,
-        strides=tuple(given.get("strides", ones)),
-        dilations=tuple(given.get("dilations", ones)),
-        pads=explicit_pads or (0, 0) * len(kernel_shape),
-        auto_pad=auto_pad,
-        group=given.get("group", 1),
-    )
+    return {
+        "kernel_shape": kernel_shape,
+        "strides": tuple(given.get("strides", ones)),
+        "dilations": tuple(given.get("dilations", ones)),
+        "pads": explicit_pads or (0, 0) * len(kernel_shape),
+        "auto_pad": auto_pad,
+        "group": given.get("group", 1),
+    }

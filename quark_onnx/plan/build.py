@@ -20,7 +20,7 @@ from quark.onnx.plan.output_stage import output_stage
 from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
 from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
 
-__all__ = ["build_plan", "weight_rows"]
+__all__ = ["build_plan"]
 
 # By width, in steps: half of a layer's integers farther than this from its rounded float weight means another weight.
 _FAR = {2: 0, 4: 1, 8: 2, 16: 512}
@@ -28,14 +28,6 @@ _FAR = {2: 0, 4: 1, 8: 2, 16: 512}
 
 class _Skip(Exception):
     """Why a layer is left as it is."""
-
-
-def weight_rows(layer: WeightLayer, weight: NDArray[np.generic]) -> NDArray[np.generic]:
-    """A weight as (output channels, inputs per output), C-contiguous."""
-    if isinstance(layer.attributes, NormAttributes):
-        return np.ascontiguousarray(weight.reshape(-1, 1))
-    rows = weight.reshape(weight.shape[0], -1) if layer.channel_axis == 0 else weight.T
-    return np.ascontiguousarray(rows)
 
 
 def build_plan(
@@ -209,15 +201,16 @@ def _quantized_weight(
 ) -> QuantizedWeight:
     integers = onnx.numpy_helper.to_array(graph.initializers[dequantize.input[0]])
     scale, zero_point = dequantize_parameters(dequantize, graph)
-    rows = weight_rows(layer, float_weight).astype(np.float32, copy=False)
-    rows_q = weight_rows(layer, integers).astype(np.int32)
+    rows = layer.layout.rows(float_weight).astype(np.float32, copy=False)
+    rows_q = layer.layout.rows(integers).astype(np.int32)
     axis = next((a.i for a in dequantize.attribute if a.name == "axis"), 1) % max(integers.ndim, 1)
     if any(a.name == "block_size" and a.i for a in dequantize.attribute):
         raise _Skip("blockwise scales are not tuned yet")
-    if scale is None or (scale.size > 1 and axis != layer.channel_axis) or scale.size not in (1, len(rows)):
+    if scale is None or (scale.size > 1 and axis != layer.channel_axis) or scale.size not in (1, layer.channels):
         raise _Skip("its weight scale is neither one constant per tensor nor one per output channel")
-    s = np.ascontiguousarray(np.broadcast_to(scale.reshape(-1), len(rows)), np.float32)
-    z = np.ascontiguousarray(np.broadcast_to(zero_point.reshape(-1), len(rows)), np.int32)
+    groups = len(rows) // layer.channels  # those of a ConvTranspose share the scales of its channels; else 1
+    s = np.tile(np.broadcast_to(scale.reshape(-1), layer.channels), groups).astype(np.float32, copy=False)
+    z = np.tile(np.broadcast_to(zero_point.reshape(-1), layer.channels), groups).astype(np.int32, copy=False)
     kind = INTEGERS[integers.dtype.name]
     nearest = np.clip(np.rint(rows / s[:, None]) + z[:, None], kind.qmin, kind.qmax)
     if _median_distance(nearest, rows_q, z[:, None]) > _FAR[kind.bits]:
@@ -233,7 +226,7 @@ def _quantized_weight(
         zero_point=z,
         qmin=qmin,
         qmax=kind.qmax,
-        transposed=layer.channel_axis != 0,
+        layout=layer.layout,
     )
 
 

@@ -107,9 +107,8 @@ class _Finder:
     """Finds the activations that suit a layer."""
 
     def __init__(self, layer: WeightLayer) -> None:
-        arranged = isinstance(layer.attributes, NormAttributes)
-        self._axes_stay = not arranged  # the core's are those of the model
-        self._outputs = math.prod(layer.weight_shape) if arranged else layer.weight_shape[layer.channel_axis]
+        self._axes_stay = not isinstance(layer.attributes, NormAttributes)  # the core's are those of the model
+        self._outputs = layer.layout.outputs
         self._behind_channel = len(layer.weight_shape) - 2 if isinstance(layer.attributes, ConvAttributes) else 0
 
     def activation(self, graph: Dataflow, tensor: str) -> Activation | None:

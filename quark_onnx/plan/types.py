@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.onnx.graph.row_layout import RowLayout
 from quark.onnx.graph.weight_layers import ConvAttributes
 from quark.onnx.plan.arrangement import Arrangement
 from quark.onnx.plan.output_stage import OutputStage
@@ -39,7 +40,7 @@ class QuantizedWeight:
         scale: (outputs,) float32; a per-tensor scale is repeated.
         zero_point: (outputs,) int32.
         qmin, qmax: the integers that may be used.
-        transposed: the initializer is (K, outputs).
+        layout: of the rows in the initializer.
     """
 
     initializer: str
@@ -49,7 +50,7 @@ class QuantizedWeight:
     zero_point: NDArray[np.int32]
     qmin: int
     qmax: int
-    transposed: bool
+    layout: RowLayout
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +78,7 @@ class LayerPlan:
 
     Attributes:
         node: name of the node in the quantized model.
-        groups: of a Conv; K and the outputs below are of all groups together.
+        groups: of a Conv or ConvTranspose; the outputs below are of all groups together.
         conv: None for Gemm and MatMul. Of a normalization: one group with one weight for each element of its scale.
         factor: Gemm's alpha.
         arrangement: what becomes of the tensors below before the core sees them.

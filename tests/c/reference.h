@@ -5,14 +5,36 @@
 #include "qk.h"
 #include "qk_test.h"
 
-/* One convolution axis as ONNX's Conv describes it. */
+/* One axis as ONNX's Conv or ConvTranspose describes it. Of a ConvTranspose pad is cut off its outputs. */
 typedef struct {
     int64_t in, kernel, stride, dilation, pad, out; /* pad: at the beginning */
+    bool transposed;
 } ref_axis;
 
+static inline void ref_transposed_size(ref_axis *a, const qk_geometry *g, int axis) {
+    const bool upper = g->auto_pad == QK_PAD_SAME_UPPER, same = upper || g->auto_pad == QK_PAD_SAME_LOWER;
+    int64_t begin = 0, end = 0;
+    a->out = a->stride * (a->in - 1) + g->output_padding[axis] + ((a->kernel - 1) * a->dilation + 1);
+    if (g->output_shape[axis] || same) {
+        /* total_padding is what makes the outputs as many as wanted; halved, the odd one at the named end */
+        const int64_t wanted = g->output_shape[axis] ? g->output_shape[axis] : a->in * a->stride;
+        for (int64_t total = 0; total < a->out - wanted; total++) *((total % 2 == 0) == upper ? &end : &begin) += 1;
+        if (g->output_shape[axis]) a->out = wanted + begin + end;
+    } else if (g->auto_pad == QK_PAD_EXPLICIT) {
+        begin = g->pad_begin[axis];
+        end = g->pad_end[axis];
+    }
+    a->out -= begin + end;
+    a->pad = begin;
+}
+
 static inline ref_axis ref_axis_of(const qk_geometry *g, int axis, int64_t in) {
-    ref_axis a = {in, g->kernel[axis], g->stride[axis], g->dilation[axis], 0, 0};
+    ref_axis a = {in, g->kernel[axis], g->stride[axis], g->dilation[axis], 0, 0, g->transposed};
     const int64_t window = (a.kernel - 1) * a.dilation + 1;
+    if (g->transposed) {
+        ref_transposed_size(&a, g, axis);
+        return a;
+    }
     int64_t total = 0;
     switch (g->auto_pad) {
     case QK_PAD_EXPLICIT:
@@ -31,6 +53,18 @@ static inline ref_axis ref_axis_of(const qk_geometry *g, int axis, int64_t in) {
     }
     while (a.out * a.stride + window <= in + total) a.out++; /* as many windows as fit */
     return a;
+}
+
+/* The input that a tap of an output sees, -1 for padding. A ConvTranspose puts input i, times its taps, from output
+ * i * stride - pad on. */
+static inline int64_t ref_input(const ref_axis *a, int64_t out, int64_t tap) {
+    if (!a->transposed) {
+        const int64_t in = out * a->stride + tap * a->dilation - a->pad;
+        return in < a->in ? in : -1;
+    }
+    for (int64_t in = 0; in < a->in; in++)
+        if (in * a->stride - a->pad + tap * a->dilation == out) return in;
+    return -1;
 }
 
 static inline int64_t ref_elements(const qk_tensor *t) {
@@ -64,7 +98,8 @@ static inline void ref_inputs(const qk_geometry *g, const qk_tensor *x, int64_t 
         for (int64_t i = 0; i < per_sample; i++) rows[i] = ref_value(x, sample * per_sample + i);
         return;
     }
-    ref_axis axes[3] = {{1, 1, 1, 1, 0, 1}, {1, 1, 1, 1, 0, 1}, {1, 1, 1, 1, 0, 1}}; /* absent ones lead */
+    const ref_axis absent = {1, 1, 1, 1, 0, 1, false};
+    ref_axis axes[3] = {absent, absent, absent}; /* absent ones lead */
     for (int i = 0; i < g->spatial; i++) axes[3 - g->spatial + i] = ref_axis_of(g, i, x->dims[i + 2]);
     const ref_axis *a = axes, *b = axes + 1, *c = axes + 2;
     for (int64_t oa = 0; oa < a->out; oa++)
@@ -74,11 +109,9 @@ static inline void ref_inputs(const qk_geometry *g, const qk_tensor *x, int64_t 
                     for (int64_t ka = 0; ka < a->kernel; ka++)
                         for (int64_t kb = 0; kb < b->kernel; kb++)
                             for (int64_t kc = 0; kc < c->kernel; kc++) {
-                                const int64_t ia = oa * a->stride + ka * a->dilation - a->pad;
-                                const int64_t ib = ob * b->stride + kb * b->dilation - b->pad;
-                                const int64_t ic = oc * c->stride + kc * c->dilation - c->pad;
-                                const bool inside =
-                                    ia >= 0 && ia < a->in && ib >= 0 && ib < b->in && ic >= 0 && ic < c->in;
+                                const int64_t ia = ref_input(a, oa, ka), ib = ref_input(b, ob, kb);
+                                const int64_t ic = ref_input(c, oc, kc);
+                                const bool inside = ia >= 0 && ib >= 0 && ic >= 0;
                                 const int64_t at = ((channel * a->in + ia) * b->in + ib) * c->in + ic;
                                 *rows++ = inside ? ref_value(x, sample * per_sample + at) : 0.0f;
                             }
@@ -119,6 +152,43 @@ static const ref_case ref_cases[] = {
     {"depthwise, wide", {2, QK_PAD_EXPLICIT, 3, 1, 49, {7, 7}, {1, 1}, {1, 1}, {3, 3}, {3, 3}}, 4, {4, 3, 14, 20}},
     {"depth multiplier", {2, QK_PAD_EXPLICIT, 3, 2, 9, {3, 3}, {1, 1}, {1, 1}, {1, 1}, {1, 1}}, 4, {4, 3, 14, 20}},
     {"3-D", {3, QK_PAD_SAME_UPPER, 1, 2, 24, {2, 3, 2}, {1, 2, 1}, {1, 1, 2}, {0}, {0}}, 5, {3, 2, 5, 8, 9}},
+    {"3-D grouped", {3, QK_PAD_EXPLICIT, 2, 2, 8, {2, 2, 2}, {2, 1, 1}, {1, 2, 1}, {1, 0, 2}, {0}}, 5, {3, 2, 5, 8, 9}},
+    /* ConvTranspose: ..., transposed, output_padding, output_shape */
+    {"transposed 1-D", {1, QK_PAD_EXPLICIT, 1, 4, 8, {4}, {2}, {1}, {1}, {2}, true}, 3, {5, 2, 37}},
+    {"transposed pointwise", {2, QK_PAD_EXPLICIT, 1, 5, 8, {1, 1}, {1, 1}, {1, 1}, {0}, {0}, true}, 4, {5, 8, 9, 11}},
+    {"transposed apart", {2, QK_PAD_VALID, 1, 5, 12, {2, 2}, {2, 2}, {1, 1}, {9, 9}, {9}, true}, 4, {4, 3, 12, 20}},
+    {"transposed with gaps",
+     {2, QK_PAD_EXPLICIT, 1, 2, 4, {2, 1}, {3, 2}, {1, 1}, {1, 0}, {0}, true, {2, 1}},
+     4,
+     {3, 2, 7, 9}},
+    {"transposed dilated",
+     {2, QK_PAD_EXPLICIT, 1, 2, 12, {3, 2}, {2, 3}, {2, 4}, {3, 0}, {0, 4}, true, {1, 3}},
+     4,
+     {3, 2, 9, 8}},
+    {"transposed same upper",
+     {2, QK_PAD_SAME_UPPER, 1, 3, 24, {4, 3}, {1, 2}, {1, 1}, {0}, {0}, true},
+     4,
+     {3, 2, 13, 9}},
+    {"transposed same lower",
+     {2, QK_PAD_SAME_LOWER, 1, 3, 24, {4, 3}, {1, 2}, {1, 1}, {0}, {0}, true},
+     4,
+     {3, 2, 13, 9}},
+    {"transposed, shape",
+     {2, QK_PAD_EXPLICIT, 1, 3, 18, {3, 3}, {2, 2}, {1, 1}, {9}, {9}, true, {1}, {24, 14}},
+     4,
+     {3, 2, 13, 9}},
+    {"transposed grouped",
+     {2, QK_PAD_EXPLICIT, 2, 3, 18, {3, 3}, {2, 2}, {1, 1}, {1, 1}, {1, 1}, true, {1, 1}},
+     4,
+     {4, 4, 6, 9}},
+    {"transposed depthwise",
+     {2, QK_PAD_EXPLICIT, 5, 1, 16, {4, 4}, {2, 2}, {1, 1}, {1, 1}, {1, 1}, true},
+     4,
+     {4, 5, 9, 11}},
+    {"transposed 3-D",
+     {3, QK_PAD_EXPLICIT, 1, 2, 24, {2, 3, 2}, {2, 1, 2}, {1, 2, 1}, {1, 0, 0}, {0, 2, 1}, true},
+     5,
+     {3, 2, 4, 6, 5}},
 };
 enum { REF_CASES = sizeof ref_cases / sizeof *ref_cases };
 

@@ -53,8 +53,8 @@ static void check_floor_or_ceil(const fixture *f, const int32_t *weight_q) {
     }
 }
 
-/* Matrix, matrices, a wide matrix, 1-D, 3x3, grouped, depthwise, depth multiplier. */
-static const int some_cases[] = {0, 1, 2, 3, 5, 11, 12, 14};
+/* Matrix, matrices, a wide matrix, 1-D, 3x3, grouped, depthwise, depth multiplier, 3-D, transposed and grouped. */
+static const int some_cases[] = {0, 1, 2, 3, 5, 11, 12, 14, 15, 25};
 enum { SOME_CASES = sizeof some_cases / sizeof *some_cases };
 
 /* An output is better on the samples that judge, or it is what it was. */

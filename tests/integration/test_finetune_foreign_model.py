@@ -88,7 +88,7 @@ def test_what_onnxruntime_quantized(name: str, per_channel: bool, config: AdaRou
     static = quantized_by_onnxruntime(model, tmp_path, per_channel=per_channel)
     tuned, report = tuned_and_report(model, static, config)
     assert not report.skipped, report.skipped
-    layers = [node.name for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    layers = [node.name for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")]
     assert [layer.name for layer in report.layers] == layers
     assert changed(static, tuned)
     unseen = samples(model, 64, seed=1)

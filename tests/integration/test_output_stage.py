@@ -23,8 +23,10 @@ HELD_OUT = np.arange(SAMPLES) % HOLDOUT == HOLDOUT - 1
 GEMM = "z = Gemm(x, w, b)"
 MATMUL = "z = MatMul(x, w)"
 CONV = "z = Conv<pads=[1, 1, 1, 1]>(x, w, b)"
-SHAPES = {GEMM: (24,), MATMUL: (5, 24), CONV: (3, 7, 6)}
-WEIGHTS = {GEMM: (24, OUTPUTS), MATMUL: (24, OUTPUTS), CONV: (OUTPUTS, 3, 3, 3)}
+TRANSPOSED = "z = ConvTranspose<group=2, strides=[2, 1]>(x, w, b)"
+CONVOLUTIONS = (CONV, TRANSPOSED)
+SHAPES = {GEMM: (24,), MATMUL: (5, 24), CONV: (3, 7, 6), TRANSPOSED: (24, 4, 3)}
+WEIGHTS = {GEMM: (24, OUTPUTS), MATMUL: (24, OUTPUTS), CONV: (OUTPUTS, 3, 3, 3), TRANSPOSED: (24, OUTPUTS // 2, 3, 2)}
 
 ACTIVATIONS = [
     "Relu(z)",
@@ -41,7 +43,9 @@ ACTIVATIONS = [
     "HardSwish(z)",
     "Softmax(z)",
 ]
-EVERY_LAYER = pytest.mark.parametrize("layer", [GEMM, MATMUL, CONV], ids=["gemm", "matmul", "conv"])
+EVERY_LAYER = pytest.mark.parametrize(
+    "layer", [GEMM, MATMUL, CONV, TRANSPOSED], ids=["gemm", "matmul", "conv", "transposed"]
+)
 OUTPUT_QDQ = "q = QuantizeLinear({}, out_scale, out_zero) y = DequantizeLinear(q, out_scale, out_zero)"
 
 
@@ -78,7 +82,7 @@ def pair(layer: str, float_end: str, quantized_end: str, *, seed: int = 0, **con
     scale = np.float32(np.abs(weight).max() / 7)
     shape = ",".join(map(str, SHAPES[layer]))
     out = "float[N,A]" if layer == GEMM else "float[N,A,B]" if layer == MATMUL else "float[N,A,B,C]"
-    per_channel = (OUTPUTS, 1, 1) if layer == CONV else (OUTPUTS,)
+    per_channel = (OUTPUTS, 1, 1) if layer in CONVOLUTIONS else (OUTPUTS,)
     constants = {
         "b": rng.standard_normal(OUTPUTS) / 2,
         "low": np.float32(-0.4),
@@ -120,7 +124,9 @@ def check(models: Pair, config: AdaRoundConfig | AdaQuantConfig, *, channels: in
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_the_error_is_taken_behind_the_activation(layer: str, activation: str) -> None:
     models = pair(layer, f"y = {activation}", f"y = {activation}")
-    report = check(models, AdaRoundConfig(solver="gradient", num_iterations=200), channels=1 if layer == CONV else -1)
+    report = check(
+        models, AdaRoundConfig(solver="gradient", num_iterations=200), channels=1 if layer in CONVOLUTIONS else -1
+    )
     assert report.accepted, "200 steps find something better than rounding to nearest 4 bits"
 
 
@@ -136,7 +142,7 @@ def test_softmax_over_any_axis_but_that_of_the_samples(axis: int) -> None:
 def test_output_qdq_takes_it_behind_the_quantization(layer: str, activation: str, kind: type) -> None:
     models = pair(layer, f"y = {activation}", f"a = {activation} " + OUTPUT_QDQ.format("a"))
     config = kind(solver="gradient", output_qdq=True, num_iterations=50, learning_rate=0.01)
-    check(models, config, channels=1 if layer == CONV else -1)
+    check(models, config, channels=1 if layer in CONVOLUTIONS else -1)
 
 
 @EVERY_LAYER
@@ -144,7 +150,7 @@ def test_output_qdq_takes_it_behind_the_quantization(layer: str, activation: str
 def test_an_activation_that_the_quantization_took_over_is_that_of_the_float_tensor(layer: str, activation: str) -> None:
     """As onnxruntime quantizes Relu with uint8: the zero point cuts what lies below."""
     models = pair(layer, f"y = {activation}", OUTPUT_QDQ.format("z"), zero=np.float32(0), high=np.float32(5.1))
-    channels = 1 if layer == CONV else -1
+    channels = 1 if layer in CONVOLUTIONS else -1
     check(models, AdaRoundConfig(solver="gradient", output_qdq=True, num_iterations=50), channels=channels)
     _, before_activation = models.tuned(AdaRoundConfig(solver="gradient", num_iterations=1))
     assert before_activation.before[1] > 1.2 * models.errors(models.quantized, channels=channels)[1]
@@ -186,10 +192,10 @@ def test_an_output_with_another_reader_is_judged_as_it_is() -> None:
 @pytest.mark.parametrize("activation", ["Relu(z)", "Sigmoid(z)", "Softmax(z)"])
 def test_auto_keeps_the_best_of_both_solvers_behind_the_activation(layer: str, activation: str) -> None:
     models = pair(layer, f"y = {activation}", f"y = {activation}")
-    report = check(models, AdaRoundConfig(num_iterations=200), channels=1 if layer == CONV else -1)
+    report = check(models, AdaRoundConfig(num_iterations=200), channels=1 if layer in CONVOLUTIONS else -1)
     for solver in ("least_squares", "gradient"):
         tuned, _ = models.tuned(AdaRoundConfig(solver=solver, num_iterations=200, update_bias=True))
-        alone = models.errors(tuned, channels=1 if layer == CONV else -1)
+        alone = models.errors(tuned, channels=1 if layer in CONVOLUTIONS else -1)
         assert report.after[1] <= alone[1] * (1 + 1e-6)
 
 

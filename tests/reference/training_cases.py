@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from reference.conv_rows import AUTO_PADS, Conv, output_rows
+from reference.conv_rows import Conv, ConvTranspose, output_rows
 from reference.fake_quant import dequantize, quantize
 from reference.least_squares import QuantizedLayer
 from reference.output_stage import Stage
@@ -88,8 +88,7 @@ class TrainingCase:
         rows, inputs = self.layer.weight.shape
         options: dict[str, Any] = {}
         if (c := self.conv) is not None:
-            numbers = (c.kernel, c.strides, c.dilations, c.pads, AUTO_PADS.index(c.auto_pad))
-            options = {"groups": c.groups, "conv": numbers}
+            options = {"groups": c.groups, "conv": c.core}
         data = _core.TrainingData(
             inputs,
             rows // options.get("groups", 1),
@@ -177,9 +176,7 @@ def with_targets(
         rows = conv.rows(seen)  # (groups, samples * positions, K)
         weight = layer.weight.reshape(conv.groups, outputs, -1)
         out = np.einsum("grk,gok->rgo", rows, weight).reshape(len(x), -1, conv.groups * outputs) + bias
-        padded = [size + sum(conv.padding(axis, size)) for axis, size in enumerate(x.shape[2:])]
-        geometry = zip(padded, conv.kernel, conv.strides, conv.dilations, strict=True)
-        sizes = [(size - d * (k - 1) - 1) // s + 1 for size, k, s, d in geometry]
+        sizes = [conv.outputs(axis, size) for axis, size in enumerate(x.shape[2:])]
         y = out.transpose(0, 2, 1).reshape(len(x), -1, *sizes)
     return TrainingCase(layer=layer, x=x, y=np.ascontiguousarray(y, np.float32), conv=conv)
 
@@ -223,8 +220,15 @@ def conv_case(
         auto_pad="NOTSET",
         groups=groups,
     )
-    layer = quantized_layer(seed, rows=groups * outputs, inputs=channels * int(np.prod(kernel)))
-    x = correlated(seed, samples, groups * channels, *sizes)
+    return case_of(seed, conv, sizes=sizes, channels=channels, outputs=outputs, samples=samples)
+
+
+def case_of(
+    seed: int, conv: Conv, *, sizes: tuple[int, ...], channels: int, outputs: int, samples: int = 12
+) -> TrainingCase:
+    """channels and outputs are per group."""
+    layer = quantized_layer(seed, rows=conv.groups * outputs, inputs=channels * int(np.prod(conv.kernel)))
+    x = correlated(seed, samples, conv.groups * channels, *sizes)
     return with_targets(seed, layer, x, outputs=outputs, conv=conv)
 
 
@@ -238,6 +242,16 @@ def in_8_bits(case: TrainingCase, dtype: type[np.unsignedinteger] | type[np.sign
 
 def make_cases() -> dict[str, TrainingCase]:
     dense = conv_case(1, sizes=(8, 8), channels=3, outputs=4, kernel=(3, 3), pads=(1, 1, 1, 1))
+    transposed = ConvTranspose(
+        kernel=(3, 2),
+        strides=(2, 2),
+        dilations=(1, 2),
+        pads=(1, 0, 0, 1),
+        auto_pad="NOTSET",
+        groups=2,
+        output_padding=(1, 0),
+        output_shape=None,
+    )
     return {
         "conv 2-D": dense,
         "stride, pads, dilation": conv_case(
@@ -248,6 +262,8 @@ def make_cases() -> dict[str, TrainingCase]:
         "grouped": conv_case(5, sizes=(6, 6), channels=2, outputs=3, groups=2, kernel=(3, 3), pads=(1, 1, 1, 1)),
         "normalization": norm_case(13),
         "conv 1-D": conv_case(6, sizes=(20,), channels=3, outputs=4, kernel=(5,), strides=(2,), pads=(2, 1)),
+        "conv 3-D": conv_case(13, sizes=(4, 5, 4), channels=2, outputs=3, kernel=(2, 3, 2), pads=(0, 1, 1, 0, 1, 0)),
+        "transposed": case_of(14, transposed, sizes=(6, 5), channels=2, outputs=3),
         "more positions than a unit": conv_case(7, sizes=(25, 27), channels=2, outputs=3, kernel=(2, 2)),
         "gemm": matrix_case(8),
         "gemm, many samples": matrix_case(9, samples=90),

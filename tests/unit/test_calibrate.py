@@ -11,7 +11,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference.conv_rows import Conv
+from reference.conv_rows import conv_of
 from reference.inner_tensors import inner_tensors
 from reference.random_graphs import SIDE, RandomGraph, random_graphs
 from reference.value_range import bin_width, histogram_percentile
@@ -74,13 +74,10 @@ def rows_of(layer: WeightLayer, x: np.ndarray) -> np.ndarray:
     a = layer.attributes
     if not isinstance(a, ConvAttributes):
         return x.reshape(1, -1, x.shape[-1])
-    return Conv(
-        kernel=a.kernel_shape, strides=a.strides, dilations=a.dilations, pads=a.pads, auto_pad=a.auto_pad,
-        groups=a.group,
-    ).rows(x)  # fmt: skip
+    return conv_of(a).rows(x)
 
 
-@pytest.mark.parametrize("name", ["conv1d", "mlp", "residual"])
+@pytest.mark.parametrize("name", ["conv1d", "mlp", "residual", "autoencoder"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_weight_scales_are_those_of_a_search_on_the_rows(name: str, symmetric: bool):
     """Samples have fewer positions than the pass draws of each, so that the search sees all rows."""
@@ -93,13 +90,16 @@ def test_weight_scales_are_those_of_a_search_on_the_rows(name: str, symmetric: b
     weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     for layer in layers:
         (x,) = inner_tensors(model, data, [layer.input]).values()
+        params = found.weights[layer.weight]
+        if len(rows_of(layer, x)) > 1:  # the groups of a ConvTranspose
+            assert (params.axis, params.scale.shape) == (None, (1,))
+            continue
         (rows,) = rows_of(layer, x)
         weight = np.moveaxis(weights[layer.weight], layer.channel_axis, 0).reshape(-1, rows.shape[1])
         problem = ScaleProblem(
             weight, rows, qmin=options.weights.qmin, qmax=options.weights.qmax, symmetric=symmetric,
             bias_free=layer.bias is not None,
         )  # fmt: skip
-        params = found.weights[layer.weight]
         assert params.axis == layer.channel_axis
         for o, scale in enumerate(params.scale):
             row = slice(o, o + 1)

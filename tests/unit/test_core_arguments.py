@@ -47,6 +47,10 @@ BAD_LAYERS: dict[str, Callable[[], object]] = {
     "stride 0": lambda: _core.Layer(9, 2, 10, 100, conv=((3, 3), (0, 1), (1, 1), (1,) * 4, 0)),
     "dilation 0": lambda: _core.Layer(9, 2, 10, 100, conv=((3, 3), (1, 1), (0, 1), (1,) * 4, 0)),
     "negative pad": lambda: _core.Layer(9, 2, 10, 100, conv=((3, 3), (1, 1), (1, 1), (0, 0, 0, -1), 0)),
+    "too few output_padding": lambda: _core.Layer(9, 2, 10, 100, conv=(*CONV, (1,), None)),
+    "negative output_padding": lambda: _core.Layer(9, 2, 10, 100, conv=(*CONV, (0, -1), None)),
+    "too many of output_shape": lambda: _core.Layer(9, 2, 10, 100, conv=(*CONV, (0, 0), (1, 2, 3))),
+    "negative output_shape": lambda: _core.Layer(9, 2, 10, 100, conv=(*CONV, (0, 0), (1, -1))),
     "kernel 0": lambda: _core.Layer(9, 2, 10, 100, conv=((0, 3), (1, 1), (1, 1), (1,) * 4, 0)),
     "odd bins": lambda: _core.ValueRanges(1, 5),
     "negative count": lambda: _core.ValueRanges(-1),
@@ -68,6 +72,9 @@ def test_sizes_that_make_no_sense(name: str):
         (1, 2),
         ((3,), (1,), (1,), "ab", 0),
         (("a",), (1,), (1,), (0, 0), 0),
+        (*CONV, None, None),
+        (*CONV, (0, 0), 7),
+        (*CONV, (0, 0), None, None),
     ],
 )
 def test_geometry_of_a_wrong_type(conv: object):

@@ -4,7 +4,13 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layers
+from quark.onnx.graph.weight_layers import (
+    ConvAttributes,
+    ConvTransposeAttributes,
+    GemmAttributes,
+    WeightLayer,
+    weight_layers,
+)
 
 
 def model(text: str, **shapes: tuple[int, ...]) -> onnx.ModelProto:
@@ -58,6 +64,54 @@ def test_conv_1d_defaults_and_auto_pad():
         assert layer.bias is None
 
 
+def test_conv_transpose_with_everything_given():
+    (layer,) = weight_layers(
+        model(
+            "(float[N,4,9,9] x) => (float[N,6,A,B] y) { [up] y = ConvTranspose<strides=[2,3], pads=[0,1,2,3], "
+            "dilations=[1,2], group=2, kernel_shape=[3,2], output_padding=[1,2], output_shape=[17,20]>(x, w, b) }",
+            w=(4, 3, 3, 2),
+            b=(6,),
+        )
+    )
+    assert layer == WeightLayer(
+        node_name="up",
+        op_type="ConvTranspose",
+        weight="w",
+        weight_shape=(4, 3, 3, 2),
+        bias="b",
+        has_dynamic_bias=False,
+        input="x",
+        output="y",
+        channel_axis=1,
+        attributes=ConvTransposeAttributes(
+            kernel_shape=(3, 2),
+            strides=(2, 3),
+            dilations=(1, 2),
+            pads=(0, 1, 2, 3),
+            auto_pad="NOTSET",
+            group=2,
+            output_padding=(1, 2),
+            output_shape=(17, 20),
+        ),
+    )
+    assert layer.layout.outputs == 6
+
+
+def test_defaults_of_1d_and_3d():
+    text = "(float[N,4,9] x, float[N,4,9,9,9] z) => (float[N,6,11] y, float[N,2,8,9,7] t) { %s }"
+    transposed, deep = weight_layers(
+        model(text % "y = ConvTranspose(x, w) t = Conv(z, v)", w=(4, 6, 3), v=(2, 4, 2, 1, 3))
+    )
+    assert transposed.attributes == ConvTransposeAttributes(
+        kernel_shape=(3,), strides=(1,), dilations=(1,), pads=(0, 0), auto_pad="NOTSET", group=1,
+        output_padding=(0,), output_shape=None,
+    )  # fmt: skip
+    assert (deep.op_type, deep.channel_axis) == ("Conv", 0)
+    assert deep.attributes == ConvAttributes(
+        kernel_shape=(2, 1, 3), strides=(1,) * 3, dilations=(1,) * 3, pads=(0,) * 6, auto_pad="NOTSET", group=1
+    )
+
+
 def test_gemm_and_matmul():
     gemm, swapped, matmul, batched = weight_layers(
         model(
@@ -81,8 +135,8 @@ def test_what_is_no_weight_layer():
     nodes = (
         "a = MatMul(x, x) b = MatMul(w, a) c = Add(b, w) d = Conv(z, deep) e = Gemm(c, integer) y = MatMul(c, vector)"
     )
-    text = f"(float[4,4] x, float[1,1,4,4,4] z) => (float[4] y, float d, float e) {{ {nodes} }}"
-    parsed = model(text, w=(4, 4), deep=(2, 1, 3, 3, 3), vector=(4,))
+    text = f"(float[4,4] x, float[1,1,4,4,4,4] z) => (float[4] y, float d, float e) {{ {nodes} }}"
+    parsed = model(text, w=(4, 4), deep=(2, 1, 3, 3, 3, 3), vector=(4,))
     parsed.graph.initializer.append(numpy_helper.from_array(np.zeros((4, 4), np.int32), "integer"))
     assert weight_layers(parsed) == ()
 

@@ -9,8 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnxruntime.quantization import QuantType, quantize_static
-from reference.conv_rows import Conv, output_rows
-from reference.inner_tensors import inner_tensors
+from reference.planned_layers import assert_is_its_plan
 from small_models import MODELS, Reader, build, samples
 
 from quark.onnx.graph.prepare import prepare
@@ -81,7 +80,8 @@ def test_a_gemm():
     np.testing.assert_array_equal(layer.weight.rows, W.T)
     np.testing.assert_array_equal(layer.weight.rows_q, W.T)
     np.testing.assert_array_equal(layer.weight.scale, np.ones(4))
-    assert (layer.weight.initializer, layer.weight.transposed) == ("w_quantized", True)
+    assert layer.weight.initializer == "w_quantized"
+    np.testing.assert_array_equal(layer.weight.layout.values(layer.weight.rows_q), W)
     assert (layer.weight.qmin, layer.weight.qmax) == (-127, 127)
     np.testing.assert_array_equal(layer.bias.real, B)
     assert (layer.bias.initializer, layer.bias.qmin, layer.bias.qmax) == ("b_quantized", -(2**31), 2**31 - 1)
@@ -100,41 +100,15 @@ def quantized_by_onnxruntime(model: onnx.ModelProto, folder: Path, *, per_channe
     return onnx.load(path)
 
 
-def rows_of(layer: LayerPlan, x: np.ndarray) -> np.ndarray:
-    """(groups, rows, K)."""
-    if layer.conv is None:
-        return x.reshape(1, -1, x.shape[-1])
-    a = layer.conv
-    return Conv(
-        kernel=a.kernel_shape, strides=a.strides, dilations=a.dilations, pads=a.pads, auto_pad=a.auto_pad,
-        groups=a.group,
-    ).rows(x)  # fmt: skip
-
-
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("per_channel", [False, True], ids=["tensor", "channel"])
 def test_a_layer_is_what_its_plan_says(name: str, per_channel: bool, tmp_path: Path):
-    """output = factor * (W x) + bias, with W, x and bias from the plan's integers."""
     model = prepare(MODELS[name]())
     quantized = quantized_by_onnxruntime(model, tmp_path, per_channel=per_channel)
     plan = build_plan(model, quantized, ALL_TYPES)
     assert plan.layers
-    inputs = samples(model, 3, seed=1)
-    outputs = {node.name: node.output[0] for node in quantized.graph.node}
     for layer in plan.layers:
-        x, y = inner_tensors(quantized, inputs, [layer.input.tensor, outputs[layer.node]]).values()
-        assert inner_tensors(model, inputs, [layer.target])[layer.target].shape == y.shape
-        if x.dtype != np.float32:
-            x = (x.astype(np.float64) - layer.input.zero_point) * layer.input.scale
-        rows, weight = rows_of(layer, x.astype(np.float64)), layer.weight
-        real = weight.scale[:, None].astype(np.float64) * (weight.rows_q - weight.zero_point[:, None])
-        expected = rows @ real.reshape(layer.groups, -1, real.shape[1]).transpose(0, 2, 1) * layer.factor
-        if layer.bias is not None:
-            expected = expected + layer.bias.real.reshape(layer.groups, 1, -1)
-        found = output_rows(y, layer.groups) if layer.conv else y.reshape(1, -1, y.shape[-1])
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-        unrounded = weight.rows / weight.scale[:, None] + weight.zero_point[:, None]
-        assert np.abs(weight.rows_q - unrounded).max() <= 1
+        assert_is_its_plan(layer, model, quantized, samples(model, 3, seed=1))
 
 
 # ---- pairing --------------------------------------------------------------------------------------
@@ -210,11 +184,46 @@ def test_transposed_scaled_per_channel():
         )
     )
     assert layer.factor == 0.5
-    assert not layer.weight.transposed
+    np.testing.assert_array_equal(layer.weight.layout.values(layer.weight.rows), W.T)
     np.testing.assert_array_equal(layer.weight.zero_point, [-1, -2, -3, -4])
     assert layer.weight.qmin == -128  # asymmetric: the whole type
     np.testing.assert_array_equal(layer.bias.real, 2 * B)
     np.testing.assert_array_equal(layer.bias.scale, np.full(4, 0.5))
+
+
+def grouped_conv_transpose(axis: int, *, weight: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> Plan:
+    """A layer of two groups; weight: real values, (4, 3, 2)."""
+    node = "[layer] y = ConvTranspose<group=2, strides=[2]>"
+    text = "(float[N,4,5] x) => (float[N,6,10] y) {{ {} }}"
+    shape = [-1 if i == axis else 1 for i in range(3)]
+    return plan_of(
+        text.format(f"w_real = DequantizeLinear<axis={axis}>(w_quantized, w_scale, w_zero) {node}(x, w_real)"),
+        text.format(f"{node}(x, w)"),
+        float_constants={"w": weight},
+        w_quantized=(weight / scale.reshape(shape) + zero.reshape(shape)).astype(np.int8),
+        w_scale=scale,
+        w_zero=zero,
+    )
+
+
+def test_the_groups_of_a_conv_transpose_share_the_scales_of_its_channels():
+    scale, zero = np.array([0.5, 1.0, 2.0]), np.array([3, 4, 5], np.int8)
+    weight = 2.0 * np.arange(-10, 14).reshape(4, 3, 2)
+    layer = only(grouped_conv_transpose(1, weight=weight, scale=scale, zero=zero))
+    assert (layer.groups, layer.op_type) == (2, "ConvTranspose")
+    np.testing.assert_array_equal(layer.weight.scale, np.tile(scale, 2))
+    np.testing.assert_array_equal(layer.weight.zero_point, np.tile(zero, 2))
+    # row (group, output): the two inputs of the group, two taps of each
+    rows = [np.concatenate([weight[2 * group, o], weight[2 * group + 1, o]]) for group in range(2) for o in range(3)]
+    np.testing.assert_array_equal(layer.weight.rows, rows)
+    real = (layer.weight.rows_q - layer.weight.zero_point[:, None]) * layer.weight.scale[:, None]
+    np.testing.assert_array_equal(real, rows)
+
+
+def test_scales_along_the_inputs_of_a_conv_transpose():
+    weight = np.arange(-12.0, 12).reshape(4, 3, 2)
+    plan = grouped_conv_transpose(0, weight=weight, scale=np.ones(4), zero=np.zeros(4, np.int8))
+    assert "neither one constant per tensor nor one per output" in reason(plan)
 
 
 def test_minus_128_may_be_used_where_it_was():
@@ -272,8 +281,8 @@ def test_the_weight_is_constant_in_another_form():
 @pytest.mark.parametrize(
     ("text", "weight"),
     [
-        ("(float[N,2,5,5] x) => (float[N,3,5,5] y) { [layer] y = ConvTranspose(x, v) }", (2, 3, 1, 1)),
-        ("(float[N,2,5,5,5] x) => (float[N,3,5,5,5] y) { [layer] y = Conv(x, v) }", (3, 2, 1, 1, 1)),
+        ("(float[N,2,3,3,3,3] x) => (float[N,4,3,3,3,3] y) { [layer] y = ConvTranspose(x, v) }", (2, 4, 1, 1, 1, 1)),
+        ("(float[N,2,3,3,3,3] x) => (float[N,4,3,3,3,3] y) { [layer] y = Conv(x, v) }", (4, 2, 1, 1, 1, 1)),
         ("(float[N,3] x) => (float[N] y) { [layer] y = MatMul(x, v) }", (3,)),
     ],
 )  # fmt: skip
