@@ -8,24 +8,41 @@ import json
 import pickle
 from typing import Any
 
-import numpy as np
+import ml_dtypes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quark.onnx.errors import ConfigError, ConfigTypeError
-from quark.onnx.quantization.config.data_type import DataType, Int8, UInt8
+from quark.onnx.errors import ConfigError, ConfigTypeError, UnsupportedError
+from quark.onnx.quantization.config import unsupported_formats
+from quark.onnx.quantization.config.data_type import (
+    DATA_TYPES,
+    DataType,
+    Int2,
+    Int4,
+    Int8,
+    Int16,
+    UInt2,
+    UInt4,
+    UInt8,
+    UInt16,
+)
 from quark.onnx.quantization.config.spec import (
     CalibMethod,
+    Int4Spec,
     Int8Spec,
+    Int16Spec,
     QLayerConfig,
     QTensorConfig,
     QuantGranularity,
     ScaleType,
+    UInt4Spec,
     UInt8Spec,
+    UInt16Spec,
 )
 
-SPECS = [Int8Spec, UInt8Spec]
+SPECS = [Int8Spec, UInt8Spec, Int16Spec, UInt16Spec, Int4Spec, UInt4Spec]
+UNSUPPORTED = [getattr(unsupported_formats, name) for name in unsupported_formats.__all__]
 ARGUMENTS = {
     "symmetric": st.booleans(),
     "scale_type": st.sampled_from(ScaleType),
@@ -36,7 +53,7 @@ specs = st.builds(
     lambda kind, arguments: kind(**arguments),
     st.sampled_from(SPECS),
     st.fixed_dictionaries({}, optional=ARGUMENTS),
-) | st.builds(QTensorConfig, **ARGUMENTS, data_type=st.sampled_from([Int8, UInt8]))
+) | st.builds(QTensorConfig, **ARGUMENTS, data_type=st.sampled_from(list(DATA_TYPES.values())))
 activations = specs.filter(lambda spec: spec.calibration_method is not CalibMethod.MinOutputMSE)
 layers = st.fixed_dictionaries(
     {},
@@ -49,16 +66,17 @@ layers = st.fixed_dictionaries(
 ).map(lambda arguments: QLayerConfig(**arguments))
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [(Int8, np.int8), (UInt8, np.uint8)])
-def test_data_type_is_the_integer_format_of_its_name(kind: DataType, dtype: type[np.integer]) -> None:
-    limits = np.iinfo(dtype)
-    assert (kind.bits, kind.signed, kind.qmin, kind.qmax) == (
-        limits.bits,
-        limits.min < 0,
-        limits.min,
-        limits.max,
-    )
+@pytest.mark.parametrize("kind", [Int2, UInt2, *DATA_TYPES.values()], ids=repr)
+def test_data_type_is_the_integer_format_of_its_name(kind: DataType) -> None:
+    limits = ml_dtypes.iinfo(kind.name.lower())
+    assert (kind.bits, kind.signed, kind.qmin, kind.qmax) == (limits.bits, limits.min < 0, limits.min, limits.max)
     assert repr(kind) == kind.name
+
+
+def test_symmetric_weights_leave_the_least_integer_out_where_there_are_many() -> None:
+    assert {kind.name: kind.symmetric_qmin for kind in DATA_TYPES.values()} == {
+        "Int4": -8, "UInt4": 0, "Int8": -127, "UInt8": 0, "Int16": -32767, "UInt16": 0,
+    }  # fmt: skip
 
 
 def test_enums_have_the_documented_members() -> None:
@@ -68,7 +86,13 @@ def test_enums_have_the_documented_members() -> None:
     assert list(QuantGranularity.__members__) == ["Tensor", "Channel", "Group"]
 
 
-@pytest.mark.parametrize(("kind", "symmetric", "data_type"), [(Int8Spec, True, Int8), (UInt8Spec, False, UInt8)])
+@pytest.mark.parametrize(
+    ("kind", "symmetric", "data_type"),
+    [
+        (Int4Spec, True, Int4), (Int8Spec, True, Int8), (Int16Spec, True, Int16),
+        (UInt4Spec, False, UInt4), (UInt8Spec, False, UInt8), (UInt16Spec, False, UInt16),
+    ],
+)  # fmt: skip
 def test_spec_defaults_and_order(kind: type[QTensorConfig], symmetric: bool, data_type: DataType) -> None:
     values = (symmetric, ScaleType.Float32, None, QuantGranularity.Tensor, data_type)
     parameters = inspect.signature(kind).parameters
@@ -151,7 +175,10 @@ def test_dict_without_a_name_is_told_by_its_data_type() -> None:
         (
             {"data_type": "UInt8"},
             TypeError,
-            "UInt8Spec.data_type: got 'UInt8', expected a data type (Int8, UInt8) (str given)",
+            (
+                "UInt8Spec.data_type: got 'UInt8', expected a data type"
+                " (Int4, UInt4, Int8, UInt8, Int16, UInt16) (str given)"
+            ),
         ),
         (
             {"data_type": Int8},
@@ -191,6 +218,20 @@ def test_spec_rejects(arguments: dict[str, Any], error: type[Exception], message
 def test_spec_from_dict_rejects(written: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         QTensorConfig.from_dict(written)
+
+
+@pytest.mark.parametrize("kind", UNSUPPORTED)
+def test_formats_that_onnxruntime_does_not_run_exist_as_names(kind: type[QTensorConfig]) -> None:
+    for make in (kind, lambda: QTensorConfig.from_dict({"name": kind.__name__})):
+        with pytest.raises(UnsupportedError, match=rf"^{kind.__name__}: .*onnxruntime.*Int8Spec.*UInt16Spec.*Int4Spec"):
+            make()
+    with pytest.raises(ConfigTypeError, match="did you mean 'symmetric'"):
+        kind(symetric=True)
+
+
+def test_unsupported_formats_of_quark_are_told_by_their_data_type() -> None:
+    with pytest.raises(UnsupportedError, match=r"BFloat16Spec: .*custom operators"):
+        QTensorConfig.from_dict({"symmetric": True, "data_type": "BFloat16"})
 
 
 def test_spec_cannot_be_changed() -> None:

@@ -12,12 +12,17 @@ from quark.onnx.quantization.config import (
     AdaQuantConfig,
     AdaRoundConfig,
     CalibMethod,
+    Int4Spec,
     Int8Spec,
+    Int16Spec,
     QConfig,
     QLayerConfig,
+    QTensorConfig,
     QuantGranularity,
     ScaleType,
+    UInt4Spec,
     UInt8Spec,
+    UInt16Spec,
 )
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.supported import check_supported, ignored_options
@@ -109,13 +114,22 @@ def test_defaults_of_the_other_algorithm_are_reported_there() -> None:
 
 
 @pytest.mark.parametrize("method", [None, CalibMethod.MinMax, CalibMethod.Percentile])
-@pytest.mark.parametrize("kind", [Int8Spec, UInt8Spec])
+@pytest.mark.parametrize("kind", [Int8Spec, UInt8Spec, Int16Spec, UInt16Spec])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_supported_specs(method: CalibMethod | None, kind: type[Int8Spec | UInt8Spec], symmetric: bool) -> None:
+def test_supported_specs(method: CalibMethod | None, kind: type[QTensorConfig], symmetric: bool) -> None:
     activation = kind(symmetric, calibration_method=method)
     for granularity in (QuantGranularity.Tensor, QuantGranularity.Channel):
-        weight = Int8Spec(symmetric, calibration_method=method, quant_granularity=granularity)
-        check_supported(QConfig(QLayerConfig(activation=activation, weight=weight)))
+        for weight_kind in (Int8Spec, UInt8Spec, Int16Spec, UInt16Spec, Int4Spec, UInt4Spec):
+            weight = weight_kind(symmetric, calibration_method=method, quant_granularity=granularity)
+            check_supported(QConfig(QLayerConfig(activation=activation, weight=weight)))
+
+
+@pytest.mark.parametrize("kind", [Int4Spec, UInt4Spec])
+def test_four_bits_are_for_weights(kind: type[QTensorConfig]) -> None:
+    given = kind().data_type
+    message = f"QConfig.global_config.input_tensors.data_type: got {given}, expected Int8 or UInt8 or Int16 or UInt16:"
+    with pytest.raises(UnsupportedError, match=message):
+        check_supported(QConfig(QLayerConfig(kind(), weight=Int8Spec())))
 
 
 @pytest.mark.parametrize("method", [CalibMethod.Entropy, CalibMethod.Distribution, CalibMethod.MinOutputMSE])

@@ -301,8 +301,8 @@ def test_the_weight_is_not_quantized():
     assert reason(plan_of(text, w_real=W)) == "its weight is not quantized"
 
 
-def test_the_weight_has_16_bits():
-    assert "INT16" in reason(plan_of(opset=21, w_quantized=W.astype(np.int16)))
+def test_the_weight_has_32_bits():
+    assert "INT32" in reason(plan_of(w_quantized=W.astype(np.int32)))
 
 
 def test_a_stack_of_matrices():
