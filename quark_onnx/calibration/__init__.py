@@ -1,1 +1,7 @@
-"""From calibration samples to value ranges and weight scales."""
+"""From calibration samples to value ranges and weight scales; readers of samples."""
+
+from quark.onnx.calibration.data_source import get_data_reader
+from quark.onnx.calibration.path_reader import PathDataReader
+from quark.onnx.calibration.readers import CachedDataReader, RandomDataReader
+
+__all__ = ["CachedDataReader", "PathDataReader", "RandomDataReader", "get_data_reader"]

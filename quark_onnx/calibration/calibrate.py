@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 
 import numpy as np
@@ -47,10 +47,22 @@ class CalibrationSettings:
     Attributes:
         percentile: of |x| that an activation's range holds; None: minimum and maximum.
         weights: choose weight scales by output error on this grid; None: leave them to minimum and maximum.
+        percentiles: of the activations, by name, for which it is another one.
+        grids: of the weights, by name, for which it is another one.
     """
 
     percentile: float | None
     weights: WeightGrid | None
+    percentiles: Mapping[str, float | None] = field(default_factory=dict)
+    grids: Mapping[str, WeightGrid | None] = field(default_factory=dict)
+
+    def percentile_of(self, tensor: str) -> float | None:
+        """That of an activation."""
+        return self.percentiles.get(tensor, self.percentile)
+
+    def grid_of(self, weight: str) -> WeightGrid | None:
+        """That of a weight."""
+        return self.grids.get(weight, self.weights)
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,7 @@ def calibrate(
     """
     pool = _core.ThreadPool(engine.threads)
     ranges = _core.ValueRanges(len(tensors), _BINS)
-    search = _ScaleSearch(model, layers if settings.weights else (), pool)
+    search = _ScaleSearch(model, layers, settings, pool)
     wanted = list(dict.fromkeys([*tensors, *search.tensors()]))
     # A reader may use its memory again. With few items, the processors are shared out among each item's operators.
     first = [{name: array.copy() for name, array in item.items()} for item in islice(items, engine.threads)]
@@ -104,8 +116,8 @@ def calibrate(
             raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
         search.feed(values)
         samples += sample_count(batch)
-    found = {name: _range(ranges, i, settings.percentile) for i, name in enumerate(tensors)}
-    return Calibration(found, search.choose(settings.weights) if settings.weights else {}, samples)
+    found = {name: _range(ranges, i, settings.percentile_of(name)) for i, name in enumerate(tensors)}
+    return Calibration(found, search.choose(), samples)
 
 
 def _batches(items: Iterator[Batch], can_join: CanJoin, run: _Exposed) -> Iterator[Batch]:
@@ -150,13 +162,20 @@ def _range(ranges: _core.ValueRanges, index: int, percentile: float | None) -> t
 class _ScaleSearch:
     """CalibMethod.MinOutputMSE: moments of every layer's float input, then the scale with the least output error."""
 
-    def __init__(self, model: onnx.ModelProto, layers: Iterable[WeightLayer], pool: _core.ThreadPool) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        layers: Iterable[WeightLayer],
+        settings: CalibrationSettings,
+        pool: _core.ThreadPool,
+    ) -> None:
+        self._settings = settings
         constants = {t.name: t for t in model.graph.initializer}
         self._pool = pool
         self._layers: list[tuple[WeightLayer, _core.Layer, NDArray[np.float32]]] = []
         budget = _GRAM_BYTES
         uses: dict[str, int] = {}
-        layers = tuple(layers)
+        layers = tuple(layer for layer in layers if settings.grid_of(layer.weight) is not None)
         for layer in layers:
             uses[layer.weight] = uses.get(layer.weight, 0) + 1
         for layer in layers:
@@ -198,9 +217,11 @@ class _ScaleSearch:
             return False
         return True
 
-    def choose(self, grid: WeightGrid) -> dict[str, WeightParams]:
+    def choose(self) -> dict[str, WeightParams]:
         found = {}
         for layer, core, rows in self._layers:
+            grid = self._settings.grid_of(layer.weight)
+            assert grid is not None  # or the layer would not be here
             # The channels of a ConvTranspose's groups lie on one axis: as `insert_qdq`, one scale for all of them.
             per_channel = grid.per_channel and layer.channels == len(rows)
             try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import onnx
@@ -16,7 +16,10 @@ __all__ = [
     "Batch",
     "DataReader",
     "ModelInput",
+    "checked_array",
     "checked_items",
+    "checked_reader",
+    "is_end",
     "model_inputs",
     "sample_count",
 ]
@@ -29,6 +32,17 @@ class DataReader(Protocol):
 
     def get_next(self) -> Mapping[str, NDArray[np.generic]] | None:
         """The next item: an array for every model input; None (or {}) at the end."""
+
+
+def checked_reader(reader: object) -> DataReader:
+    """A reader.
+
+    Raises:
+        DataError: it is none.
+    """
+    if not callable(getattr(reader, "get_next", None)):
+        raise DataError(f"a calibration data reader is needed: an object with get_next(), not {type(reader).__name__}")
+    return cast(DataReader, reader)
 
 
 def sample_count(batch: Batch) -> int:
@@ -73,17 +87,18 @@ def checked_items(reader: DataReader, inputs: tuple[ModelInput, ...]) -> Iterato
         DataError: there is no item; or an item has a wrong name, type, dtype or shape, or NaN or Inf.
     """
     index = 0
-    while not _is_end(item := reader.get_next()):
+    while not is_end(item := reader.get_next()):
         where = f"item {index} of the calibration data reader"
         if not isinstance(item, Mapping):
             raise DataError(f"{where} is a {type(item).__name__}: yield a dict from input name to NumPy array")
-        yield {spec.name: _checked(item, spec, where) for spec in _same_names(item, inputs, where)}
+        yield {spec.name: checked_array(item[spec.name], spec, where) for spec in _same_names(item, inputs, where)}
         index += 1
     if index == 0:
         raise DataError("the calibration data reader yields nothing: its first get_next() returned no item")
 
 
-def _is_end(item: object) -> bool:
+def is_end(item: object) -> bool:
+    """Whether it is what get_next() gives behind the last item."""
     return item is None or (isinstance(item, Mapping) and not item)
 
 
@@ -94,8 +109,16 @@ def _same_names(item: Mapping[str, object], inputs: tuple[ModelInput, ...], wher
     return inputs
 
 
-def _checked(item: Mapping[str, NDArray[np.generic]], spec: ModelInput, where: str) -> NDArray[np.generic]:
-    array, what = item[spec.name], f"{where}: input {spec.name!r}"
+def checked_array(array: NDArray[np.generic], spec: ModelInput, where: str) -> NDArray[np.generic]:
+    """An array that is to be an input of a model.
+
+    Args:
+        where: it comes from, for the message.
+
+    Raises:
+        DataError: it has a wrong type, dtype or shape, is empty, or holds NaN or Inf.
+    """
+    what = f"{where}: input {spec.name!r}"
     if not isinstance(array, np.ndarray):
         raise DataError(f"{what} is a {type(array).__name__}: yield a NumPy array")
     if array.dtype != spec.dtype:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from onnxruntime.quantization.registry import CreateQDQQuantizer
 
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, attribute, reads
+from quark.onnx.graph.quant_overrides import Overrides, TensorFormat, format_overrides
 
 __all__ = ["DEFAULT_OP_TYPES", "QdqOptions", "WeightParams", "calibration_tensors", "insert_qdq"]
 
@@ -38,9 +39,6 @@ DEFAULT_OP_TYPES = (
     "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Softmax", "Split", "Squeeze", "Tanh",
     "Transpose", "Unsqueeze", "Where",
 )  # fmt: skip
-
-# Those whose scale is a weight to onnxruntime's quantizer.
-_NORMALIZATIONS = frozenset({"BatchNormalization", "InstanceNormalization", "LayerNormalization"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +54,11 @@ class QdqOptions:
         per_channel: one scale per output channel of a weight that `insert_qdq` gets no parameters for.
         op_types: the operators to quantize.
         excluded_nodes: names of nodes that stay in float.
+        formats: of the tensors, by name, whose integers are others: activations, weights, and biases, which are then
+            quantized as weights are.
+        overrides: what of single tensors stands above all this.
+        quantize_biases: False leaves those in float that have no format of their own.
+        quantize_views: quantize what a view (Transpose, Reshape, MaxPool, ...) reads even if nobody else does.
     """
 
     activation_type: QuantType = QuantType.QUInt8
@@ -65,6 +68,20 @@ class QdqOptions:
     per_channel: bool = False
     op_types: tuple[str, ...] = DEFAULT_OP_TYPES
     excluded_nodes: frozenset[str] = frozenset()
+    formats: Mapping[str, TensorFormat] = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=dict)
+    quantize_biases: bool = True
+    quantize_views: bool = False
+
+    @property
+    def activation_format(self) -> TensorFormat:
+        """Of the activations without one of their own."""
+        return TensorFormat(self.activation_type, self.activation_symmetric)
+
+    @property
+    def weight_format(self) -> TensorFormat:
+        """Of the weights without one of their own."""
+        return TensorFormat(self.weight_type, self.weight_symmetric, self.per_channel)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,10 +136,8 @@ def insert_qdq(
     """Make the quantized model: Q/DQ on activations, integer weights, int32 biases.
 
     Scales and zero points are those of onnxruntime's quantize_static for the same ranges; as there, the scale
-    of a weight is enlarged where a bias would not fit into 32 bits. The scale of a normalization has 8 bits where
-    weights have 4: its elements are few, and each counts for a whole channel.
-
-    Before opset 21, Q and DQ of 4 and 16 bits are onnxruntime's, of the domain com.microsoft.
+    of a weight is enlarged where a bias would not fit into 32 bits. Before opset 21, Q and DQ of 4 and 16 bits are
+    onnxruntime's, of the domain com.microsoft.
 
     Args:
         model: a prepared float model; not changed.
@@ -138,10 +153,8 @@ def insert_qdq(
         ModelError: a range is missing or not finite, or a weight's parameters do not fit it.
     """
     options = _with_irremovable_excluded(model.graph, options)
-    overrides = {name: _overrides(params) for name, params in weight_params.items()}
-    if options.per_channel:
-        overrides = _per_tensor_overrides(model.graph, options) | overrides
-    overrides = _normalization_overrides(model.graph, options) | overrides
+    weight_formats = {name: options.formats.get(name, options.weight_format) for name in weight_params}
+    overrides = {name: _overrides(params, weight_formats[name].quant_type) for name, params in weight_params.items()}
     try:
         with _onnxruntime_log() as records:
             quantizer = _quantizer(model, _tensor_ranges(model.graph, ranges, options), overrides, options)
@@ -151,8 +164,7 @@ def insert_qdq(
     for record in records:
         if _LOG.isEnabledFor(record.levelno):
             _LOG.handle(record)
-    if options.weight_symmetric:
-        _avoid_lowest_integer(result.graph, weight_params)
+    _avoid_lowest_integer(result.graph, [name for name, own in weight_formats.items() if own.symmetric])
     _sort_nodes(result.graph)
     result.producer_name, result.producer_version = "quark.onnx", ""
     return result
@@ -161,13 +173,22 @@ def insert_qdq(
 def _quantizer(
     model: onnx.ModelProto,
     ranges: dict[str, TensorData],
-    overrides: dict[str, list[dict[str, Any]]],
+    overrides: Overrides,
     options: QdqOptions,
 ) -> Any:
+    """onnxruntime's quantizer; `overrides` are those of the weights whose scales are known."""
+    one_scale = _per_tensor_overrides(model.graph, options)
+    overrides = {
+        **(one_scale if options.per_channel else {}),
+        **format_overrides(model.graph, options.formats, options.weight_format, one_scale),
+        **overrides,
+        **options.overrides,
+    }
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     add_infer_metadata(copy)  # or the quantizer writes the model to a file to infer the shapes that it has
     return _Quantizer(
+        options=options,
         model=copy,
         per_channel=options.per_channel,
         reduce_range=False,
@@ -181,43 +202,69 @@ def _quantizer(
             "ActivationSymmetric": options.activation_symmetric,
             "WeightSymmetric": options.weight_symmetric,
             "TensorQuantOverrides": overrides,
+            "QuantizeBias": options.quantize_biases,
+            "QDQDisableWeightAdjustForInt32Bias": not options.quantize_biases,
+            "ForceQuantizeNoInputCheck": options.quantize_views,
         },
     )
 
 
 class _Quantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no types
-    """onnxruntime's quantizer, with what it leaves undone."""
+    """Minds that tensors have formats of their own, which onnxruntime's looks at only when it comes to scales."""
+
+    def __init__(self, *, options: QdqOptions, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._options = options
 
     def try_replacing_upstream_output(self, upstream_output_name: str, output_name: str) -> bool:
-        """Leaves a Relu or Clip behind a tensor without parameters of its own, where onnxruntime's raises KeyError.
+        """Take a Relu or Clip away, if the range of its output's quantizer does its work.
 
-        Such a tensor shares those of another, as the output of a Transpose or MaxPool does. Where nothing else reads
-        it, `_tensor_ranges` gives it parameters; where several nodes do, it cannot be replaced, and needs none.
+        A tensor without parameters of its own, at which onnxruntime's raises KeyError, shares those of another, as the
+        output of a Transpose or MaxPool does. Where nothing else reads it, `_tensor_ranges` gives it parameters; where
+        several nodes do, it cannot be replaced, and needs none.
         """
+        options = self._options
+        quantizer = options.formats.get(output_name, options.activation_format)
+        clips = not quantizer.symmetric and output_name not in options.overrides
+        own = options.formats.get(upstream_output_name, quantizer) != quantizer
+        if not clips or own or upstream_output_name in options.overrides:
+            return False
         known = upstream_output_name in self.quantization_params
         return known and bool(super().try_replacing_upstream_output(upstream_output_name, output_name))
+
+    def quantize_output_same_as_input(self, output_name: str, input_name: str, node_name: str) -> None:
+        """Let the output of a view share the parameters of its input, unless it has others of its own."""
+        shared = self._format(input_name)
+        if output_name in self._options.overrides or self._options.formats.get(output_name, shared) != shared:
+            self.quantize_activation_tensor(output_name)
+        else:
+            super().quantize_output_same_as_input(output_name, input_name, node_name)
+
+    def _format(self, tensor: str) -> TensorFormat:
+        return self._options.formats.get(self._source(tensor), self._options.activation_format)
+
+    def _source(self, tensor: str) -> str:
+        """The tensor that an activation shares its parameters with; itself where it has its own."""
+        info = self.tensors_to_quantize.get(tensor)
+        while info is not None and info.is_shared:
+            tensor = info.quant_para_provider.input_name
+            info = self.tensors_to_quantize.get(tensor)
+        return tensor
 
     def _adjust_weight_quant_params_for_bias_tensors(self) -> None:
         """Enlarges scales wherever a bias asks for it; onnxruntime's only those of symmetric int8 and int16 weights."""
         super()._adjust_weight_quant_params_for_bias_tensors()
         for bias, where in self.bias_to_quantize.items():
-            params, scale = self.initializer_quant_params.get(where.weight_name), self._input_scale(where)
-            if params is None or scale is None:
+            params = self.initializer_quant_params.get(where.weight_name)
+            inputs = self.quantization_params.get(self._source(where.input_name))
+            if params is None or inputs is None or not self._options.quantize_biases:
                 continue
             is_per_channel, tensor = params.get("axis") is not None, self.model.get_initializer(bias)
             enlarged, enough = self._adjust_weight_scale_for_int32_bias(
-                scale, params["scale"], where.weight_name, tensor, is_per_channel
+                inputs.original["scale"], params["scale"], where.weight_name, tensor, is_per_channel
             )
             if enlarged:
                 params["scale"] = enough
-
-    def _input_scale(self, bias: Any) -> NDArray[np.float32] | None:
-        """Of the input of the layer that a bias belongs to."""
-        tensor, reader = bias.input_name, bias.node_name
-        while (info := self.tensors_to_quantize.get(tensor)) is not None and info.is_shared:
-            tensor, reader = info.quant_para_provider.input_name, info.quant_para_provider.node_name
-        known = self.quantization_params.get(tensor)
-        return None if known is None else known.get_for_consumer(reader)["scale"]
 
 
 def _tensor_data(lowest: float, highest: float) -> TensorData:
@@ -277,10 +324,10 @@ def _clips_around_zero(editor: GraphEditor, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _overrides(params: WeightParams) -> list[dict[str, Any]]:
+def _overrides(params: WeightParams, quant_type: QuantType) -> list[dict[str, Any]]:
     """The entry of onnxruntime's option TensorQuantOverrides: one dict per scale."""
-    axis = {} if params.axis is None else {"axis": params.axis}
-    return [{"scale": s, "zero_point": z, **axis} for s, z in zip(params.scale, params.zero_point, strict=True)]
+    rest = {"quant_type": quant_type} | ({} if params.axis is None else {"axis": params.axis})
+    return [{"scale": s, "zero_point": z, **rest} for s, z in zip(params.scale, params.zero_point, strict=True)]
 
 
 def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[str, list[dict[str, Any]]]:
@@ -298,14 +345,6 @@ def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[s
         or (node.op_type == "MatMul" and ranks.get(node.input[1], 2) != 2)
         or (node.op_type == "LayerNormalization" and ranks.get(node.input[1], 1) > 1)
     }
-
-
-def _normalization_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[str, list[dict[str, Any]]]:
-    """8 bits for the scale of a normalization where weights have 4."""
-    wide = {QuantType.QInt4: QuantType.QInt8, QuantType.QUInt4: QuantType.QUInt8}.get(options.weight_type)
-    constants = {tensor.name for tensor in graph.initializer}
-    scales = (node.input[1] for node in graph.node if node.op_type in _NORMALIZATIONS)
-    return {name: [{"quant_type": wide}] for name in scales if wide is not None and name in constants}
 
 
 def _avoid_lowest_integer(graph: onnx.GraphProto, weights: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ QUANT_TYPES = {
 
 # The first opset whose QuantizeLinear and DequantizeLinear have integers of so many bits, and an axis. Before 21
 # onnxruntime has 4 and 16 bits in its own domain com.microsoft.
-_OPSETS = {4: 21, 8: 13, 16: 21}
+_OPSETS = {4: 21, 8: 13, 16: 21, 32: 13}
 
 
 def qdq_opset(kinds: Iterable[DataType]) -> int:

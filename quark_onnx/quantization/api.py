@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
-from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, WeightGrid, calibrate
+from quark.onnx.calibration.calibrate import Calibration, calibrate
+from quark.onnx.calibration.data_source import get_data_reader
 from quark.onnx.calibration.reader import (
     Batch,
     DataReader,
     checked_items,
+    checked_reader,
     model_inputs,
     sample_count,
 )
+from quark.onnx.calibration.readers import RandomDataReader
 from quark.onnx.devices import engine_on_device
-from quark.onnx.errors import ConfigTypeError, DataError, ModelError
+from quark.onnx.errors import ConfigTypeError, ModelError
 from quark.onnx.fast_finetune.finetune import FastFinetune
 from quark.onnx.fast_finetune.reference import reference_forms
-from quark.onnx.graph.insert_qdq import DEFAULT_OP_TYPES, QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.graph.insert_qdq import calibration_tensors, insert_qdq
 from quark.onnx.graph.model_file import ModelLike, check_output_path, load_model, save_model
-from quark.onnx.graph.number_formats import QUANT_TYPES, qdq_opset
 from quark.onnx.graph.prepare import is_quantized, prepare
 from quark.onnx.graph.weight_layers import weight_layers
 from quark.onnx.inference import BatchMerging, Engine
 from quark.onnx.plan.float_form import matching_form
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
-from quark.onnx.quantization.config.spec import CalibMethod, QuantGranularity
-from quark.onnx.quantization.config.supported import check_supported
+from quark.onnx.quantization.config.supported import check_supported, ignored_extra_options
+from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tensor_specs
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
 from quark.onnx.report.resources import PhaseClock, peak_rss_mib
 
 __all__ = ["ModelQuantizer", "finetune"]
 
-_PERCENTILE = 99.999
+_LOG = logging.getLogger(__name__)
 
 
 class ModelQuantizer:
@@ -69,6 +73,7 @@ class ModelQuantizer:
         model_input: ModelLike,
         model_output: str | os.PathLike[str] | None = None,
         calibration_data_reader: DataReader | None = None,
+        calibration_data_path: str | os.PathLike[str] | None = None,
     ) -> onnx.ModelProto | None:
         """Quantize a float model. The input is never changed; a failed run leaves no file.
 
@@ -77,6 +82,7 @@ class ModelQuantizer:
             model_output: where the quantized model goes; None to get it back.
             calibration_data_reader: anything with get_next() that gives a dict of arrays for the model's inputs, and
                 None at the end. Read once.
+            calibration_data_path: in place of a reader, a folder as for `PathDataReader`.
 
         Returns:
             The quantized model if `model_output` is None, else None.
@@ -88,8 +94,9 @@ class ModelQuantizer:
             ConfigError, UnsupportedError: the configuration does not fit the model, or this version.
         """
         self.report = None
-        reader = _checked_reader(calibration_data_reader)
         clock, config = PhaseClock(), self.config
+        if calibration_data_path is None and not config.extra_options.get("UseRandomData", False):
+            checked_reader(calibration_data_reader)  # before any work
         engine = Engine(_threads(config))
         reference_path = config.fast_finetune.ref_model_path if config.fast_finetune is not None else None
         if model_output is not None:
@@ -98,17 +105,19 @@ class ModelQuantizer:
             original = load_model(model_input, role="float model")
         if is_quantized(original):
             raise ModelError("the model is quantized already: to finetune it, call quark.onnx.finetune()")
+        reader = get_data_reader(original, calibration_data_reader, calibration_data_path, config.extra_options)
         with clock.phase("prepare"):
             reference = reference_forms(reference_path, original)
-            model = prepare(original, opset=qdq_opset([config.activation_spec.data_type, config.weight_spec.data_type]))
-            options = _qdq_options(config, model)
+            model = prepare(original, opset=needed_opset(config))
+            specs = tensor_specs(config, model, original)
+            options = specs.qdq_options()
         with ExitStack() as stack:
             finetuning = None
             if config.fast_finetune is not None:
                 finetuning = FastFinetune(config.fast_finetune, threads=engine.threads, clock=clock)
                 engine = stack.enter_context(finetuning).engine
             with clock.phase("calibrate"):
-                calibration = _calibrate(model, reader, finetuning, options, config, engine)
+                calibration = _calibrate(model, reader, finetuning, specs, engine)
             with clock.phase("insert Q/DQ"):
                 quantized = insert_qdq(model, calibration.ranges, calibration.weights, options)
             if finetuning is not None:
@@ -119,7 +128,7 @@ class ModelQuantizer:
                     algorithm=None, samples=calibration.samples, phases=clock.seconds, peak_rss_mib=peak_rss_mib()
                 )
         returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
-        self.report = report
+        self.report = _with_notes(report, config, reader)
         return returned
 
 
@@ -154,7 +163,7 @@ def finetune(
         raise ConfigTypeError(f"finetune needs AdaRoundConfig or AdaQuantConfig, not {config!r}")
     threads = _threads(config if isinstance(config, QConfig) else None)
     engine_on_device(algorithm, threads=threads)
-    _checked_reader(reader)
+    checked_reader(reader)
     if output is not None:
         check_output_path(output, float_model, quantized_model, algorithm.ref_model_path)
     clock = PhaseClock()
@@ -178,13 +187,6 @@ def finetune(
     return report if delivered is None else (delivered, report)
 
 
-def _checked_reader(reader: DataReader | None) -> DataReader:
-    if not callable(getattr(reader, "get_next", None)):
-        raise DataError(f"a calibration data reader is needed: an object with get_next(), not {type(reader).__name__}")
-    assert reader is not None
-    return reader
-
-
 def _threads(config: QConfig | None) -> int:
     chosen = config.extra_options.get("NumThreads") if config is not None else None
     if chosen is not None:
@@ -192,43 +194,15 @@ def _threads(config: QConfig | None) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _qdq_options(config: QConfig, model: onnx.ModelProto) -> QdqOptions:
-    activation, weight = config.activation_spec, config.weight_spec
-    op_types = config.extra_options.get("OpTypesToQuantize", DEFAULT_OP_TYPES)
-    return QdqOptions(
-        activation_type=QUANT_TYPES[activation.data_type.name],
-        weight_type=QUANT_TYPES[weight.data_type.name],
-        activation_symmetric=activation.symmetric,
-        weight_symmetric=weight.symmetric,
-        per_channel=weight.quant_granularity is QuantGranularity.Channel,
-        op_types=tuple(op_types),
-        excluded_nodes=frozenset(config.excluded_nodes(node.name for node in model.graph.node)),
-    )
-
-
 def _calibrate(
     model: onnx.ModelProto,
     reader: DataReader,
     finetuning: FastFinetune | None,
-    options: QdqOptions,
-    config: QConfig,
+    specs: TensorSpecs,
     engine: Engine,
 ) -> Calibration:
-    activation, weight = config.activation_spec, config.weight_spec
-    percentile = None
-    if activation.activation_calibration is CalibMethod.Percentile:
-        percentile = config.extra_options.get("Percentile", _PERCENTILE)
-    grid = None
-    if weight.weight_calibration is CalibMethod.MinOutputMSE:
-        kind = weight.data_type
-        lowest = kind.symmetric_qmin if weight.symmetric else kind.qmin
-        grid = WeightGrid(lowest, kind.qmax, weight.symmetric, options.per_channel)
-    layers = [
-        layer
-        for layer in weight_layers(model)
-        if layer.op_type in options.op_types and layer.node_name not in options.excluded_nodes
-    ]
-    tensors = calibration_tensors(model, options)
+    layers = [layer for layer in weight_layers(model) if layer.node_name in specs.scope.quantized]
+    tensors = calibration_tensors(model, specs.qdq_options())
     with PhaseProgress("Calibrating samples", None) as progress:
 
         def watched(items: Iterator[Batch]) -> Iterator[Batch]:
@@ -240,8 +214,32 @@ def _calibrate(
         can_join = BatchMerging(model, engine).is_exact
         if finetuning is not None:
             items = finetuning.keep(items, model, can_join)
-        settings = CalibrationSettings(percentile, grid)
-        return calibrate(model, items, can_join, tensors, layers, settings, engine)
+        items = _first(items, specs.options.get("CalibDataSize"), drain=finetuning is not None)
+        return calibrate(model, items, can_join, tensors, layers, specs.calibration_settings(), engine)
+
+
+def _first(items: Iterator[Batch], samples: int | None, *, drain: bool) -> Iterator[Batch]:
+    """The items that hold the first samples; with `drain` the others are read too, for whoever passes them on."""
+    seen = 0
+    for item in items:
+        if samples is None or seen < samples:
+            yield item
+        elif not drain:
+            return
+        seen += sample_count(item)
+
+
+def _with_notes(report: Report, config: QConfig, reader: DataReader) -> Report:
+    """The report, with the extra options that had no effect and what is to be said of the data; a warning each, too."""
+    ignored = tuple(
+        f"extra_options[{option.keyword!r}]={option.value!r} has no effect: {option.reason}"
+        for option in ignored_extra_options(config)
+    )
+    is_random = isinstance(reader, RandomDataReader)
+    warnings = ("calibrated with random data: the model's ranges say nothing about real data",) if is_random else ()
+    for line in (*ignored, *warnings):
+        _LOG.warning(line)
+    return replace(report, ignored=(*ignored, *report.ignored), warnings=(*warnings, *report.warnings))
 
 
 def _deliver(

@@ -2,44 +2,73 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib import import_module
 
 import pytest
 
-ALGORITHMS = ("AlgoConfig", "AdaRoundConfig", "AdaQuantConfig")
-DATA_TYPES = ("DataType", "Int4", "Int8", "Int16", "UInt4", "UInt8", "UInt16")
-ENUMS = ("CalibMethod", "ScaleType", "QuantGranularity")
-SPECS = ("QTensorConfig", "QLayerConfig", *(f"{kind}Spec" for kind in DATA_TYPES[1:]))
-UNSUPPORTED = (
-    "BFP16Spec", "BFloat16Spec", "Float16Spec", "Int2Spec", "Int32Spec", "MX4Spec", "MX6Spec", "MX9Spec",
-    "MXFP4E2M1Spec", "MXFP6E2M3Spec", "MXFP6E3M2Spec", "MXFP8E4M3Spec", "MXFP8E5M2Spec", "MXInt8Spec", "UInt2Spec",
-    "UInt32Spec",
+import quark.onnx
+
+ALGORITHMS = (
+    "AdaQuantConfig", "AdaRoundConfig", "AlgoConfig", "AutoMixprecisionConfig", "BiasCorrectionConfig", "CLEConfig",
+    "GPTQConfig", "QuarotConfig", "SmoothQuantConfig",
 )  # fmt: skip
+INTEGERS = tuple(f"{sign}Int{bits}" for bits in (2, 4, 8, 16, 32) for sign in ("", "U"))
+FLOATS = ("Float16", "BFloat16", "BFP16")
+MX = (
+    "MX4", "MX6", "MX9", "MXFP4E2M1", "MXFP6E2M3", "MXFP6E3M2", "MXFP8E4M3", "MXFP8E5M2", "MXInt8",
+)  # fmt: skip
+ENUMS = ("CalibMethod", "ScaleType", "QuantGranularity")
+SPECS = ("QTensorConfig", "QLayerConfig", "XInt8Spec", *(f"{name}Spec" for name in (*INTEGERS, *FLOATS, *MX)))
+READY = (
+    *(f"{kind}{end}_QCONFIG" for kind in ("XINT8", "A8W8", "A16W8") for end in ("", "_ADAROUND", "_ADAQUANT")),
+    *("VINT8_QCONFIG", "BF16_QCONFIG", "BFP16_QCONFIG"),
+)
+READERS = ("CachedDataReader", "PathDataReader", "RandomDataReader")
+CONFIGS = ("QConfig", "Config", "QuantizationConfig")
+DEFAULTS = ("get_default_config", "get_default_config_mapping", "DefaultConfigMapping")
+
 PATHS = {
-    "config": ("QConfig",),
-    "spec": (*SPECS, *ENUMS),
-    "algorithm": ALGORITHMS,
-    "data_type": DATA_TYPES,
-    "unsupported_formats": UNSUPPORTED,
-}
+    "quark.onnx": (
+        "ModelQuantizer", "CalibrationDataReader", "QuantFormat", "QuantType", *READERS, *CONFIGS, *ENUMS, *SPECS,
+        "DataType", *INTEGERS, *FLOATS, *ALGORITHMS, *READY,
+    ),
+    "quark.onnx.quantization": (*ALGORITHMS, "QConfig"),
+    "quark.onnx.quantization.api": ("ModelQuantizer",),
+    "quark.onnx.quantization.config": (*CONFIGS, *DEFAULTS),
+    "quark.onnx.quantization.config.config": CONFIGS,
+    "quark.onnx.quantization.config.spec": (*SPECS, *ENUMS),
+    "quark.onnx.quantization.config.algorithm": ALGORITHMS,
+    "quark.onnx.quantization.config.data_type": ("DataType", *INTEGERS, *FLOATS, *MX),
+    "quark.onnx.quantization.config.custom_config": (
+        *READY, "get_default_config", "DEFAULT_ADAROUND_PARAMS", "DEFAULT_ADAQUANT_PARAMS", "XINT8_CONFIG",
+        "U8S8_AAWS_ADAROUND_CONFIG", "INT8_CNN_DEFAULT_CONFIG",
+    ),
+    "quark.onnx.calibration": (*READERS, "get_data_reader"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("module", PATHS)
-def test_documented_module_offers_the_objects_of_the_package(module: str) -> None:
-    package = import_module("quark.onnx.quantization.config")
-    home = import_module(f"quark.onnx.quantization.config.{module}")
-    for name in PATHS[module]:
-        assert getattr(home, name) is getattr(package, name)
-        assert name in package.__all__
+@pytest.mark.parametrize("path", PATHS)
+def test_a_documented_path_offers_its_names(path: str) -> None:
+    module = import_module(path)
+    for name in PATHS[path]:
+        home = next(import_module(other) for other, names in PATHS.items() if name in names)
+        assert getattr(module, name) is getattr(home, name)
 
 
-def test_package_exports_exist() -> None:
-    package = import_module("quark.onnx.quantization.config")
-    assert sorted(package.__all__) == sorted(name for names in PATHS.values() for name in names)
+def test_what_is_exported_is_there() -> None:
+    modules = [import_module(path) for path in PATHS]
+    for module in modules:
+        for name in module.__all__:
+            assert hasattr(module, name), f"{module.__name__}.{name}"
 
 
-def test_the_package_offers_all_specs_and_data_types() -> None:
-    top, package = import_module("quark.onnx"), import_module("quark.onnx.quantization.config")
-    for name in (*SPECS, *DATA_TYPES[1:], *UNSUPPORTED):
-        assert getattr(top, name) is getattr(package, name)
-        assert name in top.__all__
+def test_the_package_exports_all_that_is_documented_and_is_its_own() -> None:
+    assert set(PATHS["quark.onnx"]) <= set(quark.onnx.__all__)
+    assert {"get_data_reader", "finetune", "Report", "UnsupportedError"} <= set(quark.onnx.__all__)
+
+
+def test_everything_can_be_imported_at_once() -> None:
+    code = "from quark.onnx import *; QConfig.get_default_config('A8W8'); XINT8_QCONFIG"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,18 +11,32 @@ from quark.onnx.errors import UnsupportedError
 from quark.onnx.quantization.config import (
     AdaQuantConfig,
     AdaRoundConfig,
+    AlgoConfig,
+    AutoMixprecisionConfig,
+    BFloat16Spec,
+    BiasCorrectionConfig,
     CalibMethod,
+    CLEConfig,
+    GPTQConfig,
+    Int2Spec,
     Int4Spec,
     Int8Spec,
     Int16Spec,
+    Int32Spec,
+    MX9Spec,
     QConfig,
     QLayerConfig,
     QTensorConfig,
     QuantGranularity,
+    QuarotConfig,
     ScaleType,
+    SmoothQuantConfig,
+    UInt2Spec,
     UInt4Spec,
     UInt8Spec,
     UInt16Spec,
+    UInt32Spec,
+    XInt8Spec,
 )
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.supported import check_supported, ignored_options
@@ -124,12 +138,25 @@ def test_supported_specs(method: CalibMethod | None, kind: type[QTensorConfig], 
             check_supported(QConfig(QLayerConfig(activation=activation, weight=weight)))
 
 
-@pytest.mark.parametrize("kind", [Int4Spec, UInt4Spec])
-def test_four_bits_are_for_weights(kind: type[QTensorConfig]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        *((kind, "nothing else is supported here") for kind in (Int4Spec, UInt4Spec)),
+        *((kind, "onnxruntime .1.32. takes U?Int2 for 8 bits") for kind in (Int2Spec, UInt2Spec)),
+        *((kind, "needs AMD Quark's custom operators") for kind in (BFloat16Spec, MX9Spec, Int32Spec, UInt32Spec)),
+    ],
+)
+def test_formats_that_are_not_supported_say_why(kind: type[QTensorConfig], why: str) -> None:
+    activations, weights = "Int8 or UInt8 or Int16 or UInt16", "Int8 or UInt8 or Int16 or UInt16 or Int4 or UInt4"
     given = kind().data_type
-    message = f"QConfig.global_config.input_tensors.data_type: got {given}, expected Int8 or UInt8 or Int16 or UInt16:"
-    with pytest.raises(UnsupportedError, match=message):
+    with pytest.raises(
+        UnsupportedError, match=f"input_tensors.data_type: got {given}, expected {activations}: .*{why}"
+    ):
         check_supported(QConfig(QLayerConfig(kind(), weight=Int8Spec())))
+    if given.bits == 4:
+        return
+    with pytest.raises(UnsupportedError, match=f"weight.data_type: got {given}, expected {weights}: .*{why}"):
+        check_supported(QConfig(QLayerConfig(UInt8Spec(), weight=kind())))
 
 
 @pytest.mark.parametrize("method", [CalibMethod.Entropy, CalibMethod.Distribution, CalibMethod.MinOutputMSE])
@@ -192,27 +219,63 @@ def test_weight_specs_not_supported_yet(weight: dict[str, Any], message: str) ->
         check_supported(config)
 
 
+@pytest.mark.parametrize("where", ["specific_layer_config", "layer_type_config"])
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("role", "spec", "message"),
     [
+        ("input_tensors", Int4Spec(), "data_type: got Int4, expected Int8 or UInt8 or Int16 or UInt16: nothing"),
+        ("weight", XInt8Spec(), "scale_type: got ScaleType.PowerOf2, expected ScaleType.Float32"),
+        ("bias", Int4Spec(), "data_type: got Int4, expected Int8 or UInt8 or Int16 or UInt16 or Int32: nothing"),
         (
-            QConfig(LAYER, specific_layer_config={LAYER: ["conv1"]}),
-            "QConfig.specific_layer_config: .* only global_config gives specs",
-        ),
-        (
-            QConfig(LAYER, layer_type_config={None: ["Add"]}),
-            "QConfig.layer_type_config: .* only global_config",
-        ),
-        (
-            QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec(), bias=Int8Spec())),
-            r"QConfig.global_config.bias: got Int8Spec\(\), expected None: a bias is int32",
-        ),
-        (
-            QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec(), output_tensors=Int8Spec())),
-            r"QConfig.global_config.output_tensors: got Int8Spec\(\), expected None",
+            "output_tensors",
+            UInt8Spec(quant_granularity=QuantGranularity.Channel),
+            "quant_granularity: got QuantGranularity.Channel, expected QuantGranularity.Tensor",
         ),
     ],
 )
-def test_parts_not_supported_yet(config: QConfig, message: str) -> None:
-    with pytest.raises(UnsupportedError, match=message):
+def test_specs_of_single_layers_not_supported_yet(where: str, role: str, spec: QTensorConfig, message: str) -> None:
+    config = QConfig(LAYER, **{where: {QLayerConfig(**{role: spec}): ["Conv"], LAYER: ["Gemm"]}})
+    with pytest.raises(UnsupportedError, match=rf"QConfig.{where} of \['Conv'\].{role}.{message}"):
+        check_supported(config)
+
+
+@pytest.mark.parametrize(
+    "bias",
+    [
+        Int8Spec(),
+        UInt8Spec(),
+        Int16Spec(),
+        UInt16Spec(),
+        Int32Spec(),
+        Int8Spec(quant_granularity=QuantGranularity.Channel),
+    ],
+)  # fmt: skip
+def test_specs_of_biases(bias: QTensorConfig) -> None:
+    check_supported(QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec(), bias=bias)))
+
+
+def test_global_outputs_are_the_next_layers_inputs() -> None:
+    check_supported(QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec(), output_tensors=UInt8Spec())))
+    config = QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec(), output_tensors=Int8Spec()))
+    with pytest.raises(
+        UnsupportedError, match=r"QConfig.global_config.output_tensors: got Int8Spec\(\), expected None"
+    ):
+        check_supported(config)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        CLEConfig(),
+        BiasCorrectionConfig(),
+        SmoothQuantConfig(alpha=0.7),
+        GPTQConfig(),
+        QuarotConfig(),
+        AutoMixprecisionConfig(target_layer_config=LAYER),
+    ],
+)
+def test_other_algorithms_are_well_formed_and_not_supported_yet(algorithm: AlgoConfig) -> None:
+    config = QConfig(LAYER, algo_config=[algorithm, AdaRoundConfig()])
+    assert QConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(UnsupportedError, match=f"QConfig.algo_config: got {type(algorithm).__name__}.* expected Ada"):
         check_supported(config)

@@ -1,4 +1,7 @@
-"""The fast finetune algorithms and their options: `AdaRoundConfig` and `AdaQuantConfig`."""
+"""The algorithms and their options: `AdaRoundConfig` and `AdaQuantConfig`.
+
+The others that AMD Quark has are here with their options, and an error where one is to be carried out.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,23 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from quark.onnx.errors import ConfigError
 
-from .frozen import NamedConfig, strict_keywords
-from .validate import Check, Flag, FlagOrNone, PathOrNone, integer, optional, problem, real, string, strings
+from .frozen import NamedConfig, instance, strict_keywords
+from .spec import QLayerConfig
+from .validate import Check, Flag, FlagOrNone, PathOrNone, function, integer, optional, problem, real, string, strings
 
-__all__ = ["TUNABLE_OP_TYPES", "AdaQuantConfig", "AdaRoundConfig", "AlgoConfig", "FastFinetuneConfig"]
+__all__ = [
+    "TUNABLE_OP_TYPES",
+    "AdaQuantConfig",
+    "AdaRoundConfig",
+    "AlgoConfig",
+    "AutoMixprecisionConfig",
+    "BiasCorrectionConfig",
+    "CLEConfig",
+    "FastFinetuneConfig",
+    "GPTQConfig",
+    "QuarotConfig",
+    "SmoothQuantConfig",
+]
 
 TUNABLE_OP_TYPES = (
     "Conv", "ConvTranspose", "Gemm", "MatMul", "InstanceNormalization", "LayerNormalization", "GroupNormalization",
@@ -41,12 +57,6 @@ def _lr_adjust(value: object) -> object:
     return value if callable(value) else _pair(value)
 
 
-def _callable(value: object) -> object:
-    if not callable(value):
-        raise TypeError
-    return value
-
-
 Count = Annotated[int, integer("an int >= 1", lambda n: n >= 1)]
 Index = Annotated[int, integer("an int >= 0", lambda n: n >= 0)]
 Seed = Annotated[int, integer("an int from 0 to 2**64 - 1", lambda n: 0 <= n < 2**64)]
@@ -68,11 +78,18 @@ LrAdjust = Annotated[
     optional(Check("two numbers > 0 (error threshold, new learning rate), or a callable", _lr_adjust)),
 ]
 IndexOrNone = Annotated[int | None, optional(integer("an int >= 0", lambda n: n >= 0))]
-Evaluator = Annotated[Callable[[Any], float] | None, optional(Check("a callable", _callable))]
+Evaluator = Annotated[Callable[[Any], float] | None, optional(function)]
 Solver = Annotated[
     Literal["auto", "gradient", "least_squares"],
     string(f"one of {', '.join(_SOLVERS)}", lambda solver: solver in _SOLVERS),
 ]
+
+Integer = Annotated[int, integer("an int", lambda _: True)]
+Real = Annotated[float, real("a number", lambda _: True)]
+Text = Annotated[str, string("a str that is not empty", bool)]
+Names = Annotated[tuple[str, ...], strings("a list of one or more names")]
+NamesOrNone = Annotated[tuple[str, ...] | None, optional(strings("a list of one or more names"))]
+CallableOrNone = Annotated[Callable[..., Any] | None, optional(function)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -201,3 +218,91 @@ class AdaQuantConfig(FastFinetuneConfig):
 
     num_iterations: Count = 3000
     learning_rate: Rate = 1e-5
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class CLEConfig(AlgoConfig):
+    """Cross-layer equalisation (arXiv 1906.04721), with AMD Quark's options."""
+
+    name: ClassVar[str] = "cle"
+
+    cle_balance_method: Text = "max"
+    cle_steps: Integer = 1
+    cle_weight_threshold: Real = 0.5
+    cle_scale_append_bias: Flag = True
+    cle_scale_use_threshold: Flag = True
+    cle_total_layer_diff_threshold: Real = 1.9e-7
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class BiasCorrectionConfig(AlgoConfig):
+    """Bias correction (arXiv 1906.04721)."""
+
+    name: ClassVar[str] = "bias_correction"
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class SmoothQuantConfig(AlgoConfig):
+    """SmoothQuant (arXiv 2211.10438), with AMD Quark's options."""
+
+    name: ClassVar[str] = "smooth_quant"
+
+    alpha: Real = 0.5
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class GPTQConfig(AlgoConfig):
+    """GPTQ (arXiv 2210.17323), with AMD Quark's options."""
+
+    name: ClassVar[str] = "gptq"
+
+    bits: Integer = 8
+    block_size: Integer = 128
+    group_size: Integer = -1
+    perc_damp: Real = 0.01
+    act_order: Flag = False
+    per_channel: Flag = False
+    mse: Flag = False
+    weight_symmetric: Flag = True
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class QuarotConfig(AlgoConfig):
+    """QuaRot (arXiv 2404.00456), with AMD Quark's options."""
+
+    name: ClassVar[str] = "quarot"
+
+    r_matrix_dim: Integer = 4096
+    use_random_had: Flag = False
+    r_config_path: PathOrNone = None
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class AutoMixprecisionConfig(AlgoConfig):
+    """A search for the layers that need another format, with AMD Quark's options."""
+
+    name: ClassVar[str] = "auto_mixprecision"
+
+    target_layer_config: Annotated[QLayerConfig, instance(QLayerConfig)]
+    target_op_type: Names = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+    subgraph_json: PathOrNone = None
+    include_layers: NamesOrNone = None
+    exclude_layers: NamesOrNone = None
+    data_size: Integer = 0
+    metric_output_index: Integer = 0
+    metric_distance_fn: CallableOrNone = None
+    metric_evaluate_fn: CallableOrNone = None
+    metric_default: Text = "l2"
+    metric_threshold: Real = 0.0
+    metric_optimize_object: Text = "speed"
+    sensitivity_cache_file: PathOrNone = None
+    worker_num: Integer = 1
+    dual_quant_nodes: Flag = False
+    no_input_qdq_shared: Flag = False
+    shared_param_mode: Text = "propagate"

@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, TypedDict, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from quark.onnx.errors import ConfigError
 
 from .algorithm import AlgoConfig, FastFinetuneConfig
+from .extra_options import ExtraOptions, extra_options, known_options
+from .fast_finetune_options import with_options
 from .frozen import FrozenConfig, FrozenMapping, instance, unexpected_keyword
-from .node_selection import NodeChoice, NodeChoices, node_choices, selected_nodes
+from .legacy import Config, QuantizationConfig
+from .node_selection import NodeChoice, NodeChoices, node_choices
 from .spec import QLayerConfig, QTensorConfig
-from .validate import Check, Flag, checks, integer, nearest, problem, real, strings
+from .validate import Check, Flag, checks, problem, strings
 
-__all__ = ["ExtraOptions", "QConfig"]
+__all__ = ["Config", "ExtraOptions", "QConfig", "QuantizationConfig"]
 
 Value = TypeVar("Value")
 
 _NOTHING: FrozenMapping[Any, Any] = FrozenMapping()
-
-
-class ExtraOptions(TypedDict, total=False):
-    """What `QConfig.extra_options` can hold. The names are AMD Quark's, except NumThreads.
-
-    NumThreads: threads of onnxruntime and of the solvers; as many as there are cores when absent.
-    Percentile: the share, in percent, of an activation's values that its range holds; 99.999 when absent.
-    OpTypesToQuantize: the only op types to quantize.
-    """
-
-    NumThreads: Annotated[int, integer("an int >= 1", lambda n: n >= 1)]
-    Percentile: Annotated[float, real("a number above 0, at most 100", lambda x: 0 < x <= 100)]
-    OpTypesToQuantize: Annotated[tuple[str, ...] | list[str], strings("a list of op types")]
-
-
-def _extra_options(value: Mapping[str, object]) -> FrozenMapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise TypeError
-    known = checks(ExtraOptions)
-    for key in value:
-        if key not in known:
-            hint = nearest(str(key), known)
-            raise ConfigError(f"QConfig.extra_options: got the unknown option {key!r}; {hint}")
-    where = "QConfig.extra_options[{!r}]"
-    return FrozenMapping({key: known[key](where.format(key), item) for key, item in value.items()})
 
 
 def _layers(value: object, targets: Callable[[object], Value]) -> FrozenMapping[QLayerConfig | None, Value]:
@@ -99,7 +77,7 @@ LayerTypes = Annotated[
 Algorithms = Annotated[
     tuple[AlgoConfig, ...], Check("a list of algorithm configs", _algorithms, _algorithms_from_dicts)
 ]
-Options = Annotated[ExtraOptions, Check("a dict", _extra_options)]
+Options = Annotated[ExtraOptions, Check("a dict", extra_options)]
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -108,14 +86,19 @@ class QConfig(FrozenConfig):
 
     Args:
         global_config: how the whole model is quantized: the weight and one of input_tensors and activation.
-        specific_layer_config: other specs for some nodes.
-        layer_type_config: other specs for some op types; the key None leaves op types in float.
+        specific_layer_config: other specs for the tensors of some nodes, which are named as for `exclude`.
+        layer_type_config: other specs for the tensors of some op types; the key None leaves op types in float.
         exclude: nodes that stay in float: names, regular expressions that start with "^" and are matched from
-            the start of a name, and ([start nodes], [end nodes]) subgraphs.
+            the start of a name, and ([start nodes], [end nodes]) subgraphs: the nodes on all ways from a start to an
+            end.
         algo_config: the algorithms; at most one of AdaRoundConfig and AdaQuantConfig.
         use_external_data_format: save the tensors in a file beside the model.
         extra_options: see `ExtraOptions`.
         **options: the same options as loose keywords, as older scripts write them.
+
+    A tensor that several of these name gets the spec that is written last: of `global_config`, then of
+    `layer_type_config`, then of `specific_layer_config`; within one of these, entry by entry, node by node, the inputs
+    of a node before its outputs. What a QLayerConfig leaves None it does not change.
 
     Raises:
         ConfigError: a wrong value; ConfigTypeError: a wrong type, or an unknown keyword.
@@ -162,6 +145,7 @@ class QConfig(FrozenConfig):
             for layer in getattr(self, name):
                 if layer is not None and layer.activation is not None:
                     raise ConfigError(problem(f"QConfig.{name}", layer, "input_tensors instead of activation"))
+        _ = self.fast_finetune  # raises what is wrong with the extra option FastFinetune
 
     @property
     def activation_spec(self) -> QTensorConfig:
@@ -177,23 +161,26 @@ class QConfig(FrozenConfig):
 
     @property
     def fast_finetune(self) -> FastFinetuneConfig | None:
-        """The AdaRound or AdaQuant configuration, if there is one."""
-        found = (algorithm for algorithm in self.algo_config if isinstance(algorithm, FastFinetuneConfig))
-        return next(found, None)
+        """The AdaRound or AdaQuant configuration, if there is one, with the extra option FastFinetune in it."""
+        found = next((algorithm for algorithm in self.algo_config if isinstance(algorithm, FastFinetuneConfig)), None)
+        options = self.extra_options.get("FastFinetune")
+        return found if options is None else with_options(found, options)
 
-    def excluded_nodes(self, node_names: Iterable[str]) -> set[str]:
-        """The nodes, out of all nodes of a model, that `exclude` keeps in float.
+    @staticmethod
+    def get_default_config(name: str) -> QConfig:
+        """The ready configuration of this name; see `presets`.
 
         Raises:
-            ConfigError: a name or a regular expression fits no node.
-            UnsupportedError: `exclude` holds a subgraph.
+            ConfigError: there is none.
         """
-        return selected_nodes("QConfig.exclude", self.exclude, node_names)
+        from .presets import get_default_config  # which is made of QConfigs
+
+        return get_default_config(name)
 
 
 def _merged(extra_options: object, loose: Mapping[str, object]) -> object:
     """`extra_options` with the loose keywords of the constructor added."""
-    known = checks(ExtraOptions)
+    known = known_options()
     for keyword in loose:
         if keyword not in known:
             raise unexpected_keyword(QConfig, keyword, [*checks(QConfig), *known])

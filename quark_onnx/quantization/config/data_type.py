@@ -4,22 +4,48 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DATA_TYPES", "DataType", "Int2", "Int4", "Int8", "Int16", "UInt2", "UInt4", "UInt8", "UInt16"]
+__all__ = [
+    "BFP16",
+    "DATA_TYPES",
+    "MX4",
+    "MX6",
+    "MX9",
+    "MXFP4E2M1",
+    "MXFP6E2M3",
+    "MXFP6E3M2",
+    "MXFP8E4M3",
+    "MXFP8E5M2",
+    "BFloat16",
+    "DataType",
+    "Float16",
+    "Int2",
+    "Int4",
+    "Int8",
+    "Int16",
+    "Int32",
+    "MXInt8",
+    "UInt2",
+    "UInt4",
+    "UInt8",
+    "UInt16",
+    "UInt32",
+]
 
 
 @dataclass(frozen=True, repr=False)
 class DataType:
-    """An integer format.
+    """A number format.
 
     Attributes:
         name: its name in this package, for example "Int8".
-        bits: its width.
+        bits: its width; 0 of the formats whose numbers have an exponent, their own or that of their block, which
+            exist as names only.
         signed: whether it is two's complement.
     """
 
     name: str
-    bits: int
-    signed: bool
+    bits: int = 0
+    signed: bool = True
 
     @property
     def qmin(self) -> int:
@@ -52,6 +78,26 @@ Int8 = DataType("Int8", bits=8, signed=True)
 UInt8 = DataType("UInt8", bits=8, signed=False)
 Int16 = DataType("Int16", bits=16, signed=True)
 UInt16 = DataType("UInt16", bits=16, signed=False)
+Int32 = DataType("Int32", bits=32, signed=True)
+UInt32 = DataType("UInt32", bits=32, signed=False)
+Float16 = DataType("Float16")
+BFloat16 = DataType("BFloat16")
+BFP16 = DataType("BFP16")
+MX4 = DataType("MX4")
+MX6 = DataType("MX6")
+MX9 = DataType("MX9")
+MXFP4E2M1 = DataType("MXFP4E2M1")
+MXFP6E2M3 = DataType("MXFP6E2M3")
+MXFP6E3M2 = DataType("MXFP6E3M2")
+MXFP8E4M3 = DataType("MXFP8E4M3")
+MXFP8E5M2 = DataType("MXFP8E5M2")
+MXInt8 = DataType("MXInt8")
 
-# Those that specs can have, by name.
-DATA_TYPES = {kind.name: kind for kind in (Int4, UInt4, Int8, UInt8, Int16, UInt16)}
+# By name. What of it can be used so far, supported.py says.
+DATA_TYPES = {
+    kind.name: kind
+    for kind in (
+        Int2, UInt2, Int4, UInt4, Int8, UInt8, Int16, UInt16, Int32, UInt32, Float16, BFloat16, BFP16, MX4, MX6, MX9,
+        MXFP4E2M1, MXFP6E2M3, MXFP6E3M2, MXFP8E4M3, MXFP8E5M2, MXInt8,
+    )
+}  # fmt: skip

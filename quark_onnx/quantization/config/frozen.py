@@ -152,7 +152,7 @@ class NamedConfig(FrozenConfig):
         kinds = cls._kinds()
         name = str(written.get("name"))
         if name not in kinds:
-            expected = f"the key 'name' with {' or '.join(map(repr, kinds))}"
+            expected = f"the key 'name' with one of the kinds; {nearest(name, kinds)}"
             raise ConfigError(problem(f"{cls.__name__}.from_dict()", written, expected))
         arguments = {key: value for key, value in written.items() if key != "name"}
         return super(NamedConfig, kinds[name]).from_dict(arguments)

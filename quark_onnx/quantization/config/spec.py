@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from quark.onnx.errors import ConfigError
 
-from .data_type import DATA_TYPES, DataType, Int4, Int8, Int16, UInt4, UInt8, UInt16
+from . import data_type as formats
+from .data_type import DATA_TYPES, DataType, Int8, UInt8
 from .frozen import FrozenConfig, NamedConfig, instance, strict_keywords
 from .validate import Check, Flag, member, optional, problem
 
@@ -17,17 +18,34 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = [
+    "BFP16Spec",
+    "BFloat16Spec",
     "CalibMethod",
+    "Float16Spec",
+    "Int2Spec",
     "Int4Spec",
     "Int8Spec",
     "Int16Spec",
+    "Int32Spec",
+    "MX4Spec",
+    "MX6Spec",
+    "MX9Spec",
+    "MXFP4E2M1Spec",
+    "MXFP6E2M3Spec",
+    "MXFP6E3M2Spec",
+    "MXFP8E4M3Spec",
+    "MXFP8E5M2Spec",
+    "MXInt8Spec",
     "QLayerConfig",
     "QTensorConfig",
     "QuantGranularity",
     "ScaleType",
+    "UInt2Spec",
     "UInt4Spec",
     "UInt8Spec",
     "UInt16Spec",
+    "UInt32Spec",
+    "XInt8Spec",
 ]
 
 
@@ -161,23 +179,34 @@ class UInt8Spec(QTensorConfig):
 
 @strict_keywords
 @dataclass(frozen=True, repr=False)
-class Int16Spec(QTensorConfig):
-    """16-bit signed, symmetric; the arguments of `QTensorConfig`."""
+class XInt8Spec(Int8Spec):
+    """8-bit signed, symmetric, with power-of-two scales; the arguments of `QTensorConfig`."""
 
-    name: ClassVar[str] = "Int16Spec"
+    name: ClassVar[str] = "XInt8Spec"
 
-    data_type: Format = Int16
+    scale_type: Scale = ScaleType.PowerOf2
+    calibration_method: MethodOrNone = CalibMethod.MinMSE
 
 
 @strict_keywords
 @dataclass(frozen=True, repr=False)
-class UInt16Spec(QTensorConfig):
-    """16-bit unsigned, asymmetric; the arguments of `QTensorConfig`."""
+class Int2Spec(QTensorConfig):
+    """2-bit signed, symmetric; the arguments of `QTensorConfig`. For weights, once onnxruntime runs them."""
 
-    name: ClassVar[str] = "UInt16Spec"
+    name: ClassVar[str] = "Int2Spec"
+
+    data_type: Format = formats.Int2
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class UInt2Spec(QTensorConfig):
+    """2-bit unsigned, asymmetric; the arguments of `QTensorConfig`. For weights, once onnxruntime runs them."""
+
+    name: ClassVar[str] = "UInt2Spec"
 
     symmetric: Flag = False
-    data_type: Format = UInt16
+    data_type: Format = formats.UInt2
 
 
 @strict_keywords
@@ -187,7 +216,7 @@ class Int4Spec(QTensorConfig):
 
     name: ClassVar[str] = "Int4Spec"
 
-    data_type: Format = Int4
+    data_type: Format = formats.Int4
 
 
 @strict_keywords
@@ -198,7 +227,169 @@ class UInt4Spec(QTensorConfig):
     name: ClassVar[str] = "UInt4Spec"
 
     symmetric: Flag = False
-    data_type: Format = UInt4
+    data_type: Format = formats.UInt4
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class Int16Spec(QTensorConfig):
+    """16-bit signed, symmetric; the arguments of `QTensorConfig`."""
+
+    name: ClassVar[str] = "Int16Spec"
+
+    data_type: Format = formats.Int16
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class UInt16Spec(QTensorConfig):
+    """16-bit unsigned, asymmetric; the arguments of `QTensorConfig`."""
+
+    name: ClassVar[str] = "UInt16Spec"
+
+    symmetric: Flag = False
+    data_type: Format = formats.UInt16
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class Int32Spec(QTensorConfig):
+    """32-bit signed, symmetric; the arguments of `QTensorConfig`."""
+
+    name: ClassVar[str] = "Int32Spec"
+
+    data_type: Format = formats.Int32
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class UInt32Spec(QTensorConfig):
+    """32-bit unsigned, asymmetric; the arguments of `QTensorConfig`."""
+
+    name: ClassVar[str] = "UInt32Spec"
+
+    symmetric: Flag = False
+    data_type: Format = formats.UInt32
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class Float16Spec(QTensorConfig):
+    """IEEE half precision."""
+
+    name: ClassVar[str] = "Float16Spec"
+
+    data_type: Format = formats.Float16
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class BFloat16Spec(QTensorConfig):
+    """The upper half of a float32."""
+
+    name: ClassVar[str] = "BFloat16Spec"
+
+    data_type: Format = formats.BFloat16
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class BFP16Spec(QTensorConfig):
+    """Block floating point: 8-bit integers that share an 8-bit exponent."""
+
+    name: ClassVar[str] = "BFP16Spec"
+
+    data_type: Format = formats.BFP16
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class MX4Spec(QTensorConfig):
+    """MX4 of arXiv 2302.08007: a block's exponent, and one more bit of it per pair."""
+
+    name: ClassVar[str] = "MX4Spec"
+
+    data_type: Format = formats.MX4
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class MX6Spec(QTensorConfig):
+    """MX6 of arXiv 2302.08007: a block's exponent, and one more bit of it per pair."""
+
+    name: ClassVar[str] = "MX6Spec"
+
+    data_type: Format = formats.MX6
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class MX9Spec(QTensorConfig):
+    """MX9 of arXiv 2302.08007: a block's exponent, and one more bit of it per pair."""
+
+    name: ClassVar[str] = "MX9Spec"
+
+    data_type: Format = formats.MX9
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class MXFP4E2M1Spec(QTensorConfig):
+    """4-bit floats of the OCP Microscaling specification, 32 to an exponent."""
+
+    name: ClassVar[str] = "MXFP4E2M1Spec"
+
+    data_type: Format = formats.MXFP4E2M1
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class MXFP6E2M3Spec(QTensorConfig):
+    """6-bit floats of the OCP Microscaling specification, 32 to an exponent."""
+
+    name: ClassVar[str] = "MXFP6E2M3Spec"
+
+    data_type: Format = formats.MXFP6E2M3
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class MXFP6E3M2Spec(QTensorConfig):
+    """6-bit floats of the OCP Microscaling specification, 32 to an exponent."""
+
+    name: ClassVar[str] = "MXFP6E3M2Spec"
+
+    data_type: Format = formats.MXFP6E3M2
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class MXFP8E4M3Spec(QTensorConfig):
+    """8-bit floats of the OCP Microscaling specification, 32 to an exponent."""
+
+    name: ClassVar[str] = "MXFP8E4M3Spec"
+
+    data_type: Format = formats.MXFP8E4M3
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class MXFP8E5M2Spec(QTensorConfig):
+    """8-bit floats of the OCP Microscaling specification, 32 to an exponent."""
+
+    name: ClassVar[str] = "MXFP8E5M2Spec"
+
+    data_type: Format = formats.MXFP8E5M2
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class MXInt8Spec(QTensorConfig):
+    """8-bit integers of the OCP Microscaling specification, 32 to an exponent."""
+
+    name: ClassVar[str] = "MXInt8Spec"
+
+    data_type: Format = formats.MXInt8
 
 
 SpecOrNone = Annotated[QTensorConfig | None, optional(instance(QTensorConfig))]
@@ -238,6 +429,12 @@ class QLayerConfig(FrozenConfig):
             if field.name != "weight" and spec and spec.calibration_method is CalibMethod.MinOutputMSE:
                 where = f"QLayerConfig.{field.name}.calibration_method"
                 raise ConfigError(problem(where, spec.calibration_method, "another one: it is for weights only"))
+
+    @property
+    def specs(self) -> tuple[QTensorConfig, ...]:
+        """All that are given."""
+        found = (getattr(self, field.name) for field in fields(self))
+        return tuple(spec for spec in found if spec is not None)
 
     @property
     def inputs(self) -> QTensorConfig | None:

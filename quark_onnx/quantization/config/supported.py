@@ -8,11 +8,12 @@ from quark.onnx.errors import UnsupportedError
 
 from .algorithm import FastFinetuneConfig
 from .config import QConfig
-from .data_type import DATA_TYPES, Int8, Int16, UInt8, UInt16
-from .spec import CalibMethod, QTensorConfig, QuantGranularity, ScaleType
+from .data_type import DataType, Int2, Int4, Int8, Int16, Int32, UInt2, UInt4, UInt8, UInt16
+from .extra_options import FIXED_OPTIONS, MEANINGLESS_OPTIONS
+from .spec import CalibMethod, QLayerConfig, QTensorConfig, QuantGranularity, ScaleType
 from .validate import problem
 
-__all__ = ["IgnoredOption", "check_supported", "ignored_options"]
+__all__ = ["IgnoredOption", "check_supported", "ignored_extra_options", "ignored_options"]
 
 _ACTIVATION = {
     "data_type": (Int8, UInt8, Int16, UInt16),
@@ -21,16 +22,22 @@ _ACTIVATION = {
     "activation_calibration": (CalibMethod.MinMax, CalibMethod.Percentile),
 }
 _WEIGHT = {
-    "data_type": tuple(DATA_TYPES.values()),
+    "data_type": (Int8, UInt8, Int16, UInt16, Int4, UInt4),
     "scale_type": (ScaleType.Float32,),
     "quant_granularity": (QuantGranularity.Tensor, QuantGranularity.Channel),
     "weight_calibration": (CalibMethod.MinMax, CalibMethod.MinOutputMSE),
 }
 
-_NO_SPEC = {
-    "bias": "None: a bias is int32 with the scale input_scale * weight_scale so far",
-    "output_tensors": "None: all activations share one spec so far",
+_BIAS = {
+    "data_type": (Int8, UInt8, Int16, UInt16, Int32),
+    "scale_type": (ScaleType.Float32,),
+    "quant_granularity": (QuantGranularity.Tensor, QuantGranularity.Channel),
 }
+_TABLES = {"input_tensors": _ACTIVATION, "activation": _ACTIVATION, "weight": _WEIGHT, "bias": _BIAS,
+           "output_tensors": _ACTIVATION}  # fmt: skip
+
+_CUSTOM = "{} needs AMD Quark's custom operators"
+_TWO_BITS = "onnxruntime (1.32) takes {} for 8 bits or miscomputes it when it optimises the model"
 
 # Keywords of the published loops, with why a closed-form solver has no use for them.
 _NO_MEANING = {
@@ -67,21 +74,38 @@ class IgnoredOption(NamedTuple):
 
 
 def check_supported(config: QConfig) -> None:
-    """Makes sure that this version can carry out the specs of a configuration.
+    """Makes sure that this version can carry out a configuration.
 
     Raises:
         UnsupportedError: names the first field that it cannot, and what it can.
     """
-    for name in ("specific_layer_config", "layer_type_config"):
-        if given := getattr(config, name):
-            raise _unsupported(f"QConfig.{name}", given, "none: only global_config gives specs so far")
     layer = config.global_config
-    for name, instead in _NO_SPEC.items():
-        if given := getattr(layer, name):
-            raise _unsupported(f"QConfig.global_config.{name}", given, instead)
-    inputs = "input_tensors" if layer.activation is None else "activation"
-    _check_spec(f"QConfig.global_config.{inputs}", config.activation_spec, _ACTIVATION)
-    _check_spec("QConfig.global_config.weight", config.weight_spec, _WEIGHT)
+    _check_layer("QConfig.global_config", layer)
+    if layer.output_tensors not in (None, layer.inputs):
+        instead = "None: an output is the next layer's input; give single layers other outputs"
+        raise _unsupported("QConfig.global_config.output_tensors", layer.output_tensors, instead)
+    for name in ("specific_layer_config", "layer_type_config"):
+        for layer, targets in getattr(config, name).items():
+            if layer is not None:
+                _check_layer(f"QConfig.{name} of {list(targets)}", layer)
+    for algorithm in config.algo_config:
+        if not isinstance(algorithm, FastFinetuneConfig):
+            instead = "AdaRoundConfig or AdaQuantConfig: no other algorithm is supported yet"
+            raise _unsupported("QConfig.algo_config", algorithm, instead)
+    for name, value in config.extra_options.items():
+        accepted, why = FIXED_OPTIONS.get(name, ((value,), ""))
+        if value not in accepted:
+            instead = " or ".join(map(repr, accepted)) or "it to be left out"
+            raise _unsupported(f"QConfig.extra_options[{name!r}]", value, f"{instead}: {why}")
+
+
+def ignored_extra_options(config: QConfig) -> tuple[IgnoredOption, ...]:
+    """The extra options that were given and have no effect, to be reported to the user."""
+    return tuple(
+        IgnoredOption(name, value, MEANINGLESS_OPTIONS[name])
+        for name, value in config.extra_options.items()
+        if name in MEANINGLESS_OPTIONS
+    )
 
 
 def ignored_options(config: FastFinetuneConfig, *, in_steps: bool) -> tuple[IgnoredOption, ...]:
@@ -100,12 +124,26 @@ def ignored_options(config: FastFinetuneConfig, *, in_steps: bool) -> tuple[Igno
     )
 
 
+def _check_layer(where: str, layer: QLayerConfig) -> None:
+    for name, table in _TABLES.items():
+        spec = getattr(layer, name)
+        if spec is not None:
+            _check_spec(f"{where}.{name}", spec, table)
+
+
 def _check_spec(where: str, spec: QTensorConfig, table: dict[str, tuple[Any, ...]]) -> None:
     for field, supported in table.items():
         if getattr(spec, field) not in supported:
             name = "calibration_method" if field.endswith("_calibration") else field
-            instead = f"{' or '.join(map(repr, supported))}: nothing else is supported yet"
+            why = _why_not(spec.data_type) if field == "data_type" else "nothing else is supported yet"
+            instead = f"{' or '.join(map(repr, supported))}: {why}"
             raise _unsupported(f"{where}.{name}", getattr(spec, name), instead)
+
+
+def _why_not(kind: DataType) -> str:
+    if kind in (Int4, UInt4, UInt8, Int8):
+        return "nothing else is supported here"
+    return (_TWO_BITS if kind in (Int2, UInt2) else _CUSTOM).format(kind)
 
 
 def _unsupported(where: str, given: object, instead: str) -> UnsupportedError:

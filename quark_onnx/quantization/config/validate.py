@@ -168,7 +168,14 @@ def _path(value: object) -> str:
     return path
 
 
+def _function(value: object) -> object:
+    if not callable(value):
+        raise TypeError
+    return value
+
+
 boolean = Check("True or False", _boolean)
+function = Check("a callable", _function)
 Flag = Annotated[bool, boolean]
 FlagOrNone = Annotated[bool | None, optional(boolean)]
 PathOrNone = Annotated[str | os.PathLike[str] | None, optional(Check("a path that is not empty", _path))]

@@ -1,0 +1,233 @@
+"""From a configuration and a model to the spec of each tensor, and what of it quantizer and calibration need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from quark.onnx.calibration.calibrate import CalibrationSettings, WeightGrid
+from quark.onnx.errors import ConfigError, UnsupportedError
+from quark.onnx.graph.insert_qdq import QdqOptions
+from quark.onnx.graph.normalization import NORMALIZATIONS
+from quark.onnx.graph.number_formats import QUANT_TYPES, qdq_opset
+from quark.onnx.graph.quant_overrides import TensorFormat, given_overrides
+from quark.onnx.graph.tensor_roles import TensorRoles, tensor_roles
+from quark.onnx.quantization.config.config import QConfig
+from quark.onnx.quantization.config.data_type import DATA_TYPES, Int32
+from quark.onnx.quantization.config.spec import (
+    CalibMethod,
+    Int8Spec,
+    QLayerConfig,
+    QTensorConfig,
+    QuantGranularity,
+    UInt8Spec,
+)
+from quark.onnx.quantization.config.validate import nearest, problem
+from quark.onnx.quantization.node_scope import NodeScope
+
+__all__ = ["TensorSpecs", "needed_opset", "tensor_specs"]
+
+_PERCENTILE = 99.999
+_ACTIVATION_TYPES = ("QInt8", "QUInt8", "QInt16", "QUInt16")
+_WEIGHT_TYPES = (*_ACTIVATION_TYPES, "QInt4", "QUInt4")
+_OVERRIDES = "QConfig.extra_options['TensorQuantOverrides']"
+
+
+@dataclass(frozen=True)
+class TensorSpecs:
+    """The specs of a model's tensors.
+
+    Attributes:
+        scope: the nodes that are quantized.
+        activation: of the activations that are not in `activations`.
+        weight: of the weights that are not in `weights`.
+        activations, weights, biases: of the tensors, by name, with a spec of their own.
+        options: the extra options.
+    """
+
+    scope: NodeScope
+    activation: QTensorConfig
+    weight: QTensorConfig
+    activations: Mapping[str, QTensorConfig]
+    weights: Mapping[str, QTensorConfig]
+    biases: Mapping[str, QTensorConfig]
+    options: Mapping[str, Any]
+
+    def qdq_options(self) -> QdqOptions:
+        """What is quantized, and to which types."""
+        overrides = given_overrides(self.options.get("TensorQuantOverrides", {}))
+        formats = {name: _format(spec) for name, spec in {**self.activations, **self.weights, **self.biases}.items()}
+        weight = _format(self.weight)
+        return QdqOptions(
+            activation_type=_format(self.activation).quant_type,
+            weight_type=weight.quant_type,
+            activation_symmetric=self.activation.symmetric,
+            weight_symmetric=self.weight.symmetric,
+            per_channel=weight.per_channel,
+            op_types=self.scope.op_types,
+            excluded_nodes=self.scope.excluded,
+            formats=formats,
+            overrides=overrides,
+            quantize_biases=self.options.get("QuantizeBias", True),
+            quantize_views=self.options.get("ForceQuantizeNoInputCheck", False),
+        )
+
+    def calibration_settings(self) -> CalibrationSettings:
+        """How ranges and scales are chosen."""
+        given = dict.fromkeys(self.options.get("TensorQuantOverrides", ()))
+        return CalibrationSettings(
+            self._percentile(self.activation),
+            _grid(self.weight),
+            {name: self._percentile(spec) for name, spec in self.activations.items()},
+            {name: _grid(spec) for name, spec in self.weights.items()} | given,
+        )
+
+    def _percentile(self, spec: QTensorConfig) -> float | None:
+        if spec.activation_calibration is not CalibMethod.Percentile:
+            return None
+        percentile: float = self.options.get("Percentile", _PERCENTILE)
+        return percentile
+
+
+def needed_opset(config: QConfig) -> int:
+    """The first opset whose Q/DQ have all formats that a configuration names."""
+    layers = (config.global_config, *config.specific_layer_config, *config.layer_type_config)
+    specs = [spec for layer in layers if layer is not None for spec in layer.specs]
+    overrides = config.extra_options.get("TensorQuantOverrides", {}).values()
+    given = [entry["quant_type"] for entries in overrides for entry in entries if "quant_type" in entry]
+    by_name = {kind.name: name for name, kind in QUANT_TYPES.items()}
+    return qdq_opset([*(spec.data_type for spec in specs), *(DATA_TYPES[by_name[k]] for k in given if k in by_name)])
+
+
+def tensor_specs(config: QConfig, model: onnx.ModelProto, original: onnx.ModelProto) -> TensorSpecs:
+    """The specs of the tensors of a prepared model.
+
+    Args:
+        original: the model as it was before, whose nodes the configuration may name too.
+
+    Raises:
+        ConfigError: the configuration names what is not there or is not quantized, or gives a tensor two specs that
+            exclude each other.
+    """
+    scope = NodeScope(config, model, original)
+    specs = _Specs(config, model, scope)
+    for entry, node in _entries(config, scope):
+        specs.write(entry, node)
+    _check_overrides(config.extra_options.get("TensorQuantOverrides", {}), model)
+    return TensorSpecs(
+        scope=scope,
+        activation=config.activation_spec,
+        weight=config.weight_spec,
+        activations=specs.activations,
+        weights=specs.of_weights(),
+        biases=specs.of_biases(),
+        options=config.extra_options,
+    )
+
+
+def _entries(config: QConfig, scope: NodeScope) -> Iterator[tuple[QLayerConfig, str]]:
+    """Each node with a configuration of its own, in the order in which they write their specs."""
+    for layer, op_types in config.layer_type_config.items():
+        if layer is not None:
+            yield from ((layer, node) for node in scope.of_types("QConfig.layer_type_config", op_types))
+    for layer, choices in config.specific_layer_config.items():
+        for choice in choices:
+            yield from ((layer, node) for node in scope.chosen("QConfig.specific_layer_config", choice))
+
+
+class _Specs:
+    """What the entries of a configuration write, one after the other."""
+
+    def __init__(self, config: QConfig, model: onnx.ModelProto, scope: NodeScope) -> None:
+        self._config = config
+        constants = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+        self._roles: dict[str, TensorRoles] = {
+            node.name: tensor_roles(node, constants) for node in model.graph.node if node.name in scope.quantized
+        }
+        self.activations: dict[str, QTensorConfig] = {}
+        self._normalizations = {node.name for node in model.graph.node if node.op_type in NORMALIZATIONS}
+        self._weights: dict[str, QTensorConfig] = {}  # by node, as are biases
+        self._biases: dict[str, QTensorConfig] = {}
+
+    def write(self, entry: QLayerConfig, node: str) -> None:
+        roles = self._roles[node]
+        if entry.inputs is not None:
+            self.activations.update(dict.fromkeys(roles.inputs, entry.inputs))
+        if entry.output_tensors is not None:
+            self.activations.update(dict.fromkeys(roles.outputs, entry.output_tensors))
+        if entry.weight is not None:
+            self._weights[node] = entry.weight
+        if entry.bias is not None:
+            self._biases[node] = entry.bias
+
+    def of_weights(self) -> dict[str, QTensorConfig]:
+        """By tensor. One that several nodes use has one spec."""
+        found: dict[str, tuple[str, QTensorConfig]] = {}
+        for node, roles in self._roles.items():
+            own = self._weights.get(node, self._usual_weight(node))
+            for weight in roles.weights:
+                other, theirs = found.setdefault(weight, (node, own))
+                if theirs != own:
+                    raise ConfigError(
+                        f"the nodes {other!r} and {node!r} share the weight {weight!r}, for which the configuration "
+                        f"has two specs, {theirs} and {own}: give both nodes the same"
+                    )
+        return {weight: spec for weight, (_, spec) in found.items() if spec != self._config.weight_spec}
+
+    def _usual_weight(self, node: str) -> QTensorConfig:
+        """The scale of a normalization has few elements, each of which counts for a whole channel."""
+        spec = self._config.weight_spec
+        return _with_8_bits(spec) if node in self._normalizations else spec
+
+    def of_biases(self) -> dict[str, QTensorConfig]:
+        """Those that are not int32 with the scale input_scale * weight_scale."""
+        options, found = self._config.extra_options, {}
+        for node, roles in self._roles.items():
+            usual = self._config.global_config.bias
+            if usual is None and not options.get("Int32Bias", True):
+                usual = _with_8_bits(self._weights.get(node, self._config.weight_spec))
+            spec = self._biases.get(node, usual)
+            if roles.bias is not None and spec is not None and spec.data_type is not Int32:
+                found[roles.bias] = spec
+        if found and not options.get("QuantizeBias", True):
+            raise ConfigError("QConfig: biases have specs, or Int32Bias is False, and QuantizeBias is False: drop one")
+        return found
+
+
+def _with_8_bits(spec: QTensorConfig) -> QTensorConfig:
+    """In place of fewer bits."""
+    if spec.data_type.bits >= 8:
+        return spec
+    kind = Int8Spec if spec.data_type.signed else UInt8Spec
+    return kind(spec.symmetric, spec.scale_type, spec.calibration_method, spec.quant_granularity)
+
+
+def _format(spec: QTensorConfig) -> TensorFormat:
+    per_channel = spec.quant_granularity is QuantGranularity.Channel
+    return TensorFormat(QUANT_TYPES[spec.data_type.name], spec.symmetric, per_channel)
+
+
+def _grid(spec: QTensorConfig) -> WeightGrid | None:
+    if spec.weight_calibration is not CalibMethod.MinOutputMSE:
+        return None
+    kind = spec.data_type
+    lowest = kind.symmetric_qmin if spec.symmetric else kind.qmin
+    return WeightGrid(lowest, kind.qmax, spec.symmetric, spec.quant_granularity is QuantGranularity.Channel)
+
+
+def _check_overrides(given: Mapping[str, Any], model: onnx.ModelProto) -> None:
+    graph = model.graph
+    constants = {t.name for t in graph.initializer}
+    tensors = {t.name for t in (*graph.input, *graph.initializer)}.union(*(node.output for node in graph.node))
+    for name, entries in given.items():
+        if name not in tensors:
+            raise ConfigError(problem(_OVERRIDES, name, f"the name of a tensor; {nearest(name, sorted(tensors))}"))
+        for entry in entries:
+            kind = entry.get("quant_type", "QInt8")
+            supported = _WEIGHT_TYPES if name in constants else _ACTIVATION_TYPES
+            if kind not in supported:
+                expected = f"{' or '.join(supported)}: nothing else is supported here"
+                raise UnsupportedError(problem(f"{_OVERRIDES}[{name!r}]", kind, expected))
