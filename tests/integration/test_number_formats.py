@@ -142,6 +142,67 @@ def test_a_model_that_stays_in_an_old_opset_gets_onnxruntimes_domain():
         assert mean_squared_error(model, tuned, unseen) < mean_squared_error(model, plain, unseen)
 
 
+@pytest.mark.parametrize("kind", ["Int4", "UInt4"])
+def test_the_scale_of_a_normalization_keeps_8_bits(kind: str):
+    """Unless its own spec says otherwise."""
+    w = Weights(0)
+    model = build(
+        "(float[N,8] x) => (float[N,8] y) { h = MatMul(x, w) y = LayerNormalization(h, s, b) }",
+        w=w.conv(8, 8), s=w.gains(8), b=w.bias(8),
+    )  # fmt: skip
+    layer = QLayerConfig(spec("UInt8"), weight=spec(kind))
+    types = {}
+    for name, own in (("default", {}), ("asked for", {QLayerConfig(weight=spec("Int4")): ["LayerNormalization"]})):
+        quantizer = ModelQuantizer(QConfig(layer, layer_type_config=own, algo_config=[ALGORITHMS["adaround"]]))
+        result = initializers(quantizer.quantize_model(model, None, Reader(samples(model, 40))))
+        types[name] = (result["w_quantized"].dtype.name, result["s_quantized"].dtype.name)
+    assert types == {"default": (kind.lower(), kind.lower().replace("4", "8")), "asked for": (kind.lower(), "int4")}
+
+
+@pytest.mark.parametrize("algorithm", ["adaround", "adaquant"])
+def test_mixed_widths(algorithm: str):
+    """Each layer has its own: the first and the last one wide, as is usual; the opset suits the most demanding."""
+    model = MODELS["separable"]()
+    narrow, wide = (spec(kind, quant_granularity=QuantGranularity.Channel) for kind in ("Int4", "Int8"))
+    layers = {
+        QLayerConfig(weight=wide): ["stem", "classes"],
+        QLayerConfig(input_tensors=spec("UInt16"), bias=spec("Int16")): ["pw2"],
+    }
+    plain, tuned = (
+        ModelQuantizer(
+            QConfig(QLayerConfig(spec("UInt8"), weight=narrow), specific_layer_config=layers, algo_config=algorithms)
+        ).quantize_model(model, None, Reader(samples(model, 80)))
+        for algorithms in ([], [ALGORITHMS[algorithm]])
+    )
+    values = initializers(tuned)
+    kinds = {
+        name.removesuffix("_w_quantized"): v.dtype.name for name, v in values.items() if name.endswith("_w_quantized")
+    }
+    assert kinds == {"stem": "int8", "dw1": "int4", "pw1": "int4", "dw2": "int4", "pw2": "int4", "classes": "int8"}
+    assert values["pw2_b_quantized"].dtype == np.int16
+    assert {values[n].dtype.name for n in values if n.startswith("t") and n.endswith("_zero_point")} == {
+        "uint8",
+        "uint16",
+    }
+    assert tuned.opset_import[0].version == 21
+    assert changed(plain, tuned) >= {f"{name}_w_quantized" for name in kinds}
+    unseen = samples(model, 64, seed=1)
+    assert mean_squared_error(model, tuned, unseen) < 0.75 * mean_squared_error(model, plain, unseen)
+    (defined,), (optimised,) = run(tuned, unseen), run(tuned, unseen, optimise=True)
+    assert np.abs(optimised - defined).max() < 0.05 * np.ptp(defined)
+
+
+def test_overrides_of_single_tensors():
+    model = MODELS["separable"]()
+    overrides = {"t2": [{"quant_type": "QUInt16"}], "pw1_w": [{"quant_type": "QInt4", "symmetric": True}]}
+    config = QConfig(QLayerConfig(spec("UInt8"), weight=spec("Int8")), TensorQuantOverrides=overrides)
+    result = ModelQuantizer(config).quantize_model(model, None, Reader(samples(model, 40)))
+    values = initializers(result)
+    assert (values["t2_zero_point"].dtype.name, values["pw1_w_quantized"].dtype.name) == ("uint16", "int4")
+    assert result.opset_import[0].version == 21
+    assert mean_squared_error(model, result, samples(model, 64, seed=1)) < 0.3
+
+
 @pytest.mark.parametrize(("kind", "opset"), [("Int8", 17), ("Int16", 21), ("Int4", 21)])
 def test_the_opset_rises_only_for_formats_that_need_it(kind: str, opset: int):
     result, _ = quantize(MODELS["separable"](), QLayerConfig(spec("UInt8"), weight=spec(kind)))
