@@ -15,8 +15,8 @@ from quark.onnx import _core
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError
-from quark.onnx.graph.insert_qdq import WeightParams
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
+from quark.onnx.graph.weight_params import WeightParams
 from quark.onnx.inference import Engine, in_order, session
 from quark.onnx.plan.layer_data import core_geometry
 
@@ -32,12 +32,17 @@ _GRAM_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class WeightGrid:
-    """The integers of the weights, and how many scales they share."""
+    """The integers of the weights, and how many scales they share.
+
+    Attributes:
+        block: one scale per output channel and block of so many inputs, in MatMul and Gemm; 0: not.
+    """
 
     qmin: int
     qmax: int
     symmetric: bool
     per_channel: bool
+    block: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,52 @@ def _range(ranges: _core.ValueRanges, index: int, percentile: float | None) -> t
     return max(low, -limit), min(high, limit)
 
 
+@dataclass(frozen=True, eq=False)
+class _Searched:
+    """A layer whose weight scale is searched.
+
+    Attributes:
+        rows: (outputs, K), its weight.
+        parts: the moments of its inputs; with blocks, of so many inputs each.
+    """
+
+    layer: WeightLayer
+    grid: WeightGrid
+    rows: NDArray[np.float32]
+    parts: tuple[_core.Layer, ...]
+    block: int
+
+    def feed(self, x: NDArray[np.generic], pool: _core.ThreadPool) -> None:
+        """The layer's float input. ValueError where it does not fit."""
+        for i, part in enumerate(self.parts):
+            own = x[..., i * self.block : (i + 1) * self.block] if self.block else x
+            part.feed(np.ascontiguousarray(own), None, pool)
+
+    def choose(self, pool: _core.ThreadPool) -> WeightParams:
+        """The scale with the least output error. ValueError where the data is not finite."""
+        layer, grid, block = self.layer, self.grid, self.block
+        # The channels of a ConvTranspose's groups lie on one axis: as `insert_qdq`, one scale for all of them.
+        per_channel = grid.per_channel and layer.channels == len(self.rows)
+        found = [
+            part.weight_scale(
+                np.ascontiguousarray(self.rows[:, i * block : (i + 1) * block]) if block else self.rows,
+                qmin=grid.qmin,
+                qmax=grid.qmax,
+                symmetric=grid.symmetric,
+                per_channel=per_channel,
+                bias_free=layer.bias is not None,
+                pool=pool,
+            )
+            for i, part in enumerate(self.parts)
+        ]
+        if not block:
+            ((scale, zero_point),) = found
+            return WeightParams(scale, zero_point, layer.channel_axis if per_channel else None)
+        blocks_axis = 1 - layer.channel_axis
+        scale, zero_point = (np.stack(values, axis=blocks_axis) for values in zip(*found, strict=True))
+        return WeightParams(scale, zero_point, blocks_axis, block)
+
+
 class _ScaleSearch:
     """CalibMethod.MinOutputMSE: moments of every layer's float input, then the scale with the least output error."""
 
@@ -169,75 +220,70 @@ class _ScaleSearch:
         settings: CalibrationSettings,
         pool: _core.ThreadPool,
     ) -> None:
-        self._settings = settings
         constants = {t.name: t for t in model.graph.initializer}
         self._pool = pool
-        self._layers: list[tuple[WeightLayer, _core.Layer, NDArray[np.float32]]] = []
+        self._layers: list[_Searched] = []
         budget = _GRAM_BYTES
         uses: dict[str, int] = {}
-        layers = tuple(layer for layer in layers if settings.grid_of(layer.weight) is not None)
-        for layer in layers:
+        grids = ((layer, settings.grid_of(layer.weight)) for layer in layers)
+        wanted = [(layer, grid) for layer, grid in grids if grid is not None]
+        for layer, _ in wanted:
             uses[layer.weight] = uses.get(layer.weight, 0) + 1
-        for layer in layers:
+        for layer, grid in wanted:
             if not _searchable(layer) or uses[layer.weight] > 1:
                 continue
             rows = layer.layout.rows(onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
+            block = grid.block if isinstance(layer.attributes, GemmAttributes) else 0
+            inputs = rows.shape[1]
+            sizes = [min(block, inputs - begin) for begin in range(0, inputs, block)] if block else [inputs]
             groups = layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
-            outputs, inputs = rows.shape
-            gram_bytes = 8 * groups * inputs**2
+            gram_bytes = 8 * groups * sum(size**2 for size in sizes)
             if gram_bytes > budget:
                 _LOG.warning("layer %s: too large to choose its weight scale by output error", layer.node_name)
                 continue
             budget -= gram_bytes
-            # The number of samples is not known ahead: so many rows of each at first, then fewer.
-            core = _core.Layer(
-                inputs,
-                outputs // groups,
-                _PLANNED_SAMPLES,
-                _PLANNED_SAMPLES * min(max(inputs // 2, 64), 512),
-                groups=groups,
-                conv=core_geometry(layer.attributes),
-                target=False,
-            )
-            self._layers.append((layer, core, rows))
+            parts = tuple(_moments(layer, size, len(rows) // groups, groups) for size in sizes)
+            self._layers.append(_Searched(layer, grid, rows, parts, block))
 
     def tensors(self) -> list[str]:
-        return [layer.input for layer, _, _ in self._layers]
+        return [searched.layer.input for searched in self._layers]
 
     def feed(self, values: Mapping[str, NDArray[np.generic]]) -> None:
-        self._layers = [entry for entry in self._layers if self._fits(entry[0], entry[1], values[entry[0].input])]
+        self._layers = [searched for searched in self._layers if self._fits(searched, values[searched.layer.input])]
 
-    def _fits(self, layer: WeightLayer, core: _core.Layer, x: NDArray[np.generic]) -> bool:
+    def _fits(self, searched: _Searched, x: NDArray[np.generic]) -> bool:
         try:
-            core.feed(np.ascontiguousarray(x), None, self._pool)
+            searched.feed(x, self._pool)
         except ValueError as error:
-            _LOG.warning(
-                "layer %s: its weight scale is left to minimum and maximum: %s %s", layer.node_name, error, x.shape
-            )
+            name = searched.layer.node_name
+            _LOG.warning("layer %s: its weight scale is left to minimum and maximum: %s %s", name, error, x.shape)
             return False
         return True
 
     def choose(self) -> dict[str, WeightParams]:
         found = {}
-        for layer, core, rows in self._layers:
-            grid = self._settings.grid_of(layer.weight)
-            assert grid is not None  # or the layer would not be here
-            # The channels of a ConvTranspose's groups lie on one axis: as `insert_qdq`, one scale for all of them.
-            per_channel = grid.per_channel and layer.channels == len(rows)
+        for searched in self._layers:
+            layer = searched.layer
             try:
-                scale, zero_point = core.weight_scale(
-                    rows,
-                    qmin=grid.qmin,
-                    qmax=grid.qmax,
-                    symmetric=grid.symmetric,
-                    per_channel=per_channel,
-                    bias_free=layer.bias is not None,
-                    pool=self._pool,
-                )
+                found[layer.weight] = searched.choose(self._pool)
             except ValueError as error:
                 raise DataError(f"input {layer.input!r} of layer {layer.node_name!r}: {error}") from error
-            found[layer.weight] = WeightParams(scale, zero_point, layer.channel_axis if per_channel else None)
         return found
+
+
+def _moments(layer: WeightLayer, inputs: int, outputs: int, groups: int) -> _core.Layer:
+    """Of so many inputs of each group. The number of samples is not known ahead: so many rows of each at first, then
+    fewer.
+    """
+    return _core.Layer(
+        inputs,
+        outputs,
+        _PLANNED_SAMPLES,
+        _PLANNED_SAMPLES * min(max(inputs // 2, 64), 512),
+        groups=groups,
+        conv=core_geometry(layer.attributes),
+        target=False,
+    )
 
 
 def _searchable(layer: WeightLayer) -> bool:

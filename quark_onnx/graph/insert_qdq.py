@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
@@ -24,8 +23,10 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata
 from onnxruntime.quantization.registry import CreateQDQQuantizer
 
 from quark.onnx.errors import ModelError
+from quark.onnx.graph.blockwise import input_axis, write_blocks
 from quark.onnx.graph.editor import GraphEditor, attribute, reads
 from quark.onnx.graph.quant_overrides import Overrides, TensorFormat, format_overrides
+from quark.onnx.graph.weight_params import WeightParams
 
 __all__ = ["DEFAULT_OP_TYPES", "QdqOptions", "WeightParams", "calibration_tensors", "insert_qdq"]
 
@@ -52,6 +53,7 @@ class QdqOptions:
             otherwise the range of the Q/DQ behind them does their work and they go.
         weight_symmetric: the same of weights; of QInt8 and QInt16 the least integer is not used.
         per_channel: one scale per output channel of a weight that `insert_qdq` gets no parameters for.
+        block: with per_channel: in MatMul and Gemm one for each block of so many inputs too; 0: not. Needs opset 21.
         op_types: the operators to quantize.
         excluded_nodes: names of nodes that stay in float.
         formats: of the tensors, by name, whose integers are others: activations, weights, and biases, which are then
@@ -66,6 +68,7 @@ class QdqOptions:
     activation_symmetric: bool = False
     weight_symmetric: bool = True
     per_channel: bool = False
+    block: int = 0
     op_types: tuple[str, ...] = DEFAULT_OP_TYPES
     excluded_nodes: frozenset[str] = frozenset()
     formats: Mapping[str, TensorFormat] = field(default_factory=dict)
@@ -81,22 +84,7 @@ class QdqOptions:
     @property
     def weight_format(self) -> TensorFormat:
         """Of the weights without one of their own."""
-        return TensorFormat(self.weight_type, self.weight_symmetric, self.per_channel)
-
-
-@dataclass(frozen=True, eq=False)
-class WeightParams:
-    """How one weight is quantized: q = clip(round(w / scale) + zero_point), ties to even.
-
-    Attributes:
-        scale: float32, shape (1,), or (channels,) with an axis.
-        zero_point: integers of the same shape.
-        axis: the axis of the weight that the channels lie on, None if there is one scale for all.
-    """
-
-    scale: NDArray[np.float32]
-    zero_point: NDArray[np.integer[Any]]
-    axis: int | None = None
+        return TensorFormat(self.weight_type, self.weight_symmetric, self.per_channel, self.block)
 
 
 def calibration_tensors(model: onnx.ModelProto, options: QdqOptions) -> list[str]:
@@ -154,7 +142,11 @@ def insert_qdq(
     """
     options = _with_irremovable_excluded(model.graph, options)
     weight_formats = {name: options.formats.get(name, options.weight_format) for name in weight_params}
-    overrides = {name: _overrides(params, weight_formats[name].quant_type) for name, params in weight_params.items()}
+    overrides = {
+        name: _overrides(params, weight_formats[name].quant_type)
+        for name, params in weight_params.items()
+        if not params.block
+    }
     try:
         with _onnxruntime_log() as records:
             quantizer = _quantizer(model, _tensor_ranges(model.graph, ranges, options), overrides, options)
@@ -165,6 +157,7 @@ def insert_qdq(
         if _LOG.isEnabledFor(record.levelno):
             _LOG.handle(record)
     _avoid_lowest_integer(result.graph, [name for name, own in weight_formats.items() if own.symmetric])
+    write_blocks(result.graph, _weights_in_blocks(model.graph, options), weight_params)
     _sort_nodes(result.graph)
     result.producer_name, result.producer_version = "quark.onnx", ""
     return result
@@ -328,6 +321,20 @@ def _overrides(params: WeightParams, quant_type: QuantType) -> list[dict[str, An
     """The entry of onnxruntime's option TensorQuantOverrides: one dict per scale."""
     rest = {"quant_type": quant_type} | ({} if params.axis is None else {"axis": params.axis})
     return [{"scale": s, "zero_point": z, **rest} for s, z in zip(params.scale, params.zero_point, strict=True)]
+
+
+def _weights_in_blocks(
+    graph: onnx.GraphProto, options: QdqOptions
+) -> dict[str, tuple[onnx.TensorProto, int, TensorFormat]]:
+    """By name: the weight, the axis of its inputs, and its format."""
+    constants = {t.name: t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    found = {}
+    for node in graph.node:
+        name = node.input[1] if len(node.input) > 1 else ""
+        own, axis = options.formats.get(name, options.weight_format), input_axis(node, constants.get(name))
+        if own.block and axis is not None and name not in options.overrides:
+            found[name] = (constants[name], axis, own)
+    return found
 
 
 def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[str, list[dict[str, Any]]]:

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from onnxruntime.quantization import QuantType
 
-from quark.onnx.quantization.config.data_type import DataType
+from quark.onnx.quantization.config.data_type import DATA_TYPES, DataType
 
-__all__ = ["QUANT_TYPES", "qdq_opset"]
+__all__ = ["QUANT_TYPES", "integer_type", "qdq_opset"]
 
 QUANT_TYPES = {
     "Int4": QuantType.QInt4,
@@ -22,6 +22,11 @@ QUANT_TYPES = {
 # The first opset whose QuantizeLinear and DequantizeLinear have integers of so many bits, and an axis. Before 21
 # onnxruntime has 4 and 16 bits in its own domain com.microsoft.
 _OPSETS = {4: 21, 8: 13, 16: 21, 32: 13}
+
+
+def integer_type(quant_type: QuantType) -> DataType:
+    """The integers of onnxruntime's type."""
+    return next(DATA_TYPES[name] for name, kind in QUANT_TYPES.items() if kind is quant_type)
 
 
 def qdq_opset(kinds: Iterable[DataType]) -> int:

@@ -25,11 +25,13 @@ class TensorFormat:
         quant_type: QUInt8, QInt8, QUInt16 or QInt16; of weights also QInt4 or QUInt4.
         symmetric: zero point in the middle of the type; of QInt8 and QInt16 the least integer is not used.
         per_channel: one scale per output channel; False of activations.
+        block: one scale per output channel and block of so many inputs, where that can be: MatMul and Gemm; 0: not.
     """
 
     quant_type: QuantType
     symmetric: bool
     per_channel: bool = False
+    block: int = 0
 
 
 def format_overrides(

@@ -19,6 +19,8 @@ from quark.onnx.plan.normalized_input import NormalizedInput
 from quark.onnx.plan.output_stage import output_stage
 from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
 from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
+from quark.onnx.plan.weight_scales import scales_in_rows
+from quark.onnx.quantization.config.data_type import DataType
 
 __all__ = ["build_plan"]
 
@@ -201,38 +203,32 @@ def _quantized_weight(
 ) -> QuantizedWeight:
     integers = onnx.numpy_helper.to_array(graph.initializers[dequantize.input[0]])
     scale, zero_point = dequantize_parameters(dequantize, graph)
-    rows = layer.layout.rows(float_weight).astype(np.float32, copy=False)
-    rows_q = layer.layout.rows(integers).astype(np.int32)
-    axis = next((a.i for a in dequantize.attribute if a.name == "axis"), 1) % max(integers.ndim, 1)
-    if any(a.name == "block_size" and a.i for a in dequantize.attribute):
-        raise _Skip("blockwise scales are not tuned yet")
-    if scale is None or (scale.size > 1 and axis != layer.channel_axis) or scale.size not in (1, layer.channels):
-        raise _Skip("its weight scale is neither one constant per tensor nor one per output channel")
-    groups = len(rows) // layer.channels  # those of a ConvTranspose share the scales of its channels; else 1
-    s = np.tile(np.broadcast_to(scale.reshape(-1), layer.channels), groups).astype(np.float32, copy=False)
-    z = np.tile(np.broadcast_to(zero_point.reshape(-1), layer.channels), groups).astype(np.int32, copy=False)
-    kind = INTEGERS[integers.dtype.name]
-    nearest = np.clip(np.rint(rows / s[:, None]) + z[:, None], kind.qmin, kind.qmax)
-    if _median_distance(nearest, rows_q, z[:, None]) > _FAR[kind.bits]:
-        raise _Skip("its weight is not near that of the float model: was another float model quantized?")
+    found = None if scale is None else scales_in_rows(layer, dequantize, scale, zero_point)
+    if found is None:
+        raise _Skip("its weight scale is neither one constant per tensor nor one per output channel or block")
+    kind, rows_q = INTEGERS[integers.dtype.name], layer.layout.rows(integers).astype(np.int32)
     qmin = kind.qmin
-    if not z.any():
+    if not found[1].any():
         qmin = min(kind.symmetric_qmin, int(rows_q.min()))  # what symmetric quantization leaves out stays so if it did
-    return QuantizedWeight(
+    weight = QuantizedWeight(
         initializer=dequantize.input[0],
-        rows=rows,
+        rows=layer.layout.rows(float_weight).astype(np.float32, copy=False),
         rows_q=rows_q,
-        scale=s,
-        zero_point=z,
+        scale=found[0],
+        zero_point=found[1],
         qmin=qmin,
         qmax=kind.qmax,
         layout=layer.layout,
     )
+    if _median_distance(weight, kind) > _FAR[kind.bits]:
+        raise _Skip("its weight is not near that of the float model: was another float model quantized?")
+    return weight
 
 
-def _median_distance(nearest: NDArray[np.float32], rows_q: NDArray[np.int32], zero: NDArray[np.int32]) -> float:
+def _median_distance(weight: QuantizedWeight, kind: DataType) -> float:
     """In steps, of what was not rounded to zero: zeros are near those of every weight."""
-    distance = np.abs(nearest - rows_q)[nearest != zero]
+    nearest = np.clip(np.rint(weight.steps), kind.qmin, kind.qmax)
+    distance = np.abs(nearest - weight.rows_q)[nearest != weight.zero_points]
     return float(np.median(distance)) if distance.size else 0.0
 
 

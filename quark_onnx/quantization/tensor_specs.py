@@ -9,10 +9,12 @@ from typing import Any
 import onnx
 
 from quark.onnx.calibration.calibrate import CalibrationSettings, WeightGrid
-from quark.onnx.errors import ConfigError, UnsupportedError
+from quark.onnx.errors import ConfigError, ModelError, UnsupportedError
+from quark.onnx.graph.blockwise import BLOCKWISE_OPSET
 from quark.onnx.graph.insert_qdq import QdqOptions
 from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.graph.number_formats import QUANT_TYPES, qdq_opset
+from quark.onnx.graph.opset import opset_of
 from quark.onnx.graph.quant_overrides import TensorFormat, given_overrides
 from quark.onnx.graph.tensor_roles import TensorRoles, tensor_roles
 from quark.onnx.quantization.config.config import QConfig
@@ -31,6 +33,7 @@ from quark.onnx.quantization.node_scope import NodeScope
 __all__ = ["TensorSpecs", "needed_opset", "tensor_specs"]
 
 _PERCENTILE = 99.999
+_BLOCK_SIZE = 32
 _ACTIVATION_TYPES = ("QInt8", "QUInt8", "QInt16", "QUInt16")
 _WEIGHT_TYPES = (*_ACTIVATION_TYPES, "QInt4", "QUInt4")
 _OVERRIDES = "QConfig.extra_options['TensorQuantOverrides']"
@@ -59,14 +62,16 @@ class TensorSpecs:
     def qdq_options(self) -> QdqOptions:
         """What is quantized, and to which types."""
         overrides = given_overrides(self.options.get("TensorQuantOverrides", {}))
-        formats = {name: _format(spec) for name, spec in {**self.activations, **self.weights, **self.biases}.items()}
-        weight = _format(self.weight)
+        specs = {**self.activations, **self.weights, **self.biases}
+        formats = {name: self._format(spec) for name, spec in specs.items()}
+        weight = self._format(self.weight)
         return QdqOptions(
-            activation_type=_format(self.activation).quant_type,
+            activation_type=QUANT_TYPES[self.activation.data_type.name],
             weight_type=weight.quant_type,
             activation_symmetric=self.activation.symmetric,
             weight_symmetric=self.weight.symmetric,
             per_channel=weight.per_channel,
+            block=weight.block,
             op_types=self.scope.op_types,
             excluded_nodes=self.scope.excluded,
             formats=formats,
@@ -80,10 +85,24 @@ class TensorSpecs:
         given = dict.fromkeys(self.options.get("TensorQuantOverrides", ()))
         return CalibrationSettings(
             self._percentile(self.activation),
-            _grid(self.weight),
+            self._grid(self.weight),
             {name: self._percentile(spec) for name, spec in self.activations.items()},
-            {name: _grid(spec) for name, spec in self.weights.items()} | given,
+            {name: self._grid(spec) for name, spec in self.weights.items()} | given,
         )
+
+    def _format(self, spec: QTensorConfig) -> TensorFormat:
+        return TensorFormat(QUANT_TYPES[spec.data_type.name], spec.symmetric, _per_channel(spec), self._block(spec))
+
+    def _grid(self, spec: QTensorConfig) -> WeightGrid | None:
+        if spec.weight_calibration is not CalibMethod.MinOutputMSE:
+            return None
+        kind = spec.data_type
+        lowest = kind.symmetric_qmin if spec.symmetric else kind.qmin
+        return WeightGrid(lowest, kind.qmax, spec.symmetric, _per_channel(spec), self._block(spec))
+
+    def _block(self, spec: QTensorConfig) -> int:
+        size: int = self.options.get("BlockSize", _BLOCK_SIZE)
+        return size if spec.quant_granularity is QuantGranularity.Group else 0
 
     def _percentile(self, spec: QTensorConfig) -> float | None:
         if spec.activation_calibration is not CalibMethod.Percentile:
@@ -99,7 +118,9 @@ def needed_opset(config: QConfig) -> int:
     overrides = config.extra_options.get("TensorQuantOverrides", {}).values()
     given = [entry["quant_type"] for entries in overrides for entry in entries if "quant_type" in entry]
     by_name = {kind.name: name for name, kind in QUANT_TYPES.items()}
-    return qdq_opset([*(spec.data_type for spec in specs), *(DATA_TYPES[by_name[k]] for k in given if k in by_name)])
+    in_blocks = any(spec.quant_granularity is QuantGranularity.Group for spec in specs)
+    kinds = [*(spec.data_type for spec in specs), *(DATA_TYPES[by_name[kind]] for kind in given if kind in by_name)]
+    return max(qdq_opset(kinds), BLOCKWISE_OPSET if in_blocks else 0)
 
 
 def tensor_specs(config: QConfig, model: onnx.ModelProto, original: onnx.ModelProto) -> TensorSpecs:
@@ -111,13 +132,14 @@ def tensor_specs(config: QConfig, model: onnx.ModelProto, original: onnx.ModelPr
     Raises:
         ConfigError: the configuration names what is not there or is not quantized, or gives a tensor two specs that
             exclude each other.
+        ModelError: there are scales of blocks, and the model's opset does not have them.
     """
     scope = NodeScope(config, model, original)
     specs = _Specs(config, model, scope)
     for entry, node in _entries(config, scope):
         specs.write(entry, node)
     _check_overrides(config.extra_options.get("TensorQuantOverrides", {}), model)
-    return TensorSpecs(
+    found = TensorSpecs(
         scope=scope,
         activation=config.activation_spec,
         weight=config.weight_spec,
@@ -126,6 +148,12 @@ def tensor_specs(config: QConfig, model: onnx.ModelProto, original: onnx.ModelPr
         biases=specs.of_biases(),
         options=config.extra_options,
     )
+    weights = (config.weight_spec, *found.weights.values())
+    if opset_of(model) < BLOCKWISE_OPSET and any(s.quant_granularity is QuantGranularity.Group for s in weights):
+        raise ModelError(
+            f"QuantGranularity.Group needs opset {BLOCKWISE_OPSET}, to which this model cannot be raised: take Channel"
+        )
+    return found
 
 
 def _entries(config: QConfig, scope: NodeScope) -> Iterator[tuple[QLayerConfig, str]]:
@@ -197,25 +225,16 @@ class _Specs:
         return found
 
 
+def _per_channel(spec: QTensorConfig) -> bool:
+    return spec.quant_granularity is not QuantGranularity.Tensor
+
+
 def _with_8_bits(spec: QTensorConfig) -> QTensorConfig:
     """In place of fewer bits."""
     if spec.data_type.bits >= 8:
         return spec
     kind = Int8Spec if spec.data_type.signed else UInt8Spec
     return kind(spec.symmetric, spec.scale_type, spec.calibration_method, spec.quant_granularity)
-
-
-def _format(spec: QTensorConfig) -> TensorFormat:
-    per_channel = spec.quant_granularity is QuantGranularity.Channel
-    return TensorFormat(QUANT_TYPES[spec.data_type.name], spec.symmetric, per_channel)
-
-
-def _grid(spec: QTensorConfig) -> WeightGrid | None:
-    if spec.weight_calibration is not CalibMethod.MinOutputMSE:
-        return None
-    kind = spec.data_type
-    lowest = kind.symmetric_qmin if spec.symmetric else kind.qmin
-    return WeightGrid(lowest, kind.qmax, spec.symmetric, spec.quant_granularity is QuantGranularity.Channel)
 
 
 def _check_overrides(given: Mapping[str, Any], model: onnx.ModelProto) -> None:

@@ -15,6 +15,7 @@ from quark.onnx import (
     AdaRoundConfig,
     AlgoConfig,
     CalibMethod,
+    ModelError,
     ModelQuantizer,
     QConfig,
     QLayerConfig,
@@ -201,6 +202,83 @@ def test_overrides_of_single_tensors():
     assert (values["t2_zero_point"].dtype.name, values["pw1_w_quantized"].dtype.name) == ("uint16", "int4")
     assert result.opset_import[0].version == 21
     assert mean_squared_error(model, result, samples(model, 64, seed=1)) < 0.3
+
+
+@pytest.mark.parametrize("kind", ["Int4", "UInt4", "Int8"])
+@pytest.mark.parametrize("name", ["mlp", "embedding"])
+def test_scales_of_blocks(name: str, kind: str):
+    """Finer than one scale per channel, and so nearer; Conv keeps one per channel."""
+    model = MODELS[name]()
+    unseen, error = samples(model, 64, seed=1), {}
+    for granularity in (QuantGranularity.Channel, QuantGranularity.Group):
+        layer = QLayerConfig(spec("UInt8"), weight=spec(kind, quant_granularity=granularity))
+        plain = ModelQuantizer(QConfig(layer, BlockSize=4)).quantize_model(model, None, Reader(samples(model, 60)))
+        error[granularity] = mean_squared_error(model, plain, unseen)
+    assert error[QuantGranularity.Group] < (0.8 if kind.endswith("4") else 1.0) * error[QuantGranularity.Channel]
+    for node in plain.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0].endswith("w_quantized"):
+            assert {a.name: a.i for a in node.attribute}["block_size"] == 4
+    seen = samples(model, 60)
+    for algorithm in ALGORITHMS.values():
+        quantizer = ModelQuantizer(QConfig(layer, algo_config=[algorithm], BlockSize=4))
+        tuned = quantizer.quantize_model(model, None, Reader(seen))
+        assert not quantizer.report.skipped
+        assert changed(plain, tuned)
+        if algorithm.solver == "auto":  # few steps on few samples do not always help
+            assert mean_squared_error(model, tuned, seen) < mean_squared_error(model, plain, seen)
+        (defined,), (optimised,) = run(tuned, unseen), run(tuned, unseen, optimise=True)
+        assert np.abs(optimised - defined).max() < 0.05 * np.ptp(defined)
+    (expected,) = ReferenceEvaluator(tuned).run(None, unseen)
+    assert np.abs(defined - expected).max() < 0.02 * np.ptp(expected)
+
+
+def test_blocks_of_a_model_with_convolutions():
+    model = MODELS["residual"]()
+    layer = QLayerConfig(spec("UInt8"), weight=spec("UInt4", quant_granularity=QuantGranularity.Group))
+    config = QConfig(layer, algo_config=[ALGORITHMS["adaround"]], BlockSize=4)
+    values = initializers(ModelQuantizer(config).quantize_model(model, None, Reader(samples(model, 60))))
+    scales = {name.removesuffix("_w_scale"): v.shape for name, v in values.items() if name.endswith("_w_scale")}
+    assert scales == {"stem": (8,), "conv2": (8,), "conv3": (8,), "product": (2, 6)}
+
+
+@pytest.mark.parametrize("op", ["MatMul", "Gemm"])
+@pytest.mark.parametrize("block", [4, 5])
+def test_foreign_blocks_are_finetuned(op: str, block: int):
+    """As any tool may write them; blocks that do not divide the inputs included."""
+    w = Weights(0)
+    weight = (w.conv(6, 12, gains=w.gains(12)) if op == "Gemm" else w.conv(6, 12, gains=w.gains(12)).T).astype(
+        np.float32
+    )
+    axis, text = (1, "Gemm<transB=1>") if op == "Gemm" else (0, "MatMul")
+    at, count = np.arange(12) // block, -(-12 // block)
+    parts = [np.abs(weight.take(np.flatnonzero(at == b), axis)).max(axis=axis) / 7 for b in range(count)]
+    scale = np.stack(parts, axis).astype(np.float32)
+    integers = np.clip(np.rint(weight / scale.take(at, axis)), -8, 7)
+    model = build(f"(float[N,12] x) => (float[N,6] y) {{ [layer] y = {text}(x, w) }}", w=weight)
+    quantized = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 21]> g (float[N,12] x) => (float[N,6] y) '
+        f"{{ r = DequantizeLinear<axis={axis}, block_size={block}>(q, s) [layer] y = {text}(x, r) }}"
+    )
+    int4 = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT4)
+    for name, value in {"q": integers.astype(int4), "s": scale}.items():
+        quantized.graph.initializer.append(numpy_helper.from_array(value, name))
+    mixed = np.random.default_rng(0).standard_normal((12, 12))  # inputs that have to do with each other
+    seen, unseen = ({"x": (samples(model, n, seed=s)["x"] @ mixed).astype("f")} for n, s in ((200, 0), (100, 1)))
+    for algorithm in ALGORITHMS.values():
+        tuned, report = finetune(model, quantized, None, Reader(seen), algorithm)
+        (layer,) = report.layers
+        assert layer.accepted, algorithm
+        assert mean_squared_error(model, tuned, unseen) < mean_squared_error(model, quantized, unseen)
+
+
+def test_blocks_need_opset_21():
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["": 18]> g (float[N,8,6] x) => (float[N,8,6] y)
+        <float[2] s = {1.0, 2.0}, float[2] b = {0.0, 1.0}> { y = GroupNormalization<num_groups=2>(x, s, b) }"""
+    )
+    layer = QLayerConfig(spec("UInt8"), weight=spec("Int8", quant_granularity=QuantGranularity.Group))
+    with pytest.raises(ModelError, match=r"QuantGranularity.Group needs opset 21, .* take Channel"):
+        quantize(model, layer)
 
 
 @pytest.mark.parametrize(("kind", "opset"), [("Int8", 17), ("Int16", 21), ("Int4", 21)])

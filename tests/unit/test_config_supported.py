@@ -132,7 +132,7 @@ def test_defaults_of_the_other_algorithm_are_reported_there() -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_supported_specs(method: CalibMethod | None, kind: type[QTensorConfig], symmetric: bool) -> None:
     activation = kind(symmetric, calibration_method=method)
-    for granularity in (QuantGranularity.Tensor, QuantGranularity.Channel):
+    for granularity in QuantGranularity:
         for weight_kind in (Int8Spec, UInt8Spec, Int16Spec, UInt16Spec, Int4Spec, UInt4Spec):
             weight = weight_kind(symmetric, calibration_method=method, quant_granularity=granularity)
             check_supported(QConfig(QLayerConfig(activation=activation, weight=weight)))
@@ -206,10 +206,6 @@ def test_activation_specs_not_supported_yet(role: str, activation: dict[str, Any
         (
             {"calibration_method": CalibMethod.MinMSE},
             "calibration_method: got CalibMethod.MinMSE, expected CalibMethod.MinMax or CalibMethod.MinOut",
-        ),
-        (
-            {"quant_granularity": QuantGranularity.Group},
-            "quant_granularity: got QuantGranularity.Group, expected QuantGranularity.Tensor or",
         ),
     ],
 )

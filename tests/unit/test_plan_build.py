@@ -339,8 +339,8 @@ def test_the_float_output_is_constant():
 
 
 def test_blockwise_scales():
-    text = QUANTIZED.replace("(w_quantized, w_scale)", "<axis=0, block_size=1>(w_quantized, w_scale)")
-    assert "blockwise" in reason(plan_of(text, opset=21, w_scale=np.ones((3, 4))))
+    text = QUANTIZED.replace("(w_quantized, w_scale)", "<axis=0, block_size=2>(w_quantized, w_scale)")
+    assert "nor one per output channel or block" in reason(plan_of(text, opset=21, w_scale=np.ones((3, 4))))
 
 
 def test_scales_along_the_inputs():

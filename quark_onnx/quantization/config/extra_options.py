@@ -96,7 +96,7 @@ OpTypes = Annotated[tuple[str, ...] | list[str], strings("a list of op types")]
 
 
 class ExtraOptions(TypedDict, total=False):
-    """What is in effect of `QConfig.extra_options`. The names are AMD Quark's, except NumThreads.
+    """What is in effect of `QConfig.extra_options`. The names are AMD Quark's, except NumThreads and BlockSize.
 
     NumThreads: threads of onnxruntime and of the solvers; as many as there are cores when absent.
     OpTypesToQuantize: the only op types to quantize; those of docs/compatibility.md when absent.
@@ -108,8 +108,9 @@ class ExtraOptions(TypedDict, total=False):
     QuantizeBias: False leaves biases in float.
     Int32Bias: False gives biases the type of the weight and a scale of their own; True when absent.
     TensorQuantOverrides: tensor -> list of one dict, or for a weight one per channel, with some of quant_type (QInt8,
-        QUInt8, QInt16, QUInt16, for weights QInt4, QUInt4), symmetric, axis, scale and zero_point, rmin and rmax, reduce_range: onnxruntime's option of this name.
-        Comes before all specs.
+        QUInt8, QInt16, QUInt16, of weights QInt4, QUInt4), symmetric, axis, scale and zero_point, rmin and rmax,
+        reduce_range: onnxruntime's option of this name. Comes before all specs.
+    BlockSize: how many inputs share a scale with QuantGranularity.Group; 32 when absent. onnxruntime's name.
     Percentile: the share, in percent, of an activation's values that its range holds; 99.999 when absent.
     CalibDataSize: calibrate with the reader's items that hold the first so many samples; all when absent. Finetuning
         has `data_size`.
@@ -132,6 +133,7 @@ class ExtraOptions(TypedDict, total=False):
     TensorQuantOverrides: Annotated[
         Mapping[str, Any], _by_name("a dict from tensor to a list of one or more dicts", _overrides)
     ]
+    BlockSize: Annotated[int, integer("an int >= 2", lambda n: n >= 2)]
     Percentile: Annotated[float, real("a number above 0, at most 100", lambda x: 0 < x <= 100)]
     CalibDataSize: Annotated[int, integer("an int >= 1", lambda n: n >= 1)]
     UseRandomData: Flag

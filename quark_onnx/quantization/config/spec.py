@@ -80,7 +80,11 @@ class ScaleType(_Named):
 
 
 class QuantGranularity(_Named):
-    """What shares one scale and zero point: the tensor, one output channel of a weight, or a group in it."""
+    """What shares one scale and zero point: the tensor, one output channel of a weight, or a group in it.
+
+    Group is for weights: in MatMul and Gemm neighbouring inputs (the extra option BlockSize says how many), as ONNX's
+    block_size has it; in other layers it is Channel.
+    """
 
     Tensor = enum.auto()
     Channel = enum.auto()

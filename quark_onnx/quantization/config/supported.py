@@ -24,7 +24,7 @@ _ACTIVATION = {
 _WEIGHT = {
     "data_type": (Int8, UInt8, Int16, UInt16, Int4, UInt4),
     "scale_type": (ScaleType.Float32,),
-    "quant_granularity": (QuantGranularity.Tensor, QuantGranularity.Channel),
+    "quant_granularity": tuple(QuantGranularity),
     "weight_calibration": (CalibMethod.MinMax, CalibMethod.MinOutputMSE),
 }
 
