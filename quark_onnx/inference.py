@@ -14,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quark.onnx.errors import ModelError, UnsupportedError
+from quark.onnx.large_models import serialized_for
 
 __all__ = ["CUDA", "BatchMerging", "Engine", "batch_is_free", "in_order", "session"]
 
@@ -68,13 +69,13 @@ def session(model: onnx.ModelProto, engine: Engine, *, fuse_qdq: bool = False) -
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # as fast, and freed memory goes back
     try:  # without fallback: it would go on on the CPU
-        opened = ort.InferenceSession(
-            model.SerializeToString(), options, providers=engine.providers(), enable_fallback=0
-        )
+        content, kept = serialized_for(options, model)
+        opened = ort.InferenceSession(content, options, providers=engine.providers(), enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         raise ModelError(f"onnxruntime cannot load the model: {error}") from error
     if engine.device != "cpu" and CUDA not in opened.get_providers():  # onnxruntime says so in its log only
         raise UnsupportedError(f"onnxruntime's {CUDA} does not start on {engine.device!r}")
+    opened.tensors_in_use = kept  # they go with the session
     return opened
 
 

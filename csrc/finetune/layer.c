@@ -156,6 +156,30 @@ qk_status qk_layer_flush(qk_layer *layer, qk_pool *pool) {
     return QK_OK;
 }
 
+static void add(double *to, const double *from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) to[i] += from[i];
+}
+
+qk_status qk_layer_join(qk_layer *layer, const qk_layer *other) {
+    const qk_geometry *g = &layer->geometry, *h = &other->geometry;
+    if (layer == other || g->groups != h->groups || g->inputs != h->inputs || g->outputs != h->outputs ||
+        layer->with_target != other->with_target || !layer->choice.holdout != !other->choice.holdout)
+        return QK_E_ARG;
+    const int64_t inputs = g->groups * g->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
+    for (int set = 0; set < (layer->choice.holdout ? 2 : 1); set++) {
+        qk_sums *to = &layer->sets[set];
+        const qk_sums *from = &other->sets[set];
+        if (to->used || from->used) return QK_E_ARG;
+        add(to->gram, from->gram, inputs * g->inputs);
+        add(to->cross, from->cross, outputs * g->inputs);
+        add(to->sum_x, from->sum_x, inputs);
+        add(to->sum_y, from->sum_y, outputs);
+        add(to->power, from->power, outputs);
+        to->rows += from->rows;
+    }
+    return QK_OK;
+}
+
 static void divide(double *to, const double *from, int64_t n, double rows) {
     for (int64_t i = 0; i < n; i++) to[i] = from[i] / rows;
 }

@@ -14,6 +14,7 @@
 #include "base/memory.h"
 #include "base/pool.h"
 #include "finetune/integer_rows.h"
+#include "finetune/layer.h"
 #include "finetune/quadratic.h"
 #include "finetune/weight_scales.h"
 
@@ -153,16 +154,22 @@ static void to_float(float *to, const double *from, int64_t n) {
     for (int64_t i = 0; i < n; i++) to[i] = (float)from[i];
 }
 
+static qk_status moments_of(const solver *s, qk_quadratic *q, const qk_layer *layer, qk_set set) {
+    QK_TRY(qk_quadratic_init(q, layer, set, layer->with_target));
+    return layer->with_target ? QK_OK : qk_quadratic_aim(q, s->start->weight);
+}
+
 static qk_status solver_init(solver *s, const qk_layer *layer) {
     const qk_quantized_layer *l = s->start;
+    if (!layer->with_target && l->bias) return QK_E_ARG;
     for (int set = 0; set < 2; set++) {
-        QK_TRY(qk_quadratic_init(&s->moments[set], layer, (qk_set)set, true));
+        QK_TRY(moments_of(s, &s->moments[set], layer, (qk_set)set));
         qk_quadratic_centre(&s->moments[set]);
     }
     s->solving = &s->moments[QK_FITTED];
     s->bias_free = s->options->update_bias && l->bias && l->bias_scale;
     if (!s->bias_free) {
-        QK_TRY(qk_quadratic_init(&s->fixed, layer, QK_FITTED, true));
+        QK_TRY(moments_of(s, &s->fixed, layer, QK_FITTED));
         qk_quadratic_centre(&s->fixed);
         qk_quadratic_fix_bias(&s->fixed, l->bias);
         s->solving = &s->fixed;

@@ -45,6 +45,24 @@ void qk_quadratic_destroy(qk_quadratic *q) {
     *q = (qk_quadratic){0};
 }
 
+qk_status qk_quadratic_aim(qk_quadratic *q, const float *weight) {
+    const qk_kernels *kernels = qk_kernels_get();
+    const int64_t K = q->inputs, O = q->outputs;
+    double *w = QK_NEW(double, O * K);
+    if (!w) return QK_E_NOMEM;
+    for (int64_t g = 0; g < q->groups; g++) {
+        for (int64_t i = 0; i < O * K; i++) w[i] = weight[g * O * K + i];
+        qk_dgemm(q->cross + g * O * K, w, q->gram + g * K * K,
+                 (qk_gemm_shape){.m = O, .n = K, .k = K, .lda = K, .ldb = K, .ldc = K});
+        for (int64_t o = 0; o < O; o++) {
+            q->mean_y[g * O + o] = kernels->dot(w + o * K, q->mean_x + g * K, (size_t)K);
+            q->power[g * O + o] = kernels->dot(w + o * K, q->cross + (g * O + o) * K, (size_t)K);
+        }
+    }
+    free(w);
+    return QK_OK;
+}
+
 void qk_quadratic_centre(qk_quadratic *q) {
     const qk_kernels *kernels = qk_kernels_get();
     const int64_t K = q->inputs, O = q->outputs;

@@ -120,6 +120,10 @@ qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y,
 /* Adds what still waits in panels to the moments; call after the last feed. */
 qk_status qk_layer_flush(qk_layer *layer, qk_pool *pool);
 
+/* Adds the rows of another layer, of the same groups, inputs and outputs: for a weight that both have. Both are
+ * flushed. QK_E_ARG where they are not alike. */
+qk_status qk_layer_join(qk_layer *layer, const qk_layer *other);
+
 typedef enum { QK_FITTED = 0, QK_HELD_OUT = 1 } qk_set;
 int64_t qk_layer_rows(const qk_layer *layer, qk_set set);
 /* Moments of one set, divided by its rows: per group gram (K,K), cross (O,K), mean_x (K), mean_y (O), power (O).
@@ -181,6 +185,7 @@ typedef struct {
     qk_candidate candidate;     /* the one that won most of them */
 } qk_least_squares_result;
 
+/* Of a layer without target the float weight gives it, y = W x, and there is no bias. */
 qk_status qk_least_squares(const qk_layer *layer, const qk_quantized_layer *start,
                            const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result);
 

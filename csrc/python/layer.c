@@ -75,6 +75,15 @@ static bool flush(PyObject *object, qk_pool *pool) {
     return status == QK_OK || qk_raise(status, "Layer");
 }
 
+static PyObject *layer_join(PyObject *object, PyObject *args) {
+    PyObject *other, *pool_argument;
+    if (!PyArg_ParseTuple(args, "O!O:join", Py_TYPE(object), &other, &pool_argument)) return NULL;
+    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
+    if (!pool || !flush(object, pool) || !flush(other, pool)) return NULL;
+    const qk_status status = qk_layer_join(((layer_object *)object)->layer, ((layer_object *)other)->layer);
+    return status == QK_OK ? Py_NewRef(Py_None) : qk_raise(status, "join: the layers are not alike");
+}
+
 /* ---- moments, for tests and reports ---------------------------------------------------------- */
 
 static PyObject *layer_moments(PyObject *object, PyObject *args) {
@@ -236,6 +245,8 @@ static PyMethodDef layer_methods[] = {
     {"feed", layer_feed, METH_VARARGS,
      "feed($self, x, y, pool, /)\n--\n\n"
      "The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. y: float32, None without target."},
+    {"join", layer_join, METH_VARARGS,
+     "join($self, other, pool, /)\n--\n\nAdd the rows of another layer with the same weight to this one's."},
     {"moments", layer_moments, METH_VARARGS,
      "moments($self, pool, held_out, /)\n--\n\n(rows, gram, cross, mean_x, mean_y, power) per row and group."},
     {"weight_scale", KEYWORDS(layer_weight_scale), METH_VARARGS | METH_KEYWORDS,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
@@ -15,7 +15,9 @@ from quark.onnx import _core
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.errors import DataError
-from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
+from quark.onnx.graph.blockwise import input_axes
+from quark.onnx.graph.row_layout import RowLayout
+from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, also_data
 from quark.onnx.graph.weight_params import WeightParams
 from quark.onnx.inference import Engine, in_order, session
 from quark.onnx.plan.layer_data import core_geometry
@@ -181,15 +183,26 @@ class _Searched:
 
     def feed(self, x: NDArray[np.generic], pool: _core.ThreadPool) -> None:
         """The layer's float input. ValueError where it does not fit."""
+        x = x.swapaxes(-1, -2) if _is_weight_first(self.layer) else x
         for i, part in enumerate(self.parts):
             own = x[..., i * self.block : (i + 1) * self.block] if self.block else x
             part.feed(np.ascontiguousarray(own), None, pool)
 
-    def choose(self, pool: _core.ThreadPool) -> WeightParams:
-        """The scale with the least output error. ValueError where the data is not finite."""
+    def choose(self, others: Sequence[_Searched], pool: _core.ThreadPool) -> WeightParams:
+        """The scale with the least output error, of other layers with the same weight too.
+
+        Raises:
+            ValueError: the data is not finite.
+        """
         layer, grid, block = self.layer, self.grid, self.block
-        # The channels of a ConvTranspose's groups lie on one axis: as `insert_qdq`, one scale for all of them.
-        per_channel = grid.per_channel and layer.channels == len(self.rows)
+        together = [self, *others]
+        for other in others:
+            for part, further in zip(self.parts, other.parts, strict=True):
+                part.join(further, pool)
+        # The channels of a ConvTranspose's groups lie on one axis: as `insert_qdq`, one scale for all of them. And
+        # onnxruntime's kernels take one scale for the first input of a product.
+        one_scale = layer.channels != len(self.rows) or any(_is_weight_first(one.layer) for one in together)
+        per_channel = grid.per_channel and not one_scale
         found = [
             part.weight_scale(
                 np.ascontiguousarray(self.rows[:, i * block : (i + 1) * block]) if block else self.rows,
@@ -197,7 +210,7 @@ class _Searched:
                 qmax=grid.qmax,
                 symmetric=grid.symmetric,
                 per_channel=per_channel,
-                bias_free=layer.bias is not None,
+                bias_free=all(one.layer.bias is not None for one in together),
                 pool=pool,
             )
             for i, part in enumerate(self.parts)
@@ -224,32 +237,38 @@ class _ScaleSearch:
         self._pool = pool
         self._layers: list[_Searched] = []
         budget = _GRAM_BYTES
-        uses: dict[str, int] = {}
-        grids = ((layer, settings.grid_of(layer.weight)) for layer in layers)
-        wanted = [(layer, grid) for layer, grid in grids if grid is not None]
-        for layer, _ in wanted:
-            uses[layer.weight] = uses.get(layer.weight, 0) + 1
-        for layer, grid in wanted:
-            if not _searchable(layer) or uses[layer.weight] > 1:
+        blocked = input_axes(model.graph)
+        layers = tuple(layer for layer in layers if settings.grid_of(layer.weight) is not None)
+        left = {layer.weight for layer in layers if not _searchable(layer)}
+        left |= _arranged_in_two_ways(layers) | also_data(model)
+        for layer in layers:
+            grid = settings.grid_of(layer.weight)
+            if grid is None or layer.weight in left:
                 continue
             rows = layer.layout.rows(onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
-            block = grid.block if isinstance(layer.attributes, GemmAttributes) else 0
-            inputs = rows.shape[1]
+            groups = _groups(layer)
+            inputs, block = rows.shape[1], grid.block if layer.weight in blocked else 0
             sizes = [min(block, inputs - begin) for begin in range(0, inputs, block)] if block else [inputs]
-            groups = layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
             gram_bytes = 8 * groups * sum(size**2 for size in sizes)
             if gram_bytes > budget:
                 _LOG.warning("layer %s: too large to choose its weight scale by output error", layer.node_name)
+                left.add(layer.weight)
                 continue
             budget -= gram_bytes
             parts = tuple(_moments(layer, size, len(rows) // groups, groups) for size in sizes)
             self._layers.append(_Searched(layer, grid, rows, parts, block))
+        self._leave(left)
 
     def tensors(self) -> list[str]:
         return [searched.layer.input for searched in self._layers]
 
     def feed(self, values: Mapping[str, NDArray[np.generic]]) -> None:
-        self._layers = [searched for searched in self._layers if self._fits(searched, values[searched.layer.input])]
+        searched = self._layers
+        self._leave({one.layer.weight for one in searched if not self._fits(one, values[one.layer.input])})
+
+    def _leave(self, weights: Collection[str]) -> None:
+        """To minimum and maximum, with all layers that have them."""
+        self._layers = [searched for searched in self._layers if searched.layer.weight not in weights]
 
     def _fits(self, searched: _Searched, x: NDArray[np.generic]) -> bool:
         try:
@@ -260,12 +279,19 @@ class _ScaleSearch:
             return False
         return True
 
+    def _by_weight(self) -> Iterable[list[_Searched]]:
+        """The layers of each weight, mostly one."""
+        found: dict[str, list[_Searched]] = {}
+        for entry in self._layers:
+            found.setdefault(entry.layer.weight, []).append(entry)
+        return found.values()
+
     def choose(self) -> dict[str, WeightParams]:
         found = {}
-        for searched in self._layers:
-            layer = searched.layer
+        for first, *others in self._by_weight():
+            layer = first.layer
             try:
-                found[layer.weight] = searched.choose(self._pool)
+                found[layer.weight] = first.choose(others, self._pool)
             except ValueError as error:
                 raise DataError(f"input {layer.input!r} of layer {layer.node_name!r}: {error}") from error
         return found
@@ -284,6 +310,21 @@ def _moments(layer: WeightLayer, inputs: int, outputs: int, groups: int) -> _cor
         conv=core_geometry(layer.attributes),
         target=False,
     )
+
+
+def _arranged_in_two_ways(layers: Iterable[WeightLayer]) -> set[str]:
+    """The weights of which no two layers make the same rows."""
+    first: dict[str, tuple[RowLayout, int]] = {}
+    rows = ((layer.weight, (layer.layout, _groups(layer))) for layer in layers)
+    return {weight for weight, arrangement in rows if first.setdefault(weight, arrangement) != arrangement}
+
+
+def _groups(layer: WeightLayer) -> int:
+    return layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
+
+
+def _is_weight_first(layer: WeightLayer) -> bool:
+    return isinstance(layer.attributes, GemmAttributes) and layer.attributes.weight_first
 
 
 def _searchable(layer: WeightLayer) -> bool:

@@ -57,7 +57,7 @@ def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore) -
 def is_trained_in_steps(layer: LayerPlan, config: FastFinetuneConfig) -> bool:
     """Whether the published loop has a part in solving a layer."""
     if config.solver == "auto":
-        return layer.stage is not None or config.drop_ratio < 1
+        return not layer.shares and (layer.stage is not None or config.drop_ratio < 1)
     return config.solver == "gradient"
 
 

@@ -21,6 +21,7 @@ from quark.onnx.fast_finetune.selective import EvaluatorJudge, Judge, OutputJudg
 from quark.onnx.fast_finetune.settings import HOLDOUT
 from quark.onnx.inference import batch_is_free
 from quark.onnx.plan.build import build_plan
+from quark.onnx.plan.shared_weights import leave_shared
 from quark.onnx.plan.types import Plan
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.supported import ignored_options
@@ -94,6 +95,10 @@ class FastFinetune:
         """
         with self._clock.phase("plan"):
             plan = build_plan(float_model, quantized, self._config.target_op_type, output_qdq=self._config.output_qdq)
+        if self._config.solver == "gradient":
+            plan = leave_shared(plan, "the gradient solver tunes one layer at a time")
+        if self._config.selective_update:
+            plan = leave_shared(plan, "selective_update judges one layer at a time")
         _refuse_empty(plan, self._config)
         ignored = self._ignored(plan)
         with self._clock.phase("compare"):

@@ -53,8 +53,15 @@ class GradientLayer:
             stage=core_stage(layer.stage),
         )
         self._samples = self._values = 0
+        self._shape: tuple[int, ...] | None = None
 
     def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:
+        if self._shape not in (None, x.shape[1:]):
+            raise ValueError(
+                f"the gradient loops take samples of one shape, and the input's was {self._shape} before: "
+                "solver='auto' and 'least_squares' take any"
+            )
+        self._shape = x.shape[1:]
         mapped = self._store.mapped
         self._data.add(mapped(x), mapped(y), None if x_float is None else mapped(x_float))
         self._samples += len(x)

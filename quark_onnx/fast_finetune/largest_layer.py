@@ -21,7 +21,7 @@ def with_largest_layer(
     float_model: onnx.ModelProto, quantized: onnx.ModelProto, plan: Plan, samples: KeptSamples, engine: Engine
 ) -> Plan:
     """The plan with only the layer whose input and float output need the most memory, over all samples; the first of
-    several. The others are skipped, which says why.
+    several; and those with the same weight. The others are skipped, which says why.
 
     Raises:
         FinetuneError: onnxruntime cannot run a graph.
@@ -33,9 +33,10 @@ def with_largest_layer(
     skipped = tuple(
         SkippedLayer(layer.node, layer.op_type, why.format(size / _MIB, chosen.node, sizes[largest] / _MIB))
         for layer, size in zip(plan.layers, sizes, strict=True)
-        if layer is not chosen
+        if layer.weight.initializer != chosen.weight.initializer
     )
-    return replace(plan, layers=(chosen,), skipped=(*plan.skipped, *skipped))
+    layers = tuple(layer for layer in plan.layers if layer.weight.initializer == chosen.weight.initializer)
+    return replace(plan, layers=layers, skipped=(*plan.skipped, *skipped))
 
 
 def _bytes_of_layers(

@@ -44,7 +44,7 @@ class LeastSquaresLayer:
     """One layer. (`LayerSolver`)
 
     Args:
-        samples: how many will be fed.
+        samples: how many will be fed; to a layer that shares its weight by `feed_input`.
     """
 
     def __init__(
@@ -63,10 +63,19 @@ class LeastSquaresLayer:
             seed=settings.seed,
             x_scale=layer.input.scale,
             x_zero_point=layer.input.zero_point,
+            target=not layer.shares,
         )
 
     def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:  # noqa: ARG002
         self._core.feed(x, y, self._pool)
+
+    def feed_input(self, x: LayerInput) -> None:
+        """The next samples of a layer that shares its weight."""
+        self._core.feed(x, None, self._pool)
+
+    def join(self, other: LeastSquaresLayer) -> None:
+        """Take over the data of another layer with the same weight."""
+        self._core.join(other._core, self._pool)
 
     def solve(self) -> Solution:
         settings = self._settings

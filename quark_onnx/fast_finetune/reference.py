@@ -13,7 +13,7 @@ import onnx
 
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.model_file import load_model
-from quark.onnx.graph.prepare import is_quantized, prepare
+from quark.onnx.graph.prepare import is_quantized, prepare, unprepared
 
 __all__ = ["reference_forms"]
 
@@ -39,7 +39,7 @@ def reference_forms(path: str | os.PathLike[str] | None, model: onnx.ModelProto)
     if difference := _first_difference(reference.graph, model.graph):
         raise ModelError(f"{where} cannot stand for the float model: {difference}")
     try:
-        return prepare(reference), reference
+        return prepare(reference), unprepared(reference)
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
 

@@ -7,17 +7,19 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import onnx
 
 from quark.onnx import _core
-from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.layer_batches import LayerBatches, LayerData
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.selective import Judge
+from quark.onnx.fast_finetune.shared_weights import solve_shared_weights
+from quark.onnx.fast_finetune.solved import Solved, core_input, solve
 from quark.onnx.fast_finetune.solver import LayerSolver, OpenSolver, Solution
+from quark.onnx.graph.editor import constant_tensors
 from quark.onnx.graph.write_back import write_integers
 from quark.onnx.inference import Engine
 from quark.onnx.plan.types import LayerPlan, Plan
@@ -27,17 +29,6 @@ __all__ = ["finetune_layers"]
 
 _FREED_BYTES = 16 << 20
 _Initializers = dict[str, onnx.TensorProto]
-
-
-@dataclass(frozen=True, eq=False)
-class _Solved:
-    """A layer with its solution, or the problem that prevented one."""
-
-    layer: LayerPlan
-    solution: Solution | None
-    problem: str
-    seconds: float
-    solve_seconds: float
 
 
 def finetune_layers(
@@ -54,7 +45,8 @@ def finetune_layers(
     judge: Judge | None,
     on_layer: Callable[[LayerReport], None],
 ) -> tuple[LayerReport, ...]:
-    """Finetune the layers of a plan in graph order; `quantized` is changed in place, integer initializers only.
+    """Finetune the layers of a plan, those that share a weight first, the others in graph order; `quantized` is changed
+    in place, integer initializers only.
 
     Args:
         samples: the calibration data; used up.
@@ -63,39 +55,46 @@ def finetune_layers(
         float_inputs: solvers mix the float graph's inputs in.
         parallel: every layer sees the quantized model as it is now, and all are solved at the same time. Otherwise
             each sees the outputs of the layers before it as they are after finetuning.
-        judge: decides whether a layer's integers stay; not with `parallel`.
+        judge: decides whether a layer's integers stay; not with `parallel`, nor with layers that share a weight.
         on_layer: called after each layer; what it raises (a KeyboardInterrupt, say) ends the run.
 
     Raises:
         FinetuneError: onnxruntime cannot run a segment of a graph.
     """
-    stops = [plan.layers] if parallel else [(layer,) for layer in plan.layers]
-    batches = LayerBatches(
-        float_model,
-        quantized,
-        stops,
-        samples,
-        engine,
-        float_first=float_first,
-        float_inputs=float_inputs,
-        outputs=judge.outputs if judge is not None else (),
-    )
-    if judge is not None:
-        judge.start(batches.outputs)
-    initializers = {t.name: t for t in quantized.graph.initializer}
-    reports = []
-    order = _side_by_side if parallel else _one_by_one
-    with closing(order(plan.layers, batches, solver, engine.threads)) as results:
-        for solved in results:
-            report = _write_back(solved, initializers, judge)
-            reports.append(report)
-            on_layer(report)
-    return tuple(reports)
+    initializers, reports = constant_tensors(quantized.graph), dict[int, LayerReport]()
+
+    def put_in(results: Generator[Solved, None, None], judge: Judge | None) -> None:
+        with closing(results):
+            for solved in results:
+                report = _write_back(solved, initializers, judge)
+                reports[id(solved.layer)] = report
+                on_layer(report)
+
+    shared = [layer for layer in plan.layers if layer.shares]
+    if shared:
+        put_in(solve_shared_weights(quantized, shared, samples, solver, engine), None)
+    layers = tuple(layer for layer in plan.layers if not layer.shares)
+    if layers:
+        batches = LayerBatches(
+            float_model,
+            quantized,
+            [layers] if parallel else [(layer,) for layer in layers],
+            samples,
+            engine,
+            float_first=float_first,
+            float_inputs=float_inputs,
+            outputs=judge.outputs if judge is not None else (),
+        )
+        if judge is not None:
+            judge.start(batches.outputs)
+        order = _side_by_side if parallel else _one_by_one
+        put_in(order(layers, batches, solver, engine.threads), judge)
+    return tuple(reports[id(layer)] for layer in plan.layers)
 
 
 def _one_by_one(
     layers: tuple[LayerPlan, ...], batches: LayerBatches, solver: OpenSolver, threads: int
-) -> Generator[_Solved, None, None]:
+) -> Generator[Solved, None, None]:
     """Each layer's data is computed when the layers before it are written back."""
     pool = _core.ThreadPool(threads)
     for index, layer in enumerate(layers):
@@ -104,12 +103,12 @@ def _one_by_one(
         opened, problem = solver(layer, pool), ""
         for (data,) in batches.of(index):
             problem = problem or _feed(opened, data, layer)
-        yield _solve(opened, layer, problem, started)
+        yield solve(opened, layer, problem, started)
 
 
 def _side_by_side(
     layers: tuple[LayerPlan, ...], batches: LayerBatches, solver: OpenSolver, threads: int
-) -> Generator[_Solved, None, None]:
+) -> Generator[Solved, None, None]:
     """All layers get their data in one pass; then each is solved by a thread of its own, several at a time."""
     pools = [_core.ThreadPool(1) for _ in layers]
     opened, problems = list(map(solver, layers, pools)), [""] * len(layers)
@@ -117,8 +116,8 @@ def _side_by_side(
     def feed(index: int, data: LayerData) -> None:
         problems[index] = problems[index] or _feed(opened[index], data, layers[index])
 
-    def solve(opened: LayerSolver, layer: LayerPlan, problem: str) -> _Solved:
-        return _solve(opened, layer, problem, time.perf_counter())
+    def solve_now(opened: LayerSolver, layer: LayerPlan, problem: str) -> Solved:
+        return solve(opened, layer, problem, time.perf_counter())
 
     with ThreadPoolExecutor(min(threads, len(layers))) as executor:
         try:
@@ -126,9 +125,9 @@ def _side_by_side(
                 list(executor.map(feed, range(len(layers)), data))
             del data  # the last batch of all layers
             _core.return_memory(_FREED_BYTES)
-            futures = {executor.submit(solve, opened[i], layers[i], problems[i]): i for i in range(len(layers))}
+            futures = {executor.submit(solve_now, opened[i], layers[i], problems[i]): i for i in range(len(layers))}
             opened.clear()  # the data of a layer goes with its solver
-            solved, turn = dict[int, _Solved](), 0
+            solved, turn = dict[int, Solved](), 0
             for future in as_completed(futures):  # an error ends the run at once, whichever layer it is of
                 solved[futures[future]] = future.result()
                 while turn in solved:
@@ -145,31 +144,15 @@ def _feed(solver: LayerSolver, data: LayerData, layer: LayerPlan) -> str:
     x, y, x_float, arrange = data.x, data.y, data.x_float, layer.arrangement
     if layer.factor != 1:
         y = y / np.float32(layer.factor)
-    if x.dtype not in (np.float32, np.uint8, np.int8):
-        x = x.astype(np.float32)
     try:
         mixed_in = None if x_float is None else np.ascontiguousarray(arrange.input(x_float))
-        solver.feed(np.ascontiguousarray(arrange.input(x)), np.ascontiguousarray(arrange.output(y)), mixed_in)
+        solver.feed(core_input(x, layer), np.ascontiguousarray(arrange.output(y)), mixed_in)
     except ValueError as error:
         return f"its data does not fit: {error} (input {x.shape}, float output {y.shape})"
     return ""
 
 
-def _solve(solver: LayerSolver, layer: LayerPlan, problem: str, started: float) -> _Solved:
-    solution, solve_started = None, time.perf_counter()
-    if not problem:
-        try:
-            solution = solver.solve()
-        except ValueError as error:
-            problem = str(error)
-        except MemoryError as error:
-            outputs, inputs = layer.weight.rows.shape
-            raise FinetuneError(f"layer {layer.node!r} (K = {inputs}, {outputs} outputs): out of memory") from error
-    ended = time.perf_counter()
-    return _Solved(layer, solution, problem, ended - started, ended - solve_started)
-
-
-def _write_back(solved: _Solved, initializers: _Initializers, judge: Judge | None) -> LayerReport:
+def _write_back(solved: Solved, initializers: _Initializers, judge: Judge | None) -> LayerReport:
     started = time.perf_counter()
     layer, solution = solved.layer, solved.solution
     outputs, inputs = layer.weight.rows.shape
@@ -186,7 +169,7 @@ def _write_back(solved: _Solved, initializers: _Initializers, judge: Judge | Non
         **about,
         accepted=not reason,
         reason=reason,
-        candidate=solution.candidate,
+        candidate=solution.candidate if reason else ", with ".join((solution.candidate, *layer.shares)),
         improved=solution.improved,
         before=_scaled(solution.before, square),
         after=_scaled(solution.after, square),

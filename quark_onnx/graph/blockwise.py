@@ -11,24 +11,35 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from quark.onnx import _core
-from quark.onnx.graph.editor import attribute
+from quark.onnx.graph.editor import attribute, reads
 from quark.onnx.graph.number_formats import integer_type
 from quark.onnx.graph.quant_overrides import TensorFormat
 from quark.onnx.graph.weight_params import WeightParams
 from quark.onnx.quantization.config.data_type import DataType
 
-__all__ = ["BLOCKWISE_OPSET", "input_axis", "write_blocks"]
+__all__ = ["BLOCKWISE_OPSET", "input_axes", "write_blocks"]
 
 BLOCKWISE_OPSET = 21
 
 
-def input_axis(node: onnx.NodeProto, weight: onnx.TensorProto | None) -> int | None:
-    """The axis of a weight that the inputs of its MatMul or Gemm lie on; None where blocks are not for it."""
-    if weight is None or len(weight.dims) != 2:
+def input_axes(graph: onnx.GraphProto) -> dict[str, int]:
+    """The float weights that may have blocks, and the axis of each that inputs lie on.
+
+    All that reads them is MatMul and Gemm, as second input and with inputs on the same axis.
+    """
+    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer if tensor.data_type == tensor.FLOAT}
+    found: dict[str, set[int | None]] = {}
+    for node in graph.node:
+        for name in reads(node):
+            if ranks.get(name) == 2:
+                found.setdefault(name, set()).add(_input_axis(node, name))
+    return {name: axis for name, (axis, *others) in found.items() if axis is not None and not others}
+
+
+def _input_axis(node: onnx.NodeProto, weight: str) -> int | None:
+    if node.op_type not in ("Gemm", "MatMul") or [i for i, name in enumerate(node.input) if name == weight] != [1]:
         return None
-    if node.op_type == "Gemm":
-        return 1 if attribute(node, "transB", 0) else 0
-    return 0 if node.op_type == "MatMul" else None
+    return 1 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 0
 
 
 def write_blocks(

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import onnx
 
-from quark.onnx.graph.editor import reads
+from quark.onnx.graph.editor import constant_tensors, reads
 
-__all__ = ["Dataflow", "Segment"]
+__all__ = ["Dataflow", "Segment", "is_random"]
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,14 @@ class Dataflow:
 
     A node is constant when all it reads is constant (a DequantizeLinear of a weight, say). Constant nodes belong to
     every segment that reads them; the others run once.
+
+    Attributes:
+        initializers: the constant tensors by name; those of Constant nodes too.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
-        self.initializers = {t.name: t for t in model.graph.initializer}
+        self.initializers = constant_tensors(model.graph)
         self.inputs = tuple(i.name for i in model.graph.input if i.name not in self.initializers)
         self.outputs = tuple(o.name for o in model.graph.output)
         self.producer = {name: node for node in model.graph.node for name in node.output if name}
@@ -48,7 +51,7 @@ class Dataflow:
         constant = set(self.initializers) | {""}
         self._constant_nodes: set[int] = set()
         for node in model.graph.node:
-            if all(name in constant for name in self.reads(node)) and not _is_random(node):
+            if all(name in constant for name in self.reads(node)) and not is_random(node):
                 constant.update(node.output)
                 self._constant_nodes.add(id(node))
         self._constant = constant
@@ -106,7 +109,9 @@ class Dataflow:
                 need(tensor)
         graph = onnx.GraphProto(name="segment")
         graph.node.extend([*constants, *segment.nodes])
-        graph.initializer.extend(initializers.values())
+        for name, tensor in initializers.items():
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = name  # that of a Constant node's tensor may be another
         for name in segment.inputs:
             value = graph.input.add(name=name)
             value.type.tensor_type.elem_type = input_types[name]
@@ -117,5 +122,6 @@ class Dataflow:
         return model
 
 
-def _is_random(node: onnx.NodeProto) -> bool:
+def is_random(node: onnx.NodeProto) -> bool:
+    """Whether a node gives something else each time."""
     return node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial")

@@ -9,10 +9,21 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-__all__ = ["GraphEditor", "attribute", "reads", "rename_tensors"]
+__all__ = [
+    "GraphEditor",
+    "attribute",
+    "constant_tensors",
+    "constants_to_initializers",
+    "reads",
+    "rename_tensors",
+    "subgraphs",
+]
+
+# Attributes of Constant that hold numbers, as elements of these types.
+_NUMBERS = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
 
 
-def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     """The bodies of If, Loop and Scan."""
     for item in node.attribute:
         if item.type == onnx.AttributeProto.GRAPH:
@@ -24,9 +35,61 @@ def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """The tensors that a node reads; all that its subgraphs read are among them."""
     yield from filter(None, node.input)
-    for graph in _subgraphs(node):
+    for graph in subgraphs(node):
         yield from (name for inner in graph.node for name in reads(inner))
         yield from (output.name for output in graph.output)
+
+
+def constant_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """By name, the initializers and what the Constant nodes hold.
+
+    What is written to an initializer or the attribute `value` is written to the graph.
+    """
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        tensor = _held_by(node)
+        if tensor is not None:
+            found[node.output[0]] = tensor
+    return found
+
+
+def constants_to_initializers(graph: onnx.GraphProto) -> None:
+    """Constant nodes become initializers; in subgraphs they get the attribute `value` in place of value_ints, ..."""
+    outputs, kept = {value.name for value in graph.output}, []
+    for node in graph.node:
+        tensor = _held_by(node)
+        if tensor is not None and node.output[0] not in outputs:
+            graph.initializer.add().CopyFrom(tensor)
+            graph.initializer[-1].name = node.output[0]
+        else:
+            kept.append(node)
+        for inner in subgraphs(node):
+            _hold_constants_as_tensors(inner)
+    graph.ClearField("node")
+    graph.node.extend(kept)
+
+
+def _hold_constants_as_tensors(graph: onnx.GraphProto) -> None:
+    for node in graph.node:
+        tensor = _held_by(node)
+        if tensor is not None:
+            node.attribute[0].CopyFrom(onnx.helper.make_attribute("value", tensor))
+        for inner in subgraphs(node):
+            _hold_constants_as_tensors(inner)
+
+
+def _held_by(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
+        return None
+    tensor: onnx.TensorProto
+    for item in node.attribute:
+        if item.name == "value":
+            tensor = item.t
+            return tensor
+        if item.name in _NUMBERS:
+            tensor = numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(item), _NUMBERS[item.name]))
+            return tensor
+    return None
 
 
 def attribute(node: onnx.NodeProto, name: str, default: float) -> float:
@@ -110,9 +173,9 @@ class GraphEditor:
     def remove_unused_initializers(self) -> None:
         """Drop the initializers that no node reads and that are no output."""
         used = {name for node in self.graph.node for name in reads(node)} | self.interface
-        kept = [tensor for tensor in self.graph.initializer if tensor.name in used]
-        self.graph.ClearField("initializer")
-        self.graph.initializer.extend(kept)
+        for index in reversed(range(len(self.graph.initializer))):
+            if self.graph.initializer[index].name not in used:
+                del self.graph.initializer[index]
         self.initializers = {tensor.name: tensor for tensor in self.graph.initializer}
 
 
@@ -123,5 +186,5 @@ def rename_tensors(graph: onnx.GraphProto, mapping: Mapping[str, str]) -> None:
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [mapping.get(name, name) for name in names]
-        for inner in _subgraphs(node):
+        for inner in subgraphs(node):
             rename_tensors(inner, mapping)

@@ -23,9 +23,10 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata
 from onnxruntime.quantization.registry import CreateQDQQuantizer
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.blockwise import input_axis, write_blocks
+from quark.onnx.graph.blockwise import input_axes, write_blocks
 from quark.onnx.graph.editor import GraphEditor, attribute, reads
 from quark.onnx.graph.quant_overrides import Overrides, TensorFormat, format_overrides
+from quark.onnx.graph.weight_layers import also_data
 from quark.onnx.graph.weight_params import WeightParams
 
 __all__ = ["DEFAULT_OP_TYPES", "QdqOptions", "WeightParams", "calibration_tensors", "insert_qdq"]
@@ -170,7 +171,7 @@ def _quantizer(
     options: QdqOptions,
 ) -> Any:
     """onnxruntime's quantizer; `overrides` are those of the weights whose scales are known."""
-    one_scale = _per_tensor_overrides(model.graph, options)
+    one_scale = _per_tensor_overrides(model, options)
     overrides = {
         **(one_scale if options.per_channel else {}),
         **format_overrides(model.graph, options.formats, options.weight_format, one_scale),
@@ -297,14 +298,16 @@ def _irremovable_activations(graph: onnx.GraphProto) -> Iterator[str]:
     """Relu and Clip nodes whose work the range of a Q/DQ cannot do, although onnxruntime's quantizer lets it.
 
     The interval of a Clip may not hold 0, as every quantizer's must, or may not be constant. The tensor
-    before the activation, which would be clipped too, may be an output of the model or be read in a subgraph.
+    before the activation, which would be clipped too, may be an output of the model or be read in a subgraph. The
+    tensor behind it may be read in a subgraph, past the Q/DQ.
     """
     editor = GraphEditor(graph)
     for node in graph.node:
         if node.op_type in ("Relu", "Clip"):
-            before = node.input[0]
+            before, behind = node.input[0], node.output[0]
             read_elsewhere = any(reader is None or before not in reader.input for reader in editor.readers(before))
-            if read_elsewhere or not _clips_around_zero(editor, node):
+            read_in_body = any(reader and behind not in reader.input for reader in editor.readers(behind))
+            if read_elsewhere or read_in_body or not _clips_around_zero(editor, node):
                 yield node.name
 
 
@@ -327,31 +330,35 @@ def _weights_in_blocks(
     graph: onnx.GraphProto, options: QdqOptions
 ) -> dict[str, tuple[onnx.TensorProto, int, TensorFormat]]:
     """By name: the weight, the axis of its inputs, and its format."""
-    constants = {t.name: t for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
     found = {}
-    for node in graph.node:
-        name = node.input[1] if len(node.input) > 1 else ""
-        own, axis = options.formats.get(name, options.weight_format), input_axis(node, constants.get(name))
-        if own.block and axis is not None and name not in options.overrides:
+    for name, axis in input_axes(graph).items():
+        own = options.formats.get(name, options.weight_format)
+        if own.block and name not in options.overrides:
             found[name] = (constants[name], axis, own)
     return found
 
 
-def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[str, list[dict[str, Any]]]:
+def _per_tensor_overrides(model: onnx.ModelProto, options: QdqOptions) -> dict[str, list[dict[str, Any]]]:
     """Give one scale to the weights that onnxruntime cannot quantize per channel.
 
     Those of ConvTranspose with groups, where its quantizer cannot tell the channels of the bias apart, of MatMul
-    beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any, and of
-    LayerNormalization beyond one, where its quantizer takes the scale's second axis and the bias's first.
+    beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any, or as the first
+    input, of which kernels take one scale, of LayerNormalization beyond one, where its quantizer takes the scale's
+    second axis and the bias's first, and those that other nodes read too: what Gather makes of a table gets the scales
+    of the table's rows, not of its own.
     """
+    graph = model.graph
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    return {
-        node.input[1]: [{"quant_type": options.weight_type}]
+    weights = {
+        node.input[1]
         for node in graph.node
         if (node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1)
         or (node.op_type == "MatMul" and ranks.get(node.input[1], 2) != 2)
         or (node.op_type == "LayerNormalization" and ranks.get(node.input[1], 1) > 1)
     }
+    weights.update(node.input[0] for node in graph.node if node.op_type == "MatMul" and node.input[0] in ranks)
+    return {name: [{"quant_type": options.weight_type}] for name in weights | also_data(model)}
 
 
 def _avoid_lowest_integer(graph: onnx.GraphProto, weights: Iterable[str]) -> None:

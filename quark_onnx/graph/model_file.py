@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 import onnx
-from onnx.checker import MAXIMUM_PROTOBUF
 from onnx.external_data_helper import uses_external_data
 
 from quark.onnx.errors import ModelError
+from quark.onnx.large_models import is_large
 
 __all__ = ["ModelLike", "check_output_path", "load_model", "save_model"]
 
@@ -123,7 +123,7 @@ def save_model(model: onnx.ModelProto, path: str | os.PathLike[str], *, external
     data = _data_path(target)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         part = Path(scratch, target.name)
-        if not external_data and model.ByteSize() < MAXIMUM_PROTOBUF:
+        if not external_data and not is_large(model):
             part.write_bytes(model.SerializeToString())
             os.replace(part, target)
             return

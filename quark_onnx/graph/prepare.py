@@ -11,15 +11,17 @@ import onnx.shape_inference
 import onnx.version_converter
 import onnxruntime
 import onnxslim
-from onnx.checker import MAXIMUM_PROTOBUF
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.editor import GraphEditor, rename_tensors
+from quark.onnx.graph.editor import GraphEditor, constants_to_initializers, rename_tensors
+from quark.onnx.graph.float32 import in_float32
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
 from quark.onnx.graph.normalization import NORMALIZATIONS
+from quark.onnx.graph.old_resize import keep_old_resize
 from quark.onnx.graph.opset import raised_opset
+from quark.onnx.large_models import serialized_for, transformed
 
-__all__ = ["is_quantized", "prepare"]
+__all__ = ["is_quantized", "prepare", "unprepared"]
 
 _MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-channel weights need
 
@@ -49,21 +51,18 @@ def prepare(model: onnx.ModelProto, *, opset: int = _MIN_OPSET) -> onnx.ModelPro
     had one; shapes inferred. Inputs, outputs and metadata stay as they are.
 
     Args:
-        model: a float32 model; not changed.
+        model: a float model; not changed. What it computes in 16-bit floats becomes float32 (`in_float32`).
         opset: the one wanted; where the model cannot be raised to it, it stays as it is.
 
     Raises:
-        ModelError: the model computes in float16, is larger than protobuf's 2 GB, cannot be raised to opset
-            13, or onnxruntime cannot run it.
+        ModelError: the model cannot be raised to opset 13, or onnxruntime cannot run it.
     """
-    if model.ByteSize() >= MAXIMUM_PROTOBUF:
-        raise ModelError("the model is larger than 2 GB, which onnx cannot transform in memory")
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    if result.functions:
-        result = onnx.inliner.inline_local_functions(result)
-    result = _simplified(raised_opset(_at_least_opset(result, _MIN_OPSET), opset))
-    result = onnx.shape_inference.infer_shapes(result, data_prop=True)
+    result = _own_copy(model)
+    constants_to_initializers(result.graph)  # onnxslim takes value_floats for float64
+    result = in_float32(result)
+    result = transformed(
+        result, lambda given: _with_shapes(_simplified(raised_opset(_at_least_opset(given, _MIN_OPSET), opset)))
+    )
     editor = GraphEditor(result.graph)
     write_matmul_as_gemm(editor, _ranks(result.graph))
     fold_gemm_factors(editor)
@@ -72,17 +71,40 @@ def prepare(model: onnx.ModelProto, *, opset: int = _MIN_OPSET) -> onnx.ModelPro
     editor.remove_unused_initializers()
     _rename_clashes(editor)
     _name_nodes(result.graph)
-    result = onnx.shape_inference.infer_shapes(result, data_prop=True)
+    result = transformed(result, _with_shapes)
     _check_runs(result)
-    _refuse_float16(result.graph)
     return result
 
 
+def unprepared(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A float model as it is, but in float32, without functions, and with unique names of nodes."""
+    result = in_float32(_own_copy(model))
+    _name_nodes(result.graph)
+    return result
+
+
+def _own_copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without functions."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    return transformed(result, onnx.inliner.inline_local_functions) if result.functions else result
+
+
+def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+
+
 def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    if all(entry.version >= opset for entry in model.opset_import if entry.domain in ("", "ai.onnx")):
+    given = min((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=opset)
+    if given >= opset:
         return model
     try:
-        return onnx.version_converter.convert_version(model, opset)
+        result: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
+        if given < 11:
+            keep_old_resize(result.graph)
+        result.graph.ClearField("output")  # the converter fixes free axes there
+        result.graph.output.extend(model.graph.output)
+        return result
     except Exception as error:  # the converter raises RuntimeError, an error of its own, or the checker's
         raise ModelError(f"the model cannot be raised to opset {opset}, which Q/DQ need: {error}") from error
 
@@ -112,15 +134,6 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     needed = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     model.ir_version = max(model.ir_version, needed)
     return model
-
-
-def _refuse_float16(graph: onnx.GraphProto) -> None:
-    half = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
-    values = (*graph.input, *graph.value_info, *graph.output)
-    names = [value.name for value in values if value.type.tensor_type.elem_type in half]
-    names += [tensor.name for tensor in graph.initializer if tensor.data_type in half]
-    if names:
-        raise ModelError(f"the model computes in 16-bit float (tensor {names[0]!r}): quantize its float32 version")
 
 
 def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
@@ -173,9 +186,16 @@ def _name_nodes(graph: onnx.GraphProto) -> None:
         node.name = name
 
 
+def _is_tensor(value: onnx.ValueInfoProto) -> bool:
+    return value.type.WhichOneof("value") in (None, "tensor_type")
+
+
 def _check_runs(model: onnx.ModelProto) -> None:
     """Have onnxruntime accept the model, and add the types of tensors that only its own operators make."""
     graph = model.graph
+    known = [value for value in graph.value_info if value.type.tensor_type.elem_type or not _is_tensor(value)]
+    graph.ClearField("value_info")
+    graph.value_info.extend(known)
     typed = {value.name for value in (*graph.input, *graph.value_info, *graph.output)}
     untyped = [name for node in graph.node for name in node.output if name and name not in typed]
     probe = onnx.ModelProto()
@@ -185,7 +205,8 @@ def _check_runs(model: onnx.ModelProto) -> None:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4  # the exception says it all
     try:
-        session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        content, _tensors_in_use = serialized_for(options, probe)
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         raise ModelError(f"onnxruntime cannot run the model: {error}") from error
     for value in session.get_outputs()[len(graph.output) :]:

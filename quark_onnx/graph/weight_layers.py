@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
 
+from quark.onnx.graph.editor import constant_tensors
 from quark.onnx.graph.normalization import NORMALIZATIONS, NormAttributes, norm_attributes
 from quark.onnx.graph.row_layout import RowLayout
 
 __all__ = [
-    "ConvAttributes", "ConvTransposeAttributes", "GemmAttributes", "WeightLayer", "weight_layer", "weight_layers",
+    "ConvAttributes", "ConvTransposeAttributes", "GemmAttributes", "WeightLayer", "also_data", "weight_layer",
+    "weight_layers",
 ]  # fmt: skip
 
 _MAX_SPATIAL = 3  # axes of a Conv, as in the core
@@ -55,17 +58,22 @@ class ConvTransposeAttributes(ConvAttributes):
 
 @dataclass(frozen=True, kw_only=True)
 class GemmAttributes:
-    """The attributes of ONNX Gemm; MatMul has the defaults."""
+    """The attributes of ONNX Gemm; MatMul has the defaults.
+
+    Attributes:
+        weight_first: of MatMul: its first input is the weight, output = W x.
+    """
 
     alpha: float = 1.0
     beta: float = 1.0
     trans_a: bool = False
     trans_b: bool = False
+    weight_first: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightLayer:
-    """A node that applies a float32 initializer linearly to its first input; of a normalization, to that normalized.
+    """A node that applies a float32 initializer linearly to another input; of a normalization, to that normalized.
 
     Attributes:
         node_name: unique in a prepared model.
@@ -73,7 +81,8 @@ class WeightLayer:
             `NORMALIZATIONS`.
         weight: the weight's initializer; layers may share it.
         weight_shape: Conv: (outputs, inputs / group, *kernel). ConvTranspose: (inputs, outputs / group, *kernel).
-            Gemm: (inputs, outputs), swapped if trans_b. MatMul: (..., inputs, outputs). Normalizations: the scale's.
+            Gemm: (inputs, outputs), swapped if trans_b. MatMul: (..., inputs, outputs), swapped if weight_first.
+            Normalizations: the scale's.
         bias: the bias's initializer, or None.
         has_dynamic_bias: the node adds a third input that is no float32 initializer.
         input: the tensor that the weight is applied to.
@@ -118,14 +127,23 @@ class WeightLayer:
 
 
 def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
-    """The nodes of the types above whose second input is a float32 initializer, in graph order.
+    """The nodes of the types above whose second input is a float32 initializer, in graph order. Of MatMul the first may
+    be it too.
 
     Args:
         model: a prepared model. Nodes inside the subgraphs of If, Loop and Scan are not looked at.
     """
-    constants = {t.name: tuple(t.dims) for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    tensors = constant_tensors(model.graph).items()
+    constants = {name: tuple(t.dims) for name, t in tensors if t.data_type == onnx.TensorProto.FLOAT}
     layers = (weight_layer(node, constants) for node in model.graph.node)
     return tuple(layer for layer in layers if layer is not None)
+
+
+def also_data(model: onnx.ModelProto) -> set[str]:
+    """The weights that other nodes read too, as Gather reads a table: onnxruntime quantizes them as activations."""
+    uses = Counter(layer.weight for layer in weight_layers(model))
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    return {weight for weight, count in uses.items() if readers[weight] > count}
 
 
 def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]]) -> WeightLayer | None:
@@ -135,9 +153,15 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         node: of a float or of a quantized model.
         constants: the shapes of the float32 tensors that do not depend on the model's inputs.
     """
-    if node.domain not in ("", "ai.onnx") or len(node.input) < 2 or node.input[1] not in constants:
+    if node.domain not in ("", "ai.onnx") or len(node.input) < 2:
         return None
-    shape = constants[node.input[1]]
+    weight, data = node.input[1], node.input[0]
+    weight_first = node.op_type == "MatMul" and weight not in constants
+    if weight_first:
+        weight, data = data, weight
+    if weight not in constants:
+        return None
+    shape = constants[weight]
     given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
     attributes: ConvAttributes | GemmAttributes | NormAttributes
     is_of_a_conv = 1 <= len(shape) - 2 <= _MAX_SPATIAL
@@ -154,7 +178,8 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         )
         channel_axis = 0 if attributes.trans_b else 1
     elif node.op_type == "MatMul" and len(shape) > 1:
-        attributes, channel_axis = GemmAttributes(), len(shape) - 1
+        attributes = GemmAttributes(weight_first=weight_first)
+        channel_axis = len(shape) - (2 if weight_first else 1)
     elif node.op_type in NORMALIZATIONS:
         attributes, channel_axis = norm_attributes(node, given), 0
     else:
@@ -163,11 +188,11 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
     return WeightLayer(
         node_name=node.name,
         op_type=node.op_type,
-        weight=node.input[1],
+        weight=weight,
         weight_shape=shape,
         bias=bias if bias in constants else None,
         has_dynamic_bias=bool(bias) and bias not in constants,
-        input=node.input[0],
+        input=data,
         output=node.output[0],
         channel_axis=channel_axis,
         attributes=attributes,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Arrangement", "TransposedInput"]
+__all__ = ["Arrangement", "Transposed", "TransposedInput"]
 
 
 class Arrangement:
@@ -35,3 +35,13 @@ class TransposedInput(Arrangement):
 
     def input(self, x: NDArray[np.generic]) -> NDArray[Any]:
         return x.T
+
+
+class Transposed(Arrangement):
+    """MatMul whose weight is the first input: the input is (..., K, rows), the output (..., outputs, rows)."""
+
+    def input(self, x: NDArray[np.generic]) -> NDArray[Any]:
+        return x.swapaxes(-1, -2)
+
+    def output(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
+        return y.swapaxes(-1, -2)

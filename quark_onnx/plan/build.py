@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.normalization import NormAttributes
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layer, weight_layers
-from quark.onnx.plan.arrangement import Arrangement, TransposedInput
+from quark.onnx.plan.arrangement import Arrangement, Transposed, TransposedInput
+from quark.onnx.plan.bodies import layers_in_bodies
 from quark.onnx.plan.normalized_input import NormalizedInput
 from quark.onnx.plan.output_stage import output_stage
 from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
+from quark.onnx.plan.shared_weights import share_weights
 from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
 from quark.onnx.plan.weight_scales import scales_in_rows
 from quark.onnx.quantization.config.data_type import DataType
@@ -38,7 +41,8 @@ def build_plan(
     """The plan for a quantized Q/DQ model and the float model that it was made from.
 
     A layer's float counterpart is the one with its node name, else the one with its output's name, else the one whose
-    weight has the name of the quantized weight (less the suffix "_quantized"); its weight must be near.
+    weight has the name of the quantized weight (less the suffix "_quantized"), else the only one; its weight must be
+    near.
 
     Args:
         op_types: the op types to be tuned; nodes of other types are not mentioned.
@@ -47,22 +51,28 @@ def build_plan(
     graph, float_graph = Dataflow(quantized), Dataflow(float_model)
     constants = _constant_shapes(graph)
     counterparts = _Counterparts(float_model)
-    layers, skipped = [], []
+    entries: list[tuple[onnx.NodeProto, LayerPlan | SkippedLayer]] = []
     for node in quantized.graph.node:
+        entries.extend((node, layer) for layer in layers_in_bodies(node, graph, op_types))
         if node.op_type not in op_types:
             continue
         try:
             layer = weight_layer(node, constants)
             if layer is None:
                 raise _Skip(_not_a_layer(node, graph, constants))
-            layers.append(_layer_plan(layer, graph, float_graph, counterparts, output_qdq=output_qdq))
+            entries.append((node, _layer_plan(layer, graph, float_graph, counterparts, output_qdq=output_qdq)))
         except _Skip as reason:
-            skipped.append(SkippedLayer(node.name or node.output[0], node.op_type, str(reason)))
-    return Plan(tuple(layers), tuple(skipped))
+            entries.append((node, SkippedLayer(node.name or node.output[0], node.op_type, str(reason))))
+    found = share_weights(entries, graph)
+    return Plan(
+        tuple(entry for entry in found if isinstance(entry, LayerPlan)),
+        tuple(entry for entry in found if isinstance(entry, SkippedLayer)),
+    )
 
 
 def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
-    shapes = {name: tuple(t.dims) for name, t in graph.initializers.items() if t.data_type == onnx.TensorProto.FLOAT}
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    shapes = {name: tuple(t.dims) for name, t in graph.initializers.items() if t.data_type in floats}
     for node in graph.model.graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in graph.initializers:
             shapes[node.output[0]] = tuple(graph.initializers[node.input[0]].dims)
@@ -70,38 +80,36 @@ def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
 
 
 def _not_a_layer(node: onnx.NodeProto, graph: Dataflow, constants: Collection[str]) -> str:
-    if len(node.input) < 2 or node.input[1] in constants:
+    weight_may_be = node.input[:2] if node.op_type in ("Gemm", "MatMul") else node.input[1:2]
+    constant = [name for name in weight_may_be if graph.is_constant(name)]
+    if len(node.input) < 2 or (node.op_type != "Gemm" and any(name in constants for name in constant)):
         return "this kind of layer is not tuned yet"
-    if graph.is_constant(node.input[1]):
-        return "its weight is neither a float32 initializer nor an integer one behind DequantizeLinear"
-    return "its weight is computed by the model, not constant"
-
-
-def _refuse_shared(initializer: str, dequantized: str, graph: Dataflow) -> None:
-    """What another node reads too must not change."""
-    if len(graph.readers(initializer)) > 1 or len(graph.readers(dequantized)) > 1:
-        raise _Skip(f"its initializer {initializer!r} serves several nodes")
+    if not constant:
+        return "its weight is computed by the model, not constant"
+    if node.input[1] not in constant:
+        return "its weight is the first input of Gemm: only that of MatMul is tuned there"
+    return "its weight is neither a float32 initializer nor an integer one behind DequantizeLinear"
 
 
 class _Counterparts:
     """The float layers by name of node, output and weight."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        layers = weight_layers(model)
-        self._by_node = {layer.node_name: layer for layer in layers if layer.node_name}
-        self._by_output = {layer.output: layer for layer in layers}
-        self._by_weight = {layer.weight: layer for layer in layers}
+        self._layers = weight_layers(model)
+        self._by_node = {layer.node_name: layer for layer in self._layers if layer.node_name}
+        self._by_output = {layer.output: layer for layer in self._layers}
+        self._by_weight = {layer.weight: layer for layer in self._layers}
 
-    def find(self, layer: WeightLayer, weight_initializer: str) -> WeightLayer:
-        candidates = (
+    def find(self, layer: WeightLayer, weight_initializer: str) -> tuple[list[WeightLayer], list[WeightLayer]]:
+        """Those of the layer's kind that share a name with it, the best of the three names first; and the others."""
+        by_name = (
             self._by_node.get(layer.node_name),
             self._by_output.get(layer.output),
             self._by_weight.get(weight_initializer.removesuffix("_quantized")),
         )
-        for found in candidates:
-            if found and _kind(found) == _kind(layer):
-                return found
-        raise _Skip("the float model has no such layer: neither its name, its output's nor its weight's is there")
+        named = [found for found in by_name if found and _kind(found) == _kind(layer)]
+        others = [found for found in self._layers if found not in named and _kind(found) == _kind(layer)]
+        return named, others
 
 
 def _kind(layer: WeightLayer) -> tuple[object, ...]:
@@ -115,26 +123,23 @@ def _kind(layer: WeightLayer) -> tuple[object, ...]:
 def _layer_plan(
     layer: WeightLayer, graph: Dataflow, float_graph: Dataflow, counterparts: _Counterparts, *, output_qdq: bool
 ) -> LayerPlan:
-    dequantize = graph.producer.get(layer.weight)
-    if dequantize is None:
+    if layer.weight in graph.initializers:
         raise _Skip("its weight is not quantized")
+    dequantize = graph.producer[layer.weight]
     integers = graph.initializers[dequantize.input[0]]
-    _refuse_shared(integers.name, layer.weight, graph)
     if onnx.helper.tensor_dtype_to_np_dtype(integers.data_type).name not in INTEGERS:
         raise _Skip(f"weights of type {onnx.TensorProto.DataType.Name(integers.data_type)} are not tuned yet")
     if len(layer.weight_shape) > 2 and layer.op_type == "MatMul":
         raise _Skip("its weight is a stack of matrices")
     if graph.is_constant(layer.input):
         raise _Skip("its input is constant")
-    counterpart = counterparts.find(layer, integers.name)
+    counterpart, weight = _pair(layer, graph, dequantize, float_graph, counterparts)
     if float_graph.is_constant(counterpart.output):
         raise _Skip("its float output is constant")
     conv = _convolution(layer)
     gemm = layer.attributes if isinstance(layer.attributes, GemmAttributes) else GemmAttributes()
     if gemm.alpha == 0:
         raise _Skip("Gemm with alpha 0 has no weight to tune")
-    weight = _quantized_weight(layer, graph, dequantize, onnx.numpy_helper.to_array(
-        float_graph.initializers[counterpart.weight]))  # fmt: skip
     stage = None
     if gemm.alpha == 1:  # the core sees outputs without alpha
         stage = output_stage(layer, graph, counterpart, float_graph, through_qdq=output_qdq)
@@ -155,6 +160,35 @@ def _layer_plan(
     )
 
 
+def _pair(
+    layer: WeightLayer,
+    graph: Dataflow,
+    dequantize: onnx.NodeProto,
+    float_graph: Dataflow,
+    counterparts: _Counterparts,
+) -> tuple[WeightLayer, QuantizedWeight]:
+    """The float counterpart, and the weight."""
+    tensor = graph.initializers[dequantize.input[0]]
+    kind = INTEGERS[onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name]
+
+    def near(candidates: list[WeightLayer]) -> Iterator[tuple[WeightLayer, QuantizedWeight]]:
+        for found in candidates:
+            float_weight = onnx.numpy_helper.to_array(float_graph.initializers[found.weight])
+            weight = _quantized_weight(layer, graph, dequantize, float_weight)
+            if _is_near(weight, kind):
+                yield found, weight
+
+    named, others = counterparts.find(layer, dequantize.input[0])
+    for pair in near(named):  # not all are: tools number nodes and tensors in their own ways
+        return pair
+    pairs = list(islice(near(others), 2))
+    if len(pairs) == 1:
+        return pairs[0]
+    if named:
+        raise _Skip("its weight is not near that of the float model: was another float model quantized?")
+    raise _Skip("the float model has no such layer: neither its name, its output's nor its weight's is there")
+
+
 def _convolution(layer: WeightLayer) -> ConvAttributes | None:
     match layer.attributes:
         case ConvAttributes() as conv:
@@ -171,6 +205,8 @@ def _arrangement(layer: WeightLayer, source: QuantizedInput, graph: Dataflow) ->
     match layer.attributes:
         case GemmAttributes(trans_a=True):
             return TransposedInput()
+        case GemmAttributes(weight_first=True):
+            return Transposed()
         case NormAttributes() as norm:
             if norm.training:
                 raise _Skip("in training mode it normalizes with the mean and variance of the batch")
@@ -210,7 +246,7 @@ def _quantized_weight(
     qmin = kind.qmin
     if not found[1].any():
         qmin = min(kind.symmetric_qmin, int(rows_q.min()))  # what symmetric quantization leaves out stays so if it did
-    weight = QuantizedWeight(
+    return QuantizedWeight(
         initializer=dequantize.input[0],
         rows=layer.layout.rows(float_weight).astype(np.float32, copy=False),
         rows_q=rows_q,
@@ -220,37 +256,36 @@ def _quantized_weight(
         qmax=kind.qmax,
         layout=layer.layout,
     )
-    if _median_distance(weight, kind) > _FAR[kind.bits]:
-        raise _Skip("its weight is not near that of the float model: was another float model quantized?")
-    return weight
 
 
-def _median_distance(weight: QuantizedWeight, kind: DataType) -> float:
-    """In steps, of what was not rounded to zero: zeros are near those of every weight."""
+def _is_near(weight: QuantizedWeight, kind: DataType) -> bool:
+    """Whether the integers may come from the float weight. Only what is not rounded to zero tells: zeros are near
+    those of every weight."""
     nearest = np.clip(np.rint(weight.steps), kind.qmin, kind.qmax)
     distance = np.abs(nearest - weight.rows_q)[nearest != weight.zero_points]
-    return float(np.median(distance)) if distance.size else 0.0
+    return not distance.size or float(np.median(distance)) <= _FAR[kind.bits]
 
 
 def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: float) -> QuantizedBias | None:
     """The bias as the output sees it: beta is part of its scale."""
     if layer.has_dynamic_bias:
+        if graph.is_constant(graph.producer[layer.output].input[2]):
+            raise _Skip("its bias is neither a float32 initializer nor an integer one behind DequantizeLinear")
         raise _Skip("its bias is computed by the model, not constant")
     if layer.bias is None or beta == 0:
         return None
-    node = graph.producer.get(layer.bias)
-    if node is None:  # a float bias stays: only integers are changed
-        real = _bias_values(layer, graph.initializers[layer.bias])
+    if layer.bias in graph.initializers:  # a float bias stays: only integers are changed
+        real = _bias_values(layer, graph.initializers[layer.bias]).astype(np.float32)
         return _fixed_bias(real, outputs, beta)
+    node = graph.producer[layer.bias]
     integers = _bias_values(layer, graph.initializers[node.input[0]])
     scale, zero_point = dequantize_parameters(node, graph)
     if scale is None or not _is_per_output(integers, outputs) or scale.size not in (1, outputs):
         raise _Skip("its bias is not one integer per output, quantized with constant scales")
     s = np.ascontiguousarray(np.broadcast_to(beta * scale.reshape(-1), outputs), np.float32)
     real = ((integers.reshape(-1).astype(np.int64) - zero_point.reshape(-1).astype(np.int64)) * s).astype(np.float32)
-    if zero_point.any():
-        return _fixed_bias(real, outputs, 1.0)
-    _refuse_shared(node.input[0], layer.bias, graph)
+    if zero_point.any() or len(graph.readers(node.input[0])) > 1 or len(graph.readers(layer.bias)) > 1:
+        return _fixed_bias(real, outputs, 1.0)  # what another node reads too must not change
     if integers.dtype.kind not in "iu":  # 4 and 2 bits
         raise _Skip(f"a bias of type {integers.dtype} is not tuned yet")
     info = np.iinfo(integers.dtype)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.normalization import NormAttributes
-from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer
+from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
 from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
 
 __all__ = ["Activation", "OutputStage", "output_stage"]
@@ -107,9 +107,14 @@ class _Finder:
     """Finds the activations that suit a layer."""
 
     def __init__(self, layer: WeightLayer) -> None:
-        self._axes_stay = not isinstance(layer.attributes, NormAttributes)  # the core's are those of the model
+        transposed = isinstance(layer.attributes, GemmAttributes) and layer.attributes.weight_first
+        self._axes_stay = (
+            not isinstance(layer.attributes, NormAttributes) and not transposed
+        )  # the core's are the model's
         self._outputs = layer.layout.outputs
         self._behind_channel = len(layer.weight_shape) - 2 if isinstance(layer.attributes, ConvAttributes) else 0
+        if transposed:
+            self._behind_channel = 1
 
     def activation(self, graph: Dataflow, tensor: str) -> Activation | None:
         """The one that alone reads a tensor."""

@@ -18,26 +18,27 @@ INTEGERS = {kind.name.lower(): kind for kind in (Int2, UInt2, Int4, UInt4, Int8,
 def dequantize_parameters(
     node: onnx.NodeProto, graph: Dataflow
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.generic]]:
-    """Scale and zero point of a Q/DQ node; scale None where they are not float32 initializers."""
-    scale = graph.initializers.get(node.input[1])
-    if scale is None or scale.data_type != onnx.TensorProto.FLOAT:
+    """Scale and zero point of a Q/DQ node; scale None where they are not constant floats of 32 or 16 bits."""
+    tensor = graph.initializers.get(node.input[1])
+    if tensor is None or tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16):
         return None, np.zeros(1, np.int32)
+    scale = onnx.numpy_helper.to_array(tensor).astype(np.float32, copy=False)
     zero_point = node.input[2] if len(node.input) > 2 else ""
     if not zero_point:
         # ONNX: uint8 zeros by default; of an initializer's type where that is known.
         quantized = graph.initializers.get(node.input[0])
         kind = onnx.helper.tensor_dtype_to_np_dtype(quantized.data_type) if quantized is not None else np.uint8
-        return onnx.numpy_helper.to_array(scale), np.zeros(tuple(scale.dims), kind)
+        return scale, np.zeros(scale.shape, kind)
     if zero_point not in graph.initializers:
         return None, np.zeros(1, np.int32)
-    return onnx.numpy_helper.to_array(scale), onnx.numpy_helper.to_array(graph.initializers[zero_point])
+    return scale, onnx.numpy_helper.to_array(graph.initializers[zero_point])
 
 
 def constant_values(graph: Dataflow, name: str) -> NDArray[np.float32] | None:
-    """A float32 initializer, or an integer one behind DequantizeLinear with one scale."""
+    """Constant floats, or integers behind DequantizeLinear with one scale, as float32."""
     if name in graph.initializers:
         array = onnx.numpy_helper.to_array(graph.initializers[name])
-        return array if array.dtype == np.float32 else None
+        return array.astype(np.float32, copy=False) if array.dtype.kind == "f" else None
     node = graph.producer.get(name)
     if node is None or node.op_type != "DequantizeLinear" or node.input[0] not in graph.initializers:
         return None

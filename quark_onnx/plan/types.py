@@ -104,6 +104,8 @@ class LayerPlan:
         target: the tensor of the float graph that it should reproduce, before any activation.
         float_input: what feeds it in the float graph.
         stage: what the gradient loops look through behind the layer; None: nothing.
+        shares: the nodes of other layers with the same weight initializer, which is tuned once for all. Then target,
+            stage and bias have no part in it: the output is to be that of the float weight.
     """
 
     node: str
@@ -118,6 +120,7 @@ class LayerPlan:
     stage: OutputStage | None
     weight: QuantizedWeight
     bias: QuantizedBias | None
+    shares: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from quark.onnx.fast_finetune.finetune import FastFinetune
 from quark.onnx.fast_finetune.reference import reference_forms
 from quark.onnx.graph.insert_qdq import calibration_tensors, insert_qdq
 from quark.onnx.graph.model_file import ModelLike, check_output_path, load_model, save_model
-from quark.onnx.graph.prepare import is_quantized, prepare
+from quark.onnx.graph.prepare import is_quantized, prepare, unprepared
 from quark.onnx.graph.weight_layers import weight_layers
 from quark.onnx.inference import BatchMerging, Engine
 from quark.onnx.plan.float_form import matching_form
@@ -36,6 +36,7 @@ from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
 from quark.onnx.quantization.config.supported import check_supported, ignored_extra_options
 from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tensor_specs
+from quark.onnx.report.end_to_end import difference_of_forms
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
 from quark.onnx.report.resources import PhaseClock, peak_rss_mib
@@ -117,7 +118,7 @@ class ModelQuantizer:
                 finetuning = FastFinetune(config.fast_finetune, threads=engine.threads, clock=clock)
                 engine = stack.enter_context(finetuning).engine
             with clock.phase("calibrate"):
-                calibration = _calibrate(model, reader, finetuning, specs, engine)
+                calibration, warnings = _calibrate(original, model, reader, finetuning, specs, engine)
             with clock.phase("insert Q/DQ"):
                 quantized = insert_qdq(model, calibration.ranges, calibration.weights, options)
             if finetuning is not None:
@@ -127,6 +128,7 @@ class ModelQuantizer:
                 report = Report(
                     algorithm=None, samples=calibration.samples, phases=clock.seconds, peak_rss_mib=peak_rss_mib()
                 )
+            report = replace(report, warnings=(*warnings, *report.warnings))
         returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
         self.report = _with_notes(report, config, reader)
         return returned
@@ -175,7 +177,7 @@ def finetune(
     if not is_quantized(quantized):
         raise ModelError("the quantized model has no Q/DQ: quantize it first, with ModelQuantizer or another tool")
     with clock.phase("prepare"):
-        forms = reference_forms(algorithm.ref_model_path, model) or (prepare(model), model)
+        forms = reference_forms(algorithm.ref_model_path, model) or (prepare(model), unprepared(model))
         model = matching_form(forms, quantized, algorithm.target_op_type)
     with FastFinetune(algorithm, threads=threads, clock=clock) as finetuning:
         with clock.phase("read data"):
@@ -195,18 +197,27 @@ def _threads(config: QConfig | None) -> int:
 
 
 def _calibrate(
+    original: onnx.ModelProto,
     model: onnx.ModelProto,
     reader: DataReader,
     finetuning: FastFinetune | None,
     specs: TensorSpecs,
     engine: Engine,
-) -> Calibration:
+) -> tuple[Calibration, tuple[str, ...]]:
+    """What was found, and warnings."""
     layers = [layer for layer in weight_layers(model) if layer.node_name in specs.scope.quantized]
     tensors = calibration_tensors(model, specs.qdq_options())
+    warnings = []
     with PhaseProgress("Calibrating samples", None) as progress:
 
         def watched(items: Iterator[Batch]) -> Iterator[Batch]:
-            for item in items:
+            for index, item in enumerate(items):
+                if index == 0 and (difference := difference_of_forms(original, model, item, engine)):
+                    warnings.append(
+                        f"prepared for quantization, the float model computes something else: {difference} on the "
+                        "first item. What comes out is near the prepared model: please report it"
+                    )
+                    _LOG.warning(warnings[0])
                 yield item
                 progress.advance(sample_count(item))
 
@@ -215,7 +226,8 @@ def _calibrate(
         if finetuning is not None:
             items = finetuning.keep(items, model, can_join)
         items = _first(items, specs.options.get("CalibDataSize"), drain=finetuning is not None)
-        return calibrate(model, items, can_join, tensors, layers, specs.calibration_settings(), engine)
+        settings = specs.calibration_settings()
+        return calibrate(model, items, can_join, tensors, layers, settings, engine), tuple(warnings)
 
 
 def _first(items: Iterator[Batch], samples: int | None, *, drain: bool) -> Iterator[Batch]:

@@ -20,7 +20,8 @@ class LayerReport:
         improved: how many outputs got a smaller held-out error; the others keep their old integers.
         reason: why it was not.
         candidate: the solution that won most of the improved outputs on held-out rows.
-        before, after: mean squared error of the layer's output before its activation, summed over output channels.
+        before, after: mean squared error of the layer's output before its activation, summed over output channels. Of
+            layers that share a weight, over the rows of all, from the outputs of the float weight on the same inputs.
         power: mean squared float output, for comparison.
         rows: how many output positions were used.
         seconds: for this layer, inference of its data included; with `parallel=True` of its solver alone.

@@ -35,7 +35,12 @@ class PhaseProgress:
         self._live: Progress | None = None
         self._task: TaskID | None = None
         if console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None):
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             # What a data reader prints belongs above the bar, but into a file where standard output is one.
             together = sys.stdout is not None and sys.stdout.isatty()
             self._live = Progress(*columns, console=console, transient=True, redirect_stdout=together)

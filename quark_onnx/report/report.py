@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from quark.onnx.plan.types import SkippedLayer
 from quark.onnx.report.end_to_end import Deviation
@@ -80,7 +81,7 @@ class Report:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        console = Console(file=text, width=140)
+        console = Console(file=text, width=140, emoji=False)
         if self.layers:
             console.print(_layer_table(self.layers))
         for layer in self.skipped:
@@ -122,10 +123,8 @@ def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
             " | ".join(_relative(error, layer.power, i) for i in range(2)) for error in (layer.before, layer.after)
         )
         result = f"{layer.improved} outputs: {layer.candidate}" if layer.accepted else f"unchanged: {layer.reason}"
-        table.add_row(
-            layer.name, layer.op_type, str(layer.inputs), str(layer.outputs), before, after,
-            result, f"{layer.seconds:.2f}",
-        )  # fmt: skip
+        cells = (layer.name, layer.op_type, layer.inputs, layer.outputs, before, after, result, f"{layer.seconds:.2f}")
+        table.add_row(*(Text(str(cell)) for cell in cells))  # names and reasons may look like markup
     return table
 
 

@@ -214,6 +214,81 @@ static void without_target_only_the_inputs_count(void) {
     }
 }
 
+/* A layer that was fed one batch and flushed. */
+static qk_layer *fed_layer(const qk_geometry *g, const qk_tensor *x, const qk_tensor *y, int holdout, qk_pool *pool) {
+    const qk_row_choice choice = {.samples = x->dims[0], .max_rows = 1000000, .holdout = holdout, .seed = 3};
+    qk_layer *layer;
+    CHECK(qk_layer_new(&layer, g, &choice, y != NULL) == QK_OK);
+    CHECK(qk_layer_feed(layer, x, y, pool) == QK_OK);
+    CHECK(qk_layer_flush(layer, pool) == QK_OK);
+    return layer;
+}
+
+/* Of a weight that two convolutions have, with other strides and pads and on inputs of other sizes. */
+static void joined_layers_have_the_rows_of_both(void) {
+    const qk_geometry one = {2, QK_PAD_EXPLICIT, 2, 3, 18, {3, 3}, {1, 1}, {1, 1}, {1, 1}, {1, 1}};
+    const qk_geometry two = {2, QK_PAD_VALID, 2, 3, 18, {3, 3}, {2, 2}, {1, 1}, {0}, {0}};
+    const int64_t dims_one[] = {5, 4, 6, 7}, dims_two[] = {4, 4, 9, 8};
+    qk_random r = {5};
+    qk_tensor x1 = ref_tensor(&r, QK_F32, 4, dims_one), x2 = ref_tensor(&r, QK_F32, 4, dims_two);
+    qk_tensor y1 = ref_target(&r, &one, &x1), y2 = ref_target(&r, &two, &x2);
+    qk_pool *pool = qk_pool_new(2);
+    qk_layer *a = fed_layer(&one, &x1, &y1, 2, pool), *b = fed_layer(&two, &x2, &y2, 2, pool);
+    CHECK(qk_layer_join(a, b) == QK_OK);
+    for (int set = 0; set < 2; set++) {
+        const qk_row_choice c1 = {.samples = 5, .max_rows = 1000000, .holdout = 2, .seed = 3};
+        const qk_row_choice c2 = {.samples = 4, .max_rows = 1000000, .holdout = 2, .seed = 3};
+        const moments m1 = naive_moments(&one, &x1, &y1, &c1, set), m2 = naive_moments(&two, &x2, &y2, &c2, set);
+        const moments m = moments_new(&one);
+        qk_layer_moments(a, set, m.gram, m.cross, m.mean_x, m.mean_y, m.power);
+        CHECK(qk_layer_rows(a, set) == m1.rows + m2.rows);
+        const double *parts[][3] = {{m.gram, m1.gram, m2.gram},
+                                    {m.cross, m1.cross, m2.cross},
+                                    {m.mean_x, m1.mean_x, m2.mean_x},
+                                    {m.mean_y, m1.mean_y, m2.mean_y},
+                                    {m.power, m1.power, m2.power}};
+        const int64_t counts[] = {2 * 18 * 18, 2 * 3 * 18, 36, 6, 6};
+        const double w1 = (double)m1.rows / (double)(m1.rows + m2.rows);
+        for (int part = 0; part < 5; part++)
+            for (int64_t i = 0; i < counts[part]; i++)
+                CHECK_CLOSE(parts[part][0][i], w1 * parts[part][1][i] + (1 - w1) * parts[part][2][i], 1e-5);
+        moments_free(m);
+        moments_free(m1);
+        moments_free(m2);
+    }
+    qk_layer_free(a);
+    qk_layer_free(b);
+    qk_pool_free(pool);
+    ref_free(&x1), ref_free(&x2), ref_free(&y1), ref_free(&y2);
+}
+
+static void layers_that_are_not_alike_do_not_join(void) {
+    const qk_geometry good = {.groups = 1, .inputs = 3, .outputs = 2};
+    const qk_geometry others[] = {{.groups = 1, .inputs = 2, .outputs = 2},
+                                  {.groups = 1, .inputs = 3, .outputs = 1},
+                                  {2, QK_PAD_VALID, 2, 2, 3, {1, 3}, {1, 1}, {1, 1}, {0}, {0}}};
+    const qk_row_choice held = {.samples = 4, .max_rows = 100, .holdout = 2}, all = {.samples = 4, .max_rows = 100};
+    qk_layer *layer, *other;
+    CHECK(qk_layer_new(&layer, &good, &held, true) == QK_OK);
+    CHECK(qk_layer_join(layer, layer) == QK_E_ARG);
+    for (int i = 0; i < 5; i++) {
+        CHECK(qk_layer_new(&other, i < 3 ? &others[i] : &good, i == 3 ? &all : &held, i != 4) == QK_OK);
+        CHECK(qk_layer_join(layer, other) == QK_E_ARG);
+        qk_layer_free(other);
+    }
+    const float data[16] = {0}; /* still in the panel */
+    const qk_tensor x = {.data = data, .ndim = 2, .dims = {2, 3}}, y = {.data = data, .ndim = 2, .dims = {2, 2}};
+    qk_pool *pool = qk_pool_new(1);
+    CHECK(qk_layer_new(&other, &good, &held, true) == QK_OK);
+    CHECK(qk_layer_feed(other, &x, &y, pool) == QK_OK);
+    CHECK(qk_layer_join(layer, other) == QK_E_ARG);
+    CHECK(qk_layer_flush(other, pool) == QK_OK);
+    CHECK(qk_layer_join(layer, other) == QK_OK);
+    qk_layer_free(layer);
+    qk_layer_free(other);
+    qk_pool_free(pool);
+}
+
 static const qk_geometry matrix = {.groups = 1, .inputs = 3, .outputs = 2};
 
 static void bad_arguments_are_refused(void) {
@@ -288,5 +363,6 @@ static void a_layer_may_run_out_of_memory(void) {
 
 QK_TESTS(QK_TEST(moments_are_means_of_products), QK_TEST(more_samples_than_planned_are_taken),
          QK_TEST(batches_and_threads_do_not_change_a_bit), QK_TEST(eight_bit_inputs_are_the_floats_they_stand_for),
-         QK_TEST(without_target_only_the_inputs_count), QK_TEST(bad_arguments_are_refused),
+         QK_TEST(without_target_only_the_inputs_count), QK_TEST(joined_layers_have_the_rows_of_both),
+         QK_TEST(layers_that_are_not_alike_do_not_join), QK_TEST(bad_arguments_are_refused),
          QK_TEST(a_batch_that_does_not_fit_is_refused), QK_TEST(a_layer_may_run_out_of_memory))

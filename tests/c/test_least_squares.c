@@ -68,6 +68,50 @@ static void results_are_what_they_claim(void) {
         }
 }
 
+/* y = W x of every row of the fixture, with the float weight. */
+static void aim_at_own_weight(fixture *f) {
+    const qk_geometry *g = &f->geometry;
+    const int64_t K = g->inputs, rows = rows_of(f), positions = ref_positions(g, &f->x);
+    float *xs = MEMORY(float, positions * g->groups * K), *y = (float *)f->y.data;
+    for (int64_t sample = 0; sample < f->x.dims[0]; sample++) {
+        ref_inputs(g, &f->x, sample, xs);
+        for (int64_t p = 0; p < positions; p++)
+            for (int64_t o = 0; o < rows; o++) {
+                double sum = 0;
+                for (int64_t k = 0; k < K; k++)
+                    sum += (double)f->weight[o * K + k] * xs[(p * g->groups + o / g->outputs) * K + k];
+                y[g->spatial ? (sample * rows + o) * positions + p : (sample * positions + p) * rows + o] = (float)sum;
+            }
+    }
+    free(xs);
+}
+
+static void without_target_the_float_weight_is_the_target(void) {
+    for (int i = 0; i < SOME_CASES; i++)
+        for (int kind = 0; kind < 2; kind++) {
+            fixture f = fixture_new(&ref_cases[some_cases[i]], (uint64_t)kind, 2);
+            const qk_least_squares_options o = options_of(kind ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL, true);
+            qk_least_squares_result r;
+            qk_layer_free(f.layer);
+            CHECK(qk_layer_new(&f.layer, &f.geometry, &f.choice, false) == QK_OK);
+            CHECK(qk_layer_feed(f.layer, &f.x, NULL, f.pool) == QK_OK);
+            CHECK(qk_layer_flush(f.layer, f.pool) == QK_OK);
+            CHECK(solve(&f, &o, &r) == QK_E_ARG); /* a bias */
+            f.start.bias = f.start.bias_scale = NULL;
+            CHECK(solve(&f, &o, &r) == QK_OK);
+            aim_at_own_weight(&f);
+            double *bias = MEMORY(double, rows_of(&f));
+            for (int64_t row = 0; row < rows_of(&f); row++) bias[row] = 0;
+            for (int set = QK_FITTED; set <= QK_HELD_OUT; set++) {
+                CHECK(fabs(r.before[set] - naive_error(&f, f.weight_q, bias, set)) <= 1e-4 * r.before[set]);
+                CHECK(fabs(r.after[set] - naive_error(&f, r.weight_q, bias, set)) <= 1e-4 * r.before[set]);
+            }
+            CHECK((r.improved > 0) == (r.after[QK_HELD_OUT] < r.before[QK_HELD_OUT]));
+            free(bias);
+            fixture_free(&f);
+        }
+}
+
 static void coarse_weights_improve(void) {
     for (int kind = 0; kind < 2; kind++) {
         fixture f = fixture_new(&ref_cases[5], 1, 1); /* 3x3, K = 27 */
@@ -246,9 +290,10 @@ static void the_solver_may_run_out_of_memory(void) {
     fixture_free(&f);
 }
 
-QK_TESTS(QK_TEST(results_are_what_they_claim), QK_TEST(coarse_weights_improve),
-         QK_TEST(only_the_free_box_leaves_floor_and_ceil), QK_TEST(the_start_is_kept_when_nothing_is_better),
-         QK_TEST(the_bias_takes_up_the_mean_error), QK_TEST(a_bias_that_may_not_move_does_not),
-         QK_TEST(threads_do_not_change_a_bit), QK_TEST(a_saturated_bias_stays_saturated),
-         QK_TEST(the_callback_can_cancel), QK_TEST(too_little_data_is_refused), QK_TEST(nan_in_the_data_is_refused),
+QK_TESTS(QK_TEST(results_are_what_they_claim), QK_TEST(without_target_the_float_weight_is_the_target),
+         QK_TEST(coarse_weights_improve), QK_TEST(only_the_free_box_leaves_floor_and_ceil),
+         QK_TEST(the_start_is_kept_when_nothing_is_better), QK_TEST(the_bias_takes_up_the_mean_error),
+         QK_TEST(a_bias_that_may_not_move_does_not), QK_TEST(threads_do_not_change_a_bit),
+         QK_TEST(a_saturated_bias_stays_saturated), QK_TEST(the_callback_can_cancel),
+         QK_TEST(too_little_data_is_refused), QK_TEST(nan_in_the_data_is_refused),
          QK_TEST(the_solver_may_run_out_of_memory))

@@ -18,6 +18,7 @@ LAYERS = (
     "_preload",
     "errors",
     "config",
+    "large_models",
     "inference",
     "devices",
     "graph",

@@ -193,7 +193,7 @@ def test_a_real_signal_while_the_core_solves(
     layer = QLayerConfig(UInt8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax))
     config = QConfig(layer, algo_config=[place.config(level=2)], extra_options={"NumThreads": 1})
     solved = []
-    solve = run._solve
+    solve = run.solve
 
     def timed(*arguments: object) -> object:
         ctrl_c_after(0.02)
@@ -201,7 +201,7 @@ def test_a_real_signal_while_the_core_solves(
         solved.append(report)
         return report
 
-    monkeypatch.setattr(run, "_solve", timed)
+    monkeypatch.setattr(run, "solve", timed)
     with pytest.raises(KeyboardInterrupt):
         ModelQuantizer(config).quantize_model(model, place.path, Reader(data, batch=300))
     assert not solved, "the signal came while the core was solving"

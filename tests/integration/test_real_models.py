@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 import onnx
 import pytest
-from small_models import Reader, run
+from small_models import Arrays, Reader, run
 
 from quark.onnx import (
     AdaQuantConfig,
@@ -31,6 +31,16 @@ LOADER = Path(__file__).parents[3] / "shared" / "tools" / "datasets.py"
 DEFAULT = QLayerConfig(UInt8Spec(), weight=Int8Spec())
 MIN_MAX = QLayerConfig(UInt8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax))
 SAMPLES = {"kws": 40, "resnet20": 16, "mobilenet_v1": 16, "ocr_angle": 24}
+
+
+class Items:
+    """A reader over these items."""
+
+    def __init__(self, items: list[Arrays]) -> None:
+        self._items = iter(items)
+
+    def get_next(self) -> Arrays | None:
+        return next(self._items, None)
 
 
 @pytest.fixture(scope="module")
@@ -109,19 +119,55 @@ def test_levels_and_threads_do_not_change_a_real_network(datasets: ModuleType) -
     assert len(models) == 1
 
 
-@pytest.mark.parametrize("name", ["tiny_ad_autoencoder", "mtcnn_onet", "mtcnn_pnet", "ch_PP-OCRv4_det_infer"])
-def test_other_graphs_run(name: str, datasets: ModuleType) -> None:
-    """On random data: Gemm chains, PRelu, transposed inputs, transposed convolutions, gates."""
+def photos(datasets: ModuleType, side: int) -> np.ndarray:
+    """(24, side, side, 3), as MTCNN wants them."""
+    from PIL import Image
+
+    files = sorted((datasets.DATA / "imagenet224" / "calib").glob("*.jpg"))[::10][:24]
+    images = np.stack([np.asarray(Image.open(file).convert("RGB").resize((side, side))) for file in files])
+    return (images.astype(np.float32) - 127.5) / 128
+
+
+def pages(datasets: ModuleType) -> list[np.ndarray]:
+    """12 pages of some lines of text each, (1, 3, H, W) in two sizes that are multiples of 32."""
+    lines = datasets.load("ocr_angle").calib[:36]
+    tall = [np.concatenate(lines[i : i + 4], axis=1)[None] for i in range(0, 24, 4)]  # 192 x 192
+    wide = [np.concatenate(lines[i : i + 2], axis=1)[None] for i in range(24, 36, 2)]  # 96 x 192
+    return [page for pair in zip(tall, wide, strict=True) for page in pair]
+
+
+def random_spectra() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((64, 640)).astype(np.float32)
+
+
+DATA = {
+    "tiny_ad_autoencoder": lambda _: [row[None] for row in random_spectra()],
+    "mtcnn_onet": lambda datasets: [image[None] for image in photos(datasets, 48)],
+    "mtcnn_pnet": lambda datasets: [image[None] for image in photos(datasets, 64)],
+    "ch_PP-OCRv4_det_infer": pages,
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_other_graphs(name: str, datasets: ModuleType) -> None:
+    """Gemm chains, PRelu, transposed inputs, transposed convolutions, gates, inputs of many shapes; no labels."""
     path = datasets.DATA / "models" / f"{name}.onnx"
     model = onnx.load(path)
-    (value,) = model.graph.input
-    free = {1: 16, 2: 64, 3: 64} if "det" in name else {1: 48, 2: 48, 3: 48}
-    shape = [16 if i == 0 else d.dim_value or free[i] for i, d in enumerate(value.type.tensor_type.shape.dim)]
-    data = {value.name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
-    quantizer = ModelQuantizer(QConfig(DEFAULT, algo_config=[AdaRoundConfig()]))
-    tuned = quantizer.quantize_model(path, None, Reader(data))
-    report = quantizer.report
-    assert any(layer.accepted for layer in report.layers)
-    assert all(layer.accepted or layer.reason for layer in report.layers)
+    items = [{model.graph.input[0].name: array} for array in DATA[name](datasets)]
+    fitted, unseen = items[: 3 * len(items) // 4], items[3 * len(items) // 4 :]
+
+    def quantized(*algorithms: AlgoConfig) -> tuple[onnx.ModelProto, Report]:
+        quantizer = ModelQuantizer(QConfig(DEFAULT, algo_config=algorithms))
+        return quantizer.quantize_model(path, None, Items(fitted)), quantizer.report
+
+    def error(result: onnx.ModelProto) -> float:
+        outputs = (zip(run(model, item), run(result, item), strict=True) for item in unseen)
+        return float(np.mean([((want - have) ** 2).sum() for pairs in outputs for want, have in pairs]))
+
+    tuned, report = quantized(AdaRoundConfig())
+    assert error(tuned) < error(quantized()[0])
     assert report.end_to_end.after.l2 < report.end_to_end.before.l2
+    assert all(layer.accepted or layer.reason for layer in report.layers)
+    tunable = {node.op_type for node in model.graph.node} & {"Conv", "Gemm", "MatMul"}
+    assert not {layer.op_type for layer in report.skipped} & tunable
     onnx.checker.check_model(tuned)

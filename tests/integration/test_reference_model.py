@@ -132,7 +132,7 @@ def test_adaround_rounds_the_weights_of_the_reference(tmp_path: Path) -> None:
 @RUNS
 def test_a_layer_that_the_reference_has_not_is_left_as_it_is(run: Run, tmp_path: Path) -> None:
     model = separable_cnn()
-    other = changed(model, lambda name, x: -x if name == "pw1_w" else x)
+    other = changed(model, lambda name, x: -x if name in ("pw1_w", "dw2_w") else x)
     for node in other.graph.node:
         if node.name == "dw2":
             node.name, node.input[1], node.output[0] = "other", "other_w", "other_y"

@@ -18,8 +18,17 @@ from onnxruntime.quantization import QuantType, quantize_static
 from reference.fake_quant import affine_from_range
 from reference.inner_tensors import inner_tensors
 from reference.planned_layers import assert_is_its_plan
-from small_models import Arrays, build, initializers, run, samples
+from small_models import Arrays, Reader, build, initializers, run, samples
 
+from quark.onnx import (
+    CalibMethod,
+    Int4Spec,
+    ModelQuantizer,
+    QConfig,
+    QLayerConfig,
+    QuantGranularity,
+    UInt8Spec,
+)
 from quark.onnx.graph.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
 from quark.onnx.graph.prepare import prepare
 from quark.onnx.graph.weight_params import WeightParams
@@ -235,3 +244,28 @@ def test_options_of_a_weight_stand_above_the_others():
     )
     values = initializers(quantized(model, options)[0])
     assert (values["w_quantized"].dtype, values["w_scale"].shape) == (np.int8, ())
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        "(float[N,4,5] x) => (float[N,6,5] y) { y = MatMul(w, x) }",
+        "(float[N,4] x) => (float[N,6] y) { t = MatMul(x, w) y = Gemm<transB=1>(t, w) }",
+        "(float[N,4] x) => (float[N,6] y, float[1,4] z) { y = Gemm<transB=1>(x, w) z = Gather(w, index) }",
+        "(float[N,4] x) => (float[N,6] y, float[4,6] z) { y = Gemm<transB=1>(x, w) z = Transpose(w) }",
+    ],
+    ids=["first", "both ways", "table", "data"],
+)
+@pytest.mark.parametrize("method", [CalibMethod.MinMax, CalibMethod.MinOutputMSE], ids=lambda m: m.name)
+def test_no_blocks_where_not_all_readers_know_them(graph: str, method: CalibMethod):
+    shape = (4, 4) if "MatMul(x" in graph else (6, 4)
+    weight = np.random.default_rng(0).standard_normal(shape)
+    constants = {"w": weight, "index": np.array([3])} if "Gather" in graph else {"w": weight}
+    model = build(graph.replace("float[N,6]", "float[N,4]") if shape == (4, 4) else graph, **constants)
+    data = samples(model, 12)
+    spec = Int4Spec(quant_granularity=QuantGranularity.Group, calibration_method=method)
+    config = QConfig(QLayerConfig(UInt8Spec(), weight=spec), extra_options={"BlockSize": 2})
+    result = ModelQuantizer(config).quantize_model(model, None, Reader(data))
+    assert not any(item.name == "block_size" and item.i for node in result.graph.node for item in node.attribute)
+    for have, want in zip(run(result, data), run(model, data), strict=True):
+        assert np.mean((have - want) ** 2) < 0.1 * np.mean(want**2)

@@ -164,13 +164,42 @@ def test_neither_batches_nor_threads_matter(name: str):
     assert found() == found(1, 2, 5) == found(4, threads=3)
 
 
-SHARED = """(float[N,3] x) => (float[N,3] y) {
-    [first] a = MatMul(x, w) [second] b = MatMul(a, v) [third] y = MatMul(b, w)
-}"""
+@pytest.mark.parametrize("biases", [0, 1, 2])
+def test_a_shared_weight_gets_its_scale_from_the_rows_of_all(biases: int):
+    """With a bias that takes up the mean error only where each has one."""
+    random = np.random.default_rng(0)
+    text = """(float[N,6] x) => (float[N,6] y) {
+        [first] a = Gemm(x, w, c) [second] b = MatMul(a, v) [third] y = Gemm(b, w, d)
+    }"""
+    constants = {"w": random.standard_normal((6, 6)), "v": random.standard_normal((6, 6))}
+    for name in ("c", "d")[:biases]:
+        constants[name] = np.ones(6)
+    for name in ("c", "d")[biases:]:
+        text = text.replace(f", {name})", ")")
+    model = build(text, **constants)
+    data = {"x": (1 + random.standard_normal((30, 6))).astype(np.float32)}
+    found = calibrated(model, cut(data, 7), [], searching(per_channel=False)).weights["w"]
+    rows = np.concatenate([*inner_tensors(model, data, ["x", "b"]).values()])
+    problem = ScaleProblem(
+        constants["w"].T.astype(np.float32), rows, qmin=-127, qmax=127, symmetric=True, bias_free=biases == 2
+    )
+    whole = slice(None)
+    widest, _ = problem.affine(whole, 1.0)
+    best = problem.relative_error(whole, problem.best_factor(whole))
+    assert problem.relative_error(whole, float(found.scale[0]) / widest) <= best * 1.001
 
 
-def test_a_shared_weight_is_left_to_minimum_and_maximum():
-    model = build(SHARED, w=np.eye(3), v=np.eye(3))
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "[first] a = MatMul(x, w) [second] b = MatMul(a, v) [third] y = Gemm<transB=1>(b, w)",
+        "[first] a = MatMul(x, w) [second] b = MatMul(a, v) g = Gather(w, one) y = Add(b, g)",
+    ],
+    ids=["arranged in two ways", "read as data"],
+)
+def test_a_weight_that_is_left_to_minimum_and_maximum(nodes: str):
+    constants = {"one": np.array([1])} if "one" in nodes else {}
+    model = build(f"(float[N,3] x) => (float[N,3] y) {{ {nodes} }}", w=np.eye(3), v=np.eye(3), **constants)
     found = calibrated(model, [{"x": np.ones((4, 3), np.float32)}], [], searching(per_channel=False))
     assert set(found.weights) == {"v"}
 

@@ -293,3 +293,29 @@ def test_moments_may_be_asked_for_between_batches():
 def test_no_rows_is_an_error():
     with pytest.raises(ValueError, match="too little data"):
         _core.Layer(3, 2, 10, 100).moments(ONE, False)
+
+
+def test_joined_layers_have_the_rows_of_both():
+    """Of one weight that two layers have, on inputs of other shapes."""
+    random = np.random.default_rng(0)
+    data = [(random.integers(-4, 5, (n, 4)), random.integers(-4, 5, (n, 3))) for n in (10, 20)]  # exact in float32
+    layers = [_core.Layer(4, 3, 10, 1000, holdout=5) for _ in data]
+    for layer, (x, y) in zip(layers, data, strict=True):
+        layer.feed(x.reshape(10, -1, 4).astype(np.float32), y.reshape(10, -1, 3).astype(np.float32), ONE)
+    layers[0].join(layers[1], ONE)
+    for held_out in (False, True):
+        chosen = [(np.arange(len(x)) // (len(x) // 10) % 5 == 4) == held_out for x, _ in data]
+        x, y = (np.concatenate([pair[i][rows] for pair, rows in zip(data, chosen, strict=True)]) for i in (0, 1))
+        assert_equal(moments(layers[0], held_out=held_out), moments_of(x[None], y[None]))
+
+
+@pytest.mark.parametrize("other", [(4, 2, {}), (3, 3, {}), (4, 3, {"holdout": 0}), (4, 3, {"target": False})], ids=str)
+def test_layers_that_are_not_alike_do_not_join(other: tuple[int, int, dict[str, int]]):
+    inputs, outputs, options = other
+    layer = _core.Layer(4, 3, 10, 1000, holdout=5)
+    with pytest.raises(ValueError, match="not alike"):
+        layer.join(_core.Layer(inputs, outputs, 10, 1000, **{"holdout": 5, **options}), ONE)
+    with pytest.raises(ValueError, match="not alike"):
+        layer.join(layer, ONE)
+    with pytest.raises(TypeError):
+        layer.join(None, ONE)

@@ -411,9 +411,10 @@ def test_an_output_before_a_relu_keeps_its_negative_values(options):
         assert np.abs(actual - expected).max() < 0.05 * np.ptp(expected)
 
 
-def test_a_tensor_that_a_subgraph_reads_stays():
+@pytest.mark.parametrize("read", ["h", "r"], ids=["before the activation", "behind it"])
+def test_a_tensor_that_a_subgraph_reads_stays(read: str):
     then, otherwise = (
-        onnx.parser.parse_graph(f"branch () => (float[N,8] b) {{ b = {op}(h, h) }}") for op in ("Add", "Sub")
+        onnx.parser.parse_graph(f"branch () => (float[N,8] b) {{ b = {op}({read}, {read}) }}") for op in ("Add", "Sub")
     )
     parsed = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> g (float[N,8] x, bool go) => (float[N,8] y, float[N,8] z) '
@@ -424,6 +425,7 @@ def test_a_tensor_that_a_subgraph_reads_stays():
     float_model = prepare(parsed)
     names = calibration_tensors(float_model, UINT8)
     result = insert_qdq(float_model, dict.fromkeys(names, (-20.0, 20.0)), {}, UINT8)
+    assert "Relu" in {node.op_type for node in result.graph.node}
     feeds = {"x": normal(3, 8).astype(np.float32), "go": np.array(True)}
     for expected, actual in zip(run(float_model, feeds), run(result, feeds), strict=True):
         assert np.abs(actual - expected).max() < 0.2 * np.ptp(expected)

@@ -355,11 +355,6 @@ def test_random_networks_compute_the_same(layers, opset, data):
     prepared_and_checked(model(text, opset=opset, **constants))
 
 
-def test_float16_is_an_error():
-    with pytest.raises(ModelError, match=r"16-bit float.*'x'"):
-        prepare(model("(float16[N,8] x) => (float16[N,8] y) { y = Relu(x) }"))
-
-
 def test_unknown_operators_are_an_error():
     with pytest.raises(ModelError, match=r"cannot run the model.*Nonsense"):
         prepare(model("(float[N,8] x) => (float[N,8] y) { y = com.microsoft.Nonsense(x) }"))

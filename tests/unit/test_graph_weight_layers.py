@@ -131,9 +131,15 @@ def test_gemm_and_matmul():
     assert (batched.channel_axis, batched.attributes) == (2, GemmAttributes())
 
 
+def test_matmul_with_its_weight_first():
+    (layer,) = weight_layers(model("(float[N,4,5] x) => (float[N,6,5] y) { y = MatMul(w, x) }", w=(6, 4)))
+    assert (layer.weight, layer.weight_shape, layer.channel_axis, layer.input) == ("w", (6, 4), 0, "x")
+    assert layer.attributes == GemmAttributes(weight_first=True)
+
+
 def test_what_is_no_weight_layer():
     nodes = (
-        "a = MatMul(x, x) b = MatMul(w, a) c = Add(b, w) d = Conv(z, deep) e = Gemm(c, integer) y = MatMul(c, vector)"
+        "a = MatMul(x, x) b = MatMul(a, a) c = Add(b, w) d = Conv(z, deep) e = Gemm(c, integer) y = MatMul(c, vector)"
     )
     text = f"(float[4,4] x, float[1,1,4,4,4,4] z) => (float[4] y, float d, float e) {{ {nodes} }}"
     parsed = model(text, w=(4, 4), deep=(2, 1, 3, 3, 3, 3), vector=(4,))

@@ -1,0 +1,101 @@
+"""Models beyond the 2 GB that protobuf can serialize: their large tensors are put aside where that has to be done."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import numpy_helper
+from onnx.checker import MAXIMUM_PROTOBUF
+
+__all__ = ["is_large", "serialized_for", "transformed"]
+
+_LIMIT = MAXIMUM_PROTOBUF - (64 << 20)  # of all tensors; the nodes need room too
+_PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.INT2, onnx.TensorProto.UINT2)
+_LARGE = 1 << 20  # bytes of a tensor that is put aside; what is smaller may hold shapes, axes, ...
+
+
+def is_large(model: onnx.ModelProto) -> bool:
+    """Whether a model must be taken apart to be serialized."""
+    return sum(map(_size, model.graph.initializer)) >= _LIMIT
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    """In bytes; of types below 8 bits at least as many as they take."""
+    count: int = math.prod(tensor.dims)
+    return count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+
+
+def transformed(model: onnx.ModelProto, transform: Callable[[onnx.ModelProto], onnx.ModelProto]) -> onnx.ModelProto:
+    """What a transformation that serializes makes of a model.
+
+    Of a large model it sees the large tensors as inputs of the graph: it can neither read nor fold them.
+    """
+    if not is_large(model):
+        return transform(model)
+    shell, aside = _taken_apart(model)
+    for tensor in aside:
+        shell.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    result = transform(shell)
+    names = {tensor.name for tensor in aside}
+    inputs = [value for value in result.graph.input if value.name not in names]
+    result.graph.ClearField("input")
+    result.graph.input.extend(inputs)
+    result.graph.initializer.extend(aside)
+    return result
+
+
+def serialized_for(options: ort.SessionOptions, model: onnx.ModelProto) -> tuple[bytes, list[ort.OrtValue]]:
+    """A model as an onnxruntime session takes it.
+
+    Args:
+        options: of the session; get the large tensors of a large model.
+
+    Returns:
+        The bytes, and what must be kept as long as the session is used.
+    """
+    if not is_large(model):
+        return model.SerializeToString(), []
+    shell, aside = _taken_apart(model)
+    for tensor in aside:
+        stub = shell.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        stub.data_location = onnx.TensorProto.EXTERNAL
+        stub.external_data.add(key="location", value="in memory")
+    values = list(map(_ort_value, aside))
+    options.add_external_initializers([tensor.name for tensor in aside], values)
+    return shell.SerializeToString(), values
+
+
+def _ort_value(tensor: onnx.TensorProto) -> ort.OrtValue:
+    array = numpy_helper.to_array(tensor)
+    if tensor.data_type not in _PACKED:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    # onnxruntime wants the packed bytes, in an array of the tensor's shape.
+    packed = np.frombuffer(numpy_helper.from_array(array).raw_data, np.int8)
+    padded = np.zeros(array.shape, np.int8)
+    padded.reshape(-1)[: packed.size] = packed
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(padded, tensor.data_type)
+
+
+def _taken_apart(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """A copy of a model without its large tensors, and these, still the model's own."""
+    shell = onnx.ModelProto()
+    _copy_fields(shell, model, but="graph")
+    _copy_fields(shell.graph, model.graph, but="initializer")
+    shell.graph.initializer.extend(tensor for tensor in model.graph.initializer if _size(tensor) < _LARGE)
+    return shell, [tensor for tensor in model.graph.initializer if _size(tensor) >= _LARGE]
+
+
+def _copy_fields(to: Any, source: Any, *, but: str) -> None:
+    """Fields of a message, all but one."""
+    for field, value in source.ListFields():
+        if field.name == but:
+            continue
+        if hasattr(value, "MergeFrom"):
+            getattr(to, field.name).MergeFrom(value)
+        else:
+            setattr(to, field.name, value)
