@@ -159,6 +159,11 @@ static qk_status moments_of(const solver *s, qk_quadratic *q, const qk_layer *la
     return layer->with_target ? QK_OK : qk_quadratic_aim(q, s->start->weight);
 }
 
+static int32_t start_bias_q(const solver *s, int64_t row) {
+    const qk_quantized_layer *l = s->start;
+    return (int32_t)clip(rint(s->bias_before[row] / l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
+}
+
 static qk_status solver_init(solver *s, const qk_layer *layer) {
     const qk_quantized_layer *l = s->start;
     if (!layer->with_target && l->bias) return QK_E_ARG;
@@ -183,8 +188,7 @@ static qk_status solver_init(solver *s, const qk_layer *layer) {
     to_float(s->judge, s->moments[QK_HELD_OUT].gram, squares);
     for (int64_t r = 0; r < s->rows; r++) {
         s->bias_before[r] = l->bias ? l->bias[r] : 0;
-        if (s->bias_free)
-            s->best_bias_q[r] = (int32_t)clip(rint(s->bias_before[r] / l->bias_scale[r]), l->bias_qmin, l->bias_qmax);
+        if (s->bias_free) s->best_bias_q[r] = start_bias_q(s, r);
     }
     qk_pool_run(s->pool, start_task, s, s->blocks);
     return QK_OK;
@@ -366,6 +370,14 @@ static void measure(solver *s, const qk_least_squares_result *result, bool start
     for (int set = 0; set < 2; set++) error[set] = total(s->error[set], s->rows);
 }
 
+/* A bias that the start holds off its grid can win by the rounding alone: then nothing has changed. */
+static bool is_as_it_was(const solver *s, const qk_least_squares_result *result, int64_t row) {
+    const int64_t K = s->solving->inputs;
+    const size_t size = (size_t)K * sizeof *result->weight_q;
+    if (memcmp(result->weight_q + row * K, s->start->weight_q + row * K, size) != 0) return false;
+    return !s->bias_free || s->best_bias_q[row] == start_bias_q(s, row);
+}
+
 static void hand_over(solver *s, qk_least_squares_result *result) {
     const int64_t K = s->solving->inputs;
     int64_t wins[QK_CANDIDATES] = {0};
@@ -375,6 +387,7 @@ static void hand_over(solver *s, qk_least_squares_result *result) {
             result->weight_q[block.first * K + j] = (int32_t)s->best_q[(index * K + j % K) * QK_LANES + j / K];
     }
     for (int64_t r = 0; r < s->rows; r++) {
+        if (is_as_it_was(s, result, r)) s->winner[r] = QK_START;
         wins[s->winner[r]]++;
         s->gain[r] = s->bias_before[r];
         if (!s->bias_free) continue;

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference.conv_rows import Conv
 from reference.fake_quant import affine_from_range, quantize
@@ -134,6 +134,7 @@ PROBLEMS = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(PROBLEMS, st.booleans(), st.booleans())
+@example(problem(343381, outputs=4, inputs=4, with_bias=True), False, True)  # a bias that wins by its rounding alone
 def test_the_report_is_true_and_the_box_is_kept(p: Problem, free: bool, update_bias: bool):
     found = solve(core_of(p), p.layer, free=free, update_bias=update_bias)
     for index, (x, y) in enumerate(p.sets):
