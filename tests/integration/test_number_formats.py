@@ -339,3 +339,26 @@ def test_powers_of_two_whatever_the_format(
     changed(plain, tuned)
     unseen = samples(model, 64, seed=1)
     assert mean_squared_error(model, tuned, unseen) <= mean_squared_error(model, plain, unseen)
+
+
+def test_what_onnxruntime_only_runs_as_it_stands_is_finetuned_too():
+    """Between 8-bit Q/DQ it makes a kernel of a Conv that refuses 2-bit weights."""
+    weight = Weights(0).conv(6, 4, 3, 3).astype(np.float32)
+    model = build("(float[N,4,8,8] x) => (float[N,6,6,6] y) { [conv] y = Conv(x, w) }", w=weight)
+    constants = {
+        "q": np.clip(np.rint(weight / 0.1), -2, 1).astype(onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.INT2)),
+        "s": np.float32(0.1), "sx": np.float32(0.04), "sy": np.float32(0.08), "z": np.int8(0),
+    }  # fmt: skip
+    quantized = onnx.parser.parse_model(
+        '<ir_version: 13, opset_import: ["": 25]> g (float[N,4,8,8] x) => (float[N,6,6,6] y) {'
+        "a = QuantizeLinear(x, sx, z) b = DequantizeLinear(a, sx, z) r = DequantizeLinear(q, s) "
+        "[conv] c = Conv(b, r) d = QuantizeLinear(c, sy, z) y = DequantizeLinear(d, sy, z) }"
+    )
+    quantized.graph.initializer.extend(numpy_helper.from_array(np.array(v), n) for n, v in constants.items())
+    tuned, report = finetune(model, quantized, None, Reader(samples(model, 40)), ALGORITHMS["adaround"])
+    assert (report.end_to_end.before_default, report.end_to_end.after_default) == (None, None)
+    assert any("only without optimisation" in warning for warning in report.warnings)
+    assert "default optimisation" in str(report)
+    assert '"before_default": null' in report.to_json()
+    unseen = samples(model, 32, seed=1)
+    assert mean_squared_error(model, tuned, unseen) < mean_squared_error(model, quantized, unseen)
