@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx import _core
-from quark.onnx.calibration.calibrate import WeightGrid
+from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.graph.blockwise import input_axes
 from quark.onnx.graph.one_scale import one_scale_weights
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer

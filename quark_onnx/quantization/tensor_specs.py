@@ -9,7 +9,8 @@ from typing import Any
 import onnx
 
 from quark.onnx.calibration.activation_range import ActivationRange
-from quark.onnx.calibration.calibrate import CalibrationSettings, WeightGrid
+from quark.onnx.calibration.calibrate import CalibrationSettings
+from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_range import WeightRange
 from quark.onnx.errors import ConfigError, ModelError, UnsupportedError
 from quark.onnx.graph.blockwise import BLOCKWISE_OPSET

@@ -19,7 +19,8 @@ from reference.weight_scale import ScaleProblem
 from small_models import MODELS, Arrays, build, samples
 
 from quark.onnx.calibration.activation_range import ActivationRange
-from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, WeightGrid, calibrate
+from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, calibrate
+from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.errors import DataError
 from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer, weight_layers
 from quark.onnx.inference import Engine

@@ -11,7 +11,7 @@ from reference.fake_quant import affine_from_range, fake_quant
 from reference.value_range import histogram_percentile
 from small_models import MODELS, build, initializers
 
-from quark.onnx.calibration.calibrate import WeightGrid
+from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_range import WeightRange, weight_scales
 from quark.onnx.graph.prepare import prepare
 from quark.onnx.graph.weight_layers import weight_layers
