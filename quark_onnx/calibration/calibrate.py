@@ -24,6 +24,7 @@ from quark.onnx.inference import Engine, in_order, session
 __all__ = ["Calibration", "CalibrationSettings", "calibrate"]
 
 _BINS = 4096
+_FREED_BYTES = 16 << 20
 _EXPOSED_BYTES = 4 << 20  # of inner tensors that a batch makes; several batches are at work at the same time
 
 
@@ -106,6 +107,8 @@ def calibrate(
             raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
         search.feed(values)
         samples += sample_count(batch)
+        del batch, values
+        _core.return_memory(_FREED_BYTES)
     found = {name: settings.range_of(name).of(ranges, i) for i, name in enumerate(tensors)}
     return Calibration(found, search.choose(), samples)
 
