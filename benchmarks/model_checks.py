@@ -9,7 +9,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto
 
-_INTEGERS = (TensorProto.INT8, TensorProto.UINT8, TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32)
+_INTEGERS = {
+    TensorProto.DataType.Value(sign + width) for sign in ("INT", "UINT") for width in ("2", "4", "8", "16", "32")
+}
 
 
 class CheckError(Exception):

@@ -61,7 +61,7 @@ Made by `python docs/supported.py` from the tables of the code; a test compares.
 
 ## Layers
 
-Each of them is tuned by both solvers, least squares and the gradient loops, with scales per tensor and per channel.
+Each of them is tuned by both solvers, least squares and the gradient loops, with scales per tensor, channel or block.
 Attributes mean what ONNX says, from opset {oldest} to {newest}, the newest that was looked at; below opset {min_opset}
 models are converted first. A node with an attribute that is not listed stays as it is; so does one of another domain.
 

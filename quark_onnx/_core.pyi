@@ -172,7 +172,8 @@ class Layer:
         max_sweeps: int,
         pool: ThreadPool,
     ) -> LeastSquaresResult:
-        """Integer weight and bias with the least output error, chosen on held-out rows."""
+        """Integer weight and bias with the least output error, chosen on held-out rows. weight_scale and
+        weight_zero_point: one per row, or (rows, blocks) for blocks of K / blocks neighbouring inputs."""
 
 @type_check_only
 class LeastSquaresResult(TypedDict):
@@ -255,7 +256,7 @@ class TrainingData:
         offered_bias: NDArray[np.int32] | None,
         pool: ThreadPool,
     ) -> TrainedLayer:
-        """AdaRound or AdaQuant by gradient, from the float weight."""
+        """AdaRound or AdaQuant by gradient, from the float weight. Scales as above."""
 
 @type_check_only
 class TrainedLayer(TypedDict):

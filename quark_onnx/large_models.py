@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import numpy_helper
@@ -14,6 +15,7 @@ from onnx.checker import MAXIMUM_PROTOBUF
 __all__ = ["is_large", "serialized_for", "transformed"]
 
 _LIMIT = MAXIMUM_PROTOBUF - (64 << 20)  # of all tensors; the nodes need room too
+_PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.INT2, onnx.TensorProto.UINT2)
 _LARGE = 1 << 20  # bytes of a tensor that is put aside; what is smaller may hold shapes, axes, ...
 
 
@@ -63,9 +65,20 @@ def serialized_for(options: ort.SessionOptions, model: onnx.ModelProto) -> tuple
         stub = shell.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         stub.data_location = onnx.TensorProto.EXTERNAL
         stub.external_data.add(key="location", value="in memory")
-    values = [ort.OrtValue.ortvalue_from_numpy(numpy_helper.to_array(tensor)) for tensor in aside]
+    values = list(map(_ort_value, aside))
     options.add_external_initializers([tensor.name for tensor in aside], values)
     return shell.SerializeToString(), values
+
+
+def _ort_value(tensor: onnx.TensorProto) -> ort.OrtValue:
+    array = numpy_helper.to_array(tensor)
+    if tensor.data_type not in _PACKED:
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    # onnxruntime wants the packed bytes, in an array of the tensor's shape.
+    packed = np.frombuffer(numpy_helper.from_array(array).raw_data, np.int8)
+    padded = np.zeros(array.shape, np.int8)
+    padded.reshape(-1)[: packed.size] = packed
+    return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(padded, tensor.data_type)
 
 
 def _taken_apart(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:

@@ -29,7 +29,7 @@ class Quantized:
 
     @property
     def symmetric(self) -> bool:
-        return self.zero == ((128,) if self.kind == "uint8" else (0,))
+        return self.zero == ({"uint4": 8, "uint8": 128, "uint16": 32768}.get(self.kind, 0),)
 
 
 class QuantizedModel:

@@ -47,6 +47,11 @@ static void square(const search *s, qk_row_block block, const float *d, float *d
         to[(block.first + i) * stride] = qk_kernels_get()->dot_f32(d + i * K, (s->gram ? dg : d) + i * K, (size_t)K);
 }
 
+/* A symmetric grid with more integers below 0 than above (-8 .. 7) holds the largest weight above 0 from here on. */
+static double widest_factor(const qk_grid *grid) {
+    return grid->symmetric && -grid->qmin > grid->qmax ? (grid->qmax - grid->qmin) / (2.0 * grid->qmax) : 1;
+}
+
 /* The output error of a block of rows under every factor. */
 static void search_task(void *context, int64_t index, int worker) {
     const search *s = context;
@@ -134,10 +139,11 @@ static void run(search *s, int64_t rows, double *factors, qk_affine *affine, qk_
     }
     qk_pool_run(pool, search_task, s, blocks);
     pick(s, rows);
+    const double widest = widest_factor(&s->problem->grid);
     s->factor_count = FINE;
     for (int64_t r = 0; r < rows; r++)
         for (int f = 0; f < FINE; f++)
-            factors[r * FINE + f] = fmin(1, s->best[per_channel ? r : 0] * exp2((f < 3 ? 3 - f : 2 - f) / 16.0));
+            factors[r * FINE + f] = fmin(widest, s->best[per_channel ? r : 0] * exp2((f < 3 ? 3 - f : 2 - f) / 16.0));
     qk_pool_run(pool, search_task, s, blocks);
     pick(s, rows);
     for (int64_t r = 0; r < (per_channel ? rows : 1); r++) affine[r] = affine_of(s, r, s->best[r]);

@@ -41,7 +41,8 @@ void qk_coordinate_descent(qk_integer_rows *rows, const float *gram, float *resi
         bool any = false;
         for (int64_t begin = 0; begin < K; begin += QK_COLUMN_BLOCK) {
             const int64_t end = begin + QK_COLUMN_BLOCK < K ? begin + QK_COLUMN_BLOCK : K, at = begin * QK_LANES;
-            const qk_lanes lanes = {rows->scale, rows->zp, rows->lo + at, rows->hi + at, rows->q + at};
+            const qk_lanes lanes = {rows->scale,  rows->zp,          rows->lo + at, rows->hi + at,
+                                    rows->q + at, rows->scale_block, begin};
             const int64_t moves = qk_kernels_get()->descend(&lanes, gram + begin * K + begin, K, residual + at,
                                                             scratch + at, (size_t)(end - begin));
             if (moves == 0) continue;

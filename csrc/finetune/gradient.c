@@ -1,7 +1,7 @@
 /* The published loops: AdaRound (arXiv 2004.10568) and AdaQuant (2006.10518), by Adam on mini-batches.
  *
  * Each output channel is a problem of its own (but for softmax), and so the loss of channel r is taken in units of
- * U_r = scale_r^2 E[x^2] E[f'^2], about what it costs to move one weight by one step; f' is the derivative of what
+ * U_r = E[scale_r^2 x^2] E[f'^2], about what it costs to move one weight by one step; f' is the derivative of what
  * stands between the layer's output and the loss. Then neither Adam nor AdaRound's regulariser depends on
  * the scale of activations or weights, nor on the number of weights (docs/numerics.md). */
 #include "base/blas.h"
@@ -10,6 +10,7 @@
 #include "finetune/early_stop.h"
 #include "finetune/schedule.h"
 #include "finetune/trainer.h"
+#include "finetune/weight_scales.h"
 
 #include <math.h>
 #include <string.h>
@@ -37,13 +38,13 @@ static const int64_t *draw(qk_trainer *t, qk_random *random) {
     return order + t->drawn - each;
 }
 
-static void step_row(qk_trainer *t, int64_t r) {
+/* A step of `n` weights from `at` on, which share a scale. Returns the sum of AdaRound's regulariser. */
+static double step_block(qk_trainer *t, int64_t at, size_t n) {
     const qk_quantized_layer *l = t->start;
-    const int64_t at = r * t->inputs;
-    const size_t n = (size_t)t->inputs;
-    float *gradient = t->found.gradient + at;
-    for (size_t k = 0; k < n; k++) gradient[k] *= t->per_unit[r];
-    const float zp = (float)l->weight_zp[r], lo = (float)l->qmin, hi = (float)l->qmax;
+    const float *gradient = t->found.gradient + at;
+    const int64_t block = qk_scale_of(l, t->inputs, at);
+    const float scale = l->weight_scale[block], zp = (float)l->weight_zp[block];
+    const float lo = (float)l->qmin, hi = (float)l->qmax;
     if (t->options->method == QK_ADAROUND) {
         const qk_soft_rounding s = {t->variable + at,
                                     t->first + at,
@@ -51,18 +52,24 @@ static void step_row(qk_trainer *t, int64_t r) {
                                     t->sigmoid + at,
                                     t->base + at,
                                     t->weight + at,
-                                    l->weight_scale[r],
+                                    scale,
                                     zp,
                                     lo,
                                     hi,
                                     t->penalty,
                                     t->beta};
-        t->rounding[r] = qk_kernels_get()->soft_rounding_step(&s, gradient, t->adam, n);
-    } else {
-        const qk_straight_through s = {
-            t->variable + at, t->first + at, t->second + at, t->weight + at, l->weight_scale[r], zp, lo, hi};
-        qk_kernels_get()->straight_through_step(&s, gradient, t->adam, n);
+        return qk_kernels_get()->soft_rounding_step(&s, gradient, t->adam, n);
     }
+    const qk_straight_through s = {t->variable + at, t->first + at, t->second + at, t->weight + at, scale, zp, lo, hi};
+    qk_kernels_get()->straight_through_step(&s, gradient, t->adam, n);
+    return 0;
+}
+
+static void step_row(qk_trainer *t, int64_t r) {
+    const int64_t K = t->inputs, block = qk_scale_block(t->start, K);
+    for (int64_t k = 0; k < K; k++) t->found.gradient[r * K + k] *= t->per_unit[r];
+    t->rounding[r] = 0;
+    for (int64_t k = 0; k < K; k += block) t->rounding[r] += step_block(t, r * K + k, (size_t)block);
 }
 
 static void step_task(void *context, int64_t task, int worker) {

@@ -9,9 +9,10 @@
 
 typedef struct {
     int64_t inputs;          /* K */
-    const float *scale, *zp; /* (QK_LANES) */
+    const float *scale, *zp; /* (QK_LANES), or (blocks, QK_LANES) */
     const float *lo, *hi;    /* (K, QK_LANES) */
     float *q;                /* (K, QK_LANES) whole numbers */
+    int64_t scale_block;     /* inputs that share a scale; 0: all */
 } qk_integer_rows;
 
 enum { QK_COLUMN_BLOCK = 64 }; /* inputs solved together before one matrix product brings the rest up to date */

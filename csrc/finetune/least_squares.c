@@ -16,6 +16,7 @@
 #include "finetune/integer_rows.h"
 #include "finetune/layer.h"
 #include "finetune/quadratic.h"
+#include "finetune/weight_scales.h"
 
 enum { LANE_ARRAYS = 6 }; /* scratch of a worker: w, change, residual, three of the solvers */
 
@@ -38,7 +39,8 @@ typedef struct {
     /* By block, (blocks, K, QK_LANES): float weight, box, start, residual w G - c of the start, half the slope of the
      * held-out error there, the candidate at hand, the best one. */
     float *weight, *lo, *hi, *q0, *residual0, *slope, *q, *best_q;
-    float *scale, *zp;             /* (blocks, QK_LANES) */
+    int64_t scales;                /* per row */
+    float *scale, *zp;             /* (blocks, scales, QK_LANES) */
     double *bias_before;           /* (rows): the start's bias */
     int32_t *bias_q, *best_bias_q; /* (rows) */
     double *gain, *best_gain;      /* (rows): change of the held-out error */
@@ -75,8 +77,8 @@ static qk_status solver_allocate(solver *s) {
     s->target = QK_NEW(double, s->rows * K);
     s->factored = QK_NEW(bool, s->solving->groups);
     s->lam = QK_NEW(double, s->solving->groups);
-    s->scale = QK_NEW(float, s->blocks * QK_LANES);
-    s->zp = QK_NEW(float, s->blocks * QK_LANES);
+    s->scale = QK_NEW(float, s->blocks * s->scales * QK_LANES);
+    s->zp = QK_NEW(float, s->blocks * s->scales * QK_LANES);
     s->bias_q = QK_NEW(int32_t, s->rows);
     s->best_bias_q = QK_NEW(int32_t, s->rows);
     s->winner = QK_NEW(qk_candidate, s->rows);
@@ -101,7 +103,8 @@ static void set_weight(const solver *s, int64_t row, int64_t k, int64_t at) {
         s->hi[at] = (float)l->qmax;
         return;
     }
-    const double floor_q = floor((double)(l->weight[from] / l->weight_scale[row])) + l->weight_zp[row];
+    const int64_t scale = qk_scale_of(l, s->solving->inputs, from);
+    const double floor_q = floor((double)(l->weight[from] / l->weight_scale[scale])) + l->weight_zp[scale];
     s->lo[at] = (float)clip(floor_q, l->qmin, l->qmax);
     s->hi[at] = (float)clip(floor_q + 1, l->qmin, l->qmax);
 }
@@ -116,22 +119,33 @@ static void slope_at_start(const qk_quadratic *q, qk_row_block block, const doub
             to[k * QK_LANES + i] = (float)(product[i * K + k] - q->cross[(block.first + i) * K + k]);
 }
 
+/* w (count, K) = scale (q - zero_point) of a block; q (rows, K). */
+static void dequantize_rows(const solver *s, qk_row_block block, const int32_t *q, double *w) {
+    const qk_quantized_layer *l = s->start;
+    const int64_t K = s->solving->inputs;
+    for (int64_t i = 0; i < block.count * K; i++) {
+        const int64_t weight = block.first * K + i, scale = qk_scale_of(l, K, weight);
+        w[i] = (double)l->weight_scale[scale] * (q[weight] - l->weight_zp[scale]);
+    }
+}
+
 static void start_task(void *context, int64_t index, int worker) {
     solver *s = context;
     const qk_row_block block = qk_row_block_at(s->solving, index);
     const qk_quantized_layer *l = s->start;
     const int64_t K = s->solving->inputs, at = index * K * QK_LANES;
     double *w = s->real + worker * QK_ROW_BLOCK * K, *product = s->product + worker * QK_ROW_BLOCK * K;
-    for (int64_t i = 0; i < QK_LANES; i++) s->scale[index * QK_LANES + i] = 1; /* of unused lanes */
+    float *scale = s->scale + index * s->scales * QK_LANES, *zp = s->zp + index * s->scales * QK_LANES;
+    for (int64_t i = 0; i < s->scales * QK_LANES; i++) scale[i] = 1; /* of unused lanes */
     for (int64_t i = 0; i < block.count; i++) {
         const int64_t row = block.first + i;
-        s->scale[index * QK_LANES + i] = l->weight_scale[row];
-        s->zp[index * QK_LANES + i] = (float)l->weight_zp[row];
-        for (int64_t k = 0; k < K; k++) {
-            set_weight(s, row, k, at + k * QK_LANES + i);
-            w[i * K + k] = (double)l->weight_scale[row] * (l->weight_q[row * K + k] - l->weight_zp[row]);
+        for (int64_t b = 0; b < s->scales; b++) {
+            scale[b * QK_LANES + i] = l->weight_scale[row * s->scales + b];
+            zp[b * QK_LANES + i] = (float)l->weight_zp[row * s->scales + b];
         }
+        for (int64_t k = 0; k < K; k++) set_weight(s, row, k, at + k * QK_LANES + i);
     }
+    dequantize_rows(s, block, l->weight_q, w);
     slope_at_start(s->solving, block, w, product, s->residual0 + at);
     slope_at_start(&s->moments[QK_HELD_OUT], block, w, product, s->slope + at);
 }
@@ -167,6 +181,7 @@ static qk_status solver_init(solver *s, const qk_layer *layer) {
     }
     s->rows = s->solving->groups * s->solving->outputs;
     s->blocks = qk_row_blocks(s->solving);
+    s->scales = s->solving->inputs / qk_scale_block(l, s->solving->inputs);
     QK_TRY(solver_allocate(s));
     const int64_t squares = s->solving->groups * s->solving->inputs * s->solving->inputs;
     to_float(s->gram, s->solving->gram, squares);
@@ -242,6 +257,29 @@ static void judge_block(solver *s, qk_row_block block, const float *w, const flo
     }
 }
 
+/* Where the scales of an input begin. */
+static int64_t scales_at(const qk_integer_rows *rows, int64_t k) {
+    return rows->scale_block > 0 ? k / rows->scale_block * QK_LANES : 0;
+}
+
+/* w = scale (q - zp); both (K, QK_LANES). */
+static void values_of(const qk_integer_rows *rows, const float *q, float *w) {
+    for (int64_t k = 0; k < rows->inputs; k++) {
+        const float *scale = rows->scale + scales_at(rows, k), *zp = rows->zp + scales_at(rows, k);
+        const int64_t at = k * QK_LANES;
+        for (int i = 0; i < QK_LANES; i++) w[at + i] = scale[i] * (q[at + i] - zp[i]);
+    }
+}
+
+/* What the integers at hand change of the weight: scale (q - q0). */
+static void changes_of(const qk_integer_rows *rows, const float *q0, float *change) {
+    for (int64_t k = 0; k < rows->inputs; k++) {
+        const float *scale = rows->scale + scales_at(rows, k);
+        const int64_t at = k * QK_LANES;
+        for (int i = 0; i < QK_LANES; i++) change[at + i] = scale[i] * (rows->q[at + i] - q0[at + i]);
+    }
+}
+
 static void solve_task(void *context, int64_t index, int worker) {
     solver *s = context;
     const qk_row_block block = qk_row_block_at(s->solving, index);
@@ -249,8 +287,8 @@ static void solve_task(void *context, int64_t index, int worker) {
     float *w = s->scratch + worker * LANE_ARRAYS * n, *change = w + n, *residual = change + n, *scratch = residual + n;
     const float *gram = s->gram + block.group * K * K, lam = (float)s->lam[block.group];
     const bool descends = s->candidate == QK_DESCENT || s->candidate == QK_ROUNDING_DESCENT;
-    qk_integer_rows rows = {K,        s->scale + index * QK_LANES, s->zp + index * QK_LANES, s->lo + at, s->hi + at,
-                            s->q + at};
+    const int64_t scale_block = s->scales > 1 ? s->start->scale_block : 0, scales = index * s->scales * QK_LANES;
+    qk_integer_rows rows = {K, s->scale + scales, s->zp + scales, s->lo + at, s->hi + at, s->q + at, scale_block};
     memcpy(rows.q, s->q0 + at, (size_t)n * sizeof *rows.q);
     if (s->candidate == QK_ROUNDING_DESCENT && s->factored[block.group]) {
         float *target = scratch + 2 * n;
@@ -260,11 +298,9 @@ static void solve_task(void *context, int64_t index, int worker) {
         qk_successive_rounding(&rows, target, s->l + block.group * K * K, scratch);
     }
     if (descends) {
-        for (int64_t j = 0; j < n; j++) {
-            const float w0 = rows.scale[j % QK_LANES] * (s->q0[at + j] - rows.zp[j % QK_LANES]);
-            change[j] = rows.scale[j % QK_LANES] * (rows.q[j] - s->q0[at + j]);
-            residual[j] = s->residual0[at + j] + lam * (w0 - s->weight[at + j]);
-        }
+        values_of(&rows, s->q0 + at, w); /* at the start */
+        for (int64_t j = 0; j < n; j++) residual[j] = s->residual0[at + j] + lam * (w[j] - s->weight[at + j]);
+        changes_of(&rows, s->q0 + at, change);
         if (s->candidate == QK_ROUNDING_DESCENT)
             qk_sgemm(
                 residual, gram, change,
@@ -272,10 +308,8 @@ static void solve_task(void *context, int64_t index, int worker) {
                     .m = K, .n = QK_LANES, .k = K, .lda = K, .ldb = QK_LANES, .ldc = QK_LANES, .accumulate = true});
         qk_coordinate_descent(&rows, gram, residual, s->options->max_sweeps, scratch);
     }
-    for (int64_t j = 0; j < n; j++) {
-        w[j] = rows.scale[j % QK_LANES] * (rows.q[j] - rows.zp[j % QK_LANES]);
-        change[j] = rows.scale[j % QK_LANES] * (rows.q[j] - s->q0[at + j]);
-    }
+    values_of(&rows, rows.q, w);
+    changes_of(&rows, s->q0 + at, change);
     judge_block(s, block, w, change, s->slope + at, residual);
 }
 
@@ -315,14 +349,9 @@ static void measure_task(void *context, int64_t index, int worker) {
     const measurement *m = context;
     solver *s = m->s;
     const qk_row_block block = qk_row_block_at(s->solving, index);
-    const qk_quantized_layer *l = s->start;
     const int64_t K = s->solving->inputs;
-    const int32_t *q = m->start ? l->weight_q : m->result->weight_q;
     double *w = s->real + worker * QK_ROW_BLOCK * K;
-    for (int64_t i = 0; i < block.count * K; i++) {
-        const int64_t row = block.first + i / K;
-        w[i] = (double)l->weight_scale[row] * (q[block.first * K + i] - l->weight_zp[row]);
-    }
+    dequantize_rows(s, block, m->start ? s->start->weight_q : m->result->weight_q, w);
     for (int set = 0; set < 2; set++)
         qk_output_error(&s->moments[set], block, w, m->start ? s->bias_before : s->gain,
                         s->product + worker * QK_ROW_BLOCK * K, s->error[set]);

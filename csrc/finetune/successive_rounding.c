@@ -12,7 +12,8 @@ void qk_successive_rounding(qk_integer_rows *rows, const float *target, const fl
     for (int64_t block = blocks - 1; block >= 0; block--) {
         const int64_t begin = block * QK_COLUMN_BLOCK, at = begin * QK_LANES;
         const int64_t end = begin + QK_COLUMN_BLOCK < K ? begin + QK_COLUMN_BLOCK : K;
-        const qk_lanes lanes = {rows->scale, rows->zp, rows->lo + at, rows->hi + at, rows->q + at};
+        const qk_lanes lanes = {rows->scale,  rows->zp,          rows->lo + at, rows->hi + at,
+                                rows->q + at, rows->scale_block, begin};
         qk_kernels_get()->round_carrying(&lanes, target + at, l + begin * K + begin, K, carried + at, d + at,
                                          (size_t)(end - begin));
         if (begin > 0) /* the lines above: carried += L[block]' d */

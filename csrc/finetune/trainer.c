@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "finetune/weight_scales.h"
 
 void qk_trainer_destroy(qk_trainer *t) {
     qk_reconstruction_destroy(&t->on);
@@ -45,10 +46,10 @@ static qk_status trainer_allocate(qk_trainer *t) {
 static void set_variables(qk_trainer *t) {
     const qk_quantized_layer *l = t->start;
     for (int64_t i = 0; i < t->weights; i++) {
-        const int64_t row = i / t->inputs;
-        const float steps = l->weight[i] / l->weight_scale[row], whole = floorf(steps);
-        t->weight[i] = l->weight_scale[row] * (float)(l->weight_q[i] - l->weight_zp[row]);
-        t->base[i] = whole + (float)l->weight_zp[row];
+        const int64_t scale = qk_scale_of(l, t->inputs, i);
+        const float steps = l->weight[i] / l->weight_scale[scale], whole = floorf(steps);
+        t->weight[i] = qk_dequantized(l, t->inputs, i, l->weight_q[i]);
+        t->base[i] = whole + (float)l->weight_zp[scale];
         t->variable[i] = l->weight[i];
         if (t->options->method == QK_ADAROUND) /* the rectified sigmoid gives back the fraction */
             t->variable[i] = (float)-log(1.2 / ((double)(steps - whole) + 0.1) - 1);

@@ -4,6 +4,7 @@
 
 #include "base/memory.h"
 #include "finetune/trainer.h"
+#include "finetune/weight_scales.h"
 
 static void add_share(double *to, const double *from, int64_t n, double share) {
     for (int64_t i = 0; i < n && to; i++) to[i] += share * from[i];
@@ -33,6 +34,19 @@ double qk_evaluate(qk_trainer *t, qk_set set, qk_summary sums) {
 /* Held-out samples judge; with few samples those that were trained on. */
 static qk_set judging_set(const qk_trainer *t) { return t->count[QK_HELD_OUT] ? QK_HELD_OUT : QK_FITTED; }
 
+/* What a step of one weight adds to the mean square of an output: the mean of scale^2 E[x^2] over its inputs. */
+static double step_power(const qk_trainer *t, int64_t r, const double *power) {
+    const int64_t K = t->inputs, block = qk_scale_block(t->start, K);
+    double sum = 0;
+    for (int64_t begin = 0; begin < K; begin += block) {
+        const double scale = t->start->weight_scale[qk_scale_of(t->start, K, r * K + begin)];
+        double mean = 0;
+        for (int64_t k = begin; k < begin + block; k++) mean += power[k] / (double)K;
+        sum += scale * scale * mean;
+    }
+    return sum;
+}
+
 qk_status qk_judge_start(qk_trainer *t, qk_gradient_result *result) {
     const int64_t K = t->inputs, O = t->data->geometry.outputs, inputs = t->data->geometry.groups * K;
     double *power = QK_NEW(double, inputs + t->rows);
@@ -46,10 +60,7 @@ qk_status qk_judge_start(qk_trainer *t, qk_gradient_result *result) {
                                                        .slope_power = set == QK_FITTED ? slope_power : NULL,
                                                        .target_power = &result->power[set]});
     for (int64_t r = 0; r < t->rows; r++) {
-        double mean = 0;
-        for (int64_t k = 0; k < K; k++) mean += power[r / O * K + k] / (double)K;
-        const double scale = t->start->weight_scale[r];
-        const float per_unit = (float)(1 / (scale * scale * mean * slope_power[r]));
+        const float per_unit = (float)(1 / (step_power(t, r, power + r / O * K) * slope_power[r]));
         t->per_unit[r] = isfinite(per_unit) ? per_unit : 0; /* dead inputs or outputs: nothing to train */
     }
     free(power);
@@ -74,10 +85,7 @@ static int32_t integer_bias(const qk_trainer *t, int64_t r, float bias) {
 /* The layer computes with these integers from now on. bias_q NULL: with the start's bias. */
 static void use_integers(qk_trainer *t, const int32_t *weight_q, const int32_t *bias_q) {
     const qk_quantized_layer *l = t->start;
-    for (int64_t i = 0; i < t->weights; i++) {
-        const int64_t row = i / t->inputs;
-        t->weight[i] = l->weight_scale[row] * (float)(weight_q[i] - l->weight_zp[row]);
-    }
+    for (int64_t i = 0; i < t->weights; i++) t->weight[i] = qk_dequantized(l, t->inputs, i, weight_q[i]);
     for (int64_t r = 0; r < t->rows && l->bias; r++)
         t->bias[r] = bias_q ? l->bias_scale[r] * (float)bias_q[r] : l->bias[r];
 }
@@ -85,12 +93,12 @@ static void use_integers(qk_trainer *t, const int32_t *weight_q, const int32_t *
 static void round_weights(qk_trainer *t) {
     const qk_quantized_layer *l = t->start;
     for (int64_t i = 0; i < t->weights; i++) {
-        const int64_t row = i / t->inputs;
+        const int64_t scale = qk_scale_of(l, t->inputs, i);
         const double q = t->options->method == QK_ADAROUND
                              ? (double)t->base[i] + (t->variable[i] >= 0)
-                             : rint((double)(t->variable[i] / l->weight_scale[row])) + l->weight_zp[row];
+                             : rint((double)(t->variable[i] / l->weight_scale[scale])) + l->weight_zp[scale];
         t->weight_q[i] = (int32_t)clip(q, l->qmin, l->qmax);
-        t->weight[i] = l->weight_scale[row] * (float)(t->weight_q[i] - l->weight_zp[row]);
+        t->weight[i] = qk_dequantized(l, t->inputs, i, t->weight_q[i]);
     }
 }
 

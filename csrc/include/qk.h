@@ -189,8 +189,9 @@ typedef enum {
 typedef struct {
     const float *weight;       /* float weight (rows, K) */
     const int32_t *weight_q;   /* (rows, K) */
-    const float *weight_scale; /* (rows) */
-    const int32_t *weight_zp;  /* (rows) */
+    const float *weight_scale; /* (rows), or (rows, blocks) */
+    const int32_t *weight_zp;  /* of the same shape */
+    int64_t scale_block;       /* so many neighbouring inputs share a scale, it divides K; 0: all */
     int32_t qmin, qmax;
     const float *bias;       /* the start's bias as a real number (rows), NULL: none */
     const float *bias_scale; /* (rows), integer bias = bias / scale; NULL: the bias stays as it is */

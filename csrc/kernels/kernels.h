@@ -11,7 +11,7 @@ typedef struct {
     float rate, correction1, correction2;
 } qk_adam;
 
-/* AdaRound (arXiv 2004.10568), n weights of one output channel: w = scale (clip(base + h) - zp), h the rectified
+/* AdaRound (arXiv 2004.10568), n weights of one scale: w = scale (clip(base + h) - zp), h the rectified
  * sigmoid of alpha. lo, hi: the integers that may be used. */
 typedef struct {
     float *alpha, *first, *second; /* (n): variable and Adam's two averages */
@@ -22,7 +22,7 @@ typedef struct {
     float penalty, beta; /* of the regulariser 1 - |2h - 1|^beta */
 } qk_soft_rounding;
 
-/* AdaQuant (arXiv 2006.10518), n weights of one output channel: w^ = scale (clip(round(w / scale) + zp) - zp). */
+/* AdaQuant (arXiv 2006.10518), n weights of one scale: w^ = scale (clip(round(w / scale) + zp) - zp). */
 typedef struct {
     float *real, *first, *second; /* (n): variable and Adam's two averages */
     float *weight;                /* (n): becomes the quantized weight */
@@ -32,9 +32,10 @@ typedef struct {
 /* QK_LANES integer problems side by side: arrays (n, QK_LANES). (finetune/integer_rows.h) */
 enum { QK_LANES = 32 };
 typedef struct {
-    const float *scale, *zp; /* (QK_LANES) */
+    const float *scale, *zp; /* (QK_LANES), or (blocks, QK_LANES) */
     const float *lo, *hi;
     float *q;
+    int64_t scale_block, first; /* inputs that share a scale, 0: all; the input that the arrays begin with */
 } qk_lanes;
 
 typedef struct {

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
@@ -16,33 +14,18 @@ from quark.onnx import _core
 from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.calibration.reader import Batch, sample_count
+from quark.onnx.calibration.weight_grid import WeightGrid
+from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
 from quark.onnx.errors import DataError
-from quark.onnx.graph.insert_qdq import WeightParams
-from quark.onnx.graph.row_layout import RowLayout
-from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layers
+from quark.onnx.graph.weight_layers import WeightLayer
+from quark.onnx.graph.weight_params import WeightParams
 from quark.onnx.inference import Engine, in_order, session
-from quark.onnx.plan.layer_data import core_geometry
-from quark.onnx.quantization.config.spec import ScaleType
 
-__all__ = ["Calibration", "CalibrationSettings", "WeightGrid", "calibrate"]
+__all__ = ["Calibration", "CalibrationSettings", "calibrate"]
 
-_LOG = logging.getLogger(__name__)
 _BINS = 4096
+_FREED_BYTES = 16 << 20
 _EXPOSED_BYTES = 4 << 20  # of inner tensors that a batch makes; several batches are at work at the same time
-_PLANNED_SAMPLES = 32  # that give all their rows to the choice of weight scales
-# Gram matrices of all layers together, in bytes; beyond it a weight scale is left to minimum and maximum.
-_GRAM_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class WeightGrid:
-    """The integers of the weights, how many scales they share, and which values scales have."""
-
-    qmin: int
-    qmax: int
-    symmetric: bool
-    per_channel: bool
-    scales: ScaleType = ScaleType.Float32
 
 
 @dataclass(frozen=True)
@@ -106,7 +89,7 @@ def calibrate(
     """
     pool = _core.ThreadPool(engine.threads)
     ranges = _core.ValueRanges(len(tensors), _BINS)
-    search = _ScaleSearch(model, layers, settings, pool)
+    search = WeightScaleSearch(model, layers, settings.grid_of, pool)
     wanted = list(dict.fromkeys([*tensors, *search.tensors()]))
     # A reader may use its memory again. With few items, the processors are shared out among each item's operators.
     first = [{name: array.copy() for name, array in item.items()} for item in islice(items, engine.threads)]
@@ -124,6 +107,8 @@ def calibrate(
             raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
         search.feed(values)
         samples += sample_count(batch)
+        del batch, values
+        _core.return_memory(_FREED_BYTES)
     found = {name: settings.range_of(name).of(ranges, i) for i, name in enumerate(tensors)}
     return Calibration(found, search.choose(), samples)
 
@@ -156,136 +141,3 @@ class _Exposed:
             shapes = {name: array.shape for name, array in batch.items()}
             raise DataError(f"the float model cannot run on calibration data of shape {shapes}: {error}") from error
         return batch, {**batch, **dict(zip(self._names, values, strict=True))}
-
-
-_Searched = tuple[WeightLayer, _core.Layer, NDArray[np.float32]]  # and its weight as rows
-
-
-class _ScaleSearch:
-    """CalibMethod.MinOutputMSE: moments of every layer's float input, then the scale with the least output error."""
-
-    def __init__(
-        self,
-        model: onnx.ModelProto,
-        layers: Iterable[WeightLayer],
-        settings: CalibrationSettings,
-        pool: _core.ThreadPool,
-    ) -> None:
-        self._settings = settings
-        constants = {t.name: t for t in model.graph.initializer}
-        self._pool = pool
-        self._layers: list[_Searched] = []
-        budget = _GRAM_BYTES
-        layers = tuple(layer for layer in layers if settings.grid_of(layer.weight) is not None)
-        left = {layer.weight for layer in layers if not _searchable(layer)}
-        left |= _arranged_in_two_ways(layers) | _also_data(model)
-        for layer in layers:
-            if layer.weight in left:
-                continue
-            rows = layer.layout.rows(onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
-            groups = _groups(layer)
-            outputs, inputs = rows.shape
-            gram_bytes = 8 * groups * inputs**2
-            if gram_bytes > budget:
-                _LOG.warning("layer %s: too large to choose its weight scale by output error", layer.node_name)
-                left.add(layer.weight)
-                continue
-            budget -= gram_bytes
-            # The number of samples is not known ahead: so many rows of each at first, then fewer.
-            core = _core.Layer(
-                inputs,
-                outputs // groups,
-                _PLANNED_SAMPLES,
-                _PLANNED_SAMPLES * min(max(inputs // 2, 64), 512),
-                groups=groups,
-                conv=core_geometry(layer.attributes),
-                target=False,
-            )
-            self._layers.append((layer, core, rows))
-        self._leave(left)
-
-    def tensors(self) -> list[str]:
-        return [layer.input for layer, _, _ in self._layers]
-
-    def feed(self, values: Mapping[str, NDArray[np.generic]]) -> None:
-        left = {layer.weight for layer, core, _ in self._layers if not self._fits(layer, core, values[layer.input])}
-        self._leave(left)
-
-    def _leave(self, weights: Collection[str]) -> None:
-        """To minimum and maximum, with all layers that have them."""
-        self._layers = [entry for entry in self._layers if entry[0].weight not in weights]
-
-    def _fits(self, layer: WeightLayer, core: _core.Layer, x: NDArray[np.generic]) -> bool:
-        try:
-            rows = x.swapaxes(-1, -2) if _is_weight_first(layer) else x
-            core.feed(np.ascontiguousarray(rows), None, self._pool)
-        except ValueError as error:
-            _LOG.warning(
-                "layer %s: its weight scale is left to minimum and maximum: %s %s", layer.node_name, error, x.shape
-            )
-            return False
-        return True
-
-    def _by_weight(self) -> Iterable[list[_Searched]]:
-        """The layers of each weight, mostly one."""
-        found: dict[str, list[_Searched]] = {}
-        for entry in self._layers:
-            found.setdefault(entry[0].weight, []).append(entry)
-        return found.values()
-
-    def choose(self) -> dict[str, WeightParams]:
-        found = {}
-        for together in self._by_weight():
-            layer, core, rows = together[0]
-            for _, other, _ in together[1:]:
-                core.join(other, self._pool)
-            grid = self._settings.grid_of(layer.weight)
-            assert grid is not None  # or the layer would not be here
-            # The channels of a ConvTranspose's groups lie on one axis: as `insert_qdq`, one scale for all of them. And
-            # onnxruntime's kernels take one scale for the first input of a product.
-            per_channel = grid.per_channel and layer.channels == len(rows) and not _is_weight_first(layer)
-            try:
-                scale, zero_point = core.weight_scale(
-                    rows,
-                    qmin=grid.qmin,
-                    qmax=grid.qmax,
-                    symmetric=grid.symmetric,
-                    per_channel=per_channel,
-                    bias_free=all(one.bias is not None for one, _, _ in together),
-                    scale_type=grid.scales.name,
-                    pool=self._pool,
-                )
-            except ValueError as error:
-                raise DataError(f"input {layer.input!r} of layer {layer.node_name!r}: {error}") from error
-            found[layer.weight] = WeightParams(scale, zero_point, layer.channel_axis if per_channel else None)
-        return found
-
-
-def _arranged_in_two_ways(layers: Iterable[WeightLayer]) -> set[str]:
-    """The weights of which no two layers make the same rows."""
-    first: dict[str, tuple[RowLayout, int]] = {}
-    rows = ((layer.weight, (layer.layout, _groups(layer))) for layer in layers)
-    return {weight for weight, arrangement in rows if first.setdefault(weight, arrangement) != arrangement}
-
-
-def _also_data(model: onnx.ModelProto) -> set[str]:
-    """The weights that other nodes read too, as Gather reads a table: onnxruntime quantizes them as activations."""
-    uses = Counter(layer.weight for layer in weight_layers(model))
-    readers = Counter(name for node in model.graph.node for name in node.input)
-    return {weight for weight, count in uses.items() if readers[weight] > count}
-
-
-def _groups(layer: WeightLayer) -> int:
-    return layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
-
-
-def _is_weight_first(layer: WeightLayer) -> bool:
-    return isinstance(layer.attributes, GemmAttributes) and layer.attributes.weight_first
-
-
-def _searchable(layer: WeightLayer) -> bool:
-    if isinstance(layer.attributes, ConvAttributes):
-        return True
-    if not isinstance(layer.attributes, GemmAttributes):
-        return False  # the scale of a normalization: the layer's input is not what it is applied to
-    return len(layer.weight_shape) == 2 and not layer.attributes.trans_a

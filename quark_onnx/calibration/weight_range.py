@@ -10,9 +10,11 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx import _core
-from quark.onnx.calibration.calibrate import WeightGrid
-from quark.onnx.graph.insert_qdq import WeightParams
+from quark.onnx.calibration.weight_grid import WeightGrid
+from quark.onnx.graph.blockwise import input_axes
+from quark.onnx.graph.one_scale import one_scale_weights
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
+from quark.onnx.graph.weight_params import WeightParams
 
 __all__ = ["WeightRange", "weight_scales"]
 
@@ -59,17 +61,19 @@ def weight_scales(
 ) -> dict[str, WeightParams]:
     """Parameters of the weights of Conv, ConvTranspose, Gemm and MatMul, and of biases, as far as `ranges` has them."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    blocked, one_scale = input_axes(model.graph), one_scale_weights(model)
     pool = _core.ThreadPool(threads)
     found = {}
     for layer in layers:
         if layer.weight in ranges and isinstance(layer.attributes, (ConvAttributes, GemmAttributes)):
             chosen = ranges[layer.weight]
             rows = layer.layout.rows(onnx.numpy_helper.to_array(constants[layer.weight]).astype(np.float32))
-            # As `insert_qdq`: one scale where the rows are not the channels of one axis of a matrix or kernel.
-            stack = layer.op_type == "MatMul" and len(layer.weight_shape) > 2
-            per_channel = chosen.grid.per_channel and layer.channels == len(rows) and not stack
-            params = chosen.of(rows, pool, per_channel=per_channel)
-            found[layer.weight] = WeightParams(*params, layer.channel_axis if per_channel else None)
+            per_channel = chosen.grid.per_channel and layer.weight not in one_scale
+            if chosen.grid.block and layer.weight in blocked:
+                found[layer.weight] = _of_blocks(chosen, rows, 1 - layer.channel_axis, pool)
+            else:
+                params = chosen.of(rows, pool, per_channel=per_channel)
+                found[layer.weight] = WeightParams(*params, layer.channel_axis if per_channel else None)
         if layer.bias is not None and layer.bias in ranges:
             chosen = ranges[layer.bias]
             bias = onnx.numpy_helper.to_array(constants[layer.bias]).astype(np.float32).reshape(-1)
@@ -77,3 +81,12 @@ def weight_scales(
             params = chosen.of(np.ascontiguousarray(rows), pool, per_channel=chosen.grid.per_channel)
             found[layer.bias] = WeightParams(*params, 0 if chosen.grid.per_channel else None)
     return found
+
+
+def _of_blocks(chosen: WeightRange, rows: NDArray[np.float32], axis: int, pool: _core.ThreadPool) -> WeightParams:
+    """One scale per row and block of inputs, which lie on that axis of the weight."""
+    size = chosen.grid.block
+    blocks = (np.ascontiguousarray(rows[:, begin : begin + size]) for begin in range(0, rows.shape[1], size))
+    found = [chosen.of(block, pool, per_channel=True) for block in blocks]
+    scale, zero_point = (np.stack(values, axis=axis) for values in zip(*found, strict=True))
+    return WeightParams(scale, zero_point, axis, size)

@@ -43,7 +43,7 @@ class _WholeModel:
 
     reference: Outputs
     before: Outputs
-    before_default: Outputs
+    before_default: Outputs | None  # None: onnxruntime cannot load the optimised model
 
 
 class FastFinetune:
@@ -180,17 +180,25 @@ class FastFinetune:
                 f"the two models are not one model: the {self._role} model's outputs have the shapes "
                 f"{wanted[0]}, the quantized model's {given[0]}"
             )
-        return _WholeModel(reference, before, self._outputs(quantized, fuse_qdq=True))
+        return _WholeModel(reference, before, self._optimised_outputs(quantized))
+
+    def _optimised_outputs(self, quantized: onnx.ModelProto) -> Outputs | None:
+        try:
+            return self._outputs(quantized, fuse_qdq=True)
+        except ModelError as error:  # it has been run as defined
+            _LOG.warning("onnxruntime's default optimisation breaks the quantized model: %s", error)
+            return None
 
     def _after(self, quantized: onnx.ModelProto, whole: _WholeModel) -> EndToEnd:
+        default = None if whole.before_default is None else self._outputs(quantized, fuse_qdq=True)
         return EndToEnd(
             reference=f"{self._role} model",
             samples=sum(map(sample_count, self._samples.compared)),
             held_out=self._samples.held_out,
             before=compare(whole.reference, whole.before),
             after=compare(whole.reference, self._outputs(quantized)),
-            before_default=compare(whole.reference, whole.before_default),
-            after_default=compare(whole.reference, self._outputs(quantized, fuse_qdq=True)),
+            before_default=None if whole.before_default is None else compare(whole.reference, whole.before_default),
+            after_default=None if default is None else compare(whole.reference, default),
         )
 
 
@@ -209,7 +217,11 @@ def _warnings(result: EndToEnd) -> tuple[str, ...]:
             f"finetuning did not bring the whole model closer to the {result.reference}: L2 {result.before.l2:.4g} "
             f"before, {result.after.l2:.4g} after"
         )
-    if result.after_default.l2 > 1.1 * result.after.l2:
+    if result.after_default is None:
+        found.append(
+            "onnxruntime runs the model only without optimisation (ORT_DISABLE_ALL, session.disable_quant_qdq)"
+        )
+    elif result.after_default.l2 > 1.1 * result.after.l2:
         found.append(
             "with onnxruntime's default optimisation the finetuned model computes something else than it defines: L2 "
             f"{result.after_default.l2:.4g} instead of {result.after.l2:.4g}"

@@ -18,6 +18,7 @@ from quark.onnx.plan.types import LayerPlan
 __all__ = ["LayerBatches", "LayerData"]
 
 _Result = TypeVar("_Result")
+_MOST_GROWTH = 24 << 20  # bytes of all samples, for which a walk runs no node twice
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +69,9 @@ class LayerBatches:
         self._at_once, each = engine.shared_out(samples.batches)
         targets = [[name for layer in layers for name in self._float_tensors(layer)] for layers in stops]
         inputs = [[layer.input.tensor for layer in layers] for layers in stops]
-        self._float = Walk("float", float_model, targets, samples.store, each)
-        self._quantized = Walk("quantized", quantized, [*inputs, outputs], samples.store, each)
+        growth = _MOST_GROWTH / samples.samples
+        self._float = Walk("float", float_model, targets, samples.store, each, most_growth=growth)
+        self._quantized = Walk("quantized", quantized, [*inputs, outputs], samples.store, each, most_growth=growth)
         for batch in range(samples.batches):
             arrays = samples.load(batch)
             for walk in (self._float, self._quantized):

@@ -2,11 +2,13 @@
 
 The walk holds the frontier: for every batch, the tensors that later nodes still need. The next segment holds the nodes
 between the frontier and the tensors that are wanted next; onnxruntime runs it batch by batch, and what nobody needs any
-more is dropped at once.
+more is dropped at once. Where the frontier would become much larger the walk stays, and runs the nodes of this step a
+second time in the next.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from threading import Lock
 
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.batch_store import BatchStore
-from quark.onnx.graph.dataflow import Dataflow, Segment
+from quark.onnx.graph.dataflow import Dataflow, Segment, is_random
 from quark.onnx.inference import Engine, session
 
 __all__ = ["Ahead", "Arrays", "Step", "Walk"]
@@ -100,6 +102,7 @@ class Walk:
         name: of the graph, in the store's keys.
         stops: the tensors wanted at each step, in the order in which they will be asked for.
         engine: of each run of a segment.
+        most_growth: bytes by which the frontier of a sample may grow in a step, as far as the model tells its shapes.
     """
 
     def __init__(
@@ -109,6 +112,8 @@ class Walk:
         stops: Iterable[Iterable[str]],
         store: BatchStore,
         engine: Engine,
+        *,
+        most_growth: float = math.inf,
     ) -> None:
         self.name = name
         self.dataflow = Dataflow(model)
@@ -117,6 +122,8 @@ class Walk:
         self._stops = [tuple(s) for s in stops]
         self._frontiers: dict[int, frozenset[str]] = {}
         self._live: frozenset[str] = frozenset()
+        self._most_growth = most_growth
+        self._to_run_again: set[int] = set()  # nodes, by id
 
     def put_inputs(self, batch: int, inputs: Arrays) -> None:
         """The model's inputs for one batch."""
@@ -136,21 +143,33 @@ class Walk:
         """The tensors that are needed after the current step."""
         return self._live
 
-    def advance(self) -> Step:
-        """The step to the next stop. Every batch must have run the step before."""
+    def advance(self) -> Ahead:
+        """The way to the next stop. Every batch must have run the step before."""
         targets = self._stops.pop(0)
         here = self._here()
         nodes = self.dataflow.ancestors(targets, here)
         made = {name for node in nodes for name in node.output if name}
         later = set[str]().union(*self._stops)
         rest = self.dataflow.ancestors(later, here | made)
-        self._live = frozenset(later.union(*map(self.dataflow.reads, rest)))
-        return Step(self, self._segment(nodes, here, self._live.union(targets)), targets)
+        live = frozenset(later.union(*map(self.dataflow.reads, rest))) & (here | made)
+        if self._bytes(live) - self._bytes(here) > self._most_growth and self._may_run_again(nodes):
+            self._to_run_again.update(map(id, nodes))
+            return Ahead(self, self._segment(nodes, here, frozenset(targets)), targets)
+        self._live = live
+        return Step(self, self._segment(nodes, here, live.union(targets)), targets)
 
     def ahead(self, targets: tuple[str, ...]) -> Ahead:
         """Tensors of a later stop, with the initializers as they are now. Every batch must have run the step before."""
         here = self._here()
         return Ahead(self, self._segment(self.dataflow.ancestors(targets, here), here, frozenset(targets)), targets)
+
+    def _may_run_again(self, nodes: list[onnx.NodeProto]) -> bool:
+        """At most twice, so that the time stays proportional to the number of nodes."""
+        return self._to_run_again.isdisjoint(map(id, nodes)) and not any(map(is_random, nodes))
+
+    def _bytes(self, tensors: Iterable[str]) -> float:
+        """Of a sample; NaN where the model does not tell."""
+        return sum(self.dataflow.bytes_per_sample(name) for name in tensors)
 
     def _here(self) -> frozenset[str]:
         return next(iter(self._frontiers.values()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -55,6 +56,16 @@ class Dataflow:
                 constant.update(node.output)
                 self._constant_nodes.add(id(node))
         self._constant = constant
+        values = (*model.graph.input, *model.graph.value_info, *model.graph.output)
+        self._types = {value.name: value.type.tensor_type for value in values}
+
+    def bytes_per_sample(self, tensor: str) -> float:
+        """The size of a tensor whose first axis counts samples; NaN where the model leaves its shape open."""
+        kind = self._types.get(tensor)
+        if kind is None or not kind.elem_type or not kind.HasField("shape"):
+            return math.nan
+        lengths = [axis.dim_value if axis.HasField("dim_value") else math.nan for axis in kind.shape.dim[1:]]
+        return math.prod(lengths) * onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
 
     def reads(self, node: onnx.NodeProto) -> tuple[str, ...]:
         """What a node reads; all that its subgraphs read, their own tensors included, are among it."""

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.shape_inference
-import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.editor import GraphEditor, constants_to_initializers
 from quark.onnx.graph.matcher import Match, Matcher
-from quark.onnx.graph.opset import opset_of, raised
+from quark.onnx.graph.opset import opset_of, raised_and_checked
 from quark.onnx.graph.patterns import PATTERNS
 
 __all__ = ["FIRST_OPSET", "fuse_patterns"]
@@ -186,17 +185,11 @@ def _initializer(editor: GraphEditor, nearby: list[str], fused: _Fused, ending: 
 def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | None:
     """The model at a newer opset, with shapes; None, and a warning, where that cannot be had."""
     operator = next(name for name, first in FIRST_OPSET.items() if first == opset)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 4  # the exception says it all
     try:
-        result = raised(model, opset)
-        constants_to_initializers(result.graph)  # the axes of ReduceMean, ...
-        needed = helper.find_min_ir_version_for(result.opset_import, ignore_unknown=True)
-        result.ir_version = max(model.ir_version, needed)
-        onnxruntime.InferenceSession(result.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        result = raised_and_checked(model, opset)
     except Exception as error:  # neither the converter's nor onnxruntime's have a base of their own
         _LOG.warning("the model stays below opset %d, and graphs of %s in it as they are: %s", opset, operator, error)
         return None
+    constants_to_initializers(result.graph)  # the axes of ReduceMean, ...
     _LOG.info("the model is raised from opset %d to %d, for %s", opset_of(model), opset, operator)
     return onnx.shape_inference.infer_shapes(result, data_prop=True)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
@@ -23,13 +22,16 @@ from onnxruntime.quantization.quant_utils import add_infer_metadata
 from onnxruntime.quantization.registry import CreateQDQQuantizer
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.editor import GraphEditor, attribute, reads
+from quark.onnx.graph.blockwise import input_axes, write_blocks
+from quark.onnx.graph.editor import GraphEditor, reads
 from quark.onnx.graph.fused_activations import drop_qdq_before_activations
+from quark.onnx.graph.one_scale import one_scale_weights
 from quark.onnx.graph.quant_overrides import Overrides, TensorFormat, format_overrides
 from quark.onnx.graph.scaled_quantizer import ScaledQuantizer
+from quark.onnx.graph.weight_params import WeightParams
 from quark.onnx.quantization.config.spec import ScaleType
 
-__all__ = ["DEFAULT_OP_TYPES", "QdqOptions", "WeightParams", "calibration_tensors", "insert_qdq"]
+__all__ = ["DEFAULT_OP_TYPES", "QdqOptions", "calibration_tensors", "insert_qdq"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -48,14 +50,15 @@ class QdqOptions:
     """What is quantized, and to which types.
 
     Attributes:
-        activation_type: QUInt8 or QInt8.
-        weight_type: QInt8 or QUInt8.
+        activation_type: QUInt8, QInt8, QUInt16 or QInt16.
+        weight_type: those, QInt4 or QUInt4.
         activation_symmetric: zero point in the middle of the type. Relu and Clip then stay in the graph;
             otherwise the range of the Q/DQ behind them does their work and they go.
-        weight_symmetric: the same of weights; of QInt8 only -127 to 127 are used.
+        weight_symmetric: the same of weights; of QInt8 and QInt16 the least integer is not used.
         activation_scales, weight_scales: which values scales have.
         activations_reach_beyond: `TensorFormat.reaches_beyond` of activations.
         per_channel: one scale per output channel of a weight that `insert_qdq` gets no parameters for.
+        block: with per_channel: in MatMul and Gemm one for each block of so many inputs too; 0: not. Needs opset 21.
         op_types: the operators to quantize.
         excluded_nodes: names of nodes that stay in float.
         formats: of the tensors, by name, whose integers are others: activations, weights, and biases, which are then
@@ -75,6 +78,7 @@ class QdqOptions:
     weight_scales: ScaleType = ScaleType.Float32
     activations_reach_beyond: bool = False
     per_channel: bool = False
+    block: int = 0
     op_types: tuple[str, ...] = DEFAULT_OP_TYPES
     excluded_nodes: frozenset[str] = frozenset()
     formats: Mapping[str, TensorFormat] = field(default_factory=dict)
@@ -96,27 +100,14 @@ class QdqOptions:
     @property
     def weight_format(self) -> TensorFormat:
         """Of the weights without one of their own."""
-        return TensorFormat(self.weight_type, self.weight_symmetric, self.per_channel, self.weight_scales)
+        return TensorFormat(
+            self.weight_type, self.weight_symmetric, self.per_channel, block=self.block, scales=self.weight_scales
+        )
 
     def is_fused(self, output: str, activation: str) -> bool:
         """Whether an activation of that op type, with that output, reads the layer before it in float."""
         own = self.formats.get(output, self.activation_format)
         return self.fused.get(activation, own.symmetric and own.scales is ScaleType.PowerOf2)
-
-
-@dataclass(frozen=True, eq=False)
-class WeightParams:
-    """How one weight is quantized: q = clip(round(w / scale) + zero_point), ties to even.
-
-    Attributes:
-        scale: float32, shape (1,), or (channels,) with an axis.
-        zero_point: integers of the same shape.
-        axis: the axis of the weight that the channels lie on, None if there is one scale for all.
-    """
-
-    scale: NDArray[np.float32]
-    zero_point: NDArray[np.integer[Any]]
-    axis: int | None = None
 
 
 def calibration_tensors(model: onnx.ModelProto, options: QdqOptions) -> list[str]:
@@ -157,7 +148,7 @@ def insert_qdq(
 
     Scales and zero points are those of onnxruntime's quantize_static for the same ranges, or the next larger scales
     of the kind that the options name; as there, the scale of a weight is enlarged where a bias would not fit into
-    32 bits.
+    32 bits. Before opset 21, Q and DQ of 4 and 16 bits are onnxruntime's, of the domain com.microsoft.
 
     Args:
         model: a prepared float model; not changed.
@@ -174,7 +165,11 @@ def insert_qdq(
     """
     options = _with_irremovable_excluded(model.graph, options)
     weight_formats = {name: options.formats.get(name, options.weight_format) for name in weight_params}
-    overrides = {name: _overrides(params, weight_formats[name].quant_type) for name, params in weight_params.items()}
+    overrides = {
+        name: _overrides(params, weight_formats[name].quant_type)
+        for name, params in weight_params.items()
+        if not params.block
+    }
     try:
         with _onnxruntime_log() as records:
             quantizer = _quantizer(model, _tensor_ranges(model.graph, ranges, options), overrides, options)
@@ -184,9 +179,8 @@ def insert_qdq(
     for record in records:
         if _LOG.isEnabledFor(record.levelno):
             _LOG.handle(record)
-    _avoid_lowest_integer(
-        result.graph, [n for n, own in weight_formats.items() if own.symmetric and own.quant_type == QuantType.QInt8]
-    )
+    _avoid_lowest_integer(result.graph, [name for name, own in weight_formats.items() if own.symmetric])
+    write_blocks(result.graph, _weights_in_blocks(model.graph, options), weight_params)
     _sort_nodes(result.graph)
     drop_qdq_before_activations(result, options.is_fused)
     result.producer_name, result.producer_version = "quark.onnx", ""
@@ -200,7 +194,7 @@ def _quantizer(
     options: QdqOptions,
 ) -> Any:
     """onnxruntime's quantizer; `overrides` are those of the weights whose scales are known."""
-    one_scale = _per_tensor_overrides(model.graph, options)
+    one_scale = {name: [{"quant_type": options.weight_type}] for name in one_scale_weights(model)}
     overrides = {
         **(one_scale if options.per_channel else {}),
         **format_overrides(model.graph, options.formats, options.weight_format, one_scale),
@@ -268,12 +262,7 @@ class _Quantizer(ScaledQuantizer):
             super().quantize_output_same_as_input(output_name, input_name, node_name)
 
     def _format(self, tensor: str) -> TensorFormat:
-        """The format of an activation, which may be that of the one it shares its parameters with."""
-        info = self.tensors_to_quantize.get(tensor)
-        while info is not None and info.is_shared:
-            tensor = info.quant_para_provider.input_name
-            info = self.tensors_to_quantize.get(tensor)
-        return self._options.formats.get(tensor, self._options.activation_format)
+        return self._options.formats.get(self.source_of(tensor), self._options.activation_format)
 
 
 def _tensor_data(lowest: float, highest: float) -> TensorData:
@@ -341,33 +330,27 @@ def _overrides(params: WeightParams, quant_type: QuantType) -> list[dict[str, An
     return [{"scale": s, "zero_point": z, **rest} for s, z in zip(params.scale, params.zero_point, strict=True)]
 
 
-def _per_tensor_overrides(graph: onnx.GraphProto, options: QdqOptions) -> dict[str, list[dict[str, Any]]]:
-    """Give one scale to the weights that onnxruntime cannot quantize per channel.
-
-    Those of ConvTranspose with groups, where its quantizer cannot tell the channels of the bias apart, of MatMul
-    beyond two dimensions, where its quantizer takes the wrong axis and older kernels fail on any, or as the first
-    input, of which kernels take one scale, and of LayerNormalization beyond one, where its quantizer takes the
-    scale's second axis and the bias's first.
-    """
-    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    weights = {
-        node.input[1]
-        for node in graph.node
-        if (node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1)
-        or (node.op_type == "MatMul" and ranks.get(node.input[1], 2) != 2)
-        or (node.op_type == "LayerNormalization" and ranks.get(node.input[1], 1) > 1)
-    }
-    weights.update(node.input[0] for node in graph.node if node.op_type == "MatMul" and node.input[0] in ranks)
-    return {name: [{"quant_type": options.weight_type}] for name in weights}
+def _weights_in_blocks(
+    graph: onnx.GraphProto, options: QdqOptions
+) -> dict[str, tuple[onnx.TensorProto, int, TensorFormat]]:
+    """By name: the weight, the axis of its inputs, and its format."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    found = {}
+    for name, axis in input_axes(graph).items():
+        own = options.formats.get(name, options.weight_format)
+        if own.block and name not in options.overrides:
+            found[name] = (constants[name], axis, own)
+    return found
 
 
 def _avoid_lowest_integer(graph: onnx.GraphProto, weights: Iterable[str]) -> None:
-    """Raise -128 to -127: a scale that clips the weight lets onnxruntime's rounding use the whole type."""
+    """Raise -128 to -127 (or -32768): a scale that clips the weight lets onnxruntime's rounding use the whole type."""
     quantized = {f"{name}_quantized" for name in weights}
     for tensor in graph.initializer:
-        if tensor.name in quantized:
+        if tensor.name in quantized and tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.INT16):
             integers = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(np.maximum(integers, np.int8(-127)), tensor.name))
+            lowest = np.array(-np.iinfo(integers.dtype).max, integers.dtype)
+            tensor.CopyFrom(numpy_helper.from_array(np.maximum(integers, lowest), tensor.name))
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:

@@ -17,7 +17,7 @@ from quark.onnx.graph.float32 import in_float32
 from quark.onnx.graph.fuse import fuse_patterns
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
 from quark.onnx.graph.normalization import NORMALIZATIONS
-from quark.onnx.graph.opset import opset_of, raised
+from quark.onnx.graph.opset import opset_of, raised, raised_if_possible
 from quark.onnx.graph.plain import plainly_written
 from quark.onnx.large_models import serialized_for, transformed
 
@@ -42,7 +42,7 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(_QUANTIZED_OP.search(node.op_type) for graph in graphs for node in graph.node)
 
 
-def prepare(model: onnx.ModelProto, *, unfused: Collection[str] = ()) -> onnx.ModelProto:
+def prepare(model: onnx.ModelProto, *, opset: int = MIN_OPSET, unfused: Collection[str] = ()) -> onnx.ModelProto:
     """Simplify a float model and give it the form that quantization needs.
 
     Opset at least 13; constants folded and held in initializers that are no inputs; operators in place of the
@@ -54,6 +54,7 @@ def prepare(model: onnx.ModelProto, *, unfused: Collection[str] = ()) -> onnx.Mo
     Args:
         model: a float model, written in any way (`plainly_written`); not changed. What it computes in 16-bit floats
             becomes float32 (`in_float32`).
+        opset: the one wanted; where the model cannot be raised to it, it stays as it is.
         unfused: operators whose graphs stay.
 
     Raises:
@@ -62,7 +63,8 @@ def prepare(model: onnx.ModelProto, *, unfused: Collection[str] = ()) -> onnx.Mo
     result = plainly_written(model)
     constants_to_initializers(result.graph)  # onnxslim takes value_floats for float64
     result = in_float32(result)
-    result = transformed(result, lambda given: _with_shapes(_simplified(_at_least_opset(given, MIN_OPSET))))
+    opset = max(opset, MIN_OPSET)
+    result = transformed(result, lambda given: _with_shapes(_simplified(_at_opset(given, opset))))
     result = transformed(result, lambda given: fuse_patterns(given, but=unfused))
     _part_inputs_from_outputs(result.graph)
     editor = GraphEditor(result.graph)
@@ -89,13 +91,14 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 
-def _at_least_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    if opset_of(model, opset) >= opset:
-        return model
-    try:
-        return raised(model, opset)
-    except Exception as error:
-        raise ModelError(f"the model cannot be raised to opset {opset}, which Q/DQ need: {error}") from error
+def _at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """At the least opset that Q/DQ need, and at the one wanted if that can be had."""
+    if opset_of(model, opset) < MIN_OPSET:
+        try:
+            model = raised(model, MIN_OPSET)
+        except Exception as error:
+            raise ModelError(f"the model cannot be raised to opset {MIN_OPSET}, which Q/DQ need: {error}") from error
+    return raised_if_possible(model, opset) if opset > MIN_OPSET else model
 
 
 def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:

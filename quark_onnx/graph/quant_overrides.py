@@ -23,9 +23,10 @@ class TensorFormat:
     """The integers that a tensor is quantized to.
 
     Attributes:
-        quant_type: QInt8 or QUInt8.
-        symmetric: zero point in the middle of the type; of QInt8 only -127 to 127 are used.
+        quant_type: QUInt8, QInt8, QUInt16 or QInt16; of weights also QInt4 or QUInt4.
+        symmetric: zero point in the middle of the type; of QInt8 and QInt16 the least integer is not used.
         per_channel: one scale per output channel; False of activations.
+        block: one scale per output channel and block of so many inputs, where that can be: MatMul and Gemm; 0: not.
         scales: which values a scale can have.
         reaches_beyond: of an activation: its range may go beyond what a Relu or Clip that makes it lets through, which
             then cannot be left to the ends of the range.
@@ -34,6 +35,7 @@ class TensorFormat:
     quant_type: QuantType
     symmetric: bool
     per_channel: bool = False
+    block: int = 0
     scales: ScaleType = ScaleType.Float32
     reaches_beyond: bool = False
 

@@ -1,4 +1,4 @@
-"""onnxruntime's QDQ quantizer, with scales that are powers of two or int16 mantissas where that is asked for."""
+"""onnxruntime's QDQ quantizer, with scales of the kind that is asked for, and such that every bias fits."""
 
 from __future__ import annotations
 
@@ -74,13 +74,37 @@ class ScaledQuantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no
             self._set(params, lanes.reshape(-1, lanes.shape[-1]), kind, symmetric=symmetric)
         return found
 
+    def source_of(self, tensor: str) -> str:
+        """The tensor that an activation shares its parameters with; itself where it has its own."""
+        info = self.tensors_to_quantize.get(tensor)
+        while info is not None and info.is_shared:
+            tensor = info.quant_para_provider.input_name
+            info = self.tensors_to_quantize.get(tensor)
+        return tensor
+
     def _adjust_weight_quant_params_for_bias_tensors(self) -> None:
+        """Enlarge scales where a bias would not fit; onnxruntime's only those of symmetric int8 and int16 weights."""
         before = {name: params["scale"].copy() for name, params in self.initializer_quant_params.items()}
         super()._adjust_weight_quant_params_for_bias_tensors()
+        if not self.qdq_disable_weight_adjust_for_int32_bias:
+            self._enlarge_for_biases()
         for name, scale in before.items():
             kind, params = self.scales_of(name, weight=True), self.initializer_quant_params[name]
             if kind is not ScaleType.Float32 and not np.array_equal(params["scale"], scale):
                 params["scale"] = _rounded_up(params["scale"], kind)
+
+    def _enlarge_for_biases(self) -> None:
+        for bias, where in self.bias_to_quantize.items():
+            params = self.initializer_quant_params.get(where.weight_name)
+            inputs = self.quantization_params.get(self.source_of(where.input_name))
+            if params is None or inputs is None:
+                continue
+            is_per_channel, tensor = params.get("axis") is not None, self.model.get_initializer(bias)
+            enlarged, enough = self._adjust_weight_scale_for_int32_bias(
+                inputs.original["scale"], params["scale"], where.weight_name, tensor, is_per_channel
+            )
+            if enlarged:
+                params["scale"] = enough
 
     @staticmethod
     def _set(params: Any, values: NDArray[np.floating], kind: ScaleType, *, symmetric: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from quark.onnx.graph.row_layout import RowLayout
 
 __all__ = [
     "ATTRIBUTES", "MAX_SPATIAL", "OTHER_OPERATORS", "ConvAttributes", "ConvTransposeAttributes", "GemmAttributes",
-    "WeightLayer", "weight_layer", "weight_layers",
+    "WeightLayer", "also_data", "weight_layer", "weight_layers",
 ]  # fmt: skip
 
 MAX_SPATIAL = 3  # axes of a Conv, as in the core
@@ -152,6 +153,13 @@ def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
     constants = {name: tuple(t.dims) for name, t in tensors if t.data_type == onnx.TensorProto.FLOAT}
     layers = (weight_layer(node, constants) for node in model.graph.node)
     return tuple(layer for layer in layers if layer is not None)
+
+
+def also_data(model: onnx.ModelProto) -> set[str]:
+    """The weights that other nodes read too, as Gather reads a table: onnxruntime quantizes them as activations."""
+    uses = Counter(layer.weight for layer in weight_layers(model))
+    readers = Counter(name for node in model.graph.node for name in node.input)
+    return {weight for weight, count in uses.items() if readers[weight] > count}
 
 
 def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]]) -> WeightLayer | None:

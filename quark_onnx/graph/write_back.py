@@ -19,10 +19,10 @@ def write_integers(initializer: onnx.TensorProto, values: NDArray[np.int32]) -> 
         ValueError: the count or a value does not fit: a defect of ours, never of the data.
     """
     dtype = onnx.helper.tensor_dtype_to_np_dtype(initializer.data_type)
-    info = np.iinfo(dtype)
     if values.size != np.prod(initializer.dims, dtype=np.int64):
         raise ValueError(f"{initializer.name}: {values.size} values for shape {tuple(initializer.dims)}")
-    if values.size and (values.min() < info.min or values.max() > info.max):
+    narrow = values.astype(dtype)  # wraps around; of 4 and 2 bits too, which NumPy has from ml_dtypes
+    if not np.array_equal(narrow.astype(np.int32), values):
         raise ValueError(f"{initializer.name}: values outside {dtype}")
-    tensor = onnx.numpy_helper.from_array(values.astype(dtype).reshape(tuple(initializer.dims)), initializer.name)
+    tensor = onnx.numpy_helper.from_array(narrow.reshape(tuple(initializer.dims)), initializer.name)
     initializer.CopyFrom(tensor)

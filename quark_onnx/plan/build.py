@@ -30,10 +30,13 @@ from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_par
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.shared_weights import share_weights
 from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
+from quark.onnx.plan.weight_scales import scales_in_rows
+from quark.onnx.quantization.config.data_type import DataType
 
 __all__ = ["build_plan"]
 
-_FAR = 2  # steps: half of a layer's integers farther than this from its rounded float weight means another weight
+# By width, in steps: half of a layer's integers farther than this from its rounded float weight means another weight.
+_FAR = {2: 0, 4: 1, 8: 2, 16: 512}
 
 
 class _Skip(Exception):
@@ -182,12 +185,14 @@ def _pair(
     counterparts: _Counterparts,
 ) -> tuple[WeightLayer, QuantizedWeight]:
     """The float counterpart, and the weight."""
+    tensor = graph.initializers[dequantize.input[0]]
+    kind = INTEGERS[onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name]
 
     def near(candidates: list[WeightLayer]) -> Iterator[tuple[WeightLayer, QuantizedWeight]]:
         for found in candidates:
             float_weight = onnx.numpy_helper.to_array(float_graph.initializers[found.weight])
             weight = _quantized_weight(layer, graph, dequantize, float_weight)
-            if _is_near(weight):
+            if _is_near(weight, kind):
                 yield found, weight
 
     named, others = counterparts.find(layer, dequantize.input[0])
@@ -250,38 +255,31 @@ def _quantized_weight(
 ) -> QuantizedWeight:
     integers = onnx.numpy_helper.to_array(graph.initializers[dequantize.input[0]])
     scale, zero_point = dequantize_parameters(dequantize, graph)
-    rows = layer.layout.rows(float_weight).astype(np.float32, copy=False)
-    rows_q = layer.layout.rows(integers).astype(np.int32)
-    axis = next((a.i for a in dequantize.attribute if a.name == "axis"), 1) % max(integers.ndim, 1)
-    if any(a.name == "block_size" and a.i for a in dequantize.attribute):
-        raise _Skip(Reason.BLOCKWISE_SCALES)
-    if scale is None or (scale.size > 1 and axis != layer.channel_axis) or scale.size not in (1, layer.channels):
+    found = None if scale is None else scales_in_rows(layer, dequantize, scale, zero_point)
+    if found is None:
         raise _Skip(Reason.WEIGHT_SCALE)
-    groups = len(rows) // layer.channels  # those of a ConvTranspose share the scales of its channels; else 1
-    s = np.tile(np.broadcast_to(scale.reshape(-1), layer.channels), groups).astype(np.float32, copy=False)
-    z = np.tile(np.broadcast_to(zero_point.reshape(-1), layer.channels), groups).astype(np.int32, copy=False)
-    qmin, qmax = INTEGERS[integers.dtype.name]
-    if qmin == -128 and not z.any():
-        qmin = min(-127, int(rows_q.min()))  # symmetric quantization leaves -128 out: so do we, unless it was used
+    kind, rows_q = INTEGERS[integers.dtype.name], layer.layout.rows(integers).astype(np.int32)
+    qmin = kind.qmin
+    if not found[1].any():
+        qmin = min(kind.symmetric_qmin, int(rows_q.min()))  # what symmetric quantization leaves out stays so if it did
     return QuantizedWeight(
         initializer=dequantize.input[0],
-        rows=rows,
+        rows=layer.layout.rows(float_weight).astype(np.float32, copy=False),
         rows_q=rows_q,
-        scale=s,
-        zero_point=z,
+        scale=found[0],
+        zero_point=found[1],
         qmin=qmin,
-        qmax=qmax,
+        qmax=kind.qmax,
         layout=layer.layout,
     )
 
 
-def _is_near(weight: QuantizedWeight) -> bool:
+def _is_near(weight: QuantizedWeight, kind: DataType) -> bool:
     """Whether the integers may come from the float weight. Only what is not rounded to zero tells: zeros are near
     those of every weight."""
-    zero = weight.zero_point[:, None]
-    nearest = np.clip(np.rint(weight.rows / weight.scale[:, None]) + zero, weight.qmin, weight.qmax)
-    distance = np.abs(nearest - weight.rows_q)[nearest != zero]
-    return not distance.size or float(np.median(distance)) <= _FAR
+    nearest = np.clip(np.rint(weight.steps), kind.qmin, kind.qmax)
+    distance = np.abs(nearest - weight.rows_q)[nearest != weight.zero_points]
+    return not distance.size or float(np.median(distance)) <= _FAR[kind.bits]
 
 
 def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: float) -> QuantizedBias | None:
@@ -306,6 +304,8 @@ def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: flo
     real = ((integers.reshape(-1).astype(np.int64) - zero_point.reshape(-1).astype(np.int64)) * s).astype(np.float32)
     if zero_point.any() or len(graph.readers(node.input[0])) > 1 or len(graph.readers(layer.bias)) > 1:
         return _fixed_bias(real, outputs, 1.0)  # what another node reads too must not change
+    if integers.dtype.kind not in "iu":  # 4 and 2 bits
+        raise _Skip(Reason.BIAS_TYPE, type=integers.dtype)
     info = np.iinfo(integers.dtype)
     return QuantizedBias(node.input[0], real, s, int(info.min), int(info.max))
 

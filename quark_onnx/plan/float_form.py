@@ -28,6 +28,6 @@ def _likeness(plan: Plan) -> tuple[int, float]:
     """The layers that were found, then how near their weights are, in steps."""
     distances = []
     for weight in (layer.weight for layer in plan.layers):
-        steps = np.clip(weight.rows / weight.scale[:, None], weight.qmin - 1, weight.qmax + 1)
-        distances.append(np.abs(steps + weight.zero_point[:, None] - weight.rows_q).mean())
+        steps = np.clip(weight.steps, weight.qmin - 1, weight.qmax + 1)
+        distances.append(np.abs(steps - weight.rows_q).mean())
     return len(plan.layers), -float(np.sum(distances))

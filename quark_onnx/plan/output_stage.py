@@ -89,9 +89,10 @@ def _grid(graph: Dataflow, tensor: str) -> tuple[float, int, int, int] | None:
     if node is None or node.op_type != "QuantizeLinear":
         return None
     scale, zero_point = dequantize_parameters(node, graph)
-    if scale is None or scale.size != 1 or zero_point.dtype.name not in INTEGERS:
+    kind = INTEGERS.get(zero_point.dtype.name)
+    if scale is None or scale.size != 1 or kind is None:
         return None
-    return float(scale.reshape(())), int(zero_point.reshape(())), *INTEGERS[zero_point.dtype.name]
+    return float(scale.reshape(())), int(zero_point.reshape(())), kind.qmin, kind.qmax
 
 
 def _is_behind_qdq(graph: Dataflow, tensor: str, activation: Activation, find: _Finder) -> bool:

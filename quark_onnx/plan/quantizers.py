@@ -7,11 +7,12 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
+from quark.onnx.quantization.config.data_type import Int2, Int4, Int8, Int16, UInt2, UInt4, UInt8, UInt16
 
 __all__ = ["INTEGERS", "constant_values", "dequantize_parameters"]
 
-# By NumPy's name of the type: the integers that there are.
-INTEGERS = {"int8": (-128, 127), "uint8": (0, 255)}
+# By NumPy's name of the type: that of weights and activations.
+INTEGERS = {kind.name.lower(): kind for kind in (Int2, UInt2, Int4, UInt4, Int8, UInt8, Int16, UInt16)}
 
 
 def dequantize_parameters(

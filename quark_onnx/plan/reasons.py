@@ -71,9 +71,8 @@ class Reason(Enum):
         "weights of type {type} are not tuned yet",
         "The integers are of a type not in the table of formats.",
     )
-    BLOCKWISE_SCALES = ("blockwise scales are not tuned yet", "DequantizeLinear with `block_size`.")
     WEIGHT_SCALE = (
-        "its weight scale is neither one constant per tensor nor one per output channel",
+        "its weight scale is neither one constant per tensor nor one per output channel or block",
         "Scales along the inputs, or computed by the model.",
     )
     ANOTHER_WEIGHT = (
@@ -108,6 +107,7 @@ class Reason(Enum):
         "its bias is not one integer per output, quantized with constant scales",
         "A scalar, or a matrix; or its scale is computed.",
     )
+    BIAS_TYPE = ("a bias of type {type} is not tuned yet", "Integers of 4 or 2 bits.")
     BIAS_PER_ROW = ("its bias differs from row to row", "The third input of Gemm is a matrix.")
 
     # Normalizations.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from quark.onnx.plan.output_stage import OutputStage
 from quark.onnx.plan.reasons import Why
 
 __all__ = ["LayerPlan", "Plan", "QuantizedBias", "QuantizedInput", "QuantizedWeight", "SkippedLayer"]
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class QuantizedWeight:
         initializer: name in the quantized model.
         rows: (outputs, K) float32, the float model's weight.
         rows_q: (outputs, K) int32, the quantized model's integers.
-        scale: (outputs,) float32; a per-tensor scale is repeated.
-        zero_point: (outputs,) int32.
+        scale: (outputs,) float32; a per-tensor scale is repeated. Or (outputs, blocks), each of K / blocks inputs.
+        zero_point: of the same shape, int32.
         qmin, qmax: the integers that may be used.
         layout: of the rows in the initializer.
     """
@@ -52,6 +55,21 @@ class QuantizedWeight:
     qmin: int
     qmax: int
     layout: RowLayout
+
+    @property
+    def steps(self) -> NDArray[np.float32]:
+        """The float weight as (fractions of) integers, not clipped: (outputs, K)."""
+        return self.rows / self._of_every_weight(self.scale) + self.zero_points
+
+    @property
+    def zero_points(self) -> NDArray[np.int32]:
+        """To be broadcast to (outputs, K)."""
+        return self._of_every_weight(self.zero_point)
+
+    def _of_every_weight(self, values: NDArray[_Number]) -> NDArray[_Number]:
+        if values.ndim == 1:
+            return values[:, None]
+        return np.repeat(values, self.rows.shape[1] // values.shape[1], axis=1)
 
 
 @dataclass(frozen=True, eq=False)

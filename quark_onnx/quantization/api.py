@@ -36,7 +36,7 @@ from quark.onnx.plan.float_form import matching_form
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
 from quark.onnx.quantization.config.supported import check_supported, ignored_extra_options
-from quark.onnx.quantization.tensor_specs import TensorSpecs, tensor_specs
+from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tensor_specs
 from quark.onnx.report.end_to_end import difference_of_forms
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
@@ -110,7 +110,7 @@ class ModelQuantizer:
         reader = get_data_reader(original, calibration_data_reader, calibration_data_path, config.extra_options)
         with clock.phase("prepare"):
             reference = reference_forms(reference_path, original)
-            model = prepare(original, unfused=_unfused(config))
+            model = prepare(original, opset=needed_opset(config), unfused=_unfused(config))
             specs = tensor_specs(config, model, original)
             options = specs.qdq_options()
         with ExitStack() as stack:

@@ -7,29 +7,43 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx
-from onnxruntime.quantization import QuantType
 
 from quark.onnx.calibration.activation_range import ActivationRange
-from quark.onnx.calibration.calibrate import CalibrationSettings, WeightGrid
+from quark.onnx.calibration.calibrate import CalibrationSettings
+from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_range import WeightRange
-from quark.onnx.errors import ConfigError, UnsupportedError
+from quark.onnx.errors import ConfigError, ModelError, UnsupportedError
+from quark.onnx.graph.blockwise import BLOCKWISE_OPSET
 from quark.onnx.graph.insert_qdq import QdqOptions
+from quark.onnx.graph.normalization import NORMALIZATIONS
+from quark.onnx.graph.number_formats import QUANT_TYPES, qdq_opset
+from quark.onnx.graph.opset import opset_of
 from quark.onnx.graph.quant_overrides import TensorFormat, given_overrides
 from quark.onnx.graph.tensor_roles import TensorRoles, tensor_roles
 from quark.onnx.graph.weight_layers import WeightLayer
 from quark.onnx.quantization.config.config import QConfig
-from quark.onnx.quantization.config.data_type import Int32
-from quark.onnx.quantization.config.spec import CalibMethod, QLayerConfig, QTensorConfig, QuantGranularity, ScaleType
+from quark.onnx.quantization.config.data_type import DATA_TYPES, Int32
+from quark.onnx.quantization.config.spec import (
+    CalibMethod,
+    Int8Spec,
+    QLayerConfig,
+    QTensorConfig,
+    QuantGranularity,
+    ScaleType,
+    UInt8Spec,
+)
 from quark.onnx.quantization.config.validate import nearest, problem
 from quark.onnx.quantization.node_scope import NodeScope
 
-__all__ = ["TensorSpecs", "tensor_specs"]
+__all__ = ["TensorSpecs", "needed_opset", "tensor_specs"]
 
 _PERCENTILE = 99.999
 _CANDIDATES = (99.99, 99.999, 99.99999)  # of LayerwisePercentile
 _LEVELS = 128  # of Entropy
 _FUSED = ("Relu", "LeakyRelu", "PRelu", "Clip")
-_QUANT_TYPES = {"Int8": QuantType.QInt8, "UInt8": QuantType.QUInt8}
+_BLOCK_SIZE = 32
+_ACTIVATION_TYPES = ("QInt8", "QUInt8", "QInt16", "QUInt16")
+_WEIGHT_TYPES = (*_ACTIVATION_TYPES, "QInt4", "QUInt4")
 _OVERRIDES = "QConfig.extra_options['TensorQuantOverrides']"
 
 
@@ -56,9 +70,10 @@ class TensorSpecs:
     def qdq_options(self) -> QdqOptions:
         """What is quantized, and to which types."""
         overrides = given_overrides(self.options.get("TensorQuantOverrides", {}))
-        formats = {name: _format(spec) for name, spec in {**self.weights, **self.biases}.items()}
+        specs = {**self.weights, **self.biases}
+        formats = {name: self._format(spec) for name, spec in specs.items()}
         formats = {name: self._activation_format(spec) for name, spec in self.activations.items()} | formats
-        activation, weight = self._activation_format(self.activation), _format(self.weight)
+        activation, weight = self._activation_format(self.activation), self._format(self.weight)
         return QdqOptions(
             activation_type=activation.quant_type,
             weight_type=weight.quant_type,
@@ -68,6 +83,7 @@ class TensorSpecs:
             weight_scales=weight.scales,
             activations_reach_beyond=activation.reaches_beyond,
             per_channel=weight.per_channel,
+            block=weight.block,
             op_types=self.scope.op_types,
             excluded_nodes=self.scope.excluded,
             formats=formats,
@@ -82,15 +98,15 @@ class TensorSpecs:
         given = dict.fromkeys(self.options.get("TensorQuantOverrides", ()))
         return CalibrationSettings(
             self._range(self.activation),
-            _searched(self.weight),
+            self._searched(self.weight),
             {name: self._range(spec) for name, spec in self.activations.items()},
-            {name: _searched(spec) for name, spec in self.weights.items()} | given,
+            {name: self._searched(spec) for name, spec in self.weights.items()} | given,
         )
 
     def weight_ranges(self, layers: Iterable[WeightLayer]) -> dict[str, WeightRange]:
         """Of the weights and biases whose range follows from themselves, unless it is minimum and maximum."""
         specs = {layer.weight: self.weights.get(layer.weight, self.weight) for layer in layers}
-        found = {name: self._weight_range(spec) for name, spec in specs.items() if _searched(spec) is None}
+        found = {name: self._weight_range(spec) for name, spec in specs.items() if self._searched(spec) is None}
         found |= {name: self._weight_range(spec) for name, spec in self.biases.items()}
         given = self.options.get("TensorQuantOverrides", ())
         return {name: chosen for name, chosen in found.items() if chosen is not None and name not in given}
@@ -100,8 +116,8 @@ class TensorSpecs:
             case CalibMethod.MinMax:
                 return None
             case CalibMethod.Percentile:
-                return WeightRange(_grid(spec), self.options.get("Percentile", _PERCENTILE))
-        return WeightRange(_grid(spec))  # the error of a bias is the output's
+                return WeightRange(self._grid(spec), self.options.get("Percentile", _PERCENTILE))
+        return WeightRange(self._grid(spec))  # the error of a bias is the output's
 
     def _range(self, spec: QTensorConfig) -> ActivationRange:
         options, method = self.options, spec.activation_calibration
@@ -120,7 +136,41 @@ class TensorSpecs:
         )
 
     def _activation_format(self, spec: QTensorConfig) -> TensorFormat:
-        return replace(_format(spec), per_channel=False, reaches_beyond=self._range(spec).is_symmetric)
+        return replace(self._format(spec), per_channel=False, reaches_beyond=self._range(spec).is_symmetric)
+
+    def _format(self, spec: QTensorConfig) -> TensorFormat:
+        kind = QUANT_TYPES[spec.data_type.name]
+        return TensorFormat(kind, spec.symmetric, _per_channel(spec), block=self._block(spec), scales=spec.scale_type)
+
+    def _searched(self, spec: QTensorConfig) -> WeightGrid | None:
+        """The grid of a weight whose scale is chosen by output error."""
+        return self._grid(spec) if spec.weight_calibration is CalibMethod.MinOutputMSE else None
+
+    def _grid(self, spec: QTensorConfig) -> WeightGrid:
+        return WeightGrid(
+            _lowest(spec),
+            spec.data_type.qmax,
+            spec.symmetric,
+            _per_channel(spec),
+            block=self._block(spec),
+            scales=spec.scale_type,
+        )
+
+    def _block(self, spec: QTensorConfig) -> int:
+        size: int = self.options.get("BlockSize", _BLOCK_SIZE)
+        return size if spec.quant_granularity is QuantGranularity.Group else 0
+
+
+def needed_opset(config: QConfig) -> int:
+    """The first opset whose Q/DQ have all formats that a configuration names."""
+    layers = (config.global_config, *config.specific_layer_config, *config.layer_type_config)
+    specs = [spec for layer in layers if layer is not None for spec in layer.specs]
+    overrides = config.extra_options.get("TensorQuantOverrides", {}).values()
+    given = [entry["quant_type"] for entries in overrides for entry in entries if "quant_type" in entry]
+    by_name = {kind.name: name for name, kind in QUANT_TYPES.items()}
+    in_blocks = any(spec.quant_granularity is QuantGranularity.Group for spec in specs)
+    kinds = [*(spec.data_type for spec in specs), *(DATA_TYPES[by_name[kind]] for kind in given if kind in by_name)]
+    return max(qdq_opset(kinds), BLOCKWISE_OPSET if in_blocks else 0)
 
 
 def tensor_specs(config: QConfig, model: onnx.ModelProto, original: onnx.ModelProto) -> TensorSpecs:
@@ -132,13 +182,14 @@ def tensor_specs(config: QConfig, model: onnx.ModelProto, original: onnx.ModelPr
     Raises:
         ConfigError: the configuration names what is not there or is not quantized, or gives a tensor two specs that
             exclude each other.
+        ModelError: there are scales of blocks, and the model's opset does not have them.
     """
     scope = NodeScope(config, model, original)
     specs = _Specs(config, model, scope)
     for entry, node in _entries(config, scope):
         specs.write(entry, node)
     _check_overrides(config.extra_options.get("TensorQuantOverrides", {}), model)
-    return TensorSpecs(
+    found = TensorSpecs(
         scope=scope,
         activation=config.activation_spec,
         weight=config.weight_spec,
@@ -147,6 +198,12 @@ def tensor_specs(config: QConfig, model: onnx.ModelProto, original: onnx.ModelPr
         biases=specs.of_biases(),
         options=config.extra_options,
     )
+    weights = (config.weight_spec, *found.weights.values())
+    if opset_of(model) < BLOCKWISE_OPSET and any(s.quant_granularity is QuantGranularity.Group for s in weights):
+        raise ModelError(
+            f"QuantGranularity.Group needs opset {BLOCKWISE_OPSET}, to which this model cannot be raised: take Channel"
+        )
+    return found
 
 
 def _entries(config: QConfig, scope: NodeScope) -> Iterator[tuple[QLayerConfig, str]]:
@@ -169,6 +226,7 @@ class _Specs:
             node.name: tensor_roles(node, constants) for node in model.graph.node if node.name in scope.quantized
         }
         self.activations: dict[str, QTensorConfig] = {}
+        self._normalizations = {node.name for node in model.graph.node if node.op_type in NORMALIZATIONS}
         self._weights: dict[str, QTensorConfig] = {}  # by node, as are biases
         self._biases: dict[str, QTensorConfig] = {}
 
@@ -187,7 +245,7 @@ class _Specs:
         """By tensor. One that several nodes use has one spec."""
         found: dict[str, tuple[str, QTensorConfig]] = {}
         for node, roles in self._roles.items():
-            own = self._weights.get(node, self._config.weight_spec)
+            own = self._weights.get(node, self._usual_weight(node))
             for weight in roles.weights:
                 other, theirs = found.setdefault(weight, (node, own))
                 if theirs != own:
@@ -197,13 +255,18 @@ class _Specs:
                     )
         return {weight: spec for weight, (_, spec) in found.items() if spec != self._config.weight_spec}
 
+    def _usual_weight(self, node: str) -> QTensorConfig:
+        """The scale of a normalization has few elements, each of which counts for a whole channel."""
+        spec = self._config.weight_spec
+        return _with_8_bits(spec) if node in self._normalizations else spec
+
     def of_biases(self) -> dict[str, QTensorConfig]:
         """Those that are not int32 with the scale input_scale * weight_scale."""
         options, found = self._config.extra_options, {}
         for node, roles in self._roles.items():
             usual, weight = self._config.global_config.bias, self._weights.get(node, self._config.weight_spec)
             if usual is None and not options.get("Int32Bias", not self._is_xint8(roles, weight)):
-                usual = weight
+                usual = _with_8_bits(weight)
             spec = self._biases.get(node, usual)
             if roles.bias is not None and spec is not None and spec.data_type is not Int32:
                 found[roles.bias] = spec
@@ -217,34 +280,33 @@ class _Specs:
         return all(spec.scale_type is ScaleType.PowerOf2 for spec in (*inputs, weight))
 
 
-def _format(spec: QTensorConfig) -> TensorFormat:
-    per_channel = spec.quant_granularity is QuantGranularity.Channel
-    return TensorFormat(_QUANT_TYPES[spec.data_type.name], spec.symmetric, per_channel, spec.scale_type)
-
-
 def _lowest(spec: QTensorConfig) -> int:
     """The least integer that a range is mapped to."""
-    return spec.data_type.qmin + (1 if spec.symmetric and spec.data_type.signed else 0)
+    return spec.data_type.symmetric_qmin if spec.symmetric else spec.data_type.qmin
 
 
-def _grid(spec: QTensorConfig) -> WeightGrid:
-    per_channel = spec.quant_granularity is QuantGranularity.Channel
-    return WeightGrid(_lowest(spec), spec.data_type.qmax, spec.symmetric, per_channel, spec.scale_type)
+def _per_channel(spec: QTensorConfig) -> bool:
+    return spec.quant_granularity is not QuantGranularity.Tensor
 
 
-def _searched(spec: QTensorConfig) -> WeightGrid | None:
-    """The grid of a weight whose scale is chosen by output error."""
-    return _grid(spec) if spec.weight_calibration is CalibMethod.MinOutputMSE else None
+def _with_8_bits(spec: QTensorConfig) -> QTensorConfig:
+    """In place of fewer bits."""
+    if spec.data_type.bits >= 8:
+        return spec
+    kind = Int8Spec if spec.data_type.signed else UInt8Spec
+    return kind(spec.symmetric, spec.scale_type, spec.calibration_method, spec.quant_granularity)
 
 
 def _check_overrides(given: Mapping[str, Any], model: onnx.ModelProto) -> None:
     graph = model.graph
+    constants = {t.name for t in graph.initializer}
     tensors = {t.name for t in (*graph.input, *graph.initializer)}.union(*(node.output for node in graph.node))
     for name, entries in given.items():
         if name not in tensors:
             raise ConfigError(problem(_OVERRIDES, name, f"the name of a tensor; {nearest(name, sorted(tensors))}"))
         for entry in entries:
             kind = entry.get("quant_type", "QInt8")
-            if kind not in ("QInt8", "QUInt8"):
-                expected = "QInt8 or QUInt8: nothing else is supported yet"
+            supported = _WEIGHT_TYPES if name in constants else _ACTIVATION_TYPES
+            if kind not in supported:
+                expected = f"{' or '.join(supported)}: nothing else is supported here"
                 raise UnsupportedError(problem(f"{_OVERRIDES}[{name!r}]", kind, expected))

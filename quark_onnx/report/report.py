@@ -30,7 +30,8 @@ class EndToEnd:
         samples: how many calibration samples were compared.
         held_out: whether they were left out of the fit.
         before, after: of finetuning, optimisation off: the model's own definition.
-        before_default, after_default: with onnxruntime's default optimisation, which users run.
+        before_default, after_default: with onnxruntime's default optimisation, which users run; None where onnxruntime
+            cannot load the optimised model, as with 2-bit weights.
     """
 
     reference: str
@@ -38,8 +39,8 @@ class EndToEnd:
     held_out: bool
     before: Deviation
     after: Deviation
-    before_default: Deviation
-    after_default: Deviation
+    before_default: Deviation | None
+    after_default: Deviation | None
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,9 @@ def _end_to_end_table(result: EndToEnd) -> Table:
         ("before, onnxruntime's default optimisation", result.before_default),
         ("after, onnxruntime's default optimisation", result.after_default),
     ):
+        if deviation is None:
+            table.add_row(name, "-", "-", "-")
+            continue
         agreement = "-" if deviation.agreement is None else f"{100 * deviation.agreement:.1f} %"
         table.add_row(name, f"{deviation.l2:.4g}", f"{deviation.sqnr_db:.1f}", agreement)
     return table

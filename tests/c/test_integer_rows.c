@@ -9,6 +9,8 @@
 #include "base/blas.h"
 #include "qk_test.h"
 
+enum { SCALE_BLOCK = 5 }; /* inputs that share a scale in problems with an odd seed; in the others all do */
+
 /* Some lanes with a random quadratic (w - target) G (w - target)', w the weights. The other lanes are as least squares
  * leaves them: scale 1, everything else 0. */
 typedef struct {
@@ -18,21 +20,32 @@ typedef struct {
     float *scale, *zp, *lo, *hi;
 } problem;
 
-static problem problem_new(int64_t count, int64_t K) {
+static problem problem_new(uint64_t seed, int64_t count, int64_t K) {
+    const int64_t scales = K / SCALE_BLOCK + 1;
     problem p = {.count = count,
                  .gram = MEMORY(float, K * K),
                  .factor = MEMORY(float, K * K),
                  .target = MEMORY(float, K * QK_LANES),
                  .residual = MEMORY(float, K * QK_LANES),
                  .scratch = MEMORY(float, 2 * K * QK_LANES),
-                 .scale = MEMORY(float, QK_LANES),
-                 .zp = MEMORY(float, QK_LANES),
+                 .scale = MEMORY(float, scales * QK_LANES),
+                 .zp = MEMORY(float, scales * QK_LANES),
                  .lo = MEMORY(float, K * QK_LANES),
                  .hi = MEMORY(float, K * QK_LANES)};
-    for (int i = 0; i < QK_LANES; i++) p.scale[i] = 1;
-    p.rows = (qk_integer_rows){
-        .inputs = K, .scale = p.scale, .zp = p.zp, .lo = p.lo, .hi = p.hi, .q = MEMORY(float, K * QK_LANES)};
+    for (int64_t i = 0; i < scales * QK_LANES; i++) p.scale[i] = 1;
+    p.rows = (qk_integer_rows){.inputs = K,
+                               .scale = p.scale,
+                               .zp = p.zp,
+                               .lo = p.lo,
+                               .hi = p.hi,
+                               .q = MEMORY(float, K * QK_LANES),
+                               .scale_block = seed % 2 ? SCALE_BLOCK : 0};
     return p;
+}
+
+/* Where the scale and zero point of input j stand. */
+static int64_t scale_at(const problem *p, int64_t lane, int64_t j) {
+    return (p->rows.scale_block ? j / SCALE_BLOCK * QK_LANES : 0) + lane;
 }
 
 static void problem_free(problem p) {
@@ -41,7 +54,8 @@ static void problem_free(problem p) {
 }
 
 static double weight_of(const problem *p, int64_t lane, int64_t j) {
-    return (double)p->scale[lane] * ((double)p->rows.q[j * QK_LANES + lane] - p->zp[lane]);
+    const int64_t at = scale_at(p, lane, j);
+    return (double)p->scale[at] * ((double)p->rows.q[j * QK_LANES + lane] - p->zp[at]);
 }
 
 /* Half the derivative of the error by w_j. */
@@ -68,9 +82,11 @@ static void set_residual(problem *p) {
 /* A box of 2 + 2 box integers around each target, zero points, and a start inside of the box. */
 static void set_box(problem *p, qk_random *r, int box) {
     for (int64_t lane = 0; lane < p->count; lane++) {
-        p->zp[lane] = (float)qk_random_below(r, 11) - 5;
+        for (int64_t b = 0; b <= p->rows.inputs / SCALE_BLOCK; b++)
+            p->zp[b * QK_LANES + lane] = (float)qk_random_below(r, 11) - 5;
         for (int64_t at = lane; at < p->rows.inputs * QK_LANES; at += QK_LANES) {
-            p->lo[at] = floorf(p->target[at] / p->scale[lane]) + p->zp[lane] - (float)box;
+            const int64_t scale = scale_at(p, lane, at / QK_LANES);
+            p->lo[at] = floorf(p->target[at] / p->scale[scale]) + p->zp[scale] - (float)box;
             p->hi[at] = p->lo[at] + 1 + 2 * (float)box;
             p->rows.q[at] = p->lo[at] + (float)qk_random_below(r, 2);
         }
@@ -79,7 +95,7 @@ static void set_box(problem *p, qk_random *r, int box) {
 
 static problem real_problem(uint64_t seed, int64_t count, int64_t K, int box) {
     qk_random r = {seed};
-    problem p = problem_new(count, K);
+    problem p = problem_new(seed, count, K);
     double *a = MEMORY(double, K * K), *gram = MEMORY(double, K * K);
     /* inputs that share a part: a badly conditioned G, as real layers have */
     for (int64_t i = 0; i < K * K; i++) a[i] = qk_uniform(&r, -1, 1) + 0.3 * qk_uniform(&r, 0, 1);
@@ -92,7 +108,7 @@ static problem real_problem(uint64_t seed, int64_t count, int64_t K, int box) {
     CHECK(qk_cholesky(gram, K));
     for (int64_t i = 0; i < K * K; i++) p.factor[i] = (float)gram[i];
     for (int64_t lane = 0; lane < count; lane++) {
-        p.scale[lane] = (float)qk_uniform(&r, 0.05, 0.2);
+        for (int64_t b = 0; b <= K / SCALE_BLOCK; b++) p.scale[b * QK_LANES + lane] = (float)qk_uniform(&r, 0.05, 0.2);
         for (int64_t k = 0; k < K; k++) p.target[k * QK_LANES + lane] = (float)qk_uniform(&r, -1, 1);
     }
     set_box(&p, &r, box);
@@ -102,13 +118,13 @@ static problem real_problem(uint64_t seed, int64_t count, int64_t K, int box) {
     return p;
 }
 
-/* L has ones on its diagonal and some 2 and -2 below it, scales are 1/8, targets odd multiples of 1/64. Then every
- * residual and every sum that is carried on is a small multiple of 1/64, and what successive rounding rounds is an odd
- * multiple of 1/8: never halfway between two integers. A quotient of coordinate descent is a fraction with a small
- * denominator: halfway, or far from it. */
+/* L has ones on its diagonal and some 2 and -2 below it, scales are 1/8 and 1/4, targets odd multiples of 1/64. Then
+ * every residual and every sum that is carried on is a small multiple of 1/64, and what successive rounding rounds is
+ * an odd multiple of 1/16: never halfway between two integers. A quotient of coordinate descent is a fraction with a
+ * small denominator: halfway, or far from it. */
 static problem exact_problem(uint64_t seed, int64_t count, int64_t K, int box) {
     qk_random r = {seed};
-    problem p = problem_new(count, K);
+    problem p = problem_new(seed, count, K);
     for (int64_t i = 0; i < K; i++)
         for (int64_t j = 0; j <= i; j++) {
             const bool set = qk_random_below(&r, (uint64_t)K + 2) < 3;
@@ -119,7 +135,7 @@ static problem exact_problem(uint64_t seed, int64_t count, int64_t K, int box) {
             for (int64_t k = 0; k <= (i < j ? i : j); k++)
                 p.gram[i * K + j] += p.factor[i * K + k] * p.factor[j * K + k];
     for (int64_t lane = 0; lane < count; lane++) {
-        p.scale[lane] = 0.125f;
+        for (int64_t b = 0; b <= K / SCALE_BLOCK; b++) p.scale[b * QK_LANES + lane] = b % 2 ? 0.25f : 0.125f;
         for (int64_t k = 0; k < K; k++) p.target[k * QK_LANES + lane] = (2 * (float)qk_random_below(&r, 65) - 65) / 64;
     }
     set_box(&p, &r, box);
@@ -151,8 +167,11 @@ enum { WIDTHS = 7 };
 /* What a float32 solver may leave: a step that changes the error by next to nothing, taken or not. */
 static double slack_of(const problem *p, int64_t lane) {
     double most = 0;
-    for (int64_t k = 0; k < p->rows.inputs; k++) most = fmax(most, p->gram[k * p->rows.inputs + k]);
-    return 1e-4 * p->scale[lane] * p->scale[lane] * most;
+    for (int64_t k = 0; k < p->rows.inputs; k++) {
+        const double scale = p->scale[scale_at(p, lane, k)];
+        most = fmax(most, scale * scale * p->gram[k * p->rows.inputs + k]);
+    }
+    return 1e-4 * most;
 }
 
 /* ---- coordinate descent ---------------------------------------------------------------------- */
@@ -163,7 +182,8 @@ static void naive_descent(problem *p, int sweeps) {
         for (int sweep = 0; sweep < sweeps; sweep++)
             for (int64_t j = 0; j < K; j++) {
                 const int64_t at = j * QK_LANES + lane;
-                const double step = slope_of(p, lane, j) / ((double)p->scale[lane] * p->gram[j * K + j]);
+                const double step =
+                    slope_of(p, lane, j) / ((double)p->scale[scale_at(p, lane, j)] * p->gram[j * K + j]);
                 p->rows.q[at] = clip(nearbyint(p->rows.q[at] - step), p->lo[at], p->hi[at]);
             }
 }
@@ -295,7 +315,8 @@ static void naive_rounding(problem *p, int64_t lane) {
             for (int64_t k = 0; k < n; k++) a[i * n + k] = p->gram[i * K + k];
         }
         solve(a, b, n);
-        const double best = nearbyint((p->target[at] + b[j]) / p->scale[lane]) + p->zp[lane];
+        const int64_t scale = scale_at(p, lane, j);
+        const double best = nearbyint((p->target[at] + b[j]) / p->scale[scale]) + p->zp[scale];
         p->rows.q[at] = clip(best, p->lo[at], p->hi[at]);
         d[j] = weight_of(p, lane, j) - p->target[at];
     }

@@ -240,6 +240,8 @@ static void check_spread(const qk_kernels *k, size_t n, size_t shift) {
 
 static void spread_adds_an_outer_product(void) { for_every_line_count(check_spread); }
 
+enum { SCALE_BLOCK = 3, FIRST = 7 }; /* of lanes with an odd shift, which have more than one scale */
+
 /* Random lanes; arrays (LINES + 1, QK_LANES) from `shift` on. square (n, LD) has NaN wherever nothing may be read. */
 typedef struct {
     qk_lanes lanes;
@@ -250,8 +252,8 @@ typedef struct {
 static lane_data lane_data_new(size_t n, size_t shift, bool triangular) {
     qk_random r = {n + 59};
     lane_data d = {.shift = shift,
-                   .scale = qk_floats(&r, QK_LANES, 0.05f, 0.2f),
-                   .zp = MEMORY(float, QK_LANES),
+                   .scale = qk_floats(&r, (LINES + FIRST) * QK_LANES, 0.05f, 0.2f),
+                   .zp = MEMORY(float, (LINES + FIRST) * QK_LANES),
                    .lo = MEMORY(float, GUARDED),
                    .hi = MEMORY(float, GUARDED),
                    .q = MEMORY(float, GUARDED),
@@ -259,7 +261,7 @@ static lane_data lane_data_new(size_t n, size_t shift, bool triangular) {
                    .sums = qk_floats(&r, GUARDED, -1, 1),
                    .target = qk_floats(&r, GUARDED, -1, 1),
                    .steps = MEMORY(float, GUARDED)};
-    for (int i = 0; i < QK_LANES; i++) d.zp[i] = (float)qk_random_below(&r, 9) - 4;
+    for (int i = 0; i < (LINES + FIRST) * QK_LANES; i++) d.zp[i] = (float)qk_random_below(&r, 9) - 4;
     for (size_t i = 0; i < GUARDED; i++) {
         d.lo[i] = -1 - (float)qk_random_below(&r, 5);
         d.hi[i] = d.lo[i] + (float)qk_random_below(&r, 9);
@@ -271,7 +273,7 @@ static lane_data lane_data_new(size_t n, size_t shift, bool triangular) {
             if (i == j) d.square[i * LD + j] = (float)qk_uniform(&r, 0.5, 1);
             if (j >= n || (triangular && j > i)) d.square[i * LD + j] = NAN;
         }
-    d.lanes = (qk_lanes){d.scale, d.zp, d.lo + shift, d.hi + shift, d.q + shift};
+    d.lanes = (qk_lanes){d.scale, d.zp, d.lo + shift, d.hi + shift, d.q + shift, shift % 2 ? SCALE_BLOCK : 0, FIRST};
     return d;
 }
 
@@ -297,6 +299,11 @@ static void check_equal_lanes(const lane_data *a, const lane_data *b) { /* 0 may
 
 static float clipped(float q, float lo, float hi) { return fminf(fmaxf(q, lo), hi); }
 
+/* Where the scale and zero point of a line stand. */
+static size_t scale_at(const lane_data *d, size_t lane, size_t k) {
+    return (d->shift % 2 ? (FIRST + k) / SCALE_BLOCK * QK_LANES : 0) + lane;
+}
+
 /* One lane after the other, in float32 as the kernel. */
 static int64_t descend_lane_by_lane(lane_data *d, size_t n) {
     bool moved[LINES] = {false};
@@ -304,11 +311,11 @@ static int64_t descend_lane_by_lane(lane_data *d, size_t n) {
     for (size_t lane = 0; lane < QK_LANES; lane++)
         for (size_t k = 0; k < n; k++) {
             const size_t at = d->shift + k * QK_LANES + lane;
-            const float curvature = d->square[k * LD + k], before = d->q[at];
+            const float curvature = d->square[k * LD + k], before = d->q[at], scale = d->scale[scale_at(d, lane, k)];
             d->steps[at] = 0;
             if (!(curvature > 0)) continue;
-            d->q[at] = clipped(rintf(before - d->sums[at] / (d->scale[lane] * curvature)), d->lo[at], d->hi[at]);
-            d->steps[at] = d->scale[lane] * (d->q[at] - before);
+            d->q[at] = clipped(rintf(before - d->sums[at] / (scale * curvature)), d->lo[at], d->hi[at]);
+            d->steps[at] = scale * (d->q[at] - before);
             if (d->steps[at] == 0) continue;
             moved[k] = true;
             for (size_t i = 0; i < n; i++)
@@ -352,8 +359,9 @@ static void round_lane_by_lane(lane_data *d, size_t n) {
         for (size_t k = n; k-- > 0;) {
             const size_t at = d->shift + k * QK_LANES + lane;
             const float best = d->target[at] - d->sums[at] / d->square[k * LD + k];
-            d->q[at] = clipped(rintf(best / d->scale[lane]) + d->zp[lane], d->lo[at], d->hi[at]);
-            d->steps[at] = d->scale[lane] * (d->q[at] - d->zp[lane]) - d->target[at];
+            const float scale = d->scale[scale_at(d, lane, k)], zp = d->zp[scale_at(d, lane, k)];
+            d->q[at] = clipped(rintf(best / scale) + zp, d->lo[at], d->hi[at]);
+            d->steps[at] = scale * (d->q[at] - zp) - d->target[at];
             for (size_t i = 0; i < k; i++)
                 d->sums[d->shift + i * QK_LANES + lane] += d->square[k * LD + i] * d->steps[at];
         }

@@ -158,7 +158,7 @@ def test_overrides_of_single_tensors() -> None:
     ("entry", "error", "message"),
     [
         ({"conv9_w": [{"axis": 0}]}, ConfigError, "got 'conv9_w', expected the name of a tensor; did you .*'conv2_w'"),
-        ({"r1": [{"quant_type": QuantType.QInt16}]}, UnsupportedError, r"\['r1'\]: got 'QInt16', expected QInt8 or Q"),
+        ({"r1": [{"quant_type": QuantType.QInt4}]}, UnsupportedError, r"\['r1'\]: got 'QInt4', expected QInt8 or Q"),
         ({"r1": [{"rmi": 1}]}, ConfigError, "the keys quant_type, symmetric, .*; 'rmi' is none, did you mean 'rmin'"),
         ({"r1": [{"scale": 0.0}]}, ConfigError, "expected for 'scale' a number > 0"),
         ({"r1": [{"axis": 0.5}]}, ConfigTypeError, "expected for 'axis' an int"),

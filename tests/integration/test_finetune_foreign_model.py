@@ -73,7 +73,7 @@ def changed(before: onnx.ModelProto, after: onnx.ModelProto) -> set[str]:
     names = set()
     for a, b in zip(before.graph.initializer, after.graph.initializer, strict=True):
         if a != b:
-            assert a.data_type == b.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.UINT8, onnx.TensorProto.INT32)
+            assert a.data_type == b.data_type != onnx.TensorProto.FLOAT
             assert (a.name, a.dims) == (b.name, b.dims)
             assert not a.name.endswith("zero_point")
             names.add(a.name)
@@ -100,6 +100,11 @@ def test_what_onnxruntime_quantized(name: str, per_channel: bool, config: AdaRou
     [
         {"activation_type": QuantType.QInt8, "extra_options": {"ActivationSymmetric": True}},
         {"weight_type": QuantType.QUInt8},
+        {"weight_type": QuantType.QInt4},
+        {"weight_type": QuantType.QInt4, "per_channel": True},
+        {"weight_type": QuantType.QUInt4, "per_channel": True},
+        {"activation_type": QuantType.QUInt16},
+        {"activation_type": QuantType.QInt16, "weight_type": QuantType.QInt4, "per_channel": True},
         {"extra_options": {"DedicatedQDQPair": True}},
         {"extra_options": {"AddQDQPairToWeight": True}},
         {"op_types_to_quantize": ["Conv"]},
@@ -107,6 +112,11 @@ def test_what_onnxruntime_quantized(name: str, per_channel: bool, config: AdaRou
     ids=[
         "int8 activations",
         "uint8 weights",
+        "int4 weights",
+        "int4 weights per channel",
+        "uint4 weights per channel",
+        "uint16 activations",
+        "int16 activations, int4 weights",
         "a Q/DQ pair for each reader",
         "float weights before Q",
         "Conv only",

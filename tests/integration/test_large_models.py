@@ -28,6 +28,7 @@ from small_models import (
 
 from quark.onnx import (
     AdaRoundConfig,
+    Int4Spec,
     Int8Spec,
     ModelQuantizer,
     QConfig,
@@ -107,6 +108,16 @@ def test_the_same_comes_out(case: tuple[onnx.ModelProto, Arrays, onnx.ModelProto
     same(load_model(tmp_path / "q.onnx", role="result"), expected)
     outputs = onnxruntime.InferenceSession(str(tmp_path / "q.onnx"), providers=["CPUExecutionProvider"]).run(None, data)
     np.testing.assert_array_equal(outputs[0], run(expected, data, optimise=True)[0])
+
+
+def test_tensors_of_four_bits() -> None:
+    model = build("(float[N,63] x) => (float[N,65] y) { y = MatMul(x, w) }", w=Weights(0).conv(63, 65))
+    data = samples(model, 24)
+    config = QConfig(QLayerConfig(UInt8Spec(), weight=Int4Spec()), algo_config=[AdaRoundConfig(selective_update=True)])
+    expected = ModelQuantizer(config).quantize_model(model, None, Reader(data))
+    with small_limit():
+        result = ModelQuantizer(config).quantize_model(model, None, Reader(data))
+    same(result, expected)
 
 
 def test_a_result_beyond_the_limit_is_saved_beside(tmp_path: Path) -> None:

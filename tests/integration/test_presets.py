@@ -56,6 +56,13 @@ INTEGERS = {
     "INT8_CNN_ACCURATE": ("uint8", False, "int8"),
     "INT8_TRANSFORMER_DEFAULT": ("uint8", False, "int8"),
     "INT8_TRANSFORMER_ACCURATE": ("uint8", False, "int8"),
+    "S16S8_ASWS": ("int16", True, "int8"),
+    "A16W8": ("int16", True, "int8"),
+    "U16S8_AAWS": ("uint16", False, "int8"),
+    "INT16_CNN_DEFAULT": ("int16", True, "int16"),
+    "INT16_CNN_ACCURATE": ("int16", True, "int16"),
+    "INT16_TRANSFORMER_DEFAULT": ("int16", True, "int16"),
+    "INT16_TRANSFORMER_ACCURATE": ("int16", True, "int16"),
 }
 SUPPORTED = {name: INTEGERS[name.replace("_ADAROUND", "").replace("_ADAQUANT", "")] for name in NAMES if
              name.replace("_ADAROUND", "").replace("_ADAQUANT", "") in INTEGERS}  # fmt: skip
@@ -65,8 +72,7 @@ MISSING = {
     "UINT8_DYNAMIC": "ranges of activations are constants",
     "VINT8": "ConvertClipToRelu",
     "MATMUL_NBITS": "UseMatMulNBits",
-    **dict.fromkeys(("S16", "A16", "INT16"), "Int16"),
-    "U16": "UInt16",
+    "S16S16_MIXED": "AutoMixprecisionConfig",
     "FP16": "Float16",
     "BF16": "BFloat16",
     "BFP16": "BFP16",
@@ -110,7 +116,7 @@ def test_a_supported_one_builds_and_runs(name: str) -> None:
     for node in ("stem", "dw1", "pw1", "dw2", "pw2", "classes"):
         assert (found.input(node).kind, found.input(node).symmetric) == (activation, symmetric)
         assert (found.input(node, 1).kind, found.input(node, 1).scales) == (weight, 1)
-        assert found.input(node, 1).symmetric == (weight == "int8")
+        assert found.input(node, 1).symmetric == (weight != "uint8")
         bias = "int8" if name.startswith("XINT8") else "int32"
         assert (found.input(node, 2).kind, found.input(node, 2).zero) == (bias, (0,))
     assert found.output("classes").kind == activation
@@ -130,7 +136,7 @@ def test_ready_configurations(name: str) -> None:
     assert config is getattr(custom_config, name)
     other = QConfig.get_default_config(name.removesuffix("_QCONFIG"))
     assert (config.global_config, config.extra_options) == (other.global_config, other.extra_options)
-    if name.startswith(("A8W8", "XINT8")):
+    if name.startswith(("A8W8", "A16W8", "XINT8")):
         assert QuantizedModel(quantized(config)).input("stem", 1).kind == "int8"
     else:
         with pytest.raises(UnsupportedError):

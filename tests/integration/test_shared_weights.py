@@ -12,6 +12,7 @@ from quark.onnx import (
     AdaQuantConfig,
     AdaRoundConfig,
     CalibMethod,
+    Int4Spec,
     Int8Spec,
     ModelError,
     ModelQuantizer,
@@ -29,8 +30,8 @@ SPEC = Int8Spec()
 
 
 def quantized_and_report(
-    model: onnx.ModelProto, data: Arrays, *algorithms: AdaRoundConfig | AdaQuantConfig, weight: Int8Spec = SPEC,
-    **options: object,
+    model: onnx.ModelProto, data: Arrays, *algorithms: AdaRoundConfig | AdaQuantConfig,
+    weight: Int8Spec | Int4Spec = SPEC, **options: object,
 ) -> tuple[onnx.ModelProto, Report]:  # fmt: skip
     config = QConfig(QLayerConfig(UInt8Spec(), weight=weight), algo_config=algorithms, extra_options=options)
     quantizer = ModelQuantizer(config)
@@ -109,6 +110,17 @@ def test_layers_that_share_a_weight(
     changed = {name for name, value in initializers(plain).items() if (value != initializers(tuned)[name]).any()}
     biases = {name for node in tuned.graph.node if node.name in shared for name in node.input[2:]}
     assert not changed & biases, "they stay as they are"
+
+
+@pytest.mark.parametrize("method", [CalibMethod.MinMax, CalibMethod.MinOutputMSE], ids=lambda m: m.name)
+def test_shared_scales_of_blocks(method: CalibMethod) -> None:
+    model, weight = recurrent(), Int4Spec(quant_granularity=QuantGranularity.Group, calibration_method=method)
+    data, unseen = samples(model, 80), samples(model, 60, seed=1)
+    plain, _ = quantized_and_report(model, data, weight=weight, BlockSize=4)
+    tuned, report = quantized_and_report(model, data, AdaRoundConfig(), weight=weight, BlockSize=4)
+    assert initializers(plain)["w_scale"].shape == (3, 12)
+    assert {layer.name for layer in report.layers} >= set(STEPS)
+    assert error(model, tuned, unseen) < error(model, plain, unseen)
 
 
 def two_inputs() -> tuple[onnx.ModelProto, onnx.ModelProto, np.ndarray]:

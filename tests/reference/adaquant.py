@@ -9,12 +9,12 @@ from reference.training import Adam, Batches, Options, Rows, SplitMix64, Trained
 
 def rounded(layer: QuantizedLayer, weight: np.ndarray) -> np.ndarray:
     """The integers of a real weight, before they are clipped."""
-    return np.rint(weight / layer.scale[:, None].astype(np.float64)) + layer.zero_point[:, None]
+    return np.rint(weight / layer.scales.astype(np.float64)) + layer.zero_points
 
 
 def margin(layer: QuantizedLayer, weight: np.ndarray) -> float:
     """How far, in steps of the grid, the weight that is nearest to where its rounding changes is from there."""
-    steps = weight / layer.scale[:, None].astype(np.float64)
+    steps = weight / layer.scales.astype(np.float64)
     return float(np.abs(steps - np.floor(steps) - 0.5).min())
 
 

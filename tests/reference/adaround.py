@@ -44,7 +44,7 @@ def beta_at(step: int, options: Options) -> float:
 
 def floors(layer: QuantizedLayer) -> tuple[np.ndarray, np.ndarray]:
     """(whole, fraction) of weight / scale, divided in float32 as ONNX does."""
-    steps = layer.weight / layer.scale[:, None]
+    steps = layer.weight / layer.scales
     whole = np.floor(steps)
     return whole.astype(np.float64), (steps - whole).astype(np.float64)
 
@@ -52,7 +52,7 @@ def floors(layer: QuantizedLayer) -> tuple[np.ndarray, np.ndarray]:
 def soft_weight(layer: QuantizedLayer, v: np.ndarray) -> np.ndarray:
     """Equation 22."""
     whole, _ = floors(layer)
-    q = whole + rectified_sigmoid(v) + layer.zero_point[:, None]
+    q = whole + rectified_sigmoid(v) + layer.zero_points
     return layer.real(np.clip(q, layer.qmin, layer.qmax))
 
 
@@ -70,9 +70,9 @@ def objective_slope(
     bias = np.zeros(len(v)) if layer.bias is None else layer.bias
     by_weight, _ = rows.gradients(soft_weight(layer, v), bias)
     h = rectified_sigmoid(v)
-    q = floors(layer)[0] + h + layer.zero_point[:, None]
+    q = floors(layer)[0] + h + layer.zero_points
     in_grid = (q >= layer.qmin) & (q <= layer.qmax)
-    by_h = by_weight * by[:, None] * in_grid * layer.scale[:, None] + penalty * regulariser_slope(h, beta)
+    by_h = by_weight * by[:, None] * in_grid * layer.scales + penalty * regulariser_slope(h, beta)
     return by_h * rectified_sigmoid_slope(v)
 
 
@@ -106,7 +106,7 @@ def train(
         warm = step >= options.warm_start * options.iterations
         penalty = 100 * options.reg_param if warm else 0
         v = v - adam.step(objective_slope(layer, batch, by, v, penalty, beta_at(step, options)))
-    weight_q = np.clip(whole + (v >= 0) + layer.zero_point[:, None], layer.qmin, layer.qmax)
+    weight_q = np.clip(whole + (v >= 0) + layer.zero_points, layer.qmin, layer.qmax)
     bias_q = None
     if options.update_bias:
         bias_q = np.rint(fitted_bias(fitted, layer.real(weight_q), bias) / layer.bias_scale)

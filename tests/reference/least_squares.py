@@ -11,7 +11,9 @@ from reference.rounding import coordinate_descent, nearest_plane
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedLayer:
-    """One group. weight (O, K), scale and zero_point (O); bias (O) is its real value at the start."""
+    """One group. weight (O, K), scale and zero_point (O), or (O, blocks) for K / blocks neighbouring inputs each; bias
+    (O) is its real value at the start.
+    """
 
     weight: np.ndarray
     weight_q: np.ndarray
@@ -22,14 +24,27 @@ class QuantizedLayer:
     bias: np.ndarray | None = None
     bias_scale: np.ndarray | None = None
 
+    @property
+    def scales(self) -> np.ndarray:
+        """Of every weight: (O, K)."""
+        return self._of_every_weight(self.scale)
+
+    @property
+    def zero_points(self) -> np.ndarray:
+        return self._of_every_weight(self.zero_point)
+
+    def _of_every_weight(self, values: np.ndarray) -> np.ndarray:
+        blocks = values.reshape(len(self.weight), -1)
+        return np.repeat(blocks, self.weight.shape[1] // blocks.shape[1], axis=1)
+
     def real(self, weight_q: np.ndarray) -> np.ndarray:
-        return self.scale[:, None].astype(np.float64) * (weight_q - self.zero_point[:, None])
+        return self.scales.astype(np.float64) * (weight_q - self.zero_points)
 
     def box(self, *, free: bool) -> tuple[np.ndarray, np.ndarray]:
         """The least and the largest integer of every weight."""
         if free:
             return np.full(self.weight.shape, self.qmin), np.full(self.weight.shape, self.qmax)
-        floor = np.floor(self.weight / self.scale[:, None]).astype(np.int64) + self.zero_point[:, None]
+        floor = np.floor(self.weight / self.scales).astype(np.int64) + self.zero_points
         return np.clip(floor, self.qmin, self.qmax), np.clip(floor + 1, self.qmin, self.qmax)
 
 
@@ -80,9 +95,7 @@ def candidates(
     for relative in damping:
         lam = relative * np.trace(gram) / len(gram)
         damped, shifted = gram + lam * np.eye(len(gram)), cross + lam * layer.weight
-        grids = [
-            (float(s), z, low, high) for s, z, low, high in zip(layer.scale, layer.zero_point, lo, hi, strict=True)
-        ]
+        grids = list(zip(layer.scales.astype(np.float64), layer.zero_points, lo, hi, strict=True))
         begins = [layer.weight_q]
         if lam > 0:
             targets = np.linalg.solve(damped, shifted.T).T

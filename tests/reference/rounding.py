@@ -1,35 +1,40 @@
 """Solvers for one row of integer weights w = scale (q - zero_point), lo <= q <= hi, one weight at a time.
 
-The first two minimise (w - target) G (w - target)' greedily, in the two forms that the literature gives.
+scale and zero_point are those of every weight, or one for all. The first two minimise (w - target) G (w - target)'
+greedily, in the two forms that the literature gives.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+Numbers = np.ndarray | float
+
 
 def nearest_plane(
-    target: np.ndarray, gram: np.ndarray, scale: float, zero_point: int, lo: np.ndarray, hi: np.ndarray
+    target: np.ndarray, gram: np.ndarray, scale: Numbers, zero_point: Numbers, lo: np.ndarray, hi: np.ndarray
 ) -> np.ndarray:
     """Babai's nearest plane: from the last column to the first, each is best for those behind it."""
+    scale, zero_point = np.broadcast_to(scale, len(target)), np.broadcast_to(zero_point, len(target))
     lower = np.linalg.cholesky(gram)  # the objective is |lower' d|^2
     d, q = np.zeros(len(target)), np.zeros(len(target), np.int32)
     for j in reversed(range(len(target))):
         best = target[j] - lower[j + 1 :, j] @ d[j + 1 :] / lower[j, j]
-        q[j] = np.clip(np.rint(best / scale) + zero_point, lo[j], hi[j])
-        d[j] = scale * (q[j] - zero_point) - target[j]
+        q[j] = np.clip(np.rint(best / scale[j]) + zero_point[j], lo[j], hi[j])
+        d[j] = scale[j] * (q[j] - zero_point[j]) - target[j]
     return q
 
 
 def optq(
-    target: np.ndarray, gram: np.ndarray, scale: float, zero_point: int, lo: np.ndarray, hi: np.ndarray
+    target: np.ndarray, gram: np.ndarray, scale: Numbers, zero_point: Numbers, lo: np.ndarray, hi: np.ndarray
 ) -> np.ndarray:
     """OPTQ (arXiv 2210.17323): from the first column to the last, those behind make each error good."""
+    scale, zero_point = np.broadcast_to(scale, len(target)), np.broadcast_to(zero_point, len(target))
     upper = np.linalg.cholesky(np.linalg.inv(gram)).T
     w, q = target.copy(), np.zeros(len(target), np.int32)
     for j in range(len(target)):
-        q[j] = np.clip(np.rint(w[j] / scale) + zero_point, lo[j], hi[j])
-        error = (w[j] - scale * (q[j] - zero_point)) / upper[j, j]
+        q[j] = np.clip(np.rint(w[j] / scale[j]) + zero_point[j], lo[j], hi[j])
+        error = (w[j] - scale[j] * (q[j] - zero_point[j])) / upper[j, j]
         w[j + 1 :] -= error * upper[j, j + 1 :]
     return q
 
@@ -38,21 +43,21 @@ def coordinate_descent(
     q: np.ndarray,
     gram: np.ndarray,
     cross: np.ndarray,
-    scale: float,
-    zero_point: int,
+    scale: Numbers,
+    zero_point: Numbers,
     lo: np.ndarray,
     hi: np.ndarray,
     max_sweeps: int,
 ) -> np.ndarray:
     """Minimise w G w' - 2 w c' one weight at a time (QuantEase, arXiv 2309.01885; COMQ, 2403.07134)."""
-    q = q.copy()
+    q, scale = q.copy(), np.broadcast_to(scale, len(q))
     for _ in range(max_sweeps):
         before = q.copy()
         for j in range(len(q)):
             if gram[j, j] <= 0:
                 continue
             slope = scale * (q - zero_point) @ gram[:, j] - cross[j]
-            q[j] = np.clip(np.rint(q[j] - slope / (scale * gram[j, j])), lo[j], hi[j])
+            q[j] = np.clip(np.rint(q[j] - slope / (scale[j] * gram[j, j])), lo[j], hi[j])
         if (q == before).all():
             break
     return q

@@ -154,9 +154,10 @@ Batches = Callable[[int, list[int]], Rows]  # the rows of a step, by its number 
 
 
 def units(rows: Rows, layer: QuantizedLayer) -> np.ndarray:
-    """U of every output channel: scale^2 E[x^2] E[f'^2], over the inputs of its group, at the start."""
-    power = np.repeat((rows.x**2).mean(axis=(0, 2, 3)), rows.y.shape[3])
-    return layer.scale.astype(np.float64) ** 2 * power * rows.slope_power(layer.real(layer.weight_q), start(layer).bias)
+    """U of every output channel: E[scale^2 x^2] E[f'^2], over the inputs of its group, at the start."""
+    power = np.repeat((rows.x**2).mean(axis=(0, 2)), rows.y.shape[3], axis=0)
+    by_step = (layer.scales.astype(np.float64) ** 2 * power).mean(axis=1)
+    return by_step * rows.slope_power(layer.real(layer.weight_q), start(layer).bias)
 
 
 def per_unit(rows: Rows, layer: QuantizedLayer) -> np.ndarray:

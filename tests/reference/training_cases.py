@@ -140,22 +140,26 @@ def train(
     return data.train(**{**arrays, **rest, **changed})
 
 
-def quantized_layer(seed: int, *, rows: int, inputs: int, with_bias: bool = True) -> QuantizedLayer:
-    """4 bits, the nearest integers. The largest weights lie outside of the grid, and none on the edge of its box."""
+def quantized_layer(seed: int, *, rows: int, inputs: int, with_bias: bool = True, blocks: int = 1) -> QuantizedLayer:
+    """4 bits, the nearest integers. The largest weights lie outside of the grid, and none on the edge of its box.
+
+    blocks: scales per row.
+    """
     rng = np.random.default_rng(seed)
     weight = rng.standard_normal((rows, inputs)).astype(np.float32)
     symmetric = bool(rng.integers(2))
     qmin, qmax = (-7, 7) if symmetric else (0, 15)
-    scale = (np.abs(weight).max(axis=1) / 7.7).astype(np.float32)
-    zero_point = np.zeros(rows, np.int32) if symmetric else rng.integers(6, 9, rows).astype(np.int32)
-    grids = zip(weight, scale, zero_point, strict=True)
-    bias_scale = (scale / 64).astype(np.float32)
+    scale = (np.abs(weight.reshape(rows * blocks, -1)).max(axis=1) / 7.7).astype(np.float32)
+    zero_point = np.zeros(scale.shape, np.int32) if symmetric else rng.integers(6, 9, scale.shape).astype(np.int32)
+    grids = zip(weight.reshape(rows * blocks, -1), scale, zero_point, strict=True)
+    shape = (rows,) if blocks == 1 else (rows, blocks)
+    bias_scale = (scale[::blocks] / 64).astype(np.float32)
     bias = (bias_scale * np.rint(rng.standard_normal(rows) / bias_scale)).astype(np.float32)
     return QuantizedLayer(
         weight=weight,
-        weight_q=np.stack([quantize(w, s, z, qmin, qmax) for w, s, z in grids]),
-        scale=scale,
-        zero_point=zero_point,
+        weight_q=np.stack([quantize(w, s, z, qmin, qmax) for w, s, z in grids]).reshape(weight.shape),
+        scale=scale.reshape(shape),
+        zero_point=zero_point.reshape(shape),
         qmin=qmin,
         qmax=qmax,
         bias=bias if with_bias else None,
@@ -190,9 +194,16 @@ def correlated(seed: int, *shape: int) -> np.ndarray:
 
 
 def matrix_case(
-    seed: int, *, samples: int = 40, positions: int = 0, inputs: int = 12, outputs: int = 5, with_bias: bool = True
+    seed: int,
+    *,
+    samples: int = 40,
+    positions: int = 0,
+    inputs: int = 12,
+    outputs: int = 5,
+    with_bias: bool = True,
+    blocks: int = 1,
 ) -> TrainingCase:
-    layer = quantized_layer(seed, rows=outputs, inputs=inputs, with_bias=with_bias)
+    layer = quantized_layer(seed, rows=outputs, inputs=inputs, with_bias=with_bias, blocks=blocks)
     shape = (samples, positions, inputs) if positions else (samples, inputs)
     return with_targets(seed, layer, correlated(seed, *shape), outputs=outputs)
 
@@ -269,6 +280,8 @@ def make_cases() -> dict[str, TrainingCase]:
         "gemm, many samples": matrix_case(9, samples=90),
         "matmul": matrix_case(10, samples=20, positions=7),
         "matmul without bias": matrix_case(11, samples=20, positions=7, with_bias=False),
+        "scales of blocks": matrix_case(15, blocks=3),
+        "scales of small blocks": matrix_case(16, samples=20, positions=3, blocks=4),
         "uint8 conv": in_8_bits(dense, np.uint8),
         "int8 conv": in_8_bits(dense, np.int8),
         "uint8 gemm": in_8_bits(matrix_case(12), np.uint8),

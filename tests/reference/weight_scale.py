@@ -36,6 +36,11 @@ class ScaleProblem:
         return float((error[weight > 0] / weight[weight > 0]).sum())
 
     def best_factor(self, rows: slice) -> float:
-        """The best of a coarse grid, then of a fine one around it; of equals the largest."""
+        """The best of a coarse grid, then of a fine one around it; of equals the largest.
+
+        The range may grow until the largest weight fits above 0, where a symmetric grid has one integer less.
+        """
+        uneven = self.symmetric and -self.qmin > self.qmax
+        widest = (self.qmax - self.qmin) / 2 / self.qmax if uneven else 1.0
         coarse = min(COARSE, key=lambda f: self.relative_error(rows, f))
-        return min([coarse, *(min(1.0, coarse * f) for f in FINE)], key=lambda f: self.relative_error(rows, f))
+        return min([coarse, *(min(widest, coarse * f) for f in FINE)], key=lambda f: self.relative_error(rows, f))

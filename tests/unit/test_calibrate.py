@@ -19,7 +19,8 @@ from reference.weight_scale import ScaleProblem
 from small_models import MODELS, Arrays, build, samples
 
 from quark.onnx.calibration.activation_range import ActivationRange
-from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, WeightGrid, calibrate
+from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, calibrate
+from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.errors import DataError
 from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer, weight_layers
 from quark.onnx.inference import Engine
@@ -116,6 +117,38 @@ def test_weight_scales_are_those_of_a_search_on_the_rows(name: str, symmetric: b
             widest, _ = problem.affine(row, 1.0)
             # float32 moments may prefer a factor that is as good
             assert problem.relative_error(row, float(scale) / widest) <= best * 1.001 + 1e-12
+
+
+@pytest.mark.parametrize("block", [4, 5, 100])
+def test_scales_of_blocks_are_those_of_a_search_on_each_block(block: int):
+    """Each minimises the error that its own inputs make; layers that are not matrices have one scale per channel."""
+    model = MODELS["mlp"]()
+    data = samples(model, 30)
+    grid = WeightGrid(-8, 7, symmetric=True, per_channel=True, block=block)
+    found = calibrated(model, cut(data, 7, 20), [], CalibrationSettings(None, grid))
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    for layer in weight_layers(model):
+        (x,) = inner_tensors(model, data, [layer.input]).values()
+        rows = x.reshape(-1, x.shape[-1])
+        weight = weights[layer.weight].T if layer.channel_axis else weights[layer.weight]
+        params = found.weights[layer.weight]
+        assert (params.axis, params.block) == (1 - layer.channel_axis, block)
+        scales = params.scale.T if layer.channel_axis else params.scale
+        assert scales.shape == params.zero_point.shape[:: -1 if layer.channel_axis else 1]
+        assert scales.shape == (len(weight), -(-weight.shape[1] // block))
+        for b in range(scales.shape[1]):
+            mine = slice(b * block, (b + 1) * block)
+            problem = ScaleProblem(
+                weight[:, mine], rows[:, mine], qmin=-8, qmax=7, symmetric=True, bias_free=layer.bias is not None
+            )
+            for o, scale in enumerate(scales[:, b]):
+                row = slice(o, o + 1)
+                best = problem.relative_error(row, problem.best_factor(row))
+                widest, _ = problem.affine(row, 1.0)
+                assert problem.relative_error(row, float(scale) / widest) <= best * 1.001 + 1e-12
+    conv = MODELS["conv1d"]()
+    params = calibrated(conv, cut(samples(conv, 8)), [], CalibrationSettings(None, grid)).weights["strided_w"]
+    assert (params.scale.shape, params.axis, params.block) == ((8,), 0, 0)
 
 
 def test_one_scale_per_tensor_has_no_axis():

@@ -14,7 +14,7 @@ ALGORITHMS = (
     "AdaQuantConfig", "AdaRoundConfig", "AlgoConfig", "AutoMixprecisionConfig", "BiasCorrectionConfig", "CLEConfig",
     "GPTQConfig", "QuarotConfig", "SmoothQuantConfig",
 )  # fmt: skip
-INTEGERS = tuple(f"{sign}Int{bits}" for bits in (4, 8, 16, 32) for sign in ("", "U"))
+INTEGERS = tuple(f"{sign}Int{bits}" for bits in (2, 4, 8, 16, 32) for sign in ("", "U"))
 FLOATS = ("Float16", "BFloat16", "BFP16")
 MX = (
     "MX4", "MX6", "MX9", "MXFP4E2M1", "MXFP6E2M3", "MXFP6E3M2", "MXFP8E4M3", "MXFP8E5M2", "MXInt8",

@@ -8,7 +8,7 @@ import json
 import pickle
 from typing import Any
 
-import numpy as np
+import ml_dtypes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +18,7 @@ from quark.onnx.quantization.config import spec
 from quark.onnx.quantization.config.data_type import DATA_TYPES, DataType, Int8, UInt8
 from quark.onnx.quantization.config.spec import (
     CalibMethod,
+    Int2Spec,
     Int8Spec,
     Int16Spec,
     MX9Spec,
@@ -30,7 +31,7 @@ from quark.onnx.quantization.config.spec import (
     XInt8Spec,
 )
 
-SPECS = [Int8Spec, UInt8Spec, XInt8Spec, UInt4Spec, Int16Spec, MX9Spec]
+SPECS = [Int8Spec, UInt8Spec, XInt8Spec, UInt4Spec, Int16Spec, Int2Spec, MX9Spec]
 ARGUMENTS = {
     "symmetric": st.booleans(),
     "scale_type": st.sampled_from(ScaleType),
@@ -54,19 +55,16 @@ layers = st.fixed_dictionaries(
 ).map(lambda arguments: QLayerConfig(**arguments))
 
 
-@pytest.mark.parametrize(
-    ("kind", "dtype"),
-    [(DATA_TYPES[f"{u}Int{bits}"], np.dtype(f"{u}int{bits}".lower())) for bits in (8, 16, 32) for u in ("", "U")],
-)
-def test_data_type_is_the_integer_format_of_its_name(kind: DataType, dtype: type[np.integer]) -> None:
-    limits = np.iinfo(dtype)
-    assert (kind.bits, kind.signed, kind.qmin, kind.qmax) == (
-        limits.bits,
-        limits.min < 0,
-        limits.min,
-        limits.max,
-    )
+@pytest.mark.parametrize("kind", [kind for kind in DATA_TYPES.values() if kind.bits], ids=repr)
+def test_data_type_is_the_integer_format_of_its_name(kind: DataType) -> None:
+    limits = ml_dtypes.iinfo(kind.name.lower())
+    assert (kind.bits, kind.signed, kind.qmin, kind.qmax) == (limits.bits, limits.min < 0, limits.min, limits.max)
     assert repr(kind) == kind.name
+
+
+def test_symmetric_weights_leave_the_least_integer_out_where_there_are_many() -> None:
+    found = {name: DATA_TYPES[name].symmetric_qmin for name in ("Int4", "UInt4", "Int8", "UInt8", "Int16", "UInt16")}
+    assert found == {"Int4": -8, "UInt4": 0, "Int8": -127, "UInt8": 0, "Int16": -32767, "UInt16": 0}
 
 
 def test_enums_have_the_documented_members() -> None:

@@ -13,13 +13,17 @@ from quark.onnx.quantization.config import (
     AdaRoundConfig,
     AlgoConfig,
     AutoMixprecisionConfig,
+    BFloat16Spec,
     BiasCorrectionConfig,
     CalibMethod,
     CLEConfig,
     GPTQConfig,
+    Int2Spec,
+    Int4Spec,
     Int8Spec,
     Int16Spec,
     Int32Spec,
+    MX9Spec,
     QConfig,
     QLayerConfig,
     QTensorConfig,
@@ -27,7 +31,11 @@ from quark.onnx.quantization.config import (
     QuarotConfig,
     ScaleType,
     SmoothQuantConfig,
+    UInt2Spec,
+    UInt4Spec,
     UInt8Spec,
+    UInt16Spec,
+    UInt32Spec,
     XInt8Spec,
 )
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
@@ -120,17 +128,39 @@ def test_defaults_of_the_other_algorithm_are_reported_there() -> None:
 
 
 @pytest.mark.parametrize("method", [None, *CalibMethod])
-@pytest.mark.parametrize("kind", [Int8Spec, UInt8Spec, XInt8Spec])
+@pytest.mark.parametrize("kind", [Int8Spec, UInt8Spec, XInt8Spec, Int16Spec, UInt16Spec])
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("scale_type", ScaleType)
 def test_supported_specs(
-    method: CalibMethod | None, kind: type[Int8Spec | UInt8Spec], symmetric: bool, scale_type: ScaleType
+    method: CalibMethod | None, kind: type[QTensorConfig], symmetric: bool, scale_type: ScaleType
 ) -> None:
     of_activation = None if method is CalibMethod.MinOutputMSE else method
     activation = kind(symmetric, scale_type, of_activation)
-    for granularity in (QuantGranularity.Tensor, QuantGranularity.Channel):
-        weight = Int8Spec(symmetric, scale_type, method, granularity)
-        check_supported(QConfig(QLayerConfig(activation=activation, weight=weight)))
+    for granularity in QuantGranularity:
+        for weight_kind in (Int8Spec, UInt8Spec, Int16Spec, UInt16Spec, Int4Spec, UInt4Spec):
+            weight = weight_kind(symmetric, scale_type, method, granularity)
+            check_supported(QConfig(QLayerConfig(activation=activation, weight=weight)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        *((kind, "nothing else is supported here") for kind in (Int4Spec, UInt4Spec)),
+        *((kind, "onnxruntime .1.32. takes U?Int2 for 8 bits") for kind in (Int2Spec, UInt2Spec)),
+        *((kind, "needs AMD Quark's custom operators") for kind in (BFloat16Spec, MX9Spec, Int32Spec, UInt32Spec)),
+    ],
+)
+def test_formats_that_are_not_supported_say_why(kind: type[QTensorConfig], why: str) -> None:
+    activations, weights = "Int8 or UInt8 or Int16 or UInt16", "Int8 or UInt8 or Int16 or UInt16 or Int4 or UInt4"
+    given = kind().data_type
+    with pytest.raises(
+        UnsupportedError, match=f"input_tensors.data_type: got {given}, expected {activations}: .*{why}"
+    ):
+        check_supported(QConfig(QLayerConfig(kind(), weight=Int8Spec())))
+    if given.bits == 4:
+        return
+    with pytest.raises(UnsupportedError, match=f"weight.data_type: got {given}, expected {weights}: .*{why}"):
+        check_supported(QConfig(QLayerConfig(UInt8Spec(), weight=kind())))
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -170,28 +200,12 @@ def test_activation_specs_not_supported_yet(role: str, activation: dict[str, Any
         check_supported(QConfig(layer))
 
 
-@pytest.mark.parametrize(
-    ("weight", "message"),
-    [
-        (
-            {"quant_granularity": QuantGranularity.Group},
-            "quant_granularity: got QuantGranularity.Group, expected QuantGranularity.Tensor or",
-        ),
-    ],
-)
-def test_weight_specs_not_supported_yet(weight: dict[str, Any], message: str) -> None:
-    config = QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec(**weight)))
-    with pytest.raises(UnsupportedError, match=f"QConfig.global_config.weight.{message}"):
-        check_supported(config)
-
-
 @pytest.mark.parametrize("where", ["specific_layer_config", "layer_type_config"])
 @pytest.mark.parametrize(
     ("role", "spec", "message"),
     [
-        ("input_tensors", Int16Spec(), "data_type: got Int16, expected Int8 or UInt8"),
-        ("weight", Int16Spec(), "data_type: got Int16, expected Int8 or UInt8"),
-        ("bias", Int16Spec(), "data_type: got Int16, expected Int8 or UInt8 or Int32"),
+        ("input_tensors", Int4Spec(), "data_type: got Int4, expected Int8 or UInt8 or Int16 or UInt16: nothing"),
+        ("bias", Int4Spec(), "data_type: got Int4, expected Int8 or UInt8 or Int16 or UInt16 or Int32: nothing"),
         (
             "output_tensors",
             UInt8Spec(quant_granularity=QuantGranularity.Channel),
@@ -206,8 +220,16 @@ def test_specs_of_single_layers_not_supported_yet(where: str, role: str, spec: Q
 
 
 @pytest.mark.parametrize(
-    "bias", [Int8Spec(), UInt8Spec(), Int32Spec(), Int8Spec(quant_granularity=QuantGranularity.Channel)]
-)
+    "bias",
+    [
+        Int8Spec(),
+        UInt8Spec(),
+        Int16Spec(),
+        UInt16Spec(),
+        Int32Spec(),
+        Int8Spec(quant_granularity=QuantGranularity.Channel),
+    ],
+)  # fmt: skip
 def test_specs_of_biases(bias: QTensorConfig) -> None:
     check_supported(QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec(), bias=bias)))
 

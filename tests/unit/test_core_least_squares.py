@@ -40,11 +40,14 @@ class Problem:
         return [(self.x[chosen], self.y[chosen]) for chosen in (~self.held_out, self.held_out)]
 
 
-def problem(seed: int, *, outputs: int, inputs: int, samples: int = 40, with_bias: bool = True) -> Problem:
-    """A float layer that saw slightly other inputs, rounded to 4 bits.
+def problem(
+    seed: int, *, outputs: int, inputs: int, samples: int = 40, with_bias: bool = True, blocks: int = 1
+) -> Problem:
+    """A float layer that saw slightly other inputs, rounded to 4 bits, with `blocks` scales per row if that divides it.
 
     x holds integers and y multiples of 1/8, so that float32 adds their products exactly.
     """
+    blocks = blocks if inputs % blocks == 0 else 1
     rng = np.random.default_rng(seed)
     x = np.clip(np.rint(rng.standard_normal((samples, inputs)) @ rng.normal(0, 2, (inputs, inputs))), -8, 8)
     weight = rng.standard_normal((outputs, inputs)).astype(np.float32)
@@ -52,15 +55,18 @@ def problem(seed: int, *, outputs: int, inputs: int, samples: int = 40, with_bia
     y = np.rint(8 * ((x + rng.normal(0.3, 0.3, x.shape)) @ weight.T + bias)) / 8
     symmetric = bool(rng.integers(2))
     qmin, qmax = (-7, 7) if symmetric else (0, 15)  # 4 bits: enough error to be worth the work
-    affine = [affine_from_range(w.min(), w.max(), qmin, qmax, symmetric=symmetric) for w in weight]
+    parts = weight.reshape(outputs * blocks, -1)
+    affine = [affine_from_range(w.min(), w.max(), qmin, qmax, symmetric=symmetric) for w in parts]
     scale = np.array([s for s, _ in affine], np.float32)
     zero_point = np.array([z for _, z in affine], np.int32)
-    bias_scale = (scale / 64).astype(np.float32)
+    bias_scale = (scale[::blocks] / 64).astype(np.float32)
+    weight_q = np.stack([quantize(w, s, z, qmin, qmax) for w, (s, z) in zip(parts, affine, strict=True)])
+    shape = (outputs,) if blocks == 1 else (outputs, blocks)
     layer = QuantizedLayer(
         weight=weight,
-        weight_q=np.stack([quantize(w, s, z, qmin, qmax) for w, (s, z) in zip(weight, affine, strict=True)]),
-        scale=scale,
-        zero_point=zero_point,
+        weight_q=weight_q.reshape(weight.shape),
+        scale=scale.reshape(shape),
+        zero_point=zero_point.reshape(shape),
         qmin=qmin,
         qmax=qmax,
         bias=(bias_scale * np.rint(bias / bias_scale)).astype(np.float32) if with_bias else None,
@@ -122,6 +128,7 @@ PROBLEMS = st.builds(
     outputs=st.integers(1, 4),
     inputs=st.integers(1, 8),
     with_bias=st.booleans(),
+    blocks=st.sampled_from([1, 2, 3, 4]),
 )
 
 

@@ -18,18 +18,22 @@ ONE = _core.ThreadPool(1)
 
 @dataclass(frozen=True)
 class Options:
-    """symmetric int8 or asymmetric uint8, and the two switches."""
+    """symmetric signed or asymmetric unsigned integers, and the two switches."""
 
     symmetric: bool
     per_channel: bool
     bias_free: bool
+    bits: int = 8
 
     @property
     def grid(self) -> tuple[int, int]:
-        return (-127, 127) if self.symmetric else (0, 255)
+        if not self.symmetric:
+            return 0, 2**self.bits - 1
+        highest = 2 ** (self.bits - 1) - 1
+        return (-highest if self.bits >= 8 else -highest - 1), highest
 
 
-OPTIONS = st.builds(Options, st.booleans(), st.booleans(), st.booleans())
+OPTIONS = st.builds(Options, st.booleans(), st.booleans(), st.booleans(), st.sampled_from([2, 4, 8]))
 
 
 def data(seed: int, *, outputs: int, inputs: int) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +88,7 @@ def test_is_the_best_of_the_grid(seed: int, outputs: int, inputs: int, options: 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), OPTIONS)
 def test_is_no_worse_than_minimum_and_maximum(seed: int, options: Options):
-    """Measured on the rows themselves: the mean squared error of outputs relative to their power."""
+    """Measured on the rows themselves: the mean squared error of outputs relative to their power and its mean."""
     rng = np.random.default_rng(seed)
     x = (rng.integers(-8, 9, (200, 12)) * rng.integers(1, 4, 12) + 1).astype(np.float32)
     weight = (rng.standard_normal((4, 12)) * np.exp(rng.normal(0, 1.5, 12))).astype(np.float32)
@@ -94,10 +98,10 @@ def test_is_no_worse_than_minimum_and_maximum(seed: int, options: Options):
         rows = rows - rows.mean(axis=0)
 
     def loss(parameters: list[tuple[float, int]]) -> float:
-        total = 0.0
-        for w, (s, z) in zip(weight.astype(np.float64), parameters, strict=True):
-            error = rows @ (fake_quant(w.astype(np.float32), s, z, *options.grid) - w)
-            total += (error**2).mean() / ((rows @ w) ** 2).mean()
+        power, total = ((rows @ weight.T.astype(np.float64)) ** 2).mean(axis=0), 0.0
+        for w, p, (s, z) in zip(weight, power, parameters, strict=True):
+            error = rows @ (fake_quant(w, s, z, *options.grid).astype(np.float64) - w)
+            total += (error**2).mean() / (p + power.mean())
         return total
 
     parts = list(weight) if options.per_channel else [weight] * 4
@@ -115,6 +119,15 @@ def test_an_outlier_on_a_dead_input_does_not_set_the_scale():
     weight[2, 5] = 40
     scale, _ = chosen(layer_of(x, 16), weight, Options(symmetric=True, per_channel=False, bias_free=False))
     assert scale[0] < 40 / 4 / 127
+
+
+def test_the_largest_weight_fits_above_zero_where_a_symmetric_grid_has_one_integer_less():
+    """At the range of minimum and maximum int4's 7 is half a step too small; all weights are equally large here."""
+    weight = np.ones((4, 8), np.float32)
+    x = np.random.default_rng(0).integers(-8, 9, (60, 8)).astype(np.float32)
+    options = Options(symmetric=True, per_channel=False, bias_free=False, bits=4)
+    scale, _ = chosen(layer_of(x, 4), weight, options)
+    np.testing.assert_allclose(scale, 1 / 7, rtol=1e-6)
 
 
 def test_an_input_that_never_changes_costs_nothing_where_a_bias_takes_up_the_mean():

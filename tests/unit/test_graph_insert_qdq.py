@@ -15,8 +15,9 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_static
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.insert_qdq import QdqOptions, WeightParams, calibration_tensors, insert_qdq
+from quark.onnx.graph.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
 from quark.onnx.graph.prepare import prepare
+from quark.onnx.graph.weight_params import WeightParams
 
 UINT8 = QdqOptions()
 INT8 = QdqOptions(activation_type=QuantType.QInt8, activation_symmetric=True)

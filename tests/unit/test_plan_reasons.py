@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -196,14 +197,14 @@ def float_scales_of_normalizations() -> Reasons:
     return dict(found)
 
 
-@occurs(Reason.WEIGHT_TYPE, type="INT16")
-def weight_of_16_bits() -> Plan:
-    return plan_of(opset=21, w_quantized=W.astype(np.int16))
+@occurs(Reason.WEIGHT_TYPE, type="INT32")
+def weight_of_32_bits() -> Plan:
+    return plan_of(w_quantized=W.astype(np.int32))
 
 
-@occurs(Reason.BLOCKWISE_SCALES)
-def blockwise_scales() -> Plan:
-    text = QUANTIZED.replace("(w_quantized, w_scale)", "<axis=0, block_size=1>(w_quantized, w_scale)")
+@occurs(Reason.WEIGHT_SCALE)
+def scales_of_other_blocks() -> Plan:
+    text = QUANTIZED.replace("(w_quantized, w_scale)", "<axis=0, block_size=2>(w_quantized, w_scale)")
     return plan_of(text, opset=21, w_scale=np.ones((3, 4)))
 
 
@@ -322,6 +323,11 @@ def test_the_quantized_bias_is_not_one_per_output(shape: tuple[int, ...]) -> Non
 def test_the_float_bias_differs_from_row_to_row(shape: tuple[int, ...]) -> None:
     text = QUANTIZED.replace("b_real = DequantizeLinear(b_quantized, b_scale)", "").replace("[N,", "[4,")
     assert reasons_of(plan_of(text, b_real=np.ones(shape))) == {"layer": Reason.BIAS_PER_ROW.why()}
+
+
+@occurs(Reason.BIAS_TYPE, type="int4")
+def bias_of_4_bits() -> Plan:
+    return plan_of(opset=21, b_quantized=B.astype(ml_dtypes.int4))
 
 
 @occurs(Reason.BIAS_SCALE)

@@ -112,6 +112,45 @@ def test_targets_nodes_and_frontier(walk_case: tuple[RandomGraph, list[list[str]
             assert runs[node.name] == any(name in ancestors for name in node.output)
 
 
+@settings(max_examples=25, deadline=None)
+@given(walks())
+def test_a_walk_that_must_not_grow_finds_the_same(walk_case: tuple[RandomGraph, list[list[str]]]):
+    graph, stops = walk_case
+    model = onnx.shape_inference.infer_shapes(graph.model)
+    (batch,) = batches_of(graph, (2,))
+    runs = Counter[str]()
+
+    def counted(segment: onnx.ModelProto, engine: Engine) -> Any:
+        runs.update(node.name for node in segment.graph.node)
+        return session(segment, engine)
+
+    store = WatchedStore()
+    with mock.patch.object(walk_module, "session", counted):
+        walks = [Walk(n, model, stops, store, Engine(1), most_growth=g) for n, g in (("free", np.inf), ("small", 0))]
+        for walk in walks:
+            walk.put_inputs(0, batch)
+        for _ in stops:
+            found, expected = (walk.advance().run(0) for walk in reversed(walks))
+            for name, array in expected.items():
+                close(found[name], array)
+    assert not store.held
+    assert max(runs.values(), default=0) <= 3  # once by the first walk
+
+
+def test_a_walk_stays_where_its_frontier_would_grow_too_much():
+    text = "(float[N,3] x) => (float[N,2] y) { a = MatMul(x, wide) b = Relu(a) y = MatMul(b, narrow) }"
+    model = onnx.shape_inference.infer_shapes(build(text, wide=np.ones((3, 50)), narrow=np.ones((50, 2))))
+    x = np.ones((4, 3), np.float32)
+    for most, kept in ((187, "x"), (188, "a")):  # 4 (50 - 3) bytes
+        store = WatchedStore()
+        walk = Walk("float", model, [["a"], ["y"]], store, Engine(1), most_growth=most)
+        walk.put_inputs(0, {"x": x})
+        np.testing.assert_array_equal(walk.advance().run(0)["a"], np.full((4, 50), 3))
+        assert store.held == {("float", kept, 0)}
+        np.testing.assert_array_equal(walk.advance().run(0)["y"], np.full((4, 2), 150))
+        assert not store.held
+
+
 @settings(max_examples=15, deadline=None)
 @given(walks())
 def test_stores_agree(walk_case: tuple[RandomGraph, list[list[str]]]):
@@ -209,11 +248,13 @@ def test_two_graphs_share_a_store():
             np.testing.assert_array_equal(second, x**2)
 
 
-def test_a_random_node_runs_once():
+@pytest.mark.parametrize("most_growth", [np.inf, -1e6])
+def test_a_random_node_runs_once(most_growth: float):
     """Two stops behind the same noise see the same noise."""
     model = build("(float[N,3] x) => (float[N,3] y) { a = RandomNormal<shape=[2,3]>() b = Neg(a) y = Add(b, x) }")
+    model = onnx.shape_inference.infer_shapes(model)
     with MemoryStore() as store:
-        walk = Walk("float", model, [["a"], ["b"], ["y"]], store, Engine(1))
+        walk = Walk("float", model, [["a"], ["b"], ["y"]], store, Engine(1), most_growth=most_growth)
         x = np.ones((2, 3), np.float32)
         walk.put_inputs(0, {"x": x})
         a, b, y = (next(iter(walk.advance().run(0).values())) for _ in range(3))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
@@ -9,11 +11,11 @@ from reference.fake_quant import affine_from_range, fake_quant
 from reference.value_range import histogram_percentile
 from small_models import MODELS, build, initializers
 
-from quark.onnx.calibration.calibrate import WeightGrid
+from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_range import WeightRange, weight_scales
-from quark.onnx.graph.insert_qdq import WeightParams
 from quark.onnx.graph.prepare import prepare
 from quark.onnx.graph.weight_layers import weight_layers
+from quark.onnx.graph.weight_params import WeightParams
 from quark.onnx.quantization.config.spec import ScaleType
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -22,7 +24,7 @@ FACTORS = [2.0 ** (-i / 4) for i in range(25)]
 
 def grid_of(*, symmetric: bool, per_channel: bool, scales: ScaleType = ScaleType.Float32) -> WeightGrid:
     low, high = (-127, 127) if symmetric else (0, 255)
-    return WeightGrid(low, high, symmetric, per_channel, scales)
+    return WeightGrid(low, high, symmetric, per_channel, scales=scales)
 
 
 def chosen(
@@ -100,8 +102,26 @@ def test_weights_that_share_a_scale_whatever_the_granularity(percentile: float |
     assert chosen(stack, grid, percentile)["w"].axis is None
     text = "(float[N,4,6,6] x) => (float[N,4,6,6] y) { y = ConvTranspose<group=2>(x, w) }"
     assert chosen(build(text, w=np.ones((4, 2, 1, 1))), grid, percentile)["w"].axis is None
+    first = build("(float[N,4,5] x) => (float[N,3,5] y) { y = MatMul(w, x) }", w=np.ones((3, 4)))
+    assert chosen(first, grid, percentile)["w"].axis is None
     text = "(float[N,4] x) => (float[N,4] y) { z = MatMul(x, w) y = MatMul(z, w) }"
     assert set(chosen(build(text, w=np.eye(4)), grid, percentile)) == {"w"}
+
+
+@pytest.mark.parametrize("percentile", [None, 90.0])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_each_block_of_inputs_is_chosen_by_itself(percentile: float | None, transposed: bool):
+    weight = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
+    alone = "(float[N,{k}] x) => (float[N,3] y) {{ y = MatMul(x, w) }}"
+    text = "(float[N,10] x) => (float[N,3] y) { y = Gemm<transB=1>(x, w) }" if transposed else alone.format(k=10)
+    grid = WeightGrid(-8, 7, symmetric=True, per_channel=True)
+    params = chosen(build(text, w=weight.T if transposed else weight), replace(grid, block=4), percentile)["w"]
+    assert (params.axis, params.block) == (1 if transposed else 0, 4)
+    for i, begin in enumerate((0, 4, 8)):
+        part = weight[begin : begin + 4]
+        expected = chosen(build(alone.format(k=len(part)), w=part), grid, percentile)["w"]
+        np.testing.assert_array_equal(params.scale.take(i, params.axis), expected.scale)
+        np.testing.assert_array_equal(params.zero_point.take(i, params.axis), expected.zero_point)
 
 
 @pytest.mark.parametrize("scales", [ScaleType.Float32, ScaleType.PowerOf2])

@@ -18,11 +18,13 @@ __all__ = [
     "BFloat16",
     "DataType",
     "Float16",
+    "Int2",
     "Int4",
     "Int8",
     "Int16",
     "Int32",
     "MXInt8",
+    "UInt2",
     "UInt4",
     "UInt8",
     "UInt16",
@@ -47,8 +49,17 @@ class DataType:
 
     @property
     def qmin(self) -> int:
-        """The least integer. A symmetric tensor's calibration may leave it unused (Int8: -127)."""
+        """The least integer."""
         return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def symmetric_qmin(self) -> int:
+        """The least integer of a symmetric weight, as onnxruntime's quantizer has it.
+
+        Signed types of 8 bits and more leave the least one out, so that both ends are equally far from 0 (Int8: -127).
+        Narrower ones have none to spare.
+        """
+        return self.qmin + 1 if self.signed and self.bits >= 8 else self.qmin
 
     @property
     def qmax(self) -> int:
@@ -59,6 +70,8 @@ class DataType:
         return self.name
 
 
+Int2 = DataType("Int2", bits=2, signed=True)
+UInt2 = DataType("UInt2", bits=2, signed=False)
 Int4 = DataType("Int4", bits=4, signed=True)
 UInt4 = DataType("UInt4", bits=4, signed=False)
 Int8 = DataType("Int8", bits=8, signed=True)
@@ -84,7 +97,7 @@ MXInt8 = DataType("MXInt8")
 DATA_TYPES = {
     kind.name: kind
     for kind in (
-        Int4, UInt4, Int8, UInt8, Int16, UInt16, Int32, UInt32, Float16, BFloat16, BFP16, MX4, MX6, MX9,
+        Int2, UInt2, Int4, UInt4, Int8, UInt8, Int16, UInt16, Int32, UInt32, Float16, BFloat16, BFP16, MX4, MX6, MX9,
         MXFP4E2M1, MXFP6E2M3, MXFP6E3M2, MXFP8E4M3, MXFP8E5M2, MXInt8,
     )
 }  # fmt: skip

@@ -107,7 +107,7 @@ OpTypes = Annotated[tuple[str, ...] | list[str], strings("a list of op types")]
 
 
 class ExtraOptions(TypedDict, total=False):
-    """What is in effect of `QConfig.extra_options`. The names are AMD Quark's, except NumThreads.
+    """What is in effect of `QConfig.extra_options`. The names are AMD Quark's, except NumThreads and BlockSize.
 
     NumThreads: threads of onnxruntime and of the solvers; as many as there are cores when absent.
     OpTypesToQuantize: the only op types to quantize; those of docs/compatibility.md when absent.
@@ -122,8 +122,9 @@ class ExtraOptions(TypedDict, total=False):
     FuseGelu, FuseLayerNorm: False leaves the graphs of a Gelu, of a LayerNormalization, as they are, and does not raise
         the opset for them; True when absent (docs/patterns.md).
     TensorQuantOverrides: tensor -> list of one dict, or for a weight one per channel, with some of quant_type (QInt8,
-        QUInt8), symmetric, axis, scale and zero_point, rmin and rmax, reduce_range: onnxruntime's option of this name.
-        Comes before all specs.
+        QUInt8, QInt16, QUInt16, of weights QInt4, QUInt4), symmetric, axis, scale and zero_point, rmin and rmax,
+        reduce_range: onnxruntime's option of this name. Comes before all specs.
+    BlockSize: how many inputs share a scale with QuantGranularity.Group; 32 when absent. onnxruntime's name.
     RemoveQDQConvRelu, RemoveQDQConvLeakyRelu, RemoveQDQConvPRelu, RemoveQDQConvClip: whether there is no Q/DQ between a
         layer (Conv, Gemm, Add, a pooling, ...) and that activation (Clip: to [0, 6] or [0, 1]) behind it. When absent
         True where activations are symmetric and their scales powers of two, else False.
@@ -156,6 +157,7 @@ class ExtraOptions(TypedDict, total=False):
     TensorQuantOverrides: Annotated[
         Mapping[str, Any], _by_name("a dict from tensor to a list of one or more dicts", _overrides)
     ]
+    BlockSize: Annotated[int, integer("an int >= 2", lambda n: n >= 2)]
     RemoveQDQConvRelu: Flag
     RemoveQDQConvLeakyRelu: Flag
     RemoveQDQConvPRelu: Flag
@@ -178,7 +180,7 @@ class ExtraOptions(TypedDict, total=False):
     FastFinetune: Annotated[Mapping[str, Any], Check("a dict from option to value", _options)]
 
 
-_FORMATS = "formats other than Int8 and UInt8 are not supported yet"
+_INTEGERS = "it is for float formats, which need AMD Quark's custom operators"
 _PREPARED = "the model is always prepared in the same way"
 _REPLACED = "operators are never replaced by others: change the model before"
 _BOTH_SIDES = "Q/DQ stays, except where an asymmetric quantizer's range does the work of the activation before it"
@@ -187,7 +189,7 @@ _RERUN = "nothing is saved of a run that did not end"
 
 # Options of which one value is what happens here in any case: name -> (the values accepted, why no other is).
 FIXED_OPTIONS: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "ActivationScaled": ((False,), _FORMATS),
+    "ActivationScaled": ((False,), _INTEGERS),
     "ActivationSymmetric": ((), "give `symmetric` to the spec of the activations"),
     "AddQDQPairToWeight": ((False,), "weights are stored as integers"),
     "AdjustBiasScale": ((True,), "an int32 bias has the scale input_scale * weight_scale"),
@@ -217,7 +219,7 @@ FIXED_OPTIONS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "FillAllValueInfo": ((False,), "infer the shapes of the result with onnx.shape_inference"),
     "FixShapes": ((None,), "fix the shapes of the model before, with onnxruntime.tools.make_dynamic_shape_fixed"),
     "FoldBatchNorm": ((True,), _PREPARED),
-    "Int16Bias": ((False,), _FORMATS),
+    "Int16Bias": ((False,), "give a spec to the biases: QLayerConfig(bias=Int16Spec())"),
     "Int16Scale": ((False,), "give `scale_type` to the specs"),
     "NodesToExcludeOutputQuantization": ((None, ()), _DRAWN),
     "OpTypesToExcludeOutputQuantization": ((None, ()), _DRAWN),
@@ -245,7 +247,7 @@ FIXED_OPTIONS: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "UseUnsignedReLU": ((False,), "give the layers with a Relu an asymmetric spec"),
     "UserCustomOpLibPath": ((None,), "onnxruntime runs the models with its own operators only"),
     "WeightCalibrateMethod": ((None,), "give `calibration_method` to the spec of the weights"),
-    "WeightScaled": ((False,), _FORMATS),
+    "WeightScaled": ((False,), _INTEGERS),
     "WeightSymmetric": ((), "give `symmetric` to the spec of the weights"),
     "WeightsOnly": ((False,), "activations are quantized too"),
 }  # fmt: skip

@@ -22,6 +22,7 @@ __all__ = [
     "BFloat16Spec",
     "CalibMethod",
     "Float16Spec",
+    "Int2Spec",
     "Int4Spec",
     "Int8Spec",
     "Int16Spec",
@@ -39,6 +40,7 @@ __all__ = [
     "QTensorConfig",
     "QuantGranularity",
     "ScaleType",
+    "UInt2Spec",
     "UInt4Spec",
     "UInt8Spec",
     "UInt16Spec",
@@ -78,7 +80,11 @@ class ScaleType(_Named):
 
 
 class QuantGranularity(_Named):
-    """What shares one scale and zero point: the tensor, one output channel of a weight, or a group in it."""
+    """What shares one scale and zero point: the tensor, one output channel of a weight, or a group in it.
+
+    Group is for weights: in MatMul and Gemm neighbouring inputs (the extra option BlockSize says how many), as ONNX's
+    block_size has it; in other layers it is Channel.
+    """
 
     Tensor = enum.auto()
     Channel = enum.auto()
@@ -192,8 +198,29 @@ class XInt8Spec(Int8Spec):
 
 @strict_keywords
 @dataclass(frozen=True, repr=False)
+class Int2Spec(QTensorConfig):
+    """2-bit signed, symmetric; the arguments of `QTensorConfig`. For weights, once onnxruntime runs them."""
+
+    name: ClassVar[str] = "Int2Spec"
+
+    data_type: Format = formats.Int2
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
+class UInt2Spec(QTensorConfig):
+    """2-bit unsigned, asymmetric; the arguments of `QTensorConfig`. For weights, once onnxruntime runs them."""
+
+    name: ClassVar[str] = "UInt2Spec"
+
+    symmetric: Flag = False
+    data_type: Format = formats.UInt2
+
+
+@strict_keywords
+@dataclass(frozen=True, repr=False)
 class Int4Spec(QTensorConfig):
-    """4-bit signed, symmetric; the arguments of `QTensorConfig`."""
+    """4-bit signed, symmetric; the arguments of `QTensorConfig`. For weights."""
 
     name: ClassVar[str] = "Int4Spec"
 
@@ -203,7 +230,7 @@ class Int4Spec(QTensorConfig):
 @strict_keywords
 @dataclass(frozen=True, repr=False)
 class UInt4Spec(QTensorConfig):
-    """4-bit unsigned, asymmetric; the arguments of `QTensorConfig`."""
+    """4-bit unsigned, asymmetric; the arguments of `QTensorConfig`. For weights."""
 
     name: ClassVar[str] = "UInt4Spec"
 
@@ -411,6 +438,12 @@ class QLayerConfig(FrozenConfig):
             if field.name != "weight" and spec and spec.calibration_method is CalibMethod.MinOutputMSE:
                 where = f"QLayerConfig.{field.name}.calibration_method"
                 raise ConfigError(problem(where, spec.calibration_method, "another one: it is for weights only"))
+
+    @property
+    def specs(self) -> tuple[QTensorConfig, ...]:
+        """All that are given."""
+        found = (getattr(self, field.name) for field in fields(self))
+        return tuple(spec for spec in found if spec is not None)
 
     @property
     def inputs(self) -> QTensorConfig | None:

@@ -1,0 +1,195 @@
+"""CalibMethod.MinOutputMSE: the weight scales with the least error of the layers' outputs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from quark.onnx import _core
+from quark.onnx.calibration.weight_grid import WeightGrid
+from quark.onnx.errors import DataError
+from quark.onnx.graph.blockwise import input_axes
+from quark.onnx.graph.one_scale import one_scale_weights
+from quark.onnx.graph.row_layout import RowLayout
+from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, also_data
+from quark.onnx.graph.weight_params import WeightParams
+from quark.onnx.plan.layer_data import core_geometry
+
+__all__ = ["WeightScaleSearch"]
+
+_LOG = logging.getLogger(__name__)
+_PLANNED_SAMPLES = 32  # that give all their rows to the choice of weight scales
+# Gram matrices of all layers together, in bytes; beyond it a weight scale is left to minimum and maximum.
+_GRAM_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class _Searched:
+    """A layer whose weight scale is searched.
+
+    Attributes:
+        rows: (outputs, K), its weight.
+        parts: the moments of its inputs; with blocks, of so many inputs each.
+    """
+
+    layer: WeightLayer
+    grid: WeightGrid
+    rows: NDArray[np.float32]
+    parts: tuple[_core.Layer, ...]
+    block: int
+
+    def feed(self, x: NDArray[np.generic], pool: _core.ThreadPool) -> None:
+        """The layer's float input. ValueError where it does not fit."""
+        x = x.swapaxes(-1, -2) if _is_weight_first(self.layer) else x
+        for i, part in enumerate(self.parts):
+            own = x[..., i * self.block : (i + 1) * self.block] if self.block else x
+            part.feed(np.ascontiguousarray(own), None, pool)
+
+    def choose(self, others: Sequence[_Searched], pool: _core.ThreadPool) -> WeightParams:
+        """The scale with the least output error, of other layers with the same weight too.
+
+        Raises:
+            ValueError: the data is not finite.
+        """
+        layer, grid, block = self.layer, self.grid, self.block
+        together = [self, *others]
+        for other in others:
+            for part, further in zip(self.parts, other.parts, strict=True):
+                part.join(further, pool)
+        found = [
+            part.weight_scale(
+                np.ascontiguousarray(self.rows[:, i * block : (i + 1) * block]) if block else self.rows,
+                qmin=grid.qmin,
+                qmax=grid.qmax,
+                symmetric=grid.symmetric,
+                per_channel=grid.per_channel,
+                bias_free=all(one.layer.bias is not None for one in together),
+                scale_type=grid.scales.name,
+                pool=pool,
+            )
+            for i, part in enumerate(self.parts)
+        ]
+        if not block:
+            ((scale, zero_point),) = found
+            return WeightParams(scale, zero_point, layer.channel_axis if grid.per_channel else None)
+        blocks_axis = 1 - layer.channel_axis
+        scale, zero_point = (np.stack(values, axis=blocks_axis) for values in zip(*found, strict=True))
+        return WeightParams(scale, zero_point, blocks_axis, block)
+
+
+class WeightScaleSearch:
+    """CalibMethod.MinOutputMSE: moments of every layer's float input, then the scale with the least output error."""
+
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        layers: Iterable[WeightLayer],
+        grid_of: Callable[[str], WeightGrid | None],
+        pool: _core.ThreadPool,
+    ) -> None:
+        constants = {t.name: t for t in model.graph.initializer}
+        self._pool = pool
+        self._layers: list[_Searched] = []
+        budget = _GRAM_BYTES
+        blocked, one_scale = input_axes(model.graph), one_scale_weights(model)
+        layers = tuple(layer for layer in layers if grid_of(layer.weight) is not None)
+        left = {layer.weight for layer in layers if not _searchable(layer)}
+        left |= _arranged_in_two_ways(layers) | also_data(model)
+        for layer in layers:
+            grid = grid_of(layer.weight)
+            if grid is None or layer.weight in left:
+                continue
+            grid = replace(grid, per_channel=grid.per_channel and layer.weight not in one_scale)
+            rows = layer.layout.rows(onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
+            groups = _groups(layer)
+            inputs, block = rows.shape[1], grid.block if layer.weight in blocked else 0
+            sizes = [min(block, inputs - begin) for begin in range(0, inputs, block)] if block else [inputs]
+            gram_bytes = 8 * groups * sum(size**2 for size in sizes)
+            if gram_bytes > budget:
+                _LOG.warning("layer %s: too large to choose its weight scale by output error", layer.node_name)
+                left.add(layer.weight)
+                continue
+            budget -= gram_bytes
+            parts = tuple(_moments(layer, size, len(rows) // groups, groups) for size in sizes)
+            self._layers.append(_Searched(layer, grid, rows, parts, block))
+        self._leave(left)
+
+    def tensors(self) -> list[str]:
+        return [searched.layer.input for searched in self._layers]
+
+    def feed(self, values: Mapping[str, NDArray[np.generic]]) -> None:
+        searched = self._layers
+        self._leave({one.layer.weight for one in searched if not self._fits(one, values[one.layer.input])})
+
+    def _leave(self, weights: Collection[str]) -> None:
+        """To minimum and maximum, with all layers that have them."""
+        self._layers = [searched for searched in self._layers if searched.layer.weight not in weights]
+
+    def _fits(self, searched: _Searched, x: NDArray[np.generic]) -> bool:
+        try:
+            searched.feed(x, self._pool)
+        except ValueError as error:
+            name = searched.layer.node_name
+            _LOG.warning("layer %s: its weight scale is left to minimum and maximum: %s %s", name, error, x.shape)
+            return False
+        return True
+
+    def _by_weight(self) -> Iterable[list[_Searched]]:
+        """The layers of each weight, mostly one."""
+        found: dict[str, list[_Searched]] = {}
+        for entry in self._layers:
+            found.setdefault(entry.layer.weight, []).append(entry)
+        return found.values()
+
+    def choose(self) -> dict[str, WeightParams]:
+        found = {}
+        for first, *others in self._by_weight():
+            layer = first.layer
+            try:
+                found[layer.weight] = first.choose(others, self._pool)
+            except ValueError as error:
+                raise DataError(f"input {layer.input!r} of layer {layer.node_name!r}: {error}") from error
+        return found
+
+
+def _moments(layer: WeightLayer, inputs: int, outputs: int, groups: int) -> _core.Layer:
+    """Of so many inputs of each group. The number of samples is not known ahead: so many rows of each at first, then
+    fewer.
+    """
+    return _core.Layer(
+        inputs,
+        outputs,
+        _PLANNED_SAMPLES,
+        _PLANNED_SAMPLES * min(max(inputs // 4, 32), 256),
+        groups=groups,
+        conv=core_geometry(layer.attributes),
+        target=False,
+    )
+
+
+def _arranged_in_two_ways(layers: Iterable[WeightLayer]) -> set[str]:
+    """The weights of which no two layers make the same rows."""
+    first: dict[str, tuple[RowLayout, int]] = {}
+    rows = ((layer.weight, (layer.layout, _groups(layer))) for layer in layers)
+    return {weight for weight, arrangement in rows if first.setdefault(weight, arrangement) != arrangement}
+
+
+def _groups(layer: WeightLayer) -> int:
+    return layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
+
+
+def _is_weight_first(layer: WeightLayer) -> bool:
+    return isinstance(layer.attributes, GemmAttributes) and layer.attributes.weight_first
+
+
+def _searchable(layer: WeightLayer) -> bool:
+    if isinstance(layer.attributes, ConvAttributes):
+        return True
+    if not isinstance(layer.attributes, GemmAttributes):
+        return False  # the scale of a normalization: the layer's input is not what it is applied to
+    return len(layer.weight_shape) == 2 and not layer.attributes.trans_a
