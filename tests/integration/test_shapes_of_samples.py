@@ -20,9 +20,6 @@ from quark.onnx import (
     UInt8Spec,
 )
 
-W = Weights(0)
-GAINS = W.gains(8)
-
 
 class Items:
     """A reader over these items."""
@@ -36,6 +33,7 @@ class Items:
 
 def pictures() -> onnx.ModelProto:
     """Fully convolutional, with an activation whose loss is not quadratic: x (N, 3, H, W) to y (N, 4, H, W)."""
+    w = Weights(0)
     return build(
         """(float[N,3,H,W] x) => (float[N,4,H,W] y) {
             [first] t1 = Conv<pads=[1,1,1,1]>(x, first_w, first_b)
@@ -44,32 +42,34 @@ def pictures() -> onnx.ModelProto:
             [relu] t4 = Relu(t3)
             [third] y = Conv(t4, third_w)
         }""",
-        first_w=W.conv(8, 3, 3, 3), first_b=W.bias(8), slopes=np.full((8, 1, 1), 0.2),
-        second_w=W.conv(8, 1, 3, 3), second_b=W.bias(8), third_w=W.conv(4, 8, 1, 1),
+        first_w=w.conv(8, 3, 3, 3), first_b=w.bias(8), slopes=np.full((8, 1, 1), 0.2),
+        second_w=w.conv(8, 1, 3, 3), second_b=w.bias(8), third_w=w.conv(4, 8, 1, 1),
     )  # fmt: skip
 
 
 def sequences() -> onnx.ModelProto:
     """x (N, length, 12) to y (N, length, 6)."""
+    w = Weights(0)
     return build(
         """(float[N,S,12] x) => (float[N,S,6] y) {
             [first] m = MatMul(x, first_w) t1 = Add(m, first_b)
             [sigmoid] t2 = Sigmoid(t1)
             [second] y = MatMul(t2, second_w)
         }""",
-        first_w=W.conv(16, 12).T, first_b=W.bias(16), second_w=W.conv(6, 16).T,
+        first_w=w.conv(16, 12).T, first_b=w.bias(16), second_w=w.conv(6, 16).T,
     )  # fmt: skip
 
 
 def length_first() -> onnx.ModelProto:
     """As speech models have it: x (length, 12) to y (length, 6); one recording an item."""
+    w = Weights(0)
     return build(
         """(float[S,12] x) => (float[S,6] y) {
             [first] t1 = Gemm(x, first_w, first_b)
             [relu] t2 = Relu(t1)
             [second] y = MatMul(t2, second_w)
         }""",
-        first_w=W.conv(16, 12).T, first_b=W.bias(16), second_w=W.conv(6, 16).T,
+        first_w=w.conv(16, 12).T, first_b=w.bias(16), second_w=w.conv(6, 16).T,
     )  # fmt: skip
 
 
