@@ -47,7 +47,7 @@ class LayerSize:
 
 
 def layer_sizes(model: onnx.ModelProto, input_shape: tuple[int, ...]) -> list[LayerSize]:
-    """Sizes of every Conv, Gemm and MatMul by a constant matrix, in a float model fed with input_shape.
+    """Sizes of every Conv, ConvTranspose, Gemm and MatMul by a constant matrix, in a float model fed with input_shape.
 
     Raises:
         ValueError: the model has not exactly one input, or shape inference leaves a layer's shape open.
@@ -75,7 +75,9 @@ def layer_sizes(model: onnx.ModelProto, input_shape: tuple[int, ...]) -> list[La
     return [
         _layer_size(node, shape(node.input[1]), shape(node.output[0]))
         for node in graph.node
-        if node.op_type in ("Conv", "Gemm", "MatMul") and node.input[1] in constants and len(shape(node.input[1])) > 1
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+        and node.input[1] in constants
+        and len(shape(node.input[1])) > 1
     ]
 
 
@@ -84,6 +86,12 @@ def _layer_size(node: onnx.NodeProto, weight: tuple[int, ...], output: tuple[int
     if node.op_type == "Conv":
         groups = attributes.get("group", 1)
         return LayerSize(node.name, math.prod(output) // output[1], math.prod(weight[1:]), weight[0] // groups, groups)
+    if node.op_type == "ConvTranspose":  # with a stride s an output sees every s-th tap
+        groups, kernel = attributes.get("group", 1), weight[2:]
+        strides = attributes.get("strides", [1] * len(kernel))
+        seen = math.prod(max(1, taps // stride) for taps, stride in zip(kernel, strides, strict=True))
+        inputs = weight[0] // groups * seen
+        return LayerSize(node.name, math.prod(output) // output[1], inputs, weight[1], groups)
     if node.op_type == "Gemm" and attributes.get("transB"):
         weight = weight[::-1]
     groups = math.prod(weight[:-2])  # of a MatMul with a stack of matrices

@@ -10,6 +10,7 @@ import onnx
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Walk
 from quark.onnx.inference import Engine
+from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan, Plan, SkippedLayer
 
 __all__ = ["with_largest_layer"]
@@ -29,9 +30,12 @@ def with_largest_layer(
     sizes = _bytes_of_layers(float_model, quantized, plan.layers, samples, engine)
     largest = max(range(len(sizes)), key=sizes.__getitem__)
     chosen = plan.layers[largest]
-    why = "select_max_mem_layer: its data needs {:.3g} MiB, that of {!r} {:.3g} MiB"
     skipped = tuple(
-        SkippedLayer(layer.node, layer.op_type, why.format(size / _MIB, chosen.node, sizes[largest] / _MIB))
+        SkippedLayer(
+            layer.node,
+            layer.op_type,
+            Reason.NOT_THE_LARGEST.why(size=size / _MIB, largest=chosen.node, most=sizes[largest] / _MIB),
+        )
         for layer, size in zip(plan.layers, sizes, strict=True)
         if layer.weight.initializer != chosen.weight.initializer
     )

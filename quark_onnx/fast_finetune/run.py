@@ -22,6 +22,7 @@ from quark.onnx.fast_finetune.solver import LayerSolver, OpenSolver, Solution
 from quark.onnx.graph.editor import constant_tensors
 from quark.onnx.graph.write_back import write_integers
 from quark.onnx.inference import Engine
+from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan, Plan
 from quark.onnx.report.layer_report import LayerReport
 
@@ -148,7 +149,7 @@ def _feed(solver: LayerSolver, data: LayerData, layer: LayerPlan) -> str:
         mixed_in = None if x_float is None else np.ascontiguousarray(arrange.input(x_float))
         solver.feed(core_input(x, layer), np.ascontiguousarray(arrange.output(y)), mixed_in)
     except ValueError as error:
-        return f"its data does not fit: {error} (input {x.shape}, float output {y.shape})"
+        return Reason.DATA_DOES_NOT_FIT.why(problem=f"{error} (input {x.shape}, float output {y.shape})")
     return ""
 
 
@@ -159,7 +160,7 @@ def _write_back(solved: Solved, initializers: _Initializers, judge: Judge | None
     about = {"name": layer.node, "op_type": layer.op_type, "inputs": inputs, "outputs": outputs}
     if solution is None:
         return LayerReport(**about, reason=solved.problem, seconds=solved.seconds)
-    reason = "nothing is better than rounding to nearest on held-out rows"
+    reason: str = Reason.NOTHING_BETTER.why()
     if solution.improved > 0:
         reason = _write(solution, layer, initializers, judge)
         if reason:

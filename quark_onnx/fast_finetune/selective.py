@@ -19,6 +19,7 @@ from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Arrays, Walk
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.inference import Engine, in_order, session
+from quark.onnx.plan.reasons import Reason
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.validate import problem
 
@@ -70,7 +71,7 @@ class Judge(ABC):
         before, score = self._kept, self._score()
         change = f"{self._name} {before:.6g} -> {score:.6g}"
         if not self._core.keep(self._sign * score):
-            return f"the whole model did not get better: {change}"
+            return Reason.MODEL_NOT_BETTER.why(change=change)
         self._kept = score
         _LOG.info("the whole model got better: %s", change)
         return ""

@@ -15,6 +15,7 @@ from quark.onnx.fast_finetune.solved import Solved, core_input, solve
 from quark.onnx.fast_finetune.solver import OpenSolver
 from quark.onnx.fast_finetune.walk import Walk
 from quark.onnx.inference import Engine, in_order
+from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan
 
 __all__ = ["solve_shared_weights"]
@@ -57,7 +58,7 @@ def solve_shared_weights(
                 if not problem:
                     opened.feed_input(core_input(x, layer))
             except ValueError as error:
-                problem = f"its data does not fit: {error} (input {x.shape})"
+                problem = Reason.DATA_DOES_NOT_FIT.why(problem=f"{error} (input {x.shape})")
         together = fed.setdefault(layer.weight.initializer, [])
         together.append((layer, opened, problem))
         if len(together) == 1 + len(layer.shares):

@@ -11,6 +11,7 @@ from onnx import numpy_helper
 
 __all__ = [
     "GraphEditor",
+    "all_nodes",
     "attribute",
     "constant_tensors",
     "constants_to_initializers",
@@ -30,6 +31,14 @@ def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
             yield item.g
         elif item.type == onnx.AttributeProto.GRAPHS:
             yield from item.graphs
+
+
+def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """The nodes of a graph and of all bodies in it."""
+    for node in graph.node:
+        yield node
+        for body in subgraphs(node):
+            yield from all_nodes(body)
 
 
 def reads(node: onnx.NodeProto) -> Iterator[str]:

@@ -24,12 +24,12 @@ from quark.onnx.graph.matcher import Match, Matcher
 from quark.onnx.graph.opset import opset_of, raised_and_checked
 from quark.onnx.graph.patterns import PATTERNS
 
-__all__ = ["fuse_patterns"]
+__all__ = ["FIRST_OPSET", "fuse_patterns"]
 
 _LOG = logging.getLogger(__name__)
 
 # The operators that take the place of a pattern, with the first opset that has them.
-_FIRST_OPSET = {"HardSigmoid": 6, "PRelu": 7, "HardSwish": 14, "LayerNormalization": 17, "Gelu": 20}
+FIRST_OPSET = {"HardSigmoid": 6, "PRelu": 7, "HardSwish": 14, "LayerNormalization": 17, "Gelu": 20}
 
 _Shape = tuple[int | None, ...]
 
@@ -44,7 +44,7 @@ class _Fused:
 
     @property
     def first_opset(self) -> int:
-        return _FIRST_OPSET[self.match.pattern.stands_for]
+        return FIRST_OPSET[self.match.pattern.stands_for]
 
 
 def fuse_patterns(model: onnx.ModelProto, *, but: Collection[str] = ()) -> onnx.ModelProto:
@@ -184,7 +184,7 @@ def _initializer(editor: GraphEditor, nearby: list[str], fused: _Fused, ending: 
 
 def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | None:
     """The model at a newer opset, with shapes; None, and a warning, where that cannot be had."""
-    operator = next(name for name, first in _FIRST_OPSET.items() if first == opset)
+    operator = next(name for name, first in FIRST_OPSET.items() if first == opset)
     try:
         result = raised_and_checked(model, opset)
     except Exception as error:  # neither the converter's nor onnxruntime's have a base of their own

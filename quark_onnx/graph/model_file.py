@@ -13,6 +13,7 @@ import onnx
 from onnx.external_data_helper import uses_external_data
 
 from quark.onnx.errors import ModelError
+from quark.onnx.graph.editor import all_nodes
 from quark.onnx.large_models import is_large
 
 __all__ = ["ModelLike", "check_output_path", "load_model", "save_model"]
@@ -22,6 +23,8 @@ ModelLike: TypeAlias = str | os.PathLike[str] | onnx.ModelProto
 
 def load_model(model: ModelLike, *, role: str) -> onnx.ModelProto:
     """Read a model, external data included; the result is the caller's own to change.
+
+    It names no missing inputs at the end of a node.
 
     Args:
         model: path of an ONNX file, or a proto, which is copied.
@@ -47,6 +50,9 @@ def load_model(model: ModelLike, *, role: str) -> onnx.ModelProto:
         size = 4 * math.prod(tensor.dims)
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.raw_data) not in (0, size):
             raise ModelError(f"{where} is cut short: {tensor.name!r} has {len(tensor.raw_data)} of {size} bytes")
+    for node in all_nodes(loaded.graph):  # onnxruntime (1.32) crashes on a LayerNormalization with bias ""
+        while node.input and not node.input[-1]:
+            node.input.pop()
     return loaded
 
 

@@ -7,9 +7,15 @@ from typing import Any
 
 import onnx
 
-__all__ = ["NORMALIZATIONS", "NormAttributes", "norm_attributes"]
+__all__ = ["NORMALIZATIONS", "NORM_ATTRIBUTES", "NormAttributes", "norm_attributes"]
 
-NORMALIZATIONS = ("BatchNormalization", "GroupNormalization", "InstanceNormalization", "LayerNormalization")
+NORM_ATTRIBUTES = {
+    "BatchNormalization": ("epsilon", "momentum", "training_mode"),
+    "GroupNormalization": ("epsilon", "num_groups", "stash_type"),
+    "InstanceNormalization": ("epsilon",),
+    "LayerNormalization": ("axis", "epsilon", "stash_type"),
+}
+NORMALIZATIONS = tuple(NORM_ATTRIBUTES)
 
 
 @dataclass(frozen=True, kw_only=True)

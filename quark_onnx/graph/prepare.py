@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Collection
 
 import onnx
-import onnx.inliner
 import onnx.shape_inference
 import onnxruntime
 import onnxslim
@@ -19,11 +18,12 @@ from quark.onnx.graph.fuse import fuse_patterns
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
 from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.graph.opset import opset_of, raised, raised_if_possible
+from quark.onnx.graph.plain import plainly_written
 from quark.onnx.large_models import serialized_for, transformed
 
-__all__ = ["is_quantized", "prepare", "unprepared"]
+__all__ = ["MIN_OPSET", "is_quantized", "prepare", "unprepared"]
 
-_MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-channel weights need
+MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-channel weights need
 
 _OPS_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm", *NORMALIZATIONS})
 
@@ -42,7 +42,7 @@ def is_quantized(model: onnx.ModelProto) -> bool:
     return any(_QUANTIZED_OP.search(node.op_type) for graph in graphs for node in graph.node)
 
 
-def prepare(model: onnx.ModelProto, *, opset: int = _MIN_OPSET, unfused: Collection[str] = ()) -> onnx.ModelProto:
+def prepare(model: onnx.ModelProto, *, opset: int = MIN_OPSET, unfused: Collection[str] = ()) -> onnx.ModelProto:
     """Simplify a float model and give it the form that quantization needs.
 
     Opset at least 13; constants folded and held in initializers that are no inputs; operators in place of the
@@ -52,19 +52,21 @@ def prepare(model: onnx.ModelProto, *, opset: int = _MIN_OPSET, unfused: Collect
     had one; shapes inferred. Inputs, outputs and metadata stay as they are.
 
     Args:
-        model: a float model; not changed. What it computes in 16-bit floats becomes float32 (`in_float32`).
+        model: a float model, written in any way (`plainly_written`); not changed. What it computes in 16-bit floats
+            becomes float32 (`in_float32`).
         opset: the one wanted; where the model cannot be raised to it, it stays as it is.
         unfused: operators whose graphs stay.
 
     Raises:
         ModelError: the model cannot be raised to opset 13, or onnxruntime cannot run it.
     """
-    result = _own_copy(model)
+    result = plainly_written(model)
     constants_to_initializers(result.graph)  # onnxslim takes value_floats for float64
     result = in_float32(result)
-    opset = max(opset, _MIN_OPSET)
+    opset = max(opset, MIN_OPSET)
     result = transformed(result, lambda given: _with_shapes(_simplified(_at_opset(given, opset))))
     result = transformed(result, lambda given: fuse_patterns(given, but=unfused))
+    _part_inputs_from_outputs(result.graph)
     editor = GraphEditor(result.graph)
     write_matmul_as_gemm(editor, _ranks(result.graph))
     fold_gemm_factors(editor)
@@ -79,17 +81,10 @@ def prepare(model: onnx.ModelProto, *, opset: int = _MIN_OPSET, unfused: Collect
 
 
 def unprepared(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A float model as it is, but in float32, without functions, and with unique names of nodes."""
-    result = in_float32(_own_copy(model))
+    """A float model as it is, but plainly written (`plainly_written`), in float32, and with unique names of nodes."""
+    result = in_float32(plainly_written(model))
     _name_nodes(result.graph)
     return result
-
-
-def _own_copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Without functions."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    return transformed(result, onnx.inliner.inline_local_functions) if result.functions else result
 
 
 def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -98,12 +93,12 @@ def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """At the least opset that Q/DQ need, and at the one wanted if that can be had."""
-    if opset_of(model, opset) < _MIN_OPSET:
+    if opset_of(model, opset) < MIN_OPSET:
         try:
-            model = raised(model, _MIN_OPSET)
+            model = raised(model, MIN_OPSET)
         except Exception as error:
-            raise ModelError(f"the model cannot be raised to opset {_MIN_OPSET}, which Q/DQ need: {error}") from error
-    return raised_if_possible(model, opset) if opset > _MIN_OPSET else model
+            raise ModelError(f"the model cannot be raised to opset {MIN_OPSET}, which Q/DQ need: {error}") from error
+    return raised_if_possible(model, opset) if opset > MIN_OPSET else model
 
 
 def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -131,6 +126,19 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     needed = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     model.ir_version = max(model.ir_version, needed)
     return model
+
+
+def _part_inputs_from_outputs(graph: onnx.GraphProto) -> None:
+    """Nodes read a copy of an input that the model returns: onnxruntime's quantizer would give its name to another."""
+    interface = (*graph.input, *graph.output)
+    names, returned = [value.name for value in interface], {value.name for value in graph.output}
+    editor = GraphEditor(graph)
+    inner = {value.name: editor.fresh_name(value.name + "_copy") for value in graph.input if value.name in returned}
+    rename_tensors(graph, inner)
+    for value, name in zip(interface, names, strict=True):
+        value.name = name
+    for name, copy in inner.items():
+        graph.node.insert(0, onnx.helper.make_node("Identity", [name], [copy]))
 
 
 def _ranks(graph: onnx.GraphProto) -> dict[str, int]:

@@ -11,15 +11,31 @@ from typing import Any
 import onnx
 
 from quark.onnx.graph.editor import constant_tensors
-from quark.onnx.graph.normalization import NORMALIZATIONS, NormAttributes, norm_attributes
+from quark.onnx.graph.normalization import NORM_ATTRIBUTES, NORMALIZATIONS, NormAttributes, norm_attributes
 from quark.onnx.graph.row_layout import RowLayout
 
 __all__ = [
-    "ConvAttributes", "ConvTransposeAttributes", "GemmAttributes", "WeightLayer", "also_data", "weight_layer",
-    "weight_layers",
+    "ATTRIBUTES", "MAX_SPATIAL", "OTHER_OPERATORS", "ConvAttributes", "ConvTransposeAttributes", "GemmAttributes",
+    "WeightLayer", "also_data", "weight_layer", "weight_layers",
 ]  # fmt: skip
 
-_MAX_SPATIAL = 3  # axes of a Conv, as in the core
+MAX_SPATIAL = 3  # axes of a Conv, as in the core
+
+_OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
+
+# The operators that may be layers, with the attributes that are understood: a node with any other is no layer.
+ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
+    "Conv": _OF_CONV,
+    "ConvTranspose": (*_OF_CONV, "output_padding", "output_shape"),
+    "Gemm": ("alpha", "beta", "transA", "transB"),
+    "MatMul": (),
+    **NORM_ATTRIBUTES,
+}
+
+# Operators of ONNX and onnxruntime with weights that no layer here describes.
+OTHER_OPERATORS = frozenset(
+    {"Attention", "DeformConv", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "LSTM", "RNN"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +179,10 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         return None
     shape = constants[weight]
     given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    if not given.keys() <= {*ATTRIBUTES.get(node.op_type, ())}:
+        return None
     attributes: ConvAttributes | GemmAttributes | NormAttributes
-    is_of_a_conv = 1 <= len(shape) - 2 <= _MAX_SPATIAL
+    is_of_a_conv = 1 <= len(shape) - 2 <= MAX_SPATIAL
     if node.op_type == "Conv" and is_of_a_conv:
         attributes, channel_axis = ConvAttributes(**_conv_attributes(given, shape[2:])), 0
     elif node.op_type == "ConvTranspose" and is_of_a_conv:

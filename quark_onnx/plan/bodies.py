@@ -8,6 +8,7 @@ import onnx
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.editor import reads, subgraphs
+from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import SkippedLayer
 
 __all__ = ["layers_in_bodies"]
@@ -31,8 +32,7 @@ def _layers(
         if all(map(is_constant, reads(node))):
             constants.update(node.output)
         elif node.op_type in op_types and any(map(is_constant, filter(None, node.input[:2]))):
-            where = f"the body of {owner.op_type} {owner.name or owner.output[0]!r}"
-            reason = f"it lies in {where}: only layers of the main graph are tuned"
-            yield SkippedLayer(node.name or node.output[0], node.op_type, reason)
+            why = Reason.IN_BODY.why(op_type=owner.op_type, name=owner.name or owner.output[0])
+            yield SkippedLayer(node.name or node.output[0], node.op_type, why)
         for inner in subgraphs(node):
             yield from _layers(inner, node, is_constant, op_types)

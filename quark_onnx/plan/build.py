@@ -14,12 +14,20 @@ from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.normalization import NormAttributes
-from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layer, weight_layers
+from quark.onnx.graph.weight_layers import (
+    OTHER_OPERATORS,
+    ConvAttributes,
+    GemmAttributes,
+    WeightLayer,
+    weight_layer,
+    weight_layers,
+)
 from quark.onnx.plan.arrangement import Arrangement, Transposed, TransposedInput
 from quark.onnx.plan.bodies import layers_in_bodies
 from quark.onnx.plan.normalized_input import NormalizedInput
 from quark.onnx.plan.output_stage import output_stage
 from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
+from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.shared_weights import share_weights
 from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
 from quark.onnx.plan.weight_scales import scales_in_rows
@@ -34,6 +42,10 @@ _FAR = {2: 0, 4: 1, 8: 2, 16: 512}
 class _Skip(Exception):
     """Why a layer is left as it is."""
 
+    def __init__(self, reason: Reason, **about: object) -> None:
+        super().__init__()
+        self.why = reason.why(**about)
+
 
 def build_plan(
     float_model: onnx.ModelProto, quantized: onnx.ModelProto, op_types: Collection[str], *, output_qdq: bool = False
@@ -45,7 +57,7 @@ def build_plan(
     near.
 
     Args:
-        op_types: the op types to be tuned; nodes of other types are not mentioned.
+        op_types: the op types to be tuned; of nodes of other types, those with weights that cannot be are named.
         output_qdq: layers are judged after the quantization of their output.
     """
     graph, float_graph = Dataflow(quantized), Dataflow(float_model)
@@ -53,7 +65,9 @@ def build_plan(
     counterparts = _Counterparts(float_model)
     entries: list[tuple[onnx.NodeProto, LayerPlan | SkippedLayer]] = []
     for node in quantized.graph.node:
-        entries.extend((node, layer) for layer in layers_in_bodies(node, graph, op_types))
+        entries.extend((node, layer) for layer in layers_in_bodies(node, graph, {*op_types, *OTHER_OPERATORS}))
+        if node.op_type in OTHER_OPERATORS and any(map(graph.is_constant, filter(None, node.input[:3]))):
+            entries.append((node, SkippedLayer(_name(node), node.op_type, Reason.OTHER_OPERATOR.why())))
         if node.op_type not in op_types:
             continue
         try:
@@ -61,13 +75,17 @@ def build_plan(
             if layer is None:
                 raise _Skip(_not_a_layer(node, graph, constants))
             entries.append((node, _layer_plan(layer, graph, float_graph, counterparts, output_qdq=output_qdq)))
-        except _Skip as reason:
-            entries.append((node, SkippedLayer(node.name or node.output[0], node.op_type, str(reason))))
+        except _Skip as skip:
+            entries.append((node, SkippedLayer(_name(node), node.op_type, skip.why)))
     found = share_weights(entries, graph)
     return Plan(
         tuple(entry for entry in found if isinstance(entry, LayerPlan)),
         tuple(entry for entry in found if isinstance(entry, SkippedLayer)),
     )
+
+
+def _name(node: onnx.NodeProto) -> str:
+    return node.name or node.output[0]
 
 
 def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
@@ -79,16 +97,15 @@ def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _not_a_layer(node: onnx.NodeProto, graph: Dataflow, constants: Collection[str]) -> str:
-    weight_may_be = node.input[:2] if node.op_type in ("Gemm", "MatMul") else node.input[1:2]
-    constant = [name for name in weight_may_be if graph.is_constant(name)]
-    if len(node.input) < 2 or (node.op_type != "Gemm" and any(name in constants for name in constant)):
-        return "this kind of layer is not tuned yet"
-    if not constant:
-        return "its weight is computed by the model, not constant"
-    if node.input[1] not in constant:
-        return "its weight is the first input of Gemm: only that of MatMul is tuned there"
-    return "its weight is neither a float32 initializer nor an integer one behind DequantizeLinear"
+def _not_a_layer(node: onnx.NodeProto, graph: Dataflow, constants: Collection[str]) -> Reason:
+    weight_may_be = node.input[:2] if node.op_type == "MatMul" else node.input[1:2]
+    if len(node.input) < 2 or any(name in constants for name in weight_may_be):
+        return Reason.UNKNOWN_KIND
+    if any(map(graph.is_constant, weight_may_be)):
+        return Reason.WEIGHT_IN_ANOTHER_FORM
+    if node.op_type == "Gemm" and graph.is_constant(node.input[0]):
+        return Reason.WEIGHT_FIRST_IN_GEMM
+    return Reason.WEIGHT_COMPUTED
 
 
 class _Counterparts:
@@ -124,22 +141,22 @@ def _layer_plan(
     layer: WeightLayer, graph: Dataflow, float_graph: Dataflow, counterparts: _Counterparts, *, output_qdq: bool
 ) -> LayerPlan:
     if layer.weight in graph.initializers:
-        raise _Skip("its weight is not quantized")
+        raise _Skip(Reason.WEIGHT_NOT_QUANTIZED)
     dequantize = graph.producer[layer.weight]
     integers = graph.initializers[dequantize.input[0]]
     if onnx.helper.tensor_dtype_to_np_dtype(integers.data_type).name not in INTEGERS:
-        raise _Skip(f"weights of type {onnx.TensorProto.DataType.Name(integers.data_type)} are not tuned yet")
+        raise _Skip(Reason.WEIGHT_TYPE, type=onnx.TensorProto.DataType.Name(integers.data_type))
     if len(layer.weight_shape) > 2 and layer.op_type == "MatMul":
-        raise _Skip("its weight is a stack of matrices")
+        raise _Skip(Reason.STACK_OF_MATRICES)
     if graph.is_constant(layer.input):
-        raise _Skip("its input is constant")
+        raise _Skip(Reason.CONSTANT_INPUT)
     counterpart, weight = _pair(layer, graph, dequantize, float_graph, counterparts)
     if float_graph.is_constant(counterpart.output):
-        raise _Skip("its float output is constant")
+        raise _Skip(Reason.CONSTANT_TARGET)
     conv = _convolution(layer)
     gemm = layer.attributes if isinstance(layer.attributes, GemmAttributes) else GemmAttributes()
     if gemm.alpha == 0:
-        raise _Skip("Gemm with alpha 0 has no weight to tune")
+        raise _Skip(Reason.ALPHA_0)
     stage = None
     if gemm.alpha == 1:  # the core sees outputs without alpha
         stage = output_stage(layer, graph, counterpart, float_graph, through_qdq=output_qdq)
@@ -185,8 +202,8 @@ def _pair(
     if len(pairs) == 1:
         return pairs[0]
     if named:
-        raise _Skip("its weight is not near that of the float model: was another float model quantized?")
-    raise _Skip("the float model has no such layer: neither its name, its output's nor its weight's is there")
+        raise _Skip(Reason.ANOTHER_WEIGHT)
+    raise _Skip(Reason.NOT_IN_FLOAT_MODEL)
 
 
 def _convolution(layer: WeightLayer) -> ConvAttributes | None:
@@ -209,17 +226,16 @@ def _arrangement(layer: WeightLayer, source: QuantizedInput, graph: Dataflow) ->
             return Transposed()
         case NormAttributes() as norm:
             if norm.training:
-                raise _Skip("in training mode it normalizes with the mean and variance of the batch")
+                raise _Skip(Reason.TRAINING_MODE)
             if norm.stash_type != onnx.TensorProto.FLOAT:
-                kind = onnx.TensorProto.DataType.Name(norm.stash_type)
-                raise _Skip(f"its mean and variance are {kind} (stash_type), not FLOAT")
+                raise _Skip(Reason.STASH_TYPE, type=onnx.TensorProto.DataType.Name(norm.stash_type))
             given = list(graph.producer[layer.output].input)
             if twice := [name for name in (layer.weight, layer.bias) if name and given.count(name) > 1]:
-                raise _Skip(f"it reads {twice[0]!r} as two of its inputs")
+                raise _Skip(Reason.READ_TWICE, tensor=twice[0])
             statistics = [constant_values(graph, name) for name in norm.statistics]
             known = tuple(values for values in statistics if values is not None)
             if len(known) < len(statistics):
-                raise _Skip("its mean or variance is neither a float32 initializer nor an integer one with one scale")
+                raise _Skip(Reason.STATISTICS)
             return NormalizedInput(layer.op_type, norm, layer.weight_shape, source.scale, source.zero_point, known)
     return Arrangement()
 
@@ -241,7 +257,7 @@ def _quantized_weight(
     scale, zero_point = dequantize_parameters(dequantize, graph)
     found = None if scale is None else scales_in_rows(layer, dequantize, scale, zero_point)
     if found is None:
-        raise _Skip("its weight scale is neither one constant per tensor nor one per output channel or block")
+        raise _Skip(Reason.WEIGHT_SCALE)
     kind, rows_q = INTEGERS[integers.dtype.name], layer.layout.rows(integers).astype(np.int32)
     qmin = kind.qmin
     if not found[1].any():
@@ -268,11 +284,13 @@ def _is_near(weight: QuantizedWeight, kind: DataType) -> bool:
 
 def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: float) -> QuantizedBias | None:
     """The bias as the output sees it: beta is part of its scale."""
+    if beta == 0:
+        return None
     if layer.has_dynamic_bias:
         if graph.is_constant(graph.producer[layer.output].input[2]):
-            raise _Skip("its bias is neither a float32 initializer nor an integer one behind DequantizeLinear")
-        raise _Skip("its bias is computed by the model, not constant")
-    if layer.bias is None or beta == 0:
+            raise _Skip(Reason.BIAS_IN_ANOTHER_FORM)
+        raise _Skip(Reason.BIAS_COMPUTED)
+    if layer.bias is None:
         return None
     if layer.bias in graph.initializers:  # a float bias stays: only integers are changed
         real = _bias_values(layer, graph.initializers[layer.bias]).astype(np.float32)
@@ -281,13 +299,13 @@ def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: flo
     integers = _bias_values(layer, graph.initializers[node.input[0]])
     scale, zero_point = dequantize_parameters(node, graph)
     if scale is None or not _is_per_output(integers, outputs) or scale.size not in (1, outputs):
-        raise _Skip("its bias is not one integer per output, quantized with constant scales")
+        raise _Skip(Reason.BIAS_SCALE)
     s = np.ascontiguousarray(np.broadcast_to(beta * scale.reshape(-1), outputs), np.float32)
     real = ((integers.reshape(-1).astype(np.int64) - zero_point.reshape(-1).astype(np.int64)) * s).astype(np.float32)
     if zero_point.any() or len(graph.readers(node.input[0])) > 1 or len(graph.readers(layer.bias)) > 1:
         return _fixed_bias(real, outputs, 1.0)  # what another node reads too must not change
     if integers.dtype.kind not in "iu":  # 4 and 2 bits
-        raise _Skip(f"a bias of type {integers.dtype} is not tuned yet")
+        raise _Skip(Reason.BIAS_TYPE, type=integers.dtype)
     info = np.iinfo(integers.dtype)
     return QuantizedBias(node.input[0], real, s, int(info.min), int(info.max))
 
@@ -298,7 +316,7 @@ def _bias_values(layer: WeightLayer, tensor: onnx.TensorProto) -> NDArray[Any]:
     if not isinstance(layer.attributes, NormAttributes) or values.size == 1:
         return values
     if values.shape != layer.weight_shape:
-        raise _Skip(f"its bias has the shape {values.shape}, its scale {layer.weight_shape}")
+        raise _Skip(Reason.BIAS_SHAPE, bias=values.shape, scale=layer.weight_shape)
     return values.reshape(-1)
 
 
@@ -308,6 +326,6 @@ def _is_per_output(bias: NDArray[np.generic], outputs: int) -> bool:
 
 def _fixed_bias(real: NDArray[np.float32], outputs: int, beta: float) -> QuantizedBias:
     if real.size != 1 and not _is_per_output(real, outputs):
-        raise _Skip("its bias differs from row to row")
+        raise _Skip(Reason.BIAS_PER_ROW)
     values = np.ascontiguousarray(np.broadcast_to(beta * real.reshape(-1), outputs), np.float32)
     return QuantizedBias(None, values, np.ones(outputs, np.float32), 0, 0)

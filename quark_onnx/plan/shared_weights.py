@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from quark.onnx.graph.dataflow import Dataflow
+from quark.onnx.plan.reasons import Reason, Why
 from quark.onnx.plan.types import LayerPlan, Plan, SkippedLayer
 
 __all__ = ["leave_shared", "share_weights"]
@@ -24,27 +25,27 @@ def share_weights(
     for node, entry in entries:
         if isinstance(entry, LayerPlan):
             users.setdefault(entry.weight.initializer, []).append((node, entry))
-    reasons = {weight: _obstacle(weight, of_weight, graph) for weight, of_weight in users.items()}
+    obstacles = {weight: _obstacle(weight, of_weight, graph) for weight, of_weight in users.items()}
 
     def shared(entry: LayerPlan | SkippedLayer) -> LayerPlan | SkippedLayer:
         if isinstance(entry, SkippedLayer):
             return entry
-        if reason := reasons[entry.weight.initializer]:
-            return SkippedLayer(entry.node, entry.op_type, reason)
+        if (why := obstacles[entry.weight.initializer]) is not None:
+            return SkippedLayer(entry.node, entry.op_type, why)
         others = tuple(layer.node for _, layer in users[entry.weight.initializer] if layer is not entry)
         return replace(entry, shares=others, bias=None, stage=None) if others else entry
 
     return [shared(entry) for _, entry in entries]
 
 
-def leave_shared(plan: Plan, why: str) -> Plan:
+def leave_shared(plan: Plan, but: str) -> Plan:
     """The plan without the layers that share a weight.
 
     Args:
-        why: of the reason, what follows "it shares its weight with ..., and".
+        but: of the reason, what follows "it shares its weight with ..., and".
     """
     skipped = (
-        SkippedLayer(layer.node, layer.op_type, f"it shares its weight with {_named(layer.shares)}, and {why}")
+        SkippedLayer(layer.node, layer.op_type, Reason.SHARED_WEIGHT.why(others=_named(layer.shares), but=but))
         for layer in plan.layers
         if layer.shares
     )
@@ -55,20 +56,20 @@ def _named(nodes: Sequence[str]) -> str:
     return ", ".join(map(repr, nodes))
 
 
-def _obstacle(initializer: str, users: Sequence[tuple[onnx.NodeProto, LayerPlan]], graph: Dataflow) -> str:
-    """Why a weight must stay as it is; "" if it may be tuned."""
+def _obstacle(initializer: str, users: Sequence[tuple[onnx.NodeProto, LayerPlan]], graph: Dataflow) -> Why | None:
+    """Why a weight must stay as it is; None if it may be tuned."""
     tuned = {id(node) for node, _ in users}
     for reader in _readers(initializer, graph):
         if reader is None:
-            return f"its weight {initializer!r} is an output of the model too"
+            return Reason.WEIGHT_IS_OUTPUT.why(weight=initializer)
         if id(reader) not in tuned:
             name = reader.name or reader.output[0]
-            return f"its weight {initializer!r} is read by {reader.op_type} {name!r} too, which is not tuned"
+            return Reason.WEIGHT_READ_ELSEWHERE.why(weight=initializer, op_type=reader.op_type, name=name)
     first = users[0][1]
     for _, layer in users[1:]:
         if layer.groups != first.groups or not _are_alike(layer, first):
-            return f"its weight is arranged in another way in {first.node!r} than in {layer.node!r}"
-    return ""
+            return Reason.WEIGHT_ARRANGED_OTHERWISE.why(first=first.node, other=layer.node)
+    return None
 
 
 def _are_alike(layer: LayerPlan, other: LayerPlan) -> bool:

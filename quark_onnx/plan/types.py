@@ -12,6 +12,7 @@ from quark.onnx.graph.row_layout import RowLayout
 from quark.onnx.graph.weight_layers import ConvAttributes
 from quark.onnx.plan.arrangement import Arrangement
 from quark.onnx.plan.output_stage import OutputStage
+from quark.onnx.plan.reasons import Why
 
 __all__ = ["LayerPlan", "Plan", "QuantizedBias", "QuantizedInput", "QuantizedWeight", "SkippedLayer"]
 
@@ -129,7 +130,7 @@ class SkippedLayer:
 
     node: str
     op_type: str
-    reason: str
+    reason: Why
 
 
 @dataclass(frozen=True)

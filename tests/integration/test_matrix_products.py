@@ -6,6 +6,10 @@ import numpy as np
 import onnx
 import pytest
 from foreign import statically_quantized
+from hypothesis import given, settings
+from onnx.reference import ReferenceEvaluator
+from reference.planned_layers import assert_is_its_plan
+from reference.product_cases import ProductCase, product_cases
 from small_models import Arrays, Reader, Weights, build, mean_squared_error, run, samples, scaled
 
 from quark.onnx import (
@@ -20,7 +24,9 @@ from quark.onnx import (
     UInt8Spec,
     finetune,
 )
+from quark.onnx.plan.build import build_plan
 
+SOLVERS = [AdaRoundConfig(), AdaRoundConfig(solver="gradient", num_iterations=3)]
 W = Weights(0)
 GAINS = W.gains(16)
 PER_TENSOR, PER_CHANNEL = Int8Spec(), Int8Spec(quant_granularity=QuantGranularity.Channel)
@@ -32,6 +38,29 @@ def quantized_and_report(
     algorithms = [AdaRoundConfig(**options)] if tune else []
     quantizer = ModelQuantizer(QConfig(QLayerConfig(UInt8Spec(), weight=weight), algo_config=algorithms))
     return quantizer.quantize_model(model, None, Reader(data)), quantizer.report
+
+
+@given(product_cases())
+@settings(max_examples=80, deadline=None)
+def test_a_product_with_any_attributes(case: ProductCase) -> None:
+    """It is in the plan as onnxruntime and onnx compute it; what both solvers report is the error of that output."""
+    float_model, quantized = case.float_model, case.quantized
+    want, have = run(float_model, {"x": case.x})[0], run(quantized, {"x": case.x})[0]
+    for model, output in ((float_model, want), (quantized, have)):
+        (reference,) = ReferenceEvaluator(model).run(None, {"x": case.x})
+        np.testing.assert_allclose(output, reference, rtol=1e-4, atol=1e-4)
+    plan = build_plan(float_model, quantized, (case.op_type,))
+    assert plan.skipped == ()
+    assert_is_its_plan(*plan.layers, float_model, quantized, {"x": case.x})
+    if case.attributes.get("transA"):
+        return  # its first axis does not count samples
+    error = ((have.astype(np.float64) - want) ** 2).sum(axis=-2 if case.weight_first else -1)
+    held_out = np.arange(len(case.x)) % 5 == 4
+    for config in SOLVERS:
+        _, report = finetune(float_model, quantized, None, Reader({"x": case.x}, batch=3), config)
+        (layer,) = report.layers
+        expected = (error[~held_out].mean(), error[held_out].mean())
+        np.testing.assert_allclose(layer.before, expected, rtol=1e-3, atol=1e-5 * float((want**2).sum() / error.size))
 
 
 def left() -> onnx.ModelProto:

@@ -6,11 +6,14 @@ import re
 from dataclasses import replace
 from typing import Any
 
+import hypothesis
 import numpy as np
 import onnx
 import pytest
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
 from reference.inner_tensors import inner_tensors
-from reference.norm_models import STEP, NormModels, norm_models
+from reference.norm_models import STEP, NormModels, draw_models, norm_models
 from small_models import Reader, initializers, mean_squared_error, run, samples, style_cnn, transformer_block
 
 from quark.onnx import (
@@ -173,13 +176,13 @@ def tuned(models: NormModels, config: AdaRoundConfig | AdaQuantConfig) -> tuple[
 
 
 def errors(models: NormModels, quantized: onnx.ModelProto, *, batch: int = SAMPLES) -> tuple[float, float]:
-    """(fitted, held-out) mean squared differences of the outputs, summed over the 6 elements of the scale."""
+    """(fitted, held-out) mean squared differences of the outputs, summed over the elements of the scale."""
     items = [{"x": x} for x in np.split(data_of(models)["x"], SAMPLES // batch)]
     have, want = (
         np.concatenate([run(model, item)[0] for item in items]).astype(np.float64)
         for model in (quantized, models.float_model)
     )
-    squares = 6 * ((have - want) ** 2).reshape(SAMPLES, -1).mean(axis=1)
+    squares = models.scale_q.size * ((have - want) ** 2).reshape(SAMPLES, -1).mean(axis=1)
     return squares[~HELD_OUT].mean(), squares[HELD_OUT].mean()
 
 
@@ -195,6 +198,24 @@ def test_a_foreign_model(op_type: str, config: AdaRoundConfig, given: str) -> No
     assert layer.after[1] < layer.before[1]
     before, after = initializers(models.quantized), initializers(model)
     assert {name for name in before if not np.array_equal(before[name], after[name])} <= {"scale_q", "bias_q"}
+
+
+@EVERY_KIND
+@hypothesis.given(st.data())
+@hypothesis.settings(max_examples=25, deadline=None)
+def test_a_layer_with_any_attributes(op_type: str, data: st.DataObject) -> None:
+    """What both solvers report is the error of the outputs; and those are onnx's, as far as it computes them."""
+    models = replace(draw_models(data, op_type), off=(0.4 * STEP, 0.3 * STEP))
+    hypothesis.assume(not re.search(rf"axis = (0|-{len(models.shape)}),", models.op))  # over samples
+    want, have = (run(model, data_of(models))[0] for model in (models.float_model, models.quantized))
+    if "GroupNormalization" not in models.op or models.opset == 21:
+        (reference,) = ReferenceEvaluator(models.float_model).run(None, data_of(models))
+        np.testing.assert_allclose(want, reference, rtol=1e-3, atol=1e-3)
+    before, power = errors(models, models.quantized), float(models.scale_q.size * (want.astype(np.float64) ** 2).mean())
+    assert have.shape == want.shape
+    for config in (AdaRoundConfig(), AdaRoundConfig(solver="gradient", num_iterations=3)):
+        _, layer = tuned(models, config)
+        assert layer.before == pytest.approx(before, rel=1e-3, abs=1e-5 * power)
 
 
 @pytest.mark.parametrize("config", [AdaRoundConfig(), AdaQuantConfig()], ids=["adaround", "adaquant"])
@@ -299,7 +320,7 @@ def test_groups_that_share_a_scale() -> None:
     )  # fmt: skip
     model, layer = tuned(models, AdaRoundConfig())
     assert (layer.outputs, layer.rows) == (3, (32 * 50, 8 * 50))
-    assert layer.after == pytest.approx([error / 2 for error in errors(models, model)], rel=1e-3)
+    assert layer.after == pytest.approx(errors(models, model), rel=1e-3)
     assert layer.accepted
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from hypothesis import strategies as st
 from onnx import numpy_helper
 
 STEP = np.float32(1 / 16)  # of the integers of scale and bias: their products with it are exact
@@ -117,3 +118,47 @@ def norm_models(op_type: str, *, seed: int = 0, size: int = 5, **options: Any) -
         "off": near,
     }
     return NormModels(**given | options)
+
+
+def draw_sizes(data: st.DataObject, least: int, most: int) -> tuple[int, ...]:
+    return tuple(data.draw(st.lists(st.integers(1, 5), min_size=least, max_size=most), label="sizes"))
+
+
+def draw_models(data: st.DataObject, op_type: str) -> NormModels:
+    """Any shape, axis, epsilon, number of groups and form of the scale that onnxruntime takes."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 999), label="seed"))
+    epsilon = data.draw(st.sampled_from([1e-5, 1e-3, 0.5]), label="epsilon")
+    opset, more = 21, ()
+    match op_type:
+        case "LayerNormalization":
+            shape = (3, *draw_sizes(data, 1, 3))
+            rank = len(shape)
+            axis = data.draw(st.integers(-rank, rank - 1), label="axis")
+            scale_rank = data.draw(st.integers(0, rank), label="rank of the scale")
+            differs = data.draw(st.lists(st.booleans(), min_size=rank, max_size=rank), label="the scale differs")
+            along = (1, *(size if d else 1 for size, d in zip(shape[1:], differs[1:], strict=True)))
+            scale_shape, op = along[rank - scale_rank :], f"LayerNormalization<axis = {axis}, epsilon = {epsilon}>"
+        case "GroupNormalization":
+            groups, opset = data.draw(st.integers(1, 3), label="groups"), data.draw(st.sampled_from([18, 21]))
+            channels = groups * data.draw(st.integers(1, 3), label="channels of a group")
+            shape = (3, channels, *draw_sizes(data, 1, 2))
+            scale_shape = (groups if opset == 18 else channels,)
+            op = f"GroupNormalization<num_groups = {groups}, epsilon = {epsilon}>"
+        case _:
+            shape = (3, *draw_sizes(data, 2, 4))
+            scale_shape, op = shape[1:2], f"{op_type}<epsilon = {epsilon}>"
+            if op_type == "BatchNormalization":
+                more = (rng.standard_normal(scale_shape), rng.uniform(0.5, 2, scale_shape))
+    kind = data.draw(st.sampled_from([np.int8, np.uint8]), label="scale")
+    with_bias = op_type != "LayerNormalization" or data.draw(st.booleans(), label="bias")
+    return NormModels(
+        op=op,
+        shape=shape,
+        scale_q=rng.integers(1, 100, scale_shape).astype(kind),
+        bias_q=rng.integers(-50, 50, scale_shape).astype(np.int32) if with_bias else None,
+        scale_zero=data.draw(st.sampled_from([0, 3]), label="zero point"),
+        more=more,
+        given=data.draw(st.sampled_from(["float", "8 bits"]), label="input"),
+        x_zero=data.draw(st.sampled_from([np.uint8(100), np.int8(-20)]), label="its zero point"),
+        opset=opset,
+    )

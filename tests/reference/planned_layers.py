@@ -24,12 +24,14 @@ def of_every_weight(weight: QuantizedWeight, values: np.ndarray) -> np.ndarray:
 
 
 def assert_is_its_plan(layer: LayerPlan, model: onnx.ModelProto, quantized: onnx.ModelProto, inputs: Arrays) -> None:
-    """The quantized layer's output is made of the plan's W, x and bias; W is the float weight, rounded."""
+    """The quantized layer's output is made of the plan's W, x and bias, as they are arranged; W is the float weight,
+    rounded."""
     outputs = {node.name: node.output[0] for node in quantized.graph.node}
     x, y = inner_tensors(quantized, inputs, [layer.input.tensor, outputs[layer.node]]).values()
     assert inner_tensors(model, inputs, [layer.target])[layer.target].shape == y.shape
     if x.dtype != np.float32:
         x = (x.astype(np.float64) - layer.input.zero_point) * layer.input.scale
+    x, y = layer.arrangement.input(x), layer.arrangement.output(y)
     rows, weight = rows_of(layer, x.astype(np.float64)), layer.weight
     scale, zero_point = (of_every_weight(weight, values) for values in (weight.scale, weight.zero_point))
     real = scale.astype(np.float64) * (weight.rows_q - zero_point)

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import adaquant, adaround
+from reference.conv_cases import ConvCase, conv_cases, conv_transpose_cases
 from reference.least_squares import start
 from reference.training import Options, SplitMix64, Turns, early_stop, keep_better_rows, per_unit, real_bias
-from reference.training_cases import CASES, TrainingCase, in_8_bits, matrix_case, train
+from reference.training_cases import CASES, TrainingCase, case_of, in_8_bits, matrix_case, train
 
 from quark.onnx import _core
 
@@ -111,6 +112,21 @@ def test_every_step_of_adaquant(name: str, batch_size: int, update_bias: bool):
     assert different < (0.01 if sure == options.iterations else 0.05)
     if update_bias and sure == options.iterations:
         np.testing.assert_allclose(found["bias"], expected.bias_q, atol=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(conv_cases() | conv_cases(depthwise=True) | conv_transpose_cases() | conv_transpose_cases(depthwise=True))
+def test_every_step_of_a_layer_with_any_attributes(drawn: ConvCase):
+    """The rows of the reference are those of onnx's operators: test_core_moments.py."""
+    conv, (_, channels, *sizes) = drawn.conv, drawn.x.shape
+    outputs = len(drawn.bias) // conv.groups
+    case = case_of(0, conv, sizes=tuple(sizes), channels=channels // conv.groups, outputs=outputs)
+    for is_adaround, method, few in ((True, adaround, ADAROUND), (False, adaquant, ADAQUANT)):
+        options = replace(few, iterations=4)
+        found = run(case, options, adaround=is_adaround)
+        expected = method.train(case.layer, case.rows, case.sets[0], options)
+        sure = 4 if is_adaround else int(np.argmin([*(expected.margins > 3e-6), False]))
+        np.testing.assert_allclose(found["losses"][:sure], expected.losses[:sure], rtol=5e-5, atol=1e-12)
 
 
 @pytest.mark.parametrize("warm_start", [0.0, 0.5, 1.0])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference.fake_quant import dequantize
 from reference.inner_tensors import inner_tensors
-from reference.norm_models import NormModels, norm_models
+from reference.norm_models import NormModels, draw_models, norm_models
 
 from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.plan.build import build_plan
@@ -36,50 +36,6 @@ def reason(plan: Plan) -> str:
 
 def layer_of(model: onnx.ModelProto) -> onnx.NodeProto:
     return next(node for node in model.graph.node if node.name == "layer")
-
-
-def draw_sizes(data: st.DataObject, least: int, most: int) -> tuple[int, ...]:
-    return tuple(data.draw(st.lists(st.integers(1, 5), min_size=least, max_size=most), label="sizes"))
-
-
-def draw_models(data: st.DataObject, op_type: str) -> NormModels:
-    """Any shape, axis, epsilon, number of groups and form of the scale that onnxruntime takes."""
-    rng = np.random.default_rng(data.draw(st.integers(0, 999), label="seed"))
-    epsilon = data.draw(st.sampled_from([1e-5, 1e-3, 0.5]), label="epsilon")
-    opset, more = 21, ()
-    match op_type:
-        case "LayerNormalization":
-            shape = (3, *draw_sizes(data, 1, 3))
-            rank = len(shape)
-            axis = data.draw(st.integers(-rank, rank - 1), label="axis")
-            scale_rank = data.draw(st.integers(0, rank), label="rank of the scale")
-            differs = data.draw(st.lists(st.booleans(), min_size=rank, max_size=rank), label="the scale differs")
-            along = (1, *(size if d else 1 for size, d in zip(shape[1:], differs[1:], strict=True)))
-            scale_shape, op = along[rank - scale_rank :], f"LayerNormalization<axis = {axis}, epsilon = {epsilon}>"
-        case "GroupNormalization":
-            groups, opset = data.draw(st.integers(1, 3), label="groups"), data.draw(st.sampled_from([18, 21]))
-            channels = groups * data.draw(st.integers(1, 3), label="channels of a group")
-            shape = (3, channels, *draw_sizes(data, 1, 2))
-            scale_shape = (groups if opset == 18 else channels,)
-            op = f"GroupNormalization<num_groups = {groups}, epsilon = {epsilon}>"
-        case _:
-            shape = (3, *draw_sizes(data, 2, 4))
-            scale_shape, op = shape[1:2], f"{op_type}<epsilon = {epsilon}>"
-            if op_type == "BatchNormalization":
-                more = (rng.standard_normal(scale_shape), rng.uniform(0.5, 2, scale_shape))
-    kind = data.draw(st.sampled_from([np.int8, np.uint8]), label="scale")
-    with_bias = op_type != "LayerNormalization" or data.draw(st.booleans(), label="bias")
-    return NormModels(
-        op=op,
-        shape=shape,
-        scale_q=rng.integers(1, 100, scale_shape).astype(kind),
-        bias_q=rng.integers(-50, 50, scale_shape).astype(np.int32) if with_bias else None,
-        scale_zero=data.draw(st.sampled_from([0, 3]), label="zero point"),
-        more=more,
-        given=data.draw(st.sampled_from(["float", "8 bits"]), label="input"),
-        x_zero=data.draw(st.sampled_from([np.uint8(100), np.int8(-20)]), label="its zero point"),
-        opset=opset,
-    )
 
 
 @pytest.mark.parametrize("op_type", NORMALIZATIONS)
@@ -143,81 +99,6 @@ def test_layer_normalization_with_other_outputs_in_use():
     quantized.graph.node[-1].CopyFrom(onnx.helper.make_node("Add", ["z", "mean"], ["y"]))
     layer = only(plan_of(models, quantized))
     assert layer.weight.initializer == "scale_q"
-
-
-# ---- reasons --------------------------------------------------------------------------------------
-
-
-def test_batch_normalization_in_training_mode():
-    models = norm_models("BatchNormalization", op="BatchNormalization<training_mode = 1>")
-    assert "training mode" in reason(plan_of(models))
-
-
-def test_batch_normalization_in_training_mode_before_opset_14():
-    models = norm_models("BatchNormalization", opset=13)
-    both = models.float_model, models.quantized
-    for model in both:
-        layer_of(model).output.extend(["mean", "variance", "saved_mean", "saved_variance"])
-    assert "training mode" in reason(build_plan(*both, NORMALIZATIONS))
-
-
-@pytest.mark.parametrize(
-    "op", ["LayerNormalization<stash_type = 10>", "GroupNormalization<num_groups=3, stash_type=16>"]
-)
-def test_stash_type(op: str):
-    models = norm_models(op.split("<")[0], op=op)
-    kind = "FLOAT16" if "10" in op else "BFLOAT16"
-    assert reason(plan_of(models)) == f"its mean and variance are {kind} (stash_type), not FLOAT"
-
-
-def test_the_mean_is_computed():
-    models = norm_models("BatchNormalization")
-    quantized = models.quantized
-    quantized.graph.node.insert(0, onnx.helper.make_node("Neg", ["more0"], ["computed"]))
-    layer_of(quantized).input[3] = "computed"
-    assert "mean or variance is neither" in reason(plan_of(models, quantized))
-
-
-@pytest.mark.parametrize("op_type", NORMALIZATIONS)
-def test_the_scale_is_not_quantized(op_type: str):
-    models = norm_models(op_type)
-    quantized = models.quantized
-    quantized.graph.node.remove(next(node for node in quantized.graph.node if "scale" in node.output))
-    quantized.graph.initializer.append(onnx.numpy_helper.from_array(models.scale, "scale"))
-    assert reason(plan_of(models, quantized)) == "its weight is not quantized"
-
-
-@pytest.mark.parametrize("op_type", NORMALIZATIONS)
-def test_the_bias_is_computed(op_type: str):
-    models = norm_models(op_type)
-    quantized = models.quantized
-    layer_of(quantized).input[2] = "computed"
-    quantized.graph.node.insert(2, onnx.helper.make_node("Neg", ["given"], ["computed"]))
-    assert reason(plan_of(models, quantized)) == "its bias is computed by the model, not constant"
-
-
-@pytest.mark.parametrize(("op_type", "other"), [("BatchNormalization", 4), ("LayerNormalization", 2)])
-def test_the_scale_is_another_input_too(op_type: str, other: int):
-    """It would change with the scale."""
-    models = norm_models(op_type)
-    quantized = models.quantized
-    layer_of(quantized).input[other] = "scale"
-    assert reason(plan_of(models, quantized)) == "it reads 'scale' as two of its inputs"
-
-
-def test_the_bias_is_the_mean_too():
-    models = norm_models("BatchNormalization")
-    quantized = models.quantized
-    layer_of(quantized).input[3] = "bias"
-    assert reason(plan_of(models, quantized)) == "it reads 'bias' as two of its inputs"
-
-
-def test_a_bias_of_another_shape_than_the_scale():
-    models = NormModels(
-        op="LayerNormalization<axis = 1>", shape=(1, 2, 3),
-        scale_q=np.arange(1, 7, dtype=np.int8).reshape(2, 3), bias_q=np.arange(3, dtype=np.int32),
-    )  # fmt: skip
-    assert reason(plan_of(models)) == "its bias has the shape (3,), its scale (2, 3)"
 
 
 def test_another_epsilon_is_another_layer():
