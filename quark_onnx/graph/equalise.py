@@ -1,7 +1,6 @@
-"""Cross-layer equalisation: the ranges of a channel's weights in two layers meet, and the model computes the same.
+"""Cross-layer equalisation: a channel's ranges in the weights of two layers meet, and the model computes the same.
 
-Nagel et al. 2019, arXiv 1906.04721, section 4.1. The factors are powers of two, by which floats are scaled without
-rounding: the outputs of the model keep every bit.
+Nagel et al. 2019, arXiv 1906.04721, section 4.1.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
-from quark.onnx.graph.editor import constant_tensors
+from quark.onnx.graph.editor import GraphEditor, constant_tensors
 from quark.onnx.graph.layer_pairs import LayerPair, layer_pairs
 from quark.onnx.graph.row_layout import RowLayout
 from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer
@@ -24,7 +23,7 @@ from quark.onnx.quantization.config.algorithm import CLEConfig
 __all__ = ["PairReport", "equalise"]
 
 _MOST_STEPS = 100  # of cle_steps=-1
-_Array = NDArray[np.float32]
+_Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,10 @@ class PairReport:
 def equalise(
     model: onnx.ModelProto, quantized: Collection[str], config: CLEConfig
 ) -> tuple[onnx.ModelProto, tuple[PairReport, ...]]:
-    """A copy of a prepared float model with other weights and biases that computes the same; and all pairs found.
+    """A copy of a prepared float model with other weights and biases that computes the same up to rounding; and all
+    pairs found, in graph order.
+
+    Where Clip(x, 0, h) stands between two layers it becomes Min(Relu(x), h / s), with a bound for each channel.
 
     Args:
         quantized: the nodes that will be quantized; only pairs of these are equalised.
@@ -59,18 +61,21 @@ def equalise(
     result = onnx.ModelProto()
     result.CopyFrom(model)
     tensors = constant_tensors(result.graph)
-    pairs = [_Pair(pair, tensors, config) for pair in found if not pair.reason]
+    used = [pair for pair in found if not pair.reason]
+    names = {name for pair in used for name in (pair.head.weight, pair.head.bias, pair.tail.weight) if name}
+    values = {name: numpy_helper.to_array(tensors[name]).astype(np.float64) for name in sorted(names)}
+    pairs = [_Pair(pair, values, config) for pair in used]
     for _ in range(_MOST_STEPS if config.cle_steps < 0 else config.cle_steps):
         change = sum(pair.step() for pair in pairs)
-        if change == 0 or (config.cle_steps < 0 and change < config.cle_total_layer_diff_threshold):
+        if config.cle_steps < 0 and change < config.cle_total_layer_diff_threshold:
             break
+    for name, array in values.items():  # rounded once, whatever the number of steps
+        tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
+    editor = GraphEditor(result.graph)
+    for pair in pairs:
+        pair.scale_clips(editor)
     done = iter(pairs)
-    return result, tuple(
-        PairReport(head=pair.head.node_name, tail=pair.tail.node_name, reason=pair.reason)
-        if pair.reason
-        else next(done).report()
-        for pair in found
-    )
+    return result, tuple(_left_alone(pair) if pair.reason else next(done).report() for pair in found)
 
 
 def _in_scope(pair: LayerPair, quantized: Collection[str]) -> LayerPair:
@@ -80,28 +85,66 @@ def _in_scope(pair: LayerPair, quantized: Collection[str]) -> LayerPair:
     return pair
 
 
-class _Pair:
-    """Two layers whose weights are in `tensors`."""
+def _left_alone(pair: LayerPair) -> PairReport:
+    return PairReport(head=pair.head.node_name, tail=pair.tail.node_name, reason=pair.reason)
 
-    def __init__(self, pair: LayerPair, tensors: dict[str, onnx.TensorProto], config: CLEConfig) -> None:
-        self._pair, self._tensors, self._config = pair, tensors, config
+
+class _Pair:
+    """Two layers.
+
+    Args:
+        values: the constants of all pairs, by name; those of this one are changed at each step.
+    """
+
+    def __init__(self, pair: LayerPair, values: dict[str, _Array], config: CLEConfig) -> None:
+        self._pair, self._values, self._config = pair, values, config
         self._outputs, self._inputs = pair.head.layout, _input_layout(pair.tail)
-        self._total: _Array = np.ones(self._outputs.outputs, np.float32)
+        self._total: _Array = np.ones(self._outputs.outputs)
 
     def step(self) -> float:
-        """Let the ranges meet; the mean change of the weights of both layers, added."""
-        pair, before = self._pair, [self._value(layer.weight) for layer in (self._pair.head, self._pair.tail)]
-        factors = self._factors(*before)
+        """Let the ranges meet.
+
+        Returns:
+            The mean change of the weights of both layers, added.
+        """
+        head, tail, bias = self._pair.head.weight, self._pair.tail.weight, self._pair.head.bias
+        rows, columns = self._outputs.rows(self._values[head]), self._inputs.rows(self._values[tail])
+        factors = self._factors(rows, columns)
         self._total *= factors
-        of_head = self._outputs.rows(before[0]) / factors[:, None]
-        of_tail = self._inputs.rows(before[1]) * np.repeat(factors, pair.repeat)[:, None]
-        after = [self._outputs.values(of_head), self._inputs.values(of_tail)]
-        after = [new.reshape(old.shape) for old, new in zip(before, after, strict=True)]
-        self._put(pair.head.weight, after[0])
-        self._put(pair.tail.weight, after[1])
-        if pair.head.bias is not None:  # of Gemm it may be one for all outputs
-            self._put(pair.head.bias, self._value(pair.head.bias) / factors)
-        return sum(float(np.abs(new - old).mean()) for old, new in zip(before, after, strict=True))
+        after = {
+            head: self._outputs.values(rows / factors[:, None]),
+            tail: self._inputs.values(columns * np.repeat(factors, self._pair.repeat)[:, None]),
+        }
+        change = 0.0
+        for name, values in after.items():
+            before = self._values[name]
+            self._values[name] = values.reshape(before.shape)
+            change += float(np.abs(self._values[name] - before).mean())
+        if bias is not None:
+            self._values[bias] = self._values[bias] / factors  # that of Gemm may be one for all outputs
+        return change
+
+    def scale_clips(self, editor: GraphEditor) -> None:
+        """Write Clip(x, 0, h) between the layers as Min(Relu(x), h / s)."""
+        if (self._total == 1).all():
+            return
+        axes = len(self._pair.head.weight_shape) - 2 if isinstance(self._pair.head.attributes, ConvAttributes) else 0
+        for name, highest in self._pair.clips.items():
+            clip = next(node for node in editor.graph.node if node.name == name)
+            output, below = clip.output[0], editor.fresh_name(f"{clip.output[0]}_relu")
+            while len(clip.input) > 1:
+                editor.drop_last_input(clip)
+            clip.op_type, clip.output[0] = "Relu", below
+            bound = helper.make_node("Min", [below], [output], _fresh_node_name(editor.graph, f"{name}_min"))
+            editor.insert_after(clip, bound)
+            node = editor.readers(below)[0]
+            assert node is not None
+            bounds = (highest / self._total).reshape(-1, *[1] * axes)
+            editor.set_constant(node, 1, bounds, like=f"{output}_bound")
+            known = next((value for value in editor.graph.value_info if value.name == output), None)
+            if known is not None:
+                editor.graph.value_info.add().CopyFrom(known)
+                editor.graph.value_info[-1].name = below
 
     def report(self) -> PairReport:
         total = self._total
@@ -113,29 +156,24 @@ class _Pair:
             factors=(float(total.min()), float(total.max())),
         )
 
-    def _factors(self, head: _Array, tail: _Array) -> _Array:
-        """By how much each channel is divided in the head and multiplied in the tail: (channels,), powers of two."""
-        config, of_head = self._config, self._outputs.rows(head)
-        channels = len(of_head)
+    def _factors(self, rows: _Array, columns: _Array) -> _Array:
+        """By how much each channel is divided in the head and multiplied in the tail: (channels,).
+
+        Args:
+            rows: (channels, weights of each) of the head.
+            columns: of the tail, a row for each of its input channels.
+        """
+        config, channels = self._config, len(rows)
         if config.cle_scale_append_bias and self._pair.head.bias is not None:
-            bias = self._value(self._pair.head.bias) * np.ones(channels, np.float32)
-            of_head = np.concatenate([of_head, bias.reshape(-1, channels).T], axis=1)
-        of_tail = self._inputs.rows(tail).reshape(channels, -1)
-        r1, r2 = (np.abs(rows).max(axis=1).astype(np.float64) for rows in (of_head, of_tail))
+            bias = self._values[self._pair.head.bias] * np.ones(channels)
+            rows = np.concatenate([rows, bias.reshape(-1, channels).T], axis=1)
+        r1, r2 = (np.abs(weights).max(axis=1) for weights in (rows, columns.reshape(channels, -1)))
         used = (r1 > 0) & (r2 > 0)
         if config.cle_scale_use_threshold:
             used &= r1 + r2 >= config.cle_weight_threshold
-        r1[~used], r2[~used] = 1, 1
-        # r1 / s = r2 s = sqrt(r1 r2) for s = sqrt(r1 / r2), here to the nearest power of two
-        factors: _Array = np.exp2(np.rint(np.log2(r1 / r2) / 2)).astype(np.float32)
+        factors: _Array = np.ones(channels)
+        factors[used] = np.sqrt(r1[used] / r2[used])  # r1 / s = r2 s = sqrt(r1 r2)
         return factors
-
-    def _value(self, name: str) -> _Array:
-        values: _Array = numpy_helper.to_array(self._tensors[name])
-        return values
-
-    def _put(self, name: str, values: _Array) -> None:
-        self._tensors[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name))
 
 
 def _input_layout(layer: WeightLayer) -> RowLayout:
@@ -150,3 +188,10 @@ def _input_layout(layer: WeightLayer) -> RowLayout:
     if layer.channel_axis == 0:
         return RowLayout(shape, (1, 0), shape[1])
     return RowLayout((math.prod(shape[:-2]), *shape[-2:]), (1, 0, 2), shape[-2])
+
+
+def _fresh_node_name(graph: onnx.GraphProto, like: str) -> str:
+    taken, name = {node.name for node in graph.node}, like
+    while name in taken:
+        name += "_"
+    return name

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
@@ -29,12 +29,14 @@ class LayerPair:
         head, tail: the layers.
         repeat: input channels of the tail for each output channel of the head, side by side: more than 1 behind a
             Flatten.
+        clips: the Clip nodes in between, whose interval starts at 0, with its end.
         reason: why no channel between them can be scaled; "" if all can.
     """
 
     head: WeightLayer
     tail: WeightLayer
     repeat: int = 1
+    clips: Mapping[str, float] = field(default_factory=dict)
     reason: str = ""
 
 
@@ -43,9 +45,9 @@ def layer_pairs(model: onnx.ModelProto) -> tuple[LayerPair, ...]:
     or MatMul, and so is `tail`.
 
     A pair is a layer and the first layer behind it, with only nodes of one dynamic input in between. Its channels can
-    be scaled where these are Relu, LeakyRelu and PRelu, pooling, Pad that leaves the channels alone and pads with 0,
-    and the flattening of all axes but the first; where nobody else reads any of the tensors; and where nobody else
-    reads the weights and the head's bias.
+    be scaled where these are Clip(x, 0, h) of the head's own output, Relu, LeakyRelu and PRelu, pooling, Pad that
+    leaves the channels alone and pads with 0, and the flattening of all axes but the first; where nobody else reads any
+    of the tensors; and where nobody else reads the weights and the head's bias.
     """
     graph = Dataflow(model)
     layers = {layer.node_name: layer for layer in weight_layers(model) if _is_linear(layer)}
@@ -74,6 +76,7 @@ class _Search:
 
     def from_(self, head: WeightLayer) -> LayerPair | None:
         tensor, flat, reasons = head.output, isinstance(head.attributes, GemmAttributes), list(self._of_head(head))
+        clips: dict[str, float] = {}
         while readers := self.graph.readers(tensor):
             if self.graph.only_reader(tensor) is None:
                 what = "is an output of the model" if tensor in self.graph.outputs else f"has {len(readers)} readers"
@@ -83,10 +86,15 @@ class _Search:
             if list(reads(node)).count(tensor) != 1 or node.input[0] != tensor or len(node.output) != 1:
                 return None
             if tail is not None:
-                return self._pair(head, tail, flat, [*reasons, *self._of_tail(tail)])
+                pair = self._pair(head, tail, flat, [*reasons, *self._of_tail(tail)])
+                return replace(pair, clips=clips)
             if any(name != tensor and not self.graph.is_constant(name) for name in reads(node)):
                 return None
-            reasons += self._of_node(node, flat)
+            highest = self._end_of_clip(node) if tensor == head.output else None
+            if highest is not None:
+                clips[node.name] = highest
+            else:
+                reasons += self._of_node(node, flat)
             flat = flat or self._is_flattening(node)
             tensor = node.output[0]
         return None
@@ -97,7 +105,7 @@ class _Search:
             reasons.append(f"{made} channels become {read}")
         elif flat is not isinstance(tail.attributes, GemmAttributes):
             reasons.append("its channels are on another axis")
-        return LayerPair(head, tail, max(read // made, 1), reasons[0] if reasons else "")
+        return LayerPair(head, tail, max(read // made, 1), reason=reasons[0] if reasons else "")
 
     def _of_head(self, head: WeightLayer) -> Iterator[str]:
         if head.has_dynamic_bias:
@@ -127,6 +135,16 @@ class _Search:
         )
         if node.domain not in ("", "ai.onnx") or not (scales or node.op_type in _HOMOGENEOUS):
             yield f"{node.op_type} {node.name!r} in between: a scaled channel does not come out scaled"
+
+    def _end_of_clip(self, node: onnx.NodeProto) -> float | None:
+        """h of Clip(x, 0, h), h > 0; None of other nodes."""
+        if node.op_type != "Clip" or len(node.input) != 3:
+            return None
+        bounds = [self._constant(name) for name in node.input[1:]]
+        if any(bound is None or bound.dtype != np.float32 for bound in bounds):
+            return None
+        low, high = (float(bound.item()) for bound in bounds if bound is not None)
+        return high if low == 0 and 0 < high < math.inf else None
 
     def _pads_with_zeros(self, node: onnx.NodeProto) -> bool:
         """Whether a Pad leaves the second axis alone and adds zeros, or what is there, to others."""
