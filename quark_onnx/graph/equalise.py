@@ -74,6 +74,7 @@ def equalise(
     editor = GraphEditor(result.graph)
     for pair in pairs:
         pair.scale_clips(editor)
+    editor.remove_unused_initializers()
     done = iter(pairs)
     return result, tuple(_left_alone(pair) if pair.reason else next(done).report() for pair in found)
 

@@ -13,9 +13,7 @@ from quark.onnx.quantization.config import (
     AdaRoundConfig,
     AlgoConfig,
     AutoMixprecisionConfig,
-    BiasCorrectionConfig,
     CalibMethod,
-    CLEConfig,
     GPTQConfig,
     Int8Spec,
     Int16Spec,
@@ -224,8 +222,6 @@ def test_global_outputs_are_the_next_layers_inputs() -> None:
 @pytest.mark.parametrize(
     "algorithm",
     [
-        CLEConfig(),
-        BiasCorrectionConfig(),
         SmoothQuantConfig(alpha=0.7),
         GPTQConfig(),
         QuarotConfig(),
