@@ -135,11 +135,9 @@ def test_a_failed_run_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algorithm", [AdaRoundConfig, AdaQuantConfig])
 def test_threads_and_memory_levels_give_the_same_bits(algorithm: type[AdaRoundConfig | AdaQuantConfig]) -> None:
     model = separable_cnn()
-    options = {"solver": "least_squares"}
+    both = (CLE, BiasCorrectionConfig())
     found = {
-        bits(
-            quantize(model, CLE, BiasCorrectionConfig(), algorithm(mem_opt_level=level, **options), threads=threads)[0]
-        )
+        bits(quantize(model, *both, algorithm(mem_opt_level=level, solver="least_squares"), threads=threads)[0])
         for level, threads in ((0, 1), (1, 1), (1, 3), (2, 2))
     }
     assert len(found) == 1
