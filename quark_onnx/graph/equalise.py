@@ -6,7 +6,7 @@ Nagel et al. 2019, arXiv 1906.04721, section 4.1.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +35,7 @@ class PairReport:
         channels: outputs of the head.
         scaled: how many of them have a factor other than 1.
         factors: the smallest and the largest.
+        clips: the Clip nodes between them that became Relu and Min with a bound for each channel.
         reason: why the pair was left alone; "" if it was not.
     """
 
@@ -43,6 +44,7 @@ class PairReport:
     channels: int = 0
     scaled: int = 0
     factors: tuple[float, float] = (1.0, 1.0)
+    clips: tuple[str, ...] = ()
     reason: str = ""
 
 
@@ -57,7 +59,7 @@ def equalise(
     Args:
         quantized: the nodes that will be quantized; only pairs of these are equalised.
     """
-    found = tuple(_in_scope(pair, quantized) for pair in layer_pairs(model))
+    found = tuple(_wanted(pair, quantized, config) for pair in layer_pairs(model))
     result = onnx.ModelProto()
     result.CopyFrom(model)
     tensors = constant_tensors(result.graph)
@@ -79,11 +81,18 @@ def equalise(
     return result, tuple(_left_alone(pair) if pair.reason else next(done).report() for pair in found)
 
 
-def _in_scope(pair: LayerPair, quantized: Collection[str]) -> LayerPair:
+def _wanted(pair: LayerPair, quantized: Collection[str], config: CLEConfig) -> LayerPair:
+    """The pair, with a reason not to equalise it if the configuration has one."""
+    if not pair.reason and pair.clips and not config.cle_over_clips:
+        return replace(pair, reason=f"{_named(pair.clips)} in between, and cle_over_clips=False")
     for layer in (pair.head, pair.tail):
         if not pair.reason and layer.node_name not in quantized:
             return replace(pair, reason=f"{layer.node_name!r} is not quantized")
     return pair
+
+
+def _named(clips: Iterable[str]) -> str:
+    return ", ".join(f"Clip {name!r}" for name in clips)
 
 
 def _left_alone(pair: LayerPair) -> PairReport:
@@ -155,6 +164,7 @@ class _Pair:
             channels=len(total),
             scaled=int((total != 1).sum()),
             factors=(float(total.min()), float(total.max())),
+            clips=() if (total == 1).all() else tuple(self._pair.clips),
         )
 
     def _factors(self, rows: _Array, columns: _Array) -> _Array:

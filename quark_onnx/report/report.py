@@ -131,6 +131,7 @@ def _pair_table(pairs: tuple[PairReport, ...]) -> Table:
     for pair in pairs:
         smallest, largest = pair.factors
         result = f"{pair.scaled} of {pair.channels} channels, factors {smallest:.3g} to {largest:.3g}"
+        result += "".join(f", {clip} as Relu and Min" for clip in pair.clips)
         table.add_row(*map(Text, (pair.head, pair.tail, f"unchanged: {pair.reason}" if pair.reason else result)))
     return table
 

@@ -16,6 +16,7 @@ from quark.onnx.graph.prepare import prepare
 from quark.onnx.quantization.config.algorithm import CLEConfig
 
 ALL = CLEConfig(cle_scale_use_threshold=False)
+EYE: Arrays = {name: np.eye(2).reshape(2, 2, 1, 1) for name in ("w", "v")}
 CHANNELS = 4
 
 
@@ -185,7 +186,7 @@ def test_a_clip_becomes_a_bound_for_each_channel() -> None:
         )
     )
     result, (pair,) = equalised(model)
-    assert pair.scaled == 1
+    assert (pair.scaled, pair.clips) == (1, (model.graph.node[1].name,))
     assert pair.factors == (1, 4)
     assert [node.op_type for node in result.graph.node] == ["Conv", "Relu", "Min", "Conv"]
     bound = next(node.input[1] for node in result.graph.node if node.op_type == "Min")
@@ -194,7 +195,13 @@ def test_a_clip_becomes_a_bound_for_each_channel() -> None:
     np.testing.assert_array_equal(run(result, x)[0], run(model, x)[0])  # factors are powers of two
 
 
-EYE: Arrays = {name: np.eye(2).reshape(2, 2, 1, 1) for name in ("w", "v")}
+def test_clips_are_left_alone_if_that_is_wanted() -> None:
+    text = "(float[N,2,3,3] x) => (float[N,2,3,3] y) { t = Conv(x, w) [clip] r = Clip(t, low, high) y = Conv(r, v) }"
+    model = prepare(build(text, w=4 * np.eye(2).reshape(2, 2, 1, 1), v=EYE["v"], low=0.0, high=6.0))
+    result, (pair,) = equalised(model, CLEConfig(cle_over_clips=False))
+    assert pair.reason == "Clip 'clip' in between, and cle_over_clips=False"
+    assert [node.op_type for node in result.graph.node] == ["Conv", "Clip", "Conv"]
+    assert equalised(model)[1][0].scaled == 2
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,8 @@ class CLEConfig(AlgoConfig):
         cle_scale_use_threshold: a channel whose two ranges together are below `cle_weight_threshold` stays as it is.
         cle_total_layer_diff_threshold: with cle_steps=-1 the passes end when the mean changes of the weights of both
             layers, added over all pairs, are below it.
+        cle_over_clips: equalise over Clip(x, 0, h), ReLU6 say, as well, which becomes Relu and Min with a bound for each
+            channel. A quantized model runs Min in float. Not in AMD Quark.
     """
 
     name: ClassVar[str] = "cle"
@@ -247,6 +249,7 @@ class CLEConfig(AlgoConfig):
     cle_scale_append_bias: Flag = True
     cle_scale_use_threshold: Flag = True
     cle_total_layer_diff_threshold: Penalty = 1.9e-7
+    cle_over_clips: Flag = True
 
 
 @strict_keywords
