@@ -1,4 +1,4 @@
-"""The algorithms and their options: `AdaRoundConfig` and `AdaQuantConfig`.
+"""The algorithms and their options: `AdaRoundConfig`, `AdaQuantConfig`, `CLEConfig` and `BiasCorrectionConfig`.
 
 The others that AMD Quark has are here with their options, and an error where one is to be carried out.
 """
@@ -237,8 +237,8 @@ class CLEConfig(AlgoConfig):
         cle_scale_use_threshold: a channel whose two ranges together are below `cle_weight_threshold` stays as it is.
         cle_total_layer_diff_threshold: with cle_steps=-1 the passes end when the mean changes of the weights of both
             layers, added over all pairs, are below it.
-        cle_over_clips: equalise over Clip(x, 0, h), ReLU6 say, as well, which becomes Relu and Min with a bound for each
-            channel. A quantized model runs Min in float. Not in AMD Quark.
+        cle_over_clips: equalise over Clip(x, 0, h), ReLU6 say, as well, which becomes Relu and Min with a bound for
+            each channel. The quantized model runs Min in float, which takes time. Not in AMD Quark.
     """
 
     name: ClassVar[str] = "cle"
