@@ -116,7 +116,6 @@ class ModelQuantizer:
             reference = reference_forms(reference_path, original)
             model = prepare(original, unfused=_unfused(config))
             specs = tensor_specs(config, model, original)
-            options = specs.qdq_options()
         items, prepared = checked_items(reader, model_inputs(model)), model
         pairs: tuple[PairReport, ...] = ()
         warnings: tuple[str, ...] = ()
@@ -129,15 +128,15 @@ class ModelQuantizer:
                 engine = stack.enter_context(finetuning).engine
             if config.equalisation is not None and (first := next(items, None)) is not None:
                 with clock.phase("equalise"):
-                    model, pairs, warnings = equalised_model(
-                        model, specs.scope.quantized, config.equalisation, first, engine
-                    )
+                    equalised = equalised_model(model, specs.scope.quantized, config.equalisation, first, engine)
+                model, specs = equalised.model, specs.with_twins(equalised.twins)
+                pairs, warnings = equalised.pairs, equalised.warnings
                 items = chain([first], items)
             with clock.phase("calibrate"):
                 calibration, found = _calibrate(original, model, items, finetuning, specs, engine)
                 warnings += found
             with clock.phase("insert Q/DQ"):
-                quantized = insert_qdq(model, calibration.ranges, calibration.weights, options)
+                quantized = insert_qdq(model, calibration.ranges, calibration.weights, specs.qdq_options())
             if finetuning is not None:
                 target = reference[0] if reference else model
                 report = finetuning.run(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx
@@ -15,16 +16,33 @@ from quark.onnx.inference import Engine, alike
 from quark.onnx.quantization.config.algorithm import CLEConfig
 from quark.onnx.report.end_to_end import outputs_of
 
-__all__ = ["equalised_model"]
+__all__ = ["Equalised", "equalised_model"]
 
 _LOG = logging.getLogger(__name__)
 _MOVED = "undone: with it, the outputs of the float model are off by more than rounding"
 
 
+@dataclass(frozen=True, eq=False)
+class Equalised:
+    """A float model after equalisation.
+
+    Attributes:
+        model: the one to quantize.
+        pairs: of layers, with what was done to them.
+        twins: tensors that were not there before, and for each the one whose spec it takes.
+        warnings: were logged too.
+    """
+
+    model: onnx.ModelProto
+    pairs: tuple[PairReport, ...]
+    twins: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
 def equalised_model(
     model: onnx.ModelProto, quantized: Collection[str], config: CLEConfig, batch: Batch, engine: Engine
-) -> tuple[onnx.ModelProto, tuple[PairReport, ...], tuple[str, ...]]:
-    """The model to quantize in place of `model`, the pairs of layers, and warnings, which are logged too.
+) -> Equalised:
+    """Equalise, unless it moves the outputs.
 
     Args:
         model: a prepared float model; not changed.
@@ -45,7 +63,9 @@ def equalised_model(
         )
     for line in warnings:
         _LOG.warning(line)
-    return result, pairs, warnings
+    known = {node.name for node in model.graph.node}
+    bounds = [node for node in result.graph.node if node.name not in known]  # Min behind what was a Clip
+    return Equalised(result, pairs, {node.input[0]: node.output[0] for node in bounds}, warnings)
 
 
 def _why_not(pairs: tuple[PairReport, ...]) -> str:

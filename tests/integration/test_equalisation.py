@@ -117,6 +117,21 @@ def test_an_equalisation_that_moves_the_outputs_is_undone(monkeypatch: pytest.Mo
     assert any("equalisation was undone" in line for line in report.warnings)
 
 
+def test_a_bound_has_the_spec_of_the_clip() -> None:
+    other = QLayerConfig(input_tensors=Int8Spec(symmetric=False))
+    config = QConfig(LAYER, algo_config=[CLEConfig()], specific_layer_config={other: ["pw1"]})
+    model = separable_cnn()
+    quantized = ModelQuantizer(config).quantize_model(model, None, Reader(samples(model, 10)))
+    types = {t.name: t.data_type for t in quantized.graph.initializer}
+    made = {name: node for node in quantized.graph.node for name in node.output}
+    first, second = (node for node in quantized.graph.node if node.op_type == "Min")
+    readers = {name: node for node in quantized.graph.node for name in node.input}
+    for bound, wanted in ((first, onnx.TensorProto.INT8), (second, onnx.TensorProto.UINT8)):
+        before, behind = made[bound.input[0]], readers[bound.output[0]]
+        assert [node.op_type for node in (before, behind)] == ["DequantizeLinear", "QuantizeLinear"]
+        assert [types[node.input[2]] for node in (before, behind)] == [wanted, wanted]
+
+
 def test_a_failed_run_leaves_nothing(tmp_path: Path) -> None:
     model, path = separable_cnn(), tmp_path / "quantized.onnx"
     before = bits(model)
