@@ -110,14 +110,12 @@ class _Search:
     def _of_head(self, head: WeightLayer) -> Iterator[str]:
         if head.has_dynamic_bias:
             yield f"the bias of {head.node_name!r} is computed by the model"
-        if _weight_first(head):
+        if isinstance(head.attributes, GemmAttributes) and head.attributes.weight_first:
             yield f"{head.node_name!r} has its weight as the first input"
         for name in filter(None, (head.weight, head.bias)):
             yield from self._of_constant(name)
 
     def _of_tail(self, tail: WeightLayer) -> Iterator[str]:
-        if _weight_first(tail):
-            yield f"{tail.node_name!r} has its weight as the first input"
         if isinstance(tail.attributes, GemmAttributes) and tail.attributes.trans_a:
             yield f"{tail.node_name!r} transposes its input"
         yield from self._of_constant(tail.weight)
@@ -166,10 +164,6 @@ class _Search:
     def _constant(self, name: str) -> NDArray[np.generic] | None:
         tensor = self.graph.initializers.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
-
-
-def _weight_first(layer: WeightLayer) -> bool:
-    return isinstance(layer.attributes, GemmAttributes) and layer.attributes.weight_first
 
 
 def _outputs(layer: WeightLayer) -> int:

@@ -232,6 +232,19 @@ def test_pairs_that_are_left_alone_have_a_reason(nodes: str, constants: Arrays, 
     assert all(np.array_equal(a, initializers(model)[name]) for name, a in initializers(result).items())
 
 
+@pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        ("[first] t = MatMul(w, x) y = MatMul(t, v)", "'first' has its weight as the first input"),
+        ("t = MatMul(x, w) [last] y = Gemm<transA=1>(t, v)", "'last' transposes its input"),
+    ],
+)
+def test_products_with_channels_on_the_other_axis_are_left_alone(nodes: str, reason: str) -> None:
+    model = prepare(build(f"(float[4,4] x) => (float[4,4] y) {{ {nodes} }}", w=4 * np.eye(4), v=np.eye(4)))
+    _, (pair,) = equalised(model)
+    assert pair.reason == reason
+
+
 def test_an_output_of_the_model_stays() -> None:
     text = "(float[N,2,4,4] x) => (float[N,2,4,4] t, float[N,2,4,4] y) { t = Conv(x, w) y = Conv(t, v) }"
     _, (pair,) = equalised(prepare(build(text, **EYE)))
