@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quark.onnx.errors import ModelError, UnsupportedError
 from quark.onnx.large_models import serialized_for
 
-__all__ = ["CUDA", "BatchMerging", "Engine", "batch_is_free", "in_order", "session"]
+__all__ = ["CUDA", "BatchMerging", "Engine", "alike", "batch_is_free", "in_order", "session"]
 
 CUDA = "CUDAExecutionProvider"
 
@@ -131,10 +131,10 @@ class BatchMerging:
         except Exception:  # onnxruntime's exceptions have no base of their own; whatever it was, we do not merge
             return False
         wanted = [np.concatenate(pair) if pair[0].ndim else pair[0] for pair in zip(*apart, strict=True)]
-        return all(map(_alike, wanted, joined))
+        return all(map(alike, wanted, joined))
 
 
-def _alike(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:
+def alike(a: NDArray[np.generic], b: NDArray[np.generic]) -> bool:
     """Equal up to the rounding of another order of additions."""
     if a.shape != b.shape or a.dtype.kind != "f":
         return np.array_equal(a, b)

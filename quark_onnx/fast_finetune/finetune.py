@@ -1,4 +1,4 @@
-"""Fast finetune of a quantized model: plan, walk, and the comparison of the whole model before and after."""
+"""Bias correction and fast finetune of a quantized model: plan, walk, and the whole model before and after."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
+from quark.onnx.fast_finetune.bias_correction import bias_plan, bias_solver
 from quark.onnx.fast_finetune.choose_solver import choose_solver, is_trained_in_steps
 from quark.onnx.fast_finetune.largest_layer import with_largest_layer
 from quark.onnx.fast_finetune.run import finetune_layers
@@ -22,8 +23,8 @@ from quark.onnx.fast_finetune.settings import HOLDOUT
 from quark.onnx.inference import batch_is_free
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.shared_weights import leave_shared
-from quark.onnx.plan.types import Plan
-from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
+from quark.onnx.plan.types import Plan, SkippedLayer
+from quark.onnx.quantization.config.algorithm import AdaRoundConfig, FastFinetuneConfig
 from quark.onnx.quantization.config.supported import ignored_options
 from quark.onnx.report.end_to_end import Outputs, compare, outputs_of
 from quark.onnx.report.layer_report import LayerReport
@@ -47,10 +48,12 @@ class _WholeModel:
 
 
 class FastFinetune:
-    """One finetuning. Use as a context manager: leaving it removes what memory level 2 keeps in files.
+    """One finetuning, with bias correction before it, or bias correction alone. Use as a context manager: leaving it
+    removes what memory level 2 keeps in files.
 
     Args:
-        config: which algorithm, with which options.
+        config: which algorithm, with which options; None: bias correction alone.
+        correct_biases: correct biases first.
         threads: of onnxruntime and of the core.
         clock: gets the phases' times.
 
@@ -61,7 +64,11 @@ class FastFinetune:
         UnsupportedError: the options ask for what this version, or this machine, cannot do.
     """
 
-    def __init__(self, config: FastFinetuneConfig, *, threads: int, clock: PhaseClock) -> None:
+    def __init__(
+        self, config: FastFinetuneConfig | None, *, threads: int, clock: PhaseClock, correct_biases: bool = False
+    ) -> None:
+        self._finetunes, self._corrects = config is not None, correct_biases
+        config = config or AdaRoundConfig()  # whose samples, memory level and device are the defaults
         self._config, self._clock = config, clock
         self._role = "float" if config.ref_model_path is None else "reference"
         self.engine, self._on_the_cpu = engine_on_device(config, threads=threads)
@@ -84,43 +91,90 @@ class FastFinetune:
             judged_outputs(model, self._config)
         return self._samples.keep(items, BatchJoiner(can_join, _BATCH_BYTES), divisible=batch_is_free(model))
 
-    def run(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, *, samples_seen: int) -> Report:
+    def run(
+        self,
+        float_model: onnx.ModelProto,
+        quantized: onnx.ModelProto,
+        *,
+        samples_seen: int,
+        reference: onnx.ModelProto | None = None,
+    ) -> Report:
         """Finetune `quantized` in place; only integer weights and biases change.
 
         Args:
             float_model: that of ref_model_path, if there is one.
+            reference: what the whole model is compared with; None: `float_model`.
 
         Raises:
             ModelError: no layer can be tuned, or a model cannot run.
         """
-        with self._clock.phase("plan"):
-            plan = build_plan(float_model, quantized, self._config.target_op_type, output_qdq=self._config.output_qdq)
-        if self._config.solver == "gradient":
-            plan = leave_shared(plan, "the gradient solver tunes one layer at a time")
-        if self._config.selective_update:
-            plan = leave_shared(plan, "selective_update judges one layer at a time")
-        _refuse_empty(plan, self._config)
-        ignored = self._ignored(plan)
+        plan = self._plan(float_model, quantized) if self._finetunes else Plan((), ())
+        ignored = self._ignored(plan) if self._finetunes else ()
         with self._clock.phase("compare"):
-            whole = self._before(float_model, quantized)
-        if self._config.select_max_mem_layer:
+            whole = self._before(reference or float_model, quantized)
+        corrections: tuple[LayerReport, ...] = ()
+        uncorrected: tuple[SkippedLayer, ...] = ()
+        if self._corrects:
+            corrections, uncorrected = self._correct(float_model, quantized)
+            plan = self._plan(float_model, quantized) if self._finetunes else plan  # which holds the biases
+        if self._finetunes and self._config.select_max_mem_layer:
             with self._clock.phase("plan"):
                 plan = with_largest_layer(float_model, quantized, plan, self._samples, self.engine)
-        with self._clock.phase("finetune"):
-            layers = self._tune(float_model, quantized, plan)
+        layers: tuple[LayerReport, ...] = ()
+        if self._finetunes:
+            with self._clock.phase("finetune"):
+                layers = self._tune(float_model, quantized, plan)
         with self._clock.phase("compare"):
             end_to_end = self._after(quantized, whole)
         return Report(
-            algorithm=type(self._config).name,
+            algorithm=type(self._config).name if self._finetunes else None,
             samples=samples_seen,
             layers=layers,
             skipped=plan.skipped,
+            corrections=corrections,
+            uncorrected=uncorrected,
             ignored=ignored,
-            warnings=_warnings(end_to_end),
+            warnings=self._warnings(end_to_end, corrections),
             end_to_end=end_to_end,
             phases=self._clock.seconds,
             peak_rss_mib=peak_rss_mib(),
         )
+
+    def _plan(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> Plan:
+        config = self._config
+        with self._clock.phase("plan"):
+            plan = build_plan(float_model, quantized, config.target_op_type, output_qdq=config.output_qdq)
+        if config.solver == "gradient":
+            plan = leave_shared(plan, "the gradient solver tunes one layer at a time")
+        if config.selective_update:
+            plan = leave_shared(plan, "selective_update judges one layer at a time")
+        _refuse_empty(plan, config)
+        return plan
+
+    def _correct(
+        self, float_model: onnx.ModelProto, quantized: onnx.ModelProto
+    ) -> tuple[tuple[LayerReport, ...], tuple[SkippedLayer, ...]]:
+        """The biases of `quantized`, in place."""
+        with self._clock.phase("plan"):
+            plan = bias_plan(float_model, quantized)
+        if not plan.layers:
+            return (), plan.skipped
+        with self._clock.phase("bias correction"), PhaseProgress("Correcting biases", len(plan.layers)) as progress:
+            layers = finetune_layers(
+                float_model,
+                quantized,
+                plan,
+                self._samples,
+                bias_solver(self._samples.samples, self._config.fixed_seed),
+                self.engine,
+                float_inputs=False,
+                float_first=self._config.mem_opt_level == 0,
+                parallel=False,
+                judge=None,
+                on_layer=lambda report: progress.advance(note=report.name),
+                keep_samples=self._finetunes,
+            )
+        return layers, plan.skipped
 
     def _ignored(self, plan: Plan) -> tuple[str, ...]:
         """What was set and has no effect; also a warning each."""
@@ -201,6 +255,29 @@ class FastFinetune:
             after_default=None if default is None else compare(whole.reference, default),
         )
 
+    def _warnings(self, result: EndToEnd, corrections: tuple[LayerReport, ...]) -> tuple[str, ...]:
+        """Logged too."""
+        found, done = [], "finetuning" if self._finetunes else "bias correction"
+        if self._corrects and not corrections:
+            found.append("BiasCorrectionConfig has no effect: no layer has an integer bias of its own")
+        if (self._finetunes or corrections) and not result.after.l2 < result.before.l2:
+            found.append(
+                f"{done} did not bring the whole model closer to the {result.reference}: L2 {result.before.l2:.4g} "
+                f"before, {result.after.l2:.4g} after"
+            )
+        if result.after_default is None:
+            found.append(
+                "onnxruntime runs the model only without optimisation (ORT_DISABLE_ALL, session.disable_quant_qdq)"
+            )
+        elif result.after_default.l2 > 1.1 * result.after.l2:
+            found.append(
+                "with onnxruntime's default optimisation the model computes something else than it defines: L2 "
+                f"{result.after_default.l2:.4g} instead of {result.after.l2:.4g}"
+            )
+        for line in found:
+            _LOG.warning(line)
+        return tuple(found)
+
 
 def _refuse_empty(plan: Plan, config: FastFinetuneConfig) -> None:
     if plan.layers:
@@ -208,24 +285,3 @@ def _refuse_empty(plan: Plan, config: FastFinetuneConfig) -> None:
     reasons = "; ".join(f"{layer.node} ({layer.op_type}): {layer.reason}" for layer in plan.skipped)
     types = ", ".join(config.target_op_type)
     raise ModelError(f"no layer can be finetuned: {reasons or f'the model has no node of the types {types}'}")
-
-
-def _warnings(result: EndToEnd) -> tuple[str, ...]:
-    found = []
-    if not result.after.l2 < result.before.l2:
-        found.append(
-            f"finetuning did not bring the whole model closer to the {result.reference}: L2 {result.before.l2:.4g} "
-            f"before, {result.after.l2:.4g} after"
-        )
-    if result.after_default is None:
-        found.append(
-            "onnxruntime runs the model only without optimisation (ORT_DISABLE_ALL, session.disable_quant_qdq)"
-        )
-    elif result.after_default.l2 > 1.1 * result.after.l2:
-        found.append(
-            "with onnxruntime's default optimisation the finetuned model computes something else than it defines: L2 "
-            f"{result.after_default.l2:.4g} instead of {result.after.l2:.4g}"
-        )
-    for line in found:
-        _LOG.warning(line)
-    return tuple(found)

@@ -42,7 +42,8 @@ class LayerBatches:
     Args:
         quantized: layers see the outputs of the layers before them with the initializers of the moment.
         stops: the layers whose data is wanted at each step: one layer after the other, or all at once.
-        samples: the calibration data; used up.
+        samples: the calibration data.
+        keep_samples: the data is needed again; else it is used up.
         engine: for all that runs at the same time.
         float_first: compute all that the float graph gives before the first layer, and keep it (memory level 0).
         float_inputs: give layers the float graph's inputs too.
@@ -62,6 +63,7 @@ class LayerBatches:
         *,
         float_first: bool,
         float_inputs: bool,
+        keep_samples: bool = False,
         outputs: tuple[str, ...] = (),
     ) -> None:
         self._stops, self._batches, self._outputs = stops, samples.batches, outputs
@@ -76,7 +78,8 @@ class LayerBatches:
             arrays = samples.load(batch)
             for walk in (self._float, self._quantized):
                 walk.put_inputs(batch, {name: arrays[name] for name in walk.dataflow.inputs})
-            samples.drop(batch)
+            if not keep_samples:
+                samples.drop(batch)
         self._kept = [self._kept_targets() for _ in stops] if float_first else None
 
     def of(self, stop: int) -> Iterator[list[LayerData]]:

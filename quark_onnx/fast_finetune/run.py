@@ -45,12 +45,13 @@ def finetune_layers(
     parallel: bool,
     judge: Judge | None,
     on_layer: Callable[[LayerReport], None],
+    keep_samples: bool = False,
 ) -> tuple[LayerReport, ...]:
     """Finetune the layers of a plan, those that share a weight first, the others in graph order; `quantized` is changed
     in place, integer initializers only.
 
     Args:
-        samples: the calibration data; used up.
+        samples: the calibration data.
         solver: opens the solver of a layer, which works with the pool that it is given.
         float_first: compute all float targets before the first layer is solved, and keep them (memory level 0).
         float_inputs: solvers mix the float graph's inputs in.
@@ -58,6 +59,7 @@ def finetune_layers(
             each sees the outputs of the layers before it as they are after finetuning.
         judge: decides whether a layer's integers stay; not with `parallel`, nor with layers that share a weight.
         on_layer: called after each layer; what it raises (a KeyboardInterrupt, say) ends the run.
+        keep_samples: the data is needed again; else it is used up.
 
     Raises:
         FinetuneError: onnxruntime cannot run a segment of a graph.
@@ -84,6 +86,7 @@ def finetune_layers(
             engine,
             float_first=float_first,
             float_inputs=float_inputs,
+            keep_samples=keep_samples,
             outputs=judge.outputs if judge is not None else (),
         )
         if judge is not None:

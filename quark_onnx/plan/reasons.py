@@ -110,6 +110,10 @@ class Reason(Enum):
     BIAS_TYPE = ("a bias of type {type} is not tuned yet", "Integers of 4 or 2 bits.")
     BIAS_PER_ROW = ("its bias differs from row to row", "The third input of Gemm is a matrix.")
 
+    # Bias correction.
+    NO_BIAS = ("it has no bias", "Only integers that are there are changed.")
+    BIAS_NOT_OWN = ("its bias is not an integer initializer of its own", "It stayed in float, or is shared.")
+
     # Normalizations.
     BIAS_SHAPE = ("its bias has the shape {bias}, its scale {scale}", "One broadcasts along axes that the other has.")
     TRAINING_MODE = (
@@ -131,7 +135,7 @@ class Reason(Enum):
 
     # What comes out when a layer was solved.
     NOTHING_BETTER = (
-        "nothing is better than rounding to nearest on held-out rows",
+        "nothing is better than what was there on held-out rows",
         "No output gets closer to the float model's; more data may help.",
     )
     DATA_DOES_NOT_FIT = (

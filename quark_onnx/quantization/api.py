@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import onnx
@@ -24,9 +25,10 @@ from quark.onnx.calibration.reader import (
 from quark.onnx.calibration.readers import RandomDataReader
 from quark.onnx.calibration.weight_range import weight_scales
 from quark.onnx.devices import engine_on_device
-from quark.onnx.errors import ConfigTypeError, ModelError
+from quark.onnx.errors import ConfigTypeError, ModelError, UnsupportedError
 from quark.onnx.fast_finetune.finetune import FastFinetune
 from quark.onnx.fast_finetune.reference import reference_forms
+from quark.onnx.graph.equalise import PairReport
 from quark.onnx.graph.insert_qdq import calibration_tensors, insert_qdq
 from quark.onnx.graph.model_file import ModelLike, check_output_path, load_model, save_model
 from quark.onnx.graph.prepare import is_quantized, prepare, unprepared
@@ -36,6 +38,7 @@ from quark.onnx.plan.float_form import matching_form
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
 from quark.onnx.quantization.config.supported import check_supported, ignored_extra_options
+from quark.onnx.quantization.equalised_model import equalised_model
 from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tensor_specs
 from quark.onnx.report.end_to_end import difference_of_forms
 from quark.onnx.report.progress import PhaseProgress
@@ -48,7 +51,8 @@ _LOG = logging.getLogger(__name__)
 
 
 class ModelQuantizer:
-    """Quantizes float ONNX models, and finetunes them if the configuration lists AdaRound or AdaQuant.
+    """Quantizes float ONNX models. If the configuration lists CLEConfig it equalises them before; if it lists
+    BiasCorrectionConfig, AdaRound or AdaQuant it corrects biases, and finetunes, after.
 
     Attributes:
         report: what the last `quantize_model` did; None before, and after a failed one.
@@ -112,24 +116,40 @@ class ModelQuantizer:
             reference = reference_forms(reference_path, original)
             model = prepare(original, opset=needed_opset(config), unfused=_unfused(config))
             specs = tensor_specs(config, model, original)
-            options = specs.qdq_options()
+        items, prepared = checked_items(reader, model_inputs(model)), model
+        pairs: tuple[PairReport, ...] = ()
+        warnings: tuple[str, ...] = ()
         with ExitStack() as stack:
             finetuning = None
-            if config.fast_finetune is not None:
-                finetuning = FastFinetune(config.fast_finetune, threads=engine.threads, clock=clock)
+            if config.fast_finetune is not None or config.corrects_biases:
+                finetuning = FastFinetune(
+                    config.fast_finetune, threads=engine.threads, clock=clock, correct_biases=config.corrects_biases
+                )
                 engine = stack.enter_context(finetuning).engine
+            if config.equalisation is not None and (first := next(items, None)) is not None:
+                with clock.phase("equalise"):
+                    equalised = equalised_model(model, specs.scope.quantized, config.equalisation, first, engine)
+                model, specs = equalised.model, specs.with_twins(equalised.twins)
+                pairs, warnings = equalised.pairs, equalised.warnings
+                items = chain([first], items)
             with clock.phase("calibrate"):
-                calibration, warnings = _calibrate(original, model, reader, finetuning, specs, engine)
+                calibration, found = _calibrate(original, model, items, finetuning, specs, engine)
+                warnings += found
             with clock.phase("insert Q/DQ"):
-                quantized = insert_qdq(model, calibration.ranges, calibration.weights, options)
+                quantized = insert_qdq(model, calibration.ranges, calibration.weights, specs.qdq_options())
             if finetuning is not None:
                 target = reference[0] if reference else model
-                report = finetuning.run(target, quantized, samples_seen=calibration.samples)
+                report = finetuning.run(
+                    target,
+                    quantized,
+                    samples_seen=calibration.samples,
+                    reference=target if reference else prepared,
+                )
             else:
                 report = Report(
                     algorithm=None, samples=calibration.samples, phases=clock.seconds, peak_rss_mib=peak_rss_mib()
                 )
-            report = replace(report, warnings=(*warnings, *report.warnings))
+            report = replace(report, pairs=pairs, warnings=(*warnings, *report.warnings))
         returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
         self.report = _with_notes(report, config, reader)
         return returned
@@ -164,6 +184,9 @@ def finetune(
     algorithm = config.fast_finetune if isinstance(config, QConfig) else config
     if not isinstance(algorithm, FastFinetuneConfig):
         raise ConfigTypeError(f"finetune needs AdaRoundConfig or AdaQuantConfig, not {config!r}")
+    if isinstance(config, QConfig) and config.equalisation is not None:
+        raise UnsupportedError("CLEConfig changes the float model before it is quantized: leave it out of finetune()")
+    corrects = isinstance(config, QConfig) and config.corrects_biases
     threads = _threads(config if isinstance(config, QConfig) else None)
     engine_on_device(algorithm, threads=threads)
     checked_reader(reader)
@@ -180,7 +203,7 @@ def finetune(
     with clock.phase("prepare"):
         forms = reference_forms(algorithm.ref_model_path, model) or (prepare(model), unprepared(model))
         model = matching_form(forms, quantized, algorithm.target_op_type)
-    with FastFinetune(algorithm, threads=threads, clock=clock) as finetuning:
+    with FastFinetune(algorithm, threads=threads, clock=clock, correct_biases=corrects) as finetuning:
         with clock.phase("read data"):
             items = checked_items(reader, model_inputs(model))
             can_join = BatchMerging(model, finetuning.engine).is_exact
@@ -205,7 +228,7 @@ def _unfused(config: QConfig) -> tuple[str, ...]:
 def _calibrate(
     original: onnx.ModelProto,
     model: onnx.ModelProto,
-    reader: DataReader,
+    items: Iterator[Batch],
     finetuning: FastFinetune | None,
     specs: TensorSpecs,
     engine: Engine,
@@ -227,7 +250,7 @@ def _calibrate(
                 yield item
                 progress.advance(sample_count(item))
 
-        items = watched(checked_items(reader, model_inputs(model)))
+        items = watched(items)
         can_join = BatchMerging(model, engine).is_exact
         if finetuning is not None:
             items = finetuning.keep(items, model, can_join)

@@ -67,6 +67,11 @@ class TensorSpecs:
     biases: Mapping[str, QTensorConfig]
     options: Mapping[str, Any]
 
+    def with_twins(self, twins: Mapping[str, str]) -> TensorSpecs:
+        """The same for a model with more activations, each with the spec of another."""
+        given = {new: self.activations[tensor] for new, tensor in twins.items() if tensor in self.activations}
+        return replace(self, activations={**self.activations, **given})
+
     def qdq_options(self) -> QdqOptions:
         """What is quantized, and to which types."""
         overrides = given_overrides(self.options.get("TensorQuantOverrides", {}))

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from quark.onnx.graph.equalise import PairReport
 from quark.onnx.plan.types import SkippedLayer
 from quark.onnx.report.end_to_end import Deviation
 from quark.onnx.report.layer_report import LayerReport
@@ -29,7 +30,7 @@ class EndToEnd:
         reference: "float model"; "reference model" where that of ref_model_path took its place.
         samples: how many calibration samples were compared.
         held_out: whether they were left out of the fit.
-        before, after: of finetuning, optimisation off: the model's own definition.
+        before, after: of bias correction and finetuning, optimisation off: the model's own definition.
         before_default, after_default: with onnxruntime's default optimisation, which users run; None where onnxruntime
             cannot load the optimised model, as with 2-bit weights.
     """
@@ -52,8 +53,11 @@ class Report:
         samples: calibration samples seen.
         layers: one entry per layer that was considered.
         skipped: layers that were left out from the start, with the reason.
+        pairs: of layers that CLEConfig found, with what was done to them.
+        corrections: what BiasCorrectionConfig did to each layer's bias.
+        uncorrected: layers whose bias it left from the start, with the reason.
         ignored: options that were set and mean nothing here, with the reason.
-        end_to_end: None without finetuning.
+        end_to_end: None without finetuning and bias correction.
         phases: seconds per phase.
         peak_rss_mib: the most memory the process has had, whatever used it; None where the system does not tell.
     """
@@ -62,6 +66,9 @@ class Report:
     samples: int
     layers: tuple[LayerReport, ...] = ()
     skipped: tuple[SkippedLayer, ...] = ()
+    pairs: tuple[PairReport, ...] = ()
+    corrections: tuple[LayerReport, ...] = ()
+    uncorrected: tuple[SkippedLayer, ...] = ()
     ignored: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     end_to_end: EndToEnd | None = None
@@ -83,8 +90,14 @@ class Report:
     def __str__(self) -> str:
         text = io.StringIO()
         console = Console(file=text, width=140, emoji=False)
+        if self.pairs:
+            console.print(_pair_table(self.pairs))
+        if self.corrections:
+            console.print(_layer_table("Bias correction", self.corrections))
+        for layer in self.uncorrected:
+            console.print(f"bias left as it is: {layer.node} ({layer.op_type}): {layer.reason}", markup=False)
         if self.layers:
-            console.print(_layer_table(self.layers))
+            console.print(_layer_table("Layers", self.layers))
         for layer in self.skipped:
             console.print(f"left as it is: {layer.node} ({layer.op_type}): {layer.reason}", markup=False)
         if self.end_to_end is not None:
@@ -112,9 +125,22 @@ def _relative(error: tuple[float, float], power: tuple[float, float], index: int
     return f"{10 * math.log10(power[index] / error[index]):.1f}"
 
 
-def _layer_table(layers: tuple[LayerReport, ...]) -> Table:
+def _pair_table(pairs: tuple[PairReport, ...]) -> Table:
+    table = Table(title="Cross-layer equalisation: channels between two layers", title_justify="left")
+    for name in ("layer", "next layer", "result"):
+        table.add_column(name, overflow="fold")
+    for pair in pairs:
+        smallest, largest = pair.factors
+        result = f"{pair.scaled} of {pair.channels} channels, factors {smallest:.3g} to {largest:.3g}"
+        result += "".join(f", {clip} as Relu and Min" for clip in pair.clips)
+        table.add_row(*map(Text, (pair.head, pair.tail, f"unchanged: {pair.reason}" if pair.reason else result)))
+    return table
+
+
+def _layer_table(what: str, layers: tuple[LayerReport, ...]) -> Table:
     table = Table(
-        title="Layers: SQNR of the output before its activation, dB (fitted rows | held-out rows)", title_justify="left"
+        title=f"{what}: SQNR of the output before its activation, dB (fitted rows | held-out rows)",
+        title_justify="left",
     )
     for name, justify in (("layer", "left"), ("op", "left"), ("K", "right"), ("O", "right"), ("before", "right"),
                           ("after", "right"), ("result", "left"), ("s", "right")):  # fmt: skip

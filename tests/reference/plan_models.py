@@ -33,23 +33,25 @@ CONSTANTS = {
 }
 
 
-def plan_of(
+def plan_of(quantized: str = QUANTIZED, float_text: str = FLOAT, **options: object) -> Plan:
+    """The plan for `models_of` the same arguments."""
+    return build_plan(*models_of(quantized, float_text, **options), tuple(ATTRIBUTES))
+
+
+def models_of(
     quantized: str = QUANTIZED,
     float_text: str = FLOAT,
     *,
     float_constants: dict[str, object] | None = None,
     opset: int = 17,
     **changes: object,
-) -> Plan:
-    """The plan for a pair of models in text form; constants that a text does not name are left out."""
+) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """A float and a quantized model in text form; constants that a text does not name are left out."""
 
     def model(text: str, constants: dict[str, object]) -> onnx.ModelProto:
         names = set(re.findall(r"\w+", text)) - set(re.findall(r"(\w+) =", text))
         used = {name: value for name, value in constants.items() if name in names}
         return build(text, opset=opset, **used)
 
-    return build_plan(
-        model(float_text, {"w": W, "b": B, **(float_constants or {})}),
-        model(quantized, {**CONSTANTS, **changes}),
-        tuple(ATTRIBUTES),
-    )
+    float_model = model(float_text, {"w": W, "b": B, **(float_constants or {})})
+    return float_model, model(quantized, {**CONSTANTS, **changes})

@@ -14,9 +14,7 @@ from quark.onnx.quantization.config import (
     AlgoConfig,
     AutoMixprecisionConfig,
     BFloat16Spec,
-    BiasCorrectionConfig,
     CalibMethod,
-    CLEConfig,
     GPTQConfig,
     Int2Spec,
     Int4Spec,
@@ -246,8 +244,6 @@ def test_global_outputs_are_the_next_layers_inputs() -> None:
 @pytest.mark.parametrize(
     "algorithm",
     [
-        CLEConfig(),
-        BiasCorrectionConfig(),
         SmoothQuantConfig(alpha=0.7),
         GPTQConfig(),
         QuarotConfig(),

@@ -19,9 +19,8 @@ from quark.onnx.graph.insert_qdq import QdqOptions, calibration_tensors, insert_
 from quark.onnx.graph.prepare import prepare
 from quark.onnx.graph.weight_params import WeightParams
 
-UINT8 = QdqOptions()
+UINT8, PER_CHANNEL = QdqOptions(), QdqOptions(per_channel=True)
 INT8 = QdqOptions(activation_type=QuantType.QInt8, activation_symmetric=True)
-PER_CHANNEL = QdqOptions(per_channel=True)
 
 
 def model(text: str, *, opset: int = 17, **initializers: np.ndarray) -> onnx.ModelProto:

@@ -13,11 +13,12 @@ import onnx
 import pytest
 from foreign import statically_quantized
 from reference.norm_models import NormModels, norm_models
-from reference.plan_models import FLOAT, QUANTIZED, B, W, plan_of
+from reference.plan_models import FLOAT, QUANTIZED, B, W, models_of, plan_of
 from small_models import Reader, build, samples, separable_cnn
 
 import quark.onnx
 from quark.onnx import AdaRoundConfig, finetune
+from quark.onnx.fast_finetune.bias_correction import bias_plan
 from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.reasons import Reason
@@ -339,6 +340,21 @@ def bias_of_one_number() -> Plan:
 def bias_per_row() -> Plan:
     text = QUANTIZED.replace("b_real = DequantizeLinear(b_quantized, b_scale)", "").replace("[N,", "[4,")
     return plan_of(text, b_real=np.ones((4, 1)))
+
+
+# ---- bias correction ------------------------------------------------------------------------------
+
+
+@occurs(Reason.NO_BIAS)
+def corrected_without_a_bias() -> Plan:
+    quantized = QUANTIZED.replace("b_real = DequantizeLinear(b_quantized, b_scale)", "").replace(", b_real)", ")")
+    return bias_plan(*models_of(quantized, FLOAT.replace(", b)", ")")))
+
+
+@occurs(Reason.BIAS_NOT_OWN)
+def corrected_with_a_bias_in_float() -> Plan:
+    quantized = QUANTIZED.replace("b_real = DequantizeLinear(b_quantized, b_scale)", "")
+    return bias_plan(*models_of(quantized, b_real=B))
 
 
 # ---- normalizations -------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The algorithms and their options: `AdaRoundConfig` and `AdaQuantConfig`.
+"""The algorithms and their options: `AdaRoundConfig`, `AdaQuantConfig`, `CLEConfig` and `BiasCorrectionConfig`.
 
 The others that AMD Quark has are here with their options, and an error where one is to be carried out.
 """
@@ -84,6 +84,8 @@ Solver = Annotated[
     string(f"one of {', '.join(_SOLVERS)}", lambda solver: solver in _SOLVERS),
 ]
 
+BalanceMethod = Annotated[Literal["max"], string('"max"', lambda method: method == "max")]
+Passes = Annotated[int, integer("an int >= 1, or -1", lambda n: n >= 1 or n == -1)]
 Integer = Annotated[int, integer("an int", lambda _: True)]
 Real = Annotated[float, real("a number", lambda _: True)]
 Text = Annotated[str, string("a str that is not empty", bool)]
@@ -223,22 +225,43 @@ class AdaQuantConfig(FastFinetuneConfig):
 @strict_keywords
 @dataclass(frozen=True, repr=False)
 class CLEConfig(AlgoConfig):
-    """Cross-layer equalisation (arXiv 1906.04721), with AMD Quark's options."""
+    """Cross-layer equalisation (arXiv 1906.04721, section 4.1), before quantization: of two layers that follow each
+    other, output channels of the first are divided and input channels of the second multiplied, so that the ranges of
+    their weights meet. What the float model computes stays as it is.
+
+    Args:
+        cle_balance_method: "max": a range is the largest absolute value. Nothing else is known.
+        cle_steps: passes over all pairs; -1: until `cle_total_layer_diff_threshold`, at most 100.
+        cle_weight_threshold: see `cle_scale_use_threshold`.
+        cle_scale_append_bias: the bias of the first layer counts in its range.
+        cle_scale_use_threshold: a channel whose two ranges together are below `cle_weight_threshold` stays as it is.
+        cle_total_layer_diff_threshold: with cle_steps=-1 the passes end when the mean changes of the weights of both
+            layers, added over all pairs, are below it.
+        cle_over_clips: equalise over Clip(x, 0, h), ReLU6 say, as well, which becomes Relu and Min with a bound for
+            each channel. The quantized model runs Min in float, which takes time. Not in AMD Quark.
+    """
 
     name: ClassVar[str] = "cle"
 
-    cle_balance_method: Text = "max"
-    cle_steps: Integer = 1
-    cle_weight_threshold: Real = 0.5
+    cle_balance_method: BalanceMethod = "max"
+    cle_steps: Passes = 1
+    cle_weight_threshold: Penalty = 0.5
     cle_scale_append_bias: Flag = True
     cle_scale_use_threshold: Flag = True
-    cle_total_layer_diff_threshold: Real = 1.9e-7
+    cle_total_layer_diff_threshold: Penalty = 1.9e-7
+    cle_over_clips: Flag = True
 
 
 @strict_keywords
 @dataclass(frozen=True, repr=False)
 class BiasCorrectionConfig(AlgoConfig):
-    """Bias correction (arXiv 1906.04721)."""
+    """Bias correction (arXiv 1906.04721, section 4.2), after quantization and before finetuning: the mean over the
+    calibration data of float minus quantized output, the latter on the quantized model's inputs, is added to the
+    integer bias. An output keeps its bias if the new one is no better on samples held out.
+
+    With AdaRound or AdaQuant the samples, devices and memory level are theirs. Least squares chooses biases anew; the
+    gradient loops without `update_bias` keep these.
+    """
 
     name: ClassVar[str] = "bias_correction"
 

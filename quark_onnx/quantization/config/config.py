@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from quark.onnx.errors import ConfigError
 
-from .algorithm import AlgoConfig, FastFinetuneConfig
+from .algorithm import AlgoConfig, BiasCorrectionConfig, CLEConfig, FastFinetuneConfig
 from .extra_options import ExtraOptions, extra_options, known_options
 from .fast_finetune_options import with_options
 from .frozen import FrozenConfig, FrozenMapping, instance, unexpected_keyword
@@ -59,6 +59,9 @@ def _algorithms(value: object) -> tuple[AlgoConfig, ...]:
         raise TypeError
     if sum(isinstance(algorithm, FastFinetuneConfig) for algorithm in value) > 1:
         raise ValueError("only one of AdaRoundConfig and AdaQuantConfig, once: both tune the same weights")
+    for kind in (CLEConfig, BiasCorrectionConfig):
+        if sum(isinstance(algorithm, kind) for algorithm in value) > 1:
+            raise ValueError(f"{kind.__name__} once")
     return tuple(value)
 
 
@@ -91,7 +94,8 @@ class QConfig(FrozenConfig):
         exclude: nodes that stay in float: names, regular expressions that start with "^" and are matched from
             the start of a name, and ([start nodes], [end nodes]) subgraphs: the nodes on all ways from a start to an
             end.
-        algo_config: the algorithms; at most one of AdaRoundConfig and AdaQuantConfig.
+        algo_config: the algorithms; at most one of AdaRoundConfig and AdaQuantConfig. Whatever their order here,
+            CLEConfig works before quantization, then come BiasCorrectionConfig and finetuning.
         use_external_data_format: save the tensors in a file beside the model.
         extra_options: see `ExtraOptions`.
         **options: the same options as loose keywords, as older scripts write them.
@@ -165,6 +169,16 @@ class QConfig(FrozenConfig):
         found = next((algorithm for algorithm in self.algo_config if isinstance(algorithm, FastFinetuneConfig)), None)
         options = self.extra_options.get("FastFinetune")
         return found if options is None else with_options(found, options)
+
+    @property
+    def equalisation(self) -> CLEConfig | None:
+        """The configuration of cross-layer equalisation, if it is listed."""
+        return next((algorithm for algorithm in self.algo_config if isinstance(algorithm, CLEConfig)), None)
+
+    @property
+    def corrects_biases(self) -> bool:
+        """Whether bias correction is listed."""
+        return any(isinstance(algorithm, BiasCorrectionConfig) for algorithm in self.algo_config)
 
     @staticmethod
     def get_default_config(name: str) -> QConfig:

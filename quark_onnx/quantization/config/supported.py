@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from quark.onnx.errors import UnsupportedError
 
-from .algorithm import FastFinetuneConfig
+from .algorithm import BiasCorrectionConfig, CLEConfig, FastFinetuneConfig
 from .config import QConfig
 from .data_type import DataType, Int2, Int4, Int8, Int16, Int32, UInt2, UInt4, UInt8, UInt16
 from .extra_options import FIXED_OPTIONS, MEANINGLESS_OPTIONS
@@ -93,9 +93,15 @@ def check_supported(config: QConfig) -> None:
                 _check_layer(f"QConfig.{name} of {list(targets)}", layer)
     _check_range_symmetry(config)
     for algorithm in config.algo_config:
-        if not isinstance(algorithm, FastFinetuneConfig):
-            instead = "AdaRoundConfig or AdaQuantConfig: no other algorithm is supported yet"
-            raise _unsupported("QConfig.algo_config", algorithm, instead)
+        if not isinstance(algorithm, (FastFinetuneConfig, CLEConfig, BiasCorrectionConfig)):
+            instead = (
+                "AdaRoundConfig, AdaQuantConfig, CLEConfig or BiasCorrectionConfig: no other algorithm is supported"
+            )
+            raise _unsupported("QConfig.algo_config", algorithm, f"{instead} yet")
+    finetuning = config.fast_finetune
+    if config.equalisation is not None and finetuning is not None and finetuning.ref_model_path is not None:
+        instead = "None with CLEConfig: the reference's layers have other factors than those of the equalised model"
+        raise _unsupported(f"{type(finetuning).__name__}.ref_model_path", finetuning.ref_model_path, instead)
     for name, value in config.extra_options.items():
         accepted, why = FIXED_OPTIONS.get(name, ((value,), ""))
         if value not in accepted:
