@@ -57,11 +57,12 @@ _INT8 = QLayerConfig(activation=UInt8Spec(), weight=Int8Spec())
 _INT8_MINMAX = QLayerConfig(activation=UInt8Spec(), weight=Int8Spec(calibration_method=_MINMAX))
 _NARROW = {"int3-like": three_bit_like, "int2": two_bits}
 
+_CLE = CLEConfig(cle_steps=-1)
 _FINETUNE: tuple[tuple[AlgoConfig, ...], ...] = ((), (AdaRoundConfig(),), (AdaQuantConfig(),))
 _COMPANIONS: tuple[tuple[AlgoConfig, ...], ...] = tuple(
     (*before, *after)
     for after in ((), (AdaRoundConfig(),))
-    for before in ((), (CLEConfig(),), (BiasCorrectionConfig(),), (CLEConfig(), BiasCorrectionConfig()))
+    for before in ((), (CLEConfig(),), (_CLE,), (BiasCorrectionConfig(),), (_CLE, BiasCorrectionConfig()))
 )
 
 
@@ -88,7 +89,7 @@ ROWS = (
     Row("resnet20-int3-like", "resnet20", 256, _INT4, narrow="int3-like"),
     Row("resnet20-int2", "resnet20", 256, _INT4, narrow="int2"),
     Row("mobilenet_v1-int4-minmax", "mobilenet_v1", 100, _INT4_MINMAX),
-    Row("mobilenet_v1-int4", "mobilenet_v1", 100, _INT4, (*_FINETUNE, *((CLEConfig(), *f) for f in _FINETUNE))),
+    Row("mobilenet_v1-int4", "mobilenet_v1", 100, _INT4, (*_FINETUNE, *((_CLE, *f) for f in _FINETUNE))),
     *(
         Row(f"{case}-{name}", case, samples, layer, _COMPANIONS)
         for case, samples in (("mobilenet_v1", 100), ("resnet20", 256), ("kws", 256))
@@ -155,7 +156,8 @@ def _top1(logits: Any, labels: Any) -> float | None:
 
 
 def _names(algorithms: Iterable[AlgoConfig]) -> str:
-    return " + ".join(type(algorithm).__name__.removesuffix("Config") for algorithm in algorithms) or "plain"
+    names = {_CLE: "CLE -1"}
+    return " + ".join(names.get(one, type(one).__name__.removesuffix("Config")) for one in algorithms) or "plain"
 
 
 def _table(results: Iterable[dict[str, Any]]) -> Table:
