@@ -107,6 +107,8 @@ def _one_by_one(
         opened, problem = solver(layer, pool), ""
         for (data,) in batches.of(index):
             problem = problem or _feed(opened, data, layer)
+            if index == 0:  # the model's inputs go
+                _core.return_memory(_FREED_BYTES)
         yield solve(opened, layer, problem, started)
 
 
