@@ -107,8 +107,7 @@ def calibrate(
             raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
         search.feed(values)
         samples += sample_count(batch)
-        del batch, values
-        _core.return_memory(_FREED_BYTES)
+    _core.return_memory(_FREED_BYTES)  # that of inner tensors
     found = {name: settings.range_of(name).of(ranges, i) for i, name in enumerate(tensors)}
     return Calibration(found, search.choose(), samples)
 
