@@ -236,7 +236,7 @@ static void add_line(double *to, const double *from, const qk_geometry *g, const
         for (int64_t t = 0; t < taps; t++) to[c * all + s->which[t]] += from[c * taps + t] / divisor;
 }
 
-/* The sums of a phase of `of`, divided: each goes where its taps belong among all. */
+/* Adds the sums of a phase of `of`, divided: each goes where its taps belong among all. */
 static void add_sums(const qk_sums *to, const qk_layer *of, const qk_sums *from, double divisor) {
     const qk_geometry *g = &of->geometry;
     const int64_t K = g->inputs, outputs = of->with_target ? g->groups * g->outputs : 0, taps = from->x_rows.taps;
@@ -253,7 +253,7 @@ static void add_sums(const qk_sums *to, const qk_layer *of, const qk_sums *from,
     }
 }
 
-/* Of another layer, or of this one in phases: layer has one phase. */
+/* Of another layer, whatever its phases, to one that has one phase. */
 static void add_layer(qk_layer *layer, const qk_layer *other) {
     for (int set = 0; set < 2; set++)
         for (int64_t phase = 0; phase < phase_count(other, set); phase++) {

@@ -1,6 +1,6 @@
-/* The phases of a ConvTranspose with strides. Where outputs are `stride` apart from each other they see the same taps,
- * and the taps in between would see zeros: so rows of one phase, with its taps alone, are a Conv without strides. Every
- * tap belongs to one phase. Any other layer is one phase with all taps. */
+/* The phases of a ConvTranspose with strides. Outputs that are a stride apart see the same taps, and zeros in all
+ * others: they are the rows of one phase, and with its taps alone a Conv without strides. Every tap belongs to one
+ * phase. Any other layer is one phase with all taps. */
 #ifndef QK_PHASES_H
 #define QK_PHASES_H
 
