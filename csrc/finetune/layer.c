@@ -7,30 +7,71 @@
 #include "base/pool.h"
 #include "finetune/row_choice.h"
 
-/* Rows per panel: a panel of about half a MiB stays in the second-level cache; a multiple of the panel's block. */
-static int64_t panel_capacity(const qk_geometry *g) {
-    const int64_t lines = g->groups * (g->inputs + g->outputs), floats = 1 << 17;
+/* Rows per panel: a panel of about half a MiB stays in the second-level cache; a multiple of the panel's block. Phases
+ * share the most rows, as they share the layer's. */
+static int64_t panel_capacity(int64_t lines, int64_t phases) {
+    const int64_t floats = 1 << 17, most = 2048 / phases / QK_PANEL_BLOCK * QK_PANEL_BLOCK;
     int64_t rows = floats / lines / QK_PANEL_BLOCK * QK_PANEL_BLOCK;
+    if (rows > most) rows = most;
     if (rows < 128) rows = 128;
-    if (rows > 2048) rows = 2048;
     return rows;
 }
 
-static qk_status sums_init(qk_sums *s, const qk_layer *layer) {
-    const qk_geometry *g = &layer->geometry;
-    const int64_t inputs = g->groups * g->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
+static int64_t tap_count(const qk_geometry *g) {
     int64_t taps = 1;
     for (int i = 0; i < g->spatial; i++) taps *= g->kernel[i];
-    s->x = QK_NEW(float, inputs * layer->capacity);
-    s->y = QK_NEW(float, outputs * layer->capacity);
-    s->gram = QK_NEW(double, inputs * g->inputs);
-    s->cross = QK_NEW(double, outputs * g->inputs);
+    return taps;
+}
+
+static qk_status sums_init(qk_sums *s, const qk_layer *layer, int64_t phase) {
+    const qk_geometry *g = &layer->geometry;
+    const qk_phases *p = &layer->phases;
+    const int64_t all = tap_count(g), taps = qk_phase_taps(p, g, phase, NULL);
+    s->inputs = g->inputs / all * taps;
+    s->capacity = panel_capacity(g->groups * (s->inputs + g->outputs), p->count);
+    const int64_t inputs = g->groups * s->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
+    if (taps < all) {
+        s->which = QK_NEW(int64_t, taps);
+        if (!s->which) return QK_E_NOMEM;
+        qk_phase_taps(p, g, phase, s->which);
+    }
+    s->x = QK_NEW(float, inputs * s->capacity);
+    s->y = QK_NEW(float, outputs * s->capacity);
+    s->gram = QK_NEW(double, inputs * s->inputs);
+    s->cross = QK_NEW(double, outputs * s->inputs);
     s->sum_x = QK_NEW(double, inputs);
     s->sum_y = QK_NEW(double, outputs);
     s->power = QK_NEW(double, outputs);
     if (!s->x || !s->y || !s->gram || !s->cross || !s->sum_x || !s->sum_y || !s->power) return QK_E_NOMEM;
-    QK_TRY(qk_row_table_init(&s->x_rows, taps, layer->capacity));
-    return qk_row_table_init(&s->y_rows, 1, layer->capacity);
+    QK_TRY(qk_row_table_init(&s->x_rows, taps, s->capacity));
+    s->x_rows.which = s->which;
+    return qk_row_table_init(&s->y_rows, 1, s->capacity);
+}
+
+static void sets_destroy(qk_layer *layer) {
+    for (int set = 0; set < 2; set++) {
+        for (int64_t phase = 0; layer->sets[set] && phase < layer->phases.count; phase++) {
+            qk_sums *s = &layer->sets[set][phase];
+            void *arrays[] = {s->which, s->x, s->y, s->gram, s->cross, s->sum_x, s->sum_y, s->power};
+            for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+            qk_row_table_destroy(&s->x_rows);
+            qk_row_table_destroy(&s->y_rows);
+        }
+        free(layer->sets[set]);
+    }
+}
+
+/* Nothing is left allocated after a failure. */
+static qk_status sets_init(qk_layer *layer) {
+    qk_status status = QK_OK;
+    for (int set = 0; set < (layer->choice.holdout ? 2 : 1); set++) {
+        layer->sets[set] = QK_NEW(qk_sums, layer->phases.count);
+        if (!layer->sets[set]) status = QK_E_NOMEM;
+        for (int64_t phase = 0; phase < layer->phases.count && status == QK_OK; phase++)
+            status = sums_init(&layer->sets[set][phase], layer, phase);
+    }
+    if (status != QK_OK) sets_destroy(layer);
+    return status;
 }
 
 qk_status qk_layer_new(qk_layer **out, const qk_geometry *geometry, const qk_row_choice *rows, bool with_target) {
@@ -40,31 +81,31 @@ qk_status qk_layer_new(qk_layer **out, const qk_geometry *geometry, const qk_row
         return QK_E_ARG;
     qk_layer *layer = QK_NEW(qk_layer, 1);
     if (!layer) return QK_E_NOMEM;
-    *layer = (qk_layer){.geometry = *geometry, .choice = *rows, .with_target = with_target};
-    layer->capacity = panel_capacity(geometry);
-    for (int set = 0; set < (rows->holdout ? 2 : 1); set++)
-        if (sums_init(&layer->sets[set], layer) != QK_OK) {
-            qk_layer_free(layer);
-            return QK_E_NOMEM;
-        }
-    *out = layer;
-    return QK_OK;
+    *layer = (qk_layer){
+        .geometry = *geometry, .choice = *rows, .with_target = with_target, .phases = qk_phases_of(geometry)};
+    const qk_status status = sets_init(layer);
+    if (status == QK_OK)
+        *out = layer;
+    else
+        free(layer);
+    return status;
 }
 
 void qk_layer_free(qk_layer *layer) {
     if (!layer) return;
-    for (int set = 0; set < 2; set++) {
-        qk_sums *s = &layer->sets[set];
-        void *arrays[] = {s->x, s->y, s->gram, s->cross, s->sum_x, s->sum_y, s->power};
-        for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
-        qk_row_table_destroy(&s->x_rows);
-        qk_row_table_destroy(&s->y_rows);
-    }
+    sets_destroy(layer);
     free(layer);
 }
 
 const qk_geometry *qk_layer_geometry(const qk_layer *layer) { return &layer->geometry; }
-int64_t qk_layer_rows(const qk_layer *layer, qk_set set) { return layer->sets[set].rows; }
+
+static int64_t phase_count(const qk_layer *layer, int set) { return layer->sets[set] ? layer->phases.count : 0; }
+
+int64_t qk_layer_rows(const qk_layer *layer, qk_set set) {
+    int64_t rows = 0;
+    for (int64_t phase = 0; phase < phase_count(layer, set); phase++) rows += layer->sets[set][phase].rows;
+    return rows;
+}
 
 /* ---- feeding --------------------------------------------------------------------------------- */
 
@@ -88,23 +129,22 @@ static int64_t channels_per_task(int64_t values_per_channel) {
     return n < 1 ? 1 : n;
 }
 
-/* Cuts the waiting rows of a set from the batch; adds the panel to the sums when it is full. */
-static qk_status cut_rows(qk_layer *layer, qk_set set, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
+/* Cuts the waiting rows of a phase from the batch; adds the panel to the sums when it is full. */
+static qk_status cut_rows(const qk_layer *layer, qk_sums *s, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
                           qk_pool *pool) {
-    qk_sums *s = &layer->sets[set];
     const int64_t count = s->x_rows.count;
     if (count == 0) return QK_OK;
     qk_row_table_seal(&s->x_rows);
     fill_context c = {
-        .x = {s->x, layer->capacity, s->used, x, e->x_channel, &s->x_rows},
+        .x = {s->x, s->capacity, s->used, x, e->x_channel, &s->x_rows},
         .x_channels = e->channels,
-        .x_block = channels_per_task(count * e->taps),
+        .x_block = channels_per_task(count * s->x_rows.taps),
     };
     c.x_tasks = (e->channels + c.x_block - 1) / c.x_block;
     int64_t tasks = c.x_tasks;
     if (y) {
         qk_row_table_seal(&s->y_rows);
-        c.y = (qk_panel_fill_job){s->y, layer->capacity, s->used, y, e->y_output, &s->y_rows};
+        c.y = (qk_panel_fill_job){s->y, s->capacity, s->used, y, e->y_output, &s->y_rows};
         c.y_channels = layer->geometry.groups * layer->geometry.outputs;
         c.y_block = channels_per_task(count);
         tasks += (c.y_channels + c.y_block - 1) / c.y_block;
@@ -112,21 +152,52 @@ static qk_status cut_rows(qk_layer *layer, qk_set set, const qk_extent *e, const
     qk_pool_run(pool, fill_task, &c, tasks);
     s->used += count;
     s->x_rows.count = s->y_rows.count = 0;
-    return s->used == layer->capacity ? qk_layer_add_panel(layer, set, pool) : QK_OK;
+    return s->used == s->capacity ? qk_layer_add_panel(layer, s, pool) : QK_OK;
 }
 
-/* Queues n positions of one sample, cutting whenever the panel would be full. */
-static qk_status add_rows(qk_layer *layer, qk_set set, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
+/* Queues n positions of one sample, all of one phase, cutting whenever the panel would be full. */
+static qk_status add_rows(const qk_layer *layer, qk_sums *s, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
                           int64_t sample, const int64_t *positions, int64_t n, qk_pool *pool) {
-    qk_sums *s = &layer->sets[set];
     while (n > 0) {
-        const int64_t room = layer->capacity - s->used - s->x_rows.count, m = n < room ? n : room;
+        const int64_t room = s->capacity - s->used - s->x_rows.count, m = n < room ? n : room;
         qk_row_table_add_inputs(&s->x_rows, &layer->geometry, e, sample, positions, m);
         if (y) qk_row_table_add_outputs(&s->y_rows, e, sample, positions, m);
         positions += m;
         n -= m;
-        if (m == room) QK_TRY(cut_rows(layer, set, e, x, y, pool));
+        if (m == room) QK_TRY(cut_rows(layer, s, e, x, y, pool));
     }
+    return QK_OK;
+}
+
+/* The chosen positions of a sample on their way to the phases. */
+typedef struct {
+    int64_t *rows, *sorted, *phase; /* (rows per sample) */
+    int64_t *ends, *order;          /* (phases); (runs of a sample) */
+} row_scratch;
+
+static qk_status add_set(const qk_layer *layer, qk_set set, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
+                         int64_t sample, const int64_t *positions, int64_t n, const row_scratch *s, qk_pool *pool) {
+    qk_sums *sums = layer->sets[set];
+    if (n == 0) return QK_OK;
+    if (layer->phases.count == 1) return add_rows(layer, sums, e, x, y, sample, positions, n, pool);
+    qk_sort_by_phase(&layer->phases, &layer->geometry, e, positions, n, s->sorted, s->ends, s->phase);
+    for (int64_t phase = 0, first = 0; phase < layer->phases.count; first = s->ends[phase++])
+        QK_TRY(add_rows(layer, &sums[phase], e, x, y, sample, s->sorted + first, s->ends[phase] - first, pool));
+    return QK_OK;
+}
+
+static qk_status add_samples(qk_layer *layer, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
+                             const row_scratch *s, qk_pool *pool) {
+    for (int64_t sample = 0; sample < e->samples; sample++) {
+        int64_t fitted;
+        const int64_t n =
+            qk_choose_rows(&layer->choice, layer->next_sample++, e->positions, s->rows, s->order, &fitted);
+        QK_TRY(add_set(layer, QK_FITTED, e, x, y, sample, s->rows, fitted, s, pool));
+        QK_TRY(add_set(layer, QK_HELD_OUT, e, x, y, sample, s->rows + fitted, n - fitted, s, pool));
+    }
+    for (int set = 0; set < 2; set++)
+        for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
+            QK_TRY(cut_rows(layer, &layer->sets[set][phase], e, x, y, pool));
     return QK_OK;
 }
 
@@ -135,64 +206,102 @@ qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y,
     if (layer->with_target != (y != NULL)) return QK_E_ARG;
     QK_TRY(qk_extent_of(&layer->geometry, x, y, &e));
     if (e.positions == 0) return QK_E_SHAPE;
-    int64_t *rows = QK_NEW(int64_t, qk_rows_per_sample(&layer->choice, e.positions));
-    int64_t *order = QK_NEW(int64_t, (e.positions + QK_RUN - 1) / QK_RUN);
-    qk_status status = rows && order ? QK_OK : QK_E_NOMEM;
-    for (int64_t sample = 0; sample < e.samples && status == QK_OK; sample++) {
-        int64_t fitted;
-        const int64_t n = qk_choose_rows(&layer->choice, layer->next_sample++, e.positions, rows, order, &fitted);
-        status = add_rows(layer, QK_FITTED, &e, x, y, sample, rows, fitted, pool);
-        if (status == QK_OK && n > fitted)
-            status = add_rows(layer, QK_HELD_OUT, &e, x, y, sample, rows + fitted, n - fitted, pool);
-    }
-    for (int set = 0; set < 2 && status == QK_OK; set++) status = cut_rows(layer, (qk_set)set, &e, x, y, pool);
-    free(rows);
-    free(order);
+    const int64_t most = qk_rows_per_sample(&layer->choice, e.positions), phases = layer->phases.count;
+    int64_t *scratch = QK_NEW(int64_t, 3 * most + phases + (e.positions + QK_RUN - 1) / QK_RUN);
+    if (!scratch) return QK_E_NOMEM;
+    const row_scratch s = {scratch, scratch + most, scratch + 2 * most, scratch + 3 * most,
+                           scratch + 3 * most + phases};
+    const qk_status status = add_samples(layer, &e, x, y, &s, pool);
+    free(scratch);
     return status;
 }
 
 qk_status qk_layer_flush(qk_layer *layer, qk_pool *pool) {
-    for (int set = 0; set < 2; set++) QK_TRY(qk_layer_add_panel(layer, (qk_set)set, pool));
+    for (int set = 0; set < 2; set++)
+        for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
+            QK_TRY(qk_layer_add_panel(layer, &layer->sets[set][phase], pool));
     return QK_OK;
 }
 
-static void add(double *to, const double *from, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] += from[i];
+/* ---- reading --------------------------------------------------------------------------------- */
+
+/* A line of K inputs += a line of a phase's K', divided. Whole lines where the phase has all taps. */
+static void add_line(double *to, const double *from, const qk_geometry *g, const qk_sums *s, double divisor) {
+    if (!s->which) {
+        for (int64_t k = 0; k < g->inputs; k++) to[k] += from[k] / divisor;
+        return;
+    }
+    const int64_t all = tap_count(g), taps = s->x_rows.taps;
+    for (int64_t c = 0; c * all < g->inputs; c++)
+        for (int64_t t = 0; t < taps; t++) to[c * all + s->which[t]] += from[c * taps + t] / divisor;
+}
+
+/* Adds the sums of a phase of `of`, divided: each goes where its taps belong among all. */
+static void add_sums(const qk_sums *to, const qk_layer *of, const qk_sums *from, double divisor) {
+    const qk_geometry *g = &of->geometry;
+    const int64_t K = g->inputs, outputs = of->with_target ? g->groups * g->outputs : 0, taps = from->x_rows.taps;
+    for (int64_t i = 0; i < g->groups * from->inputs; i++) {
+        const int64_t line = from->which ? i / taps * tap_count(g) + from->which[i % taps] : i;
+        add_line(to->gram + line * K, from->gram + i * from->inputs, g, from, divisor);
+    }
+    for (int64_t i = 0; i < g->groups; i++)
+        add_line(to->sum_x + i * K, from->sum_x + i * from->inputs, g, from, divisor);
+    for (int64_t o = 0; o < outputs; o++) {
+        add_line(to->cross + o * K, from->cross + o * from->inputs, g, from, divisor);
+        to->sum_y[o] += from->sum_y[o] / divisor;
+        to->power[o] += from->power[o] / divisor;
+    }
+}
+
+/* Of another layer, whatever its phases, to one that has one phase. */
+static void add_layer(qk_layer *layer, const qk_layer *other) {
+    for (int set = 0; set < 2; set++)
+        for (int64_t phase = 0; phase < phase_count(other, set); phase++) {
+            add_sums(layer->sets[set], other, &other->sets[set][phase], 1);
+            layer->sets[set]->rows += other->sets[set][phase].rows;
+        }
+}
+
+/* Phases of layers with other strides would not be the same: all rows become one. */
+static qk_status leave_phases(qk_layer *layer) {
+    qk_layer whole = *layer;
+    whole.phases = (qk_phases){1, 1, {1, 1, 1}};
+    for (int set = 0; set < 2; set++) whole.sets[set] = NULL;
+    QK_TRY(sets_init(&whole));
+    add_layer(&whole, layer);
+    sets_destroy(layer);
+    *layer = whole;
+    return QK_OK;
+}
+
+static bool has_waiting_rows(const qk_layer *layer) {
+    int64_t used = 0;
+    for (int set = 0; set < 2; set++)
+        for (int64_t phase = 0; phase < phase_count(layer, set); phase++) used += layer->sets[set][phase].used;
+    return used > 0;
 }
 
 qk_status qk_layer_join(qk_layer *layer, const qk_layer *other) {
     const qk_geometry *g = &layer->geometry, *h = &other->geometry;
     if (layer == other || g->groups != h->groups || g->inputs != h->inputs || g->outputs != h->outputs ||
-        layer->with_target != other->with_target || !layer->choice.holdout != !other->choice.holdout)
+        layer->with_target != other->with_target || !layer->choice.holdout != !other->choice.holdout ||
+        has_waiting_rows(layer) || has_waiting_rows(other))
         return QK_E_ARG;
-    const int64_t inputs = g->groups * g->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
-    for (int set = 0; set < (layer->choice.holdout ? 2 : 1); set++) {
-        qk_sums *to = &layer->sets[set];
-        const qk_sums *from = &other->sets[set];
-        if (to->used || from->used) return QK_E_ARG;
-        add(to->gram, from->gram, inputs * g->inputs);
-        add(to->cross, from->cross, outputs * g->inputs);
-        add(to->sum_x, from->sum_x, inputs);
-        add(to->sum_y, from->sum_y, outputs);
-        add(to->power, from->power, outputs);
-        to->rows += from->rows;
-    }
+    if (layer->phases.count > 1) QK_TRY(leave_phases(layer));
+    add_layer(layer, other);
     return QK_OK;
-}
-
-static void divide(double *to, const double *from, int64_t n, double rows) {
-    for (int64_t i = 0; i < n; i++) to[i] = from[i] / rows;
 }
 
 void qk_layer_moments(const qk_layer *layer, qk_set set, double *gram, double *cross, double *mean_x, double *mean_y,
                       double *power) {
     const qk_geometry *g = &layer->geometry;
-    const qk_sums *s = &layer->sets[set];
-    const double rows = (double)s->rows;
-    divide(gram, s->gram, g->groups * g->inputs * g->inputs, rows);
-    divide(mean_x, s->sum_x, g->groups * g->inputs, rows);
-    if (!layer->with_target) return;
-    divide(cross, s->cross, g->groups * g->outputs * g->inputs, rows);
-    divide(mean_y, s->sum_y, g->groups * g->outputs, rows);
-    divide(power, s->power, g->groups * g->outputs, rows);
+    const int64_t inputs = g->groups * g->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
+    const double rows = (double)qk_layer_rows(layer, set);
+    const qk_sums to = {.gram = gram, .cross = cross, .sum_x = mean_x, .sum_y = mean_y, .power = power};
+    double *arrays[] = {gram, mean_x, cross, mean_y, power};
+    const int64_t sizes[] = {inputs * g->inputs, inputs, outputs * g->inputs, outputs, outputs};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        if (sizes[i] > 0) memset(arrays[i], 0, (size_t)sizes[i] * sizeof **arrays);
+    for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
+        add_sums(&to, layer, &layer->sets[set][phase], rows);
 }

@@ -3,14 +3,19 @@
 #define QK_LAYER_H
 
 #include "ops/panel.h"
+#include "ops/phases.h"
 #include "qk.h"
 
+/* Of the rows of one phase, with K' = C / groups * taps inputs per group. */
 typedef struct {
-    float *x, *y; /* panels (groups * K, capacity), (groups * O, capacity) */
-    int64_t used; /* columns of the panels that wait to be added */
-    int64_t rows; /* added so far */
+    int64_t inputs;   /* K' */
+    int64_t capacity; /* rows of a panel */
+    int64_t *which;   /* (taps): the kernel's taps that are the phase's; NULL: all */
+    float *x, *y;     /* panels (groups * K', capacity), (groups * O, capacity) */
+    int64_t used;     /* columns of the panels that wait to be added */
+    int64_t rows;     /* added so far */
     qk_row_table x_rows, y_rows;
-    /* Sums over rows, per group: (K,K) both triangles, (O,K), (K), (O), (O). */
+    /* Sums over rows, per group: (K',K') both triangles, (O,K'), (K'), (O), (O). */
     double *gram, *cross, *sum_x, *sum_y, *power;
 } qk_sums;
 
@@ -19,11 +24,11 @@ struct qk_layer {
     qk_row_choice choice;
     bool with_target;
     int64_t next_sample;
-    int64_t capacity; /* rows of a panel */
-    qk_sums sets[2];  /* indexed by qk_set */
+    qk_phases phases;
+    qk_sums *sets[2]; /* (phases), indexed by qk_set; NULL: there is no such set */
 };
 
-/* Adds the waiting columns of a set's panels to its sums. (gram.c) */
-qk_status qk_layer_add_panel(qk_layer *layer, qk_set set, qk_pool *pool);
+/* Adds the waiting columns of panels to their sums. (gram.c) */
+qk_status qk_layer_add_panel(const qk_layer *layer, qk_sums *sums, qk_pool *pool);
 
 #endif

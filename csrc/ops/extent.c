@@ -3,9 +3,10 @@
 bool qk_geometry_is_sane(const qk_geometry *g) {
     if (g->spatial < 0 || g->spatial > QK_MAX_SPATIAL || g->groups < 1 || g->inputs < 1 || g->outputs < 1) return false;
     if (g->spatial == 0 && (g->groups != 1 || g->transposed)) return false;
-    for (int i = 0; i < g->spatial; i++)
-        if (g->kernel[i] < 1 || g->stride[i] < 1 || g->dilation[i] < 1 || g->pad_begin[i] < 0 || g->pad_end[i] < 0 ||
-            g->output_padding[i] < 0 || g->output_shape[i] < 0)
+    int64_t channels = g->inputs; /* per group, times the sizes of the kernel that are still to come */
+    for (int i = 0; i < g->spatial; channels /= g->kernel[i++])
+        if (g->kernel[i] < 1 || channels % g->kernel[i] || g->stride[i] < 1 || g->dilation[i] < 1 ||
+            g->pad_begin[i] < 0 || g->pad_end[i] < 0 || g->output_padding[i] < 0 || g->output_shape[i] < 0)
             return false;
     return true;
 }

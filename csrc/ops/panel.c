@@ -43,10 +43,10 @@ static void add_conv_inputs(qk_row_table *t, const qk_geometry *g, const qk_exte
             rest /= e->out[i];
         }
     }
-    for (int64_t tap = 0; tap < e->taps; tap++) {
-        int32_t *row = t->offsets + tap * t->capacity + t->count;
+    for (int64_t line = 0; line < t->taps; line++) {
+        int32_t *row = t->offsets + line * t->capacity + t->count;
         for (int64_t r = 0; r < n; r++) row[r] = (int32_t)base;
-        int64_t scale = 1, rest = tap;
+        int64_t scale = 1, rest = t->which ? t->which[line] : line;
         for (int i = g->spatial - 1; i >= 0; i--) {
             const int64_t reach = rest % g->kernel[i] * g->dilation[i], in = e->in[i];
             const int64_t shift = g->transposed ? -(reach / g->stride[i]) : reach, phase = reach % g->stride[i];

@@ -8,8 +8,9 @@
 /* The rows to be cut from one tensor, waiting in a table. */
 typedef struct {
     int64_t taps, capacity;
-    int64_t count;    /* rows waiting */
-    int32_t *offsets; /* (taps, capacity): of the tap in channel 0, relative to the tensor; padding: -1, sealed 0 */
+    const int64_t *which; /* (taps): of the kernel's; NULL: all. The caller's memory */
+    int64_t count;        /* rows waiting */
+    int32_t *offsets;     /* (taps, capacity): of the tap in channel 0, relative to the tensor; padding: -1, sealed 0 */
     int32_t *runs;    /* (taps, capacity): from a multiple of QK_PANEL_BLOCK, how many offsets rise by 1 each; or 0 */
     int32_t *padding; /* (taps, capacity): the rows whose tap is padding */
     int64_t *padding_count; /* (taps) */

@@ -189,6 +189,11 @@ static const ref_case ref_cases[] = {
      {3, QK_PAD_EXPLICIT, 1, 2, 24, {2, 3, 2}, {2, 1, 2}, {1, 2, 1}, {1, 0, 0}, {0, 2, 1}, true},
      5,
      {3, 2, 4, 6, 5}},
+    /* a stride beyond the kernel, and dilations that share no divisor, one and all with the stride */
+    {"transposed 3-D with gaps",
+     {3, QK_PAD_EXPLICIT, 2, 2, 24, {1, 4, 3}, {2, 4, 3}, {1, 2, 3}, {0, 2, 1}, {1, 0, 2}, true, {1, 3, 2}},
+     5,
+     {3, 4, 3, 4, 3}},
 };
 enum { REF_CASES = sizeof ref_cases / sizeof *ref_cases };
 

@@ -262,6 +262,40 @@ static void joined_layers_have_the_rows_of_both(void) {
     ref_free(&x1), ref_free(&x2), ref_free(&y1), ref_free(&y2);
 }
 
+/* Of a weight that two ConvTransposes have with other strides: what the rows of one see is not cut as the other's is.
+ * In either order, and rows may follow. */
+static void joined_layers_may_have_other_strides(void) {
+    const qk_geometry two[] = {{2, QK_PAD_EXPLICIT, 2, 3, 18, {3, 3}, {2, 3}, {1, 1}, {1, 1}, {1, 1}, true},
+                               {2, QK_PAD_EXPLICIT, 2, 3, 18, {3, 3}, {4, 1}, {1, 1}, {0, 1}, {1, 0}, true},
+                               {2, QK_PAD_EXPLICIT, 2, 3, 18, {3, 3}, {1, 1}, {1, 1}, {1, 1}, {1, 1}, true}};
+    const int64_t dims[] = {4, 4, 5, 6};
+    qk_random r = {5};
+    qk_tensor x = ref_tensor(&r, QK_F32, 4, dims);
+    qk_pool *pool = qk_pool_new(2);
+    for (int i = 0; i < 9; i++) {
+        const qk_geometry *a = &two[i / 3], *b = &two[i % 3];
+        qk_tensor ya = ref_target(&r, a, &x), yb = ref_target(&r, b, &x);
+        qk_layer *layer = fed_layer(a, &x, &ya, 0, pool), *other = fed_layer(b, &x, &yb, 0, pool);
+        CHECK(qk_layer_join(layer, other) == QK_OK);
+        CHECK(qk_layer_feed(layer, &x, &ya, pool) == QK_OK);
+        CHECK(qk_layer_flush(layer, pool) == QK_OK);
+        const qk_row_choice first = {.samples = 4, .max_rows = 1000000, .seed = 3};
+        const moments ma = naive_moments(a, &x, &ya, &first, QK_FITTED);
+        const moments mb = naive_moments(b, &x, &yb, &first, QK_FITTED), m = moments_new(a);
+        qk_layer_moments(layer, QK_FITTED, m.gram, m.cross, m.mean_x, m.mean_y, m.power);
+        CHECK(qk_layer_rows(layer, QK_FITTED) == 2 * ma.rows + mb.rows);
+        const double w = 2 * (double)ma.rows / (double)(2 * ma.rows + mb.rows);
+        for (int64_t k = 0; k < 2 * 18 * 18; k++) CHECK_CLOSE(m.gram[k], w * ma.gram[k] + (1 - w) * mb.gram[k], 1e-5);
+        for (int64_t k = 0; k < 6 * 18; k++) CHECK_CLOSE(m.cross[k], w * ma.cross[k] + (1 - w) * mb.cross[k], 1e-5);
+        for (int64_t o = 0; o < 6; o++) CHECK_CLOSE(m.power[o], w * ma.power[o] + (1 - w) * mb.power[o], 1e-5);
+        moments_free(m), moments_free(ma), moments_free(mb);
+        qk_layer_free(layer), qk_layer_free(other);
+        ref_free(&ya), ref_free(&yb);
+    }
+    qk_pool_free(pool);
+    ref_free(&x);
+}
+
 static void layers_that_are_not_alike_do_not_join(void) {
     const qk_geometry good = {.groups = 1, .inputs = 3, .outputs = 2};
     const qk_geometry others[] = {{.groups = 1, .inputs = 2, .outputs = 2},
@@ -295,7 +329,7 @@ static void bad_arguments_are_refused(void) {
     const qk_row_choice rows = {.samples = 4, .max_rows = 100};
     const qk_geometry good = {1, QK_PAD_EXPLICIT, 1, 4, 6, {3}, {2}, {2}, {1}, {3}};
     qk_layer *layer;
-    for (int i = 0; i < 11; i++) {
+    for (int i = 0; i < 12; i++) {
         qk_geometry g = good;
         int64_t *fields[] = {&g.groups, &g.outputs, &g.inputs, &g.kernel[0], &g.stride[0], &g.dilation[0]};
         if (i < 6) *fields[i] = 0;
@@ -304,6 +338,7 @@ static void bad_arguments_are_refused(void) {
         if (i == 8) g.output_padding[0] = -1;
         if (i == 9) g.output_shape[0] = -1;
         if (i == 10) g = (qk_geometry){.groups = 1, .inputs = 3, .outputs = 2, .transposed = true};
+        if (i == 11) g.inputs = 7; /* not so many for each tap */
         CHECK(qk_layer_new(&layer, &g, &rows, true) == QK_E_ARG);
         CHECK(layer == NULL);
     }
@@ -352,17 +387,32 @@ static qk_status feed_and_flush(void *context) {
     return status;
 }
 
+static qk_status join_two(void *context) {
+    const qk_row_choice rows = {.samples = 6, .max_rows = 1000000, .holdout = 3};
+    qk_layer *layer, *other = NULL;
+    qk_status status = qk_layer_new(&layer, ((attempt *)context)->geometry, &rows, true);
+    if (status == QK_OK) status = qk_layer_new(&other, ((attempt *)context)->geometry, &rows, true);
+    if (status == QK_OK) status = qk_layer_join(layer, other);
+    qk_layer_free(layer);
+    qk_layer_free(other);
+    return status;
+}
+
 static void a_layer_may_run_out_of_memory(void) {
     const qk_geometry dense = {2, QK_PAD_VALID, 1, 3, 18, {3, 3}, {1, 1}, {1, 1}, {0}, {0}};
     const qk_geometry grouped = {2, QK_PAD_VALID, 4, 1, 18, {3, 3}, {1, 1}, {1, 1}, {0}, {0}};
+    const qk_geometry phases = {2, QK_PAD_VALID, 1, 3, 8, {2, 2}, {2, 3}, {1, 1}, {0}, {0}, true};
     qk_pool *pool = qk_pool_new(1);
     qk_refuse_each_allocation(feed_and_flush, &(attempt){&dense, pool});
     qk_refuse_each_allocation(feed_and_flush, &(attempt){&grouped, pool});
+    qk_refuse_each_allocation(feed_and_flush, &(attempt){&phases, pool});
+    qk_refuse_each_allocation(join_two, &(attempt){&phases, pool});
     qk_pool_free(pool);
 }
 
 QK_TESTS(QK_TEST(moments_are_means_of_products), QK_TEST(more_samples_than_planned_are_taken),
          QK_TEST(batches_and_threads_do_not_change_a_bit), QK_TEST(eight_bit_inputs_are_the_floats_they_stand_for),
          QK_TEST(without_target_only_the_inputs_count), QK_TEST(joined_layers_have_the_rows_of_both),
-         QK_TEST(layers_that_are_not_alike_do_not_join), QK_TEST(bad_arguments_are_refused),
-         QK_TEST(a_batch_that_does_not_fit_is_refused), QK_TEST(a_layer_may_run_out_of_memory))
+         QK_TEST(joined_layers_may_have_other_strides), QK_TEST(layers_that_are_not_alike_do_not_join),
+         QK_TEST(bad_arguments_are_refused), QK_TEST(a_batch_that_does_not_fit_is_refused),
+         QK_TEST(a_layer_may_run_out_of_memory))

@@ -1,0 +1,59 @@
+#include "ops/phases.h"
+
+static int64_t greatest_divisor(int64_t a, int64_t b) { return b ? greatest_divisor(b, a % b) : a; }
+
+/* Tap k sees the outputs with the remainder k * dilation % stride (plus the padding), which repeats after
+ * stride / gcd(stride, dilation) taps. */
+qk_phases qk_phases_of(const qk_geometry *g) {
+    qk_phases p = {.count = 1, .tap_phases = 1, .classes = {1, 1, 1}};
+    bool all_see = true;
+    for (int i = 0; i < g->spatial && g->transposed; i++) {
+        const int64_t period = g->stride[i] / greatest_divisor(g->stride[i], g->dilation[i]);
+        p.classes[i] = g->kernel[i] < period ? g->kernel[i] : period;
+        p.tap_phases *= p.classes[i];
+        all_see &= p.classes[i] == g->stride[i];
+    }
+    p.count = p.tap_phases + (g->transposed && !all_see);
+    return p;
+}
+
+int64_t qk_phase_taps(const qk_phases *p, const qk_geometry *g, int64_t phase, int64_t *which) {
+    int64_t taps = 1, n = 0;
+    for (int i = 0; i < g->spatial; i++) taps *= g->kernel[i];
+    for (int64_t tap = 0; tap < taps; tap++) {
+        int64_t of_tap = 0, scale = 1, rest = tap;
+        for (int i = g->spatial - 1; i >= 0; i--) {
+            of_tap += rest % g->kernel[i] % p->classes[i] * scale;
+            scale *= p->classes[i];
+            rest /= g->kernel[i];
+        }
+        if (of_tap != phase) continue;
+        if (which) which[n] = tap;
+        n++;
+    }
+    return n;
+}
+
+static int64_t phase_of(const qk_phases *p, const qk_geometry *g, const qk_extent *e, int64_t position) {
+    int64_t phase = 0, scale = 1;
+    for (int i = g->spatial - 1; i >= 0; i--) {
+        const int64_t remainder = (position % e->out[i] + e->pad[i]) % g->stride[i];
+        int64_t class = 0;
+        while (class < p->classes[i] && class * g->dilation[i] % g->stride[i] != remainder) class++;
+        if (class == p->classes[i]) return p->tap_phases;
+        phase += class * scale;
+        scale *= p->classes[i];
+        position /= e->out[i];
+    }
+    return phase;
+}
+
+void qk_sort_by_phase(const qk_phases *p, const qk_geometry *g, const qk_extent *e, const int64_t *positions, int64_t n,
+                      int64_t *sorted, int64_t *ends, int64_t *scratch) {
+    for (int64_t i = 0; i < p->count; i++) ends[i] = 0;
+    for (int64_t i = 0; i < n; i++) ends[scratch[i] = p->count > 1 ? phase_of(p, g, e, positions[i]) : 0]++;
+    for (int64_t i = 1; i < p->count; i++) ends[i] += ends[i - 1];
+    for (int64_t i = n - 1; i >= 0; i--) sorted[--ends[scratch[i]]] = positions[i]; /* from the last: a stable sort */
+    for (int64_t i = 0; i + 1 < p->count; i++) ends[i] = ends[i + 1];               /* they are the beginnings now */
+    ends[p->count - 1] = n;
+}
