@@ -23,6 +23,7 @@ enum {
 typedef struct {
     const qk_quadratic *q;
     const qk_scale_problem *problem;
+    int64_t block;         /* rows at a time */
     const float *gram;     /* of q, (groups, K, K); NULL: the identity */
     const double *lo, *hi; /* (rows) range of each output channel's scale before the factor */
     int factor_count;
@@ -30,7 +31,7 @@ typedef struct {
     double *error;             /* (rows, factor_count) */
     double *power;             /* (rows) */
     double *best, *best_error; /* (rows) */
-    float *scratch;            /* (threads, 2, QK_ROW_BLOCK, K) */
+    float *scratch;            /* (threads, 2, block, K) */
 } search;
 
 static qk_affine affine_of(const search *s, int64_t row, double factor) {
@@ -55,9 +56,9 @@ static double widest_factor(const qk_grid *grid) {
 /* The output error of a block of rows under every factor. */
 static void search_task(void *context, int64_t index, int worker) {
     const search *s = context;
-    const qk_row_block block = qk_row_block_at(s->q, index);
+    const qk_row_block block = qk_row_block_at(s->q, s->block, index);
     const int64_t K = s->q->inputs;
-    float *d = s->scratch + worker * 2 * QK_ROW_BLOCK * K;
+    float *d = s->scratch + worker * 2 * s->block * K;
     for (int f = 0; f < s->factor_count; f++) {
         for (int64_t i = 0; i < block.count; i++) {
             const int64_t row = block.first + i;
@@ -66,16 +67,16 @@ static void search_task(void *context, int64_t index, int worker) {
             qk_fake_quant(d + i * K, w, (size_t)K, affine, s->problem->grid);
             for (int64_t k = 0; k < K; k++) d[i * K + k] -= w[k];
         }
-        square(s, block, d, d + QK_ROW_BLOCK * K, s->error + f, s->factor_count);
+        square(s, block, d, d + s->block * K, s->error + f, s->factor_count);
     }
 }
 
 /* power[row] = w G w', of a block of rows. */
 static void power_task(void *context, int64_t index, int worker) {
     const search *s = context;
-    const qk_row_block block = qk_row_block_at(s->q, index);
+    const qk_row_block block = qk_row_block_at(s->q, s->block, index);
     const int64_t K = s->q->inputs;
-    square(s, block, s->problem->weight + block.first * K, s->scratch + worker * 2 * QK_ROW_BLOCK * K, s->power, 1);
+    square(s, block, s->problem->weight + block.first * K, s->scratch + worker * 2 * s->block * K, s->power, 1);
 }
 
 static void add_mean(double *power, int64_t rows) {
@@ -130,7 +131,7 @@ static void damp(qk_quadratic *q) {
 /* The factors of the coarse grid, then those around the best one. */
 static void run(search *s, int64_t rows, double *factors, qk_affine *affine, qk_pool *pool) {
     const bool per_channel = s->problem->per_channel;
-    const int64_t blocks = qk_row_blocks(s->q);
+    const int64_t blocks = qk_row_blocks(s->q, s->block);
     s->factor_count = COARSE;
     for (int64_t r = 0; r < rows; r++) {
         s->best[r] = 1;
@@ -149,6 +150,12 @@ static void run(search *s, int64_t rows, double *factors, qk_affine *affine, qk_
     for (int64_t r = 0; r < (per_channel ? rows : 1); r++) affine[r] = affine_of(s, r, s->best[r]);
 }
 
+/* Many, since BLAS copies all of G for each product with it; but several tasks for the threads. */
+static int64_t rows_at_once(const qk_quadratic *q) {
+    const int64_t quarter = q->outputs / 4;
+    return quarter < QK_ROW_BLOCK ? QK_ROW_BLOCK : quarter < 256 ? quarter : 256;
+}
+
 /* gram: of q, NULL for the identity. */
 static qk_status choose(const qk_quadratic *q, const float *gram, const qk_scale_problem *problem, qk_affine *affine,
                         qk_pool *pool) {
@@ -156,14 +163,15 @@ static qk_status choose(const qk_quadratic *q, const float *gram, const qk_scale
     double *lo = QK_NEW(double, rows), *hi = QK_NEW(double, rows), *best = QK_NEW(double, rows);
     double *best_error = QK_NEW(double, rows), *factors = QK_NEW(double, rows * MAX_FACTORS);
     double *error = QK_NEW(double, rows * MAX_FACTORS), *power = QK_NEW(double, rows);
-    float *scratch = QK_NEW(float, (int64_t)qk_pool_threads(pool) * 2 * QK_ROW_BLOCK * K);
+    const int64_t block = rows_at_once(q);
+    float *scratch = QK_NEW(float, (int64_t)qk_pool_threads(pool) * 2 * block * K);
     const bool ok = lo && hi && best && best_error && factors && error && power && scratch;
     if (ok) {
         ranges_of_weight(problem, rows, K, lo, hi);
-        search s = {q, problem, gram, lo, hi, COARSE, factors, error, power, best, best_error, scratch};
+        search s = {q, problem, block, gram, lo, hi, COARSE, factors, error, power, best, best_error, scratch};
         qk_blas_enter();
         if (gram) {
-            qk_pool_run(pool, power_task, &s, qk_row_blocks(q));
+            qk_pool_run(pool, power_task, &s, qk_row_blocks(q, s.block));
             add_mean(power, rows);
         } else {
             for (int64_t r = 0; r < rows; r++) power[r] = 1;

@@ -131,7 +131,7 @@ static void dequantize_rows(const solver *s, qk_row_block block, const int32_t *
 
 static void start_task(void *context, int64_t index, int worker) {
     solver *s = context;
-    const qk_row_block block = qk_row_block_at(s->solving, index);
+    const qk_row_block block = qk_row_block_at(s->solving, QK_ROW_BLOCK, index);
     const qk_quantized_layer *l = s->start;
     const int64_t K = s->solving->inputs, at = index * K * QK_LANES;
     double *w = s->real + worker * QK_ROW_BLOCK * K, *product = s->product + worker * QK_ROW_BLOCK * K;
@@ -180,7 +180,7 @@ static qk_status solver_init(solver *s, const qk_layer *layer) {
         s->solving = &s->fixed;
     }
     s->rows = s->solving->groups * s->solving->outputs;
-    s->blocks = qk_row_blocks(s->solving);
+    s->blocks = qk_row_blocks(s->solving, QK_ROW_BLOCK);
     s->scales = s->solving->inputs / qk_scale_block(l, s->solving->inputs);
     QK_TRY(solver_allocate(s));
     const int64_t squares = s->solving->groups * s->solving->inputs * s->solving->inputs;
@@ -282,7 +282,7 @@ static void changes_of(const qk_integer_rows *rows, const float *q0, float *chan
 
 static void solve_task(void *context, int64_t index, int worker) {
     solver *s = context;
-    const qk_row_block block = qk_row_block_at(s->solving, index);
+    const qk_row_block block = qk_row_block_at(s->solving, QK_ROW_BLOCK, index);
     const int64_t K = s->solving->inputs, n = K * QK_LANES, at = index * n;
     float *w = s->scratch + worker * LANE_ARRAYS * n, *change = w + n, *residual = change + n, *scratch = residual + n;
     const float *gram = s->gram + block.group * K * K, lam = (float)s->lam[block.group];
@@ -317,7 +317,7 @@ static void solve_task(void *context, int64_t index, int worker) {
 static void keep_better_rows(solver *s) {
     const int64_t n = s->solving->inputs * QK_LANES;
     for (int64_t index = 0; index < s->blocks; index++) {
-        const qk_row_block block = qk_row_block_at(s->solving, index);
+        const qk_row_block block = qk_row_block_at(s->solving, QK_ROW_BLOCK, index);
         for (int64_t i = 0; i < block.count; i++) {
             const int64_t row = block.first + i;
             if (!(s->gain[row] < s->best_gain[row])) continue;
@@ -348,7 +348,7 @@ typedef struct {
 static void measure_task(void *context, int64_t index, int worker) {
     const measurement *m = context;
     solver *s = m->s;
-    const qk_row_block block = qk_row_block_at(s->solving, index);
+    const qk_row_block block = qk_row_block_at(s->solving, QK_ROW_BLOCK, index);
     const int64_t K = s->solving->inputs;
     double *w = s->real + worker * QK_ROW_BLOCK * K;
     dequantize_rows(s, block, m->start ? s->start->weight_q : m->result->weight_q, w);
@@ -382,7 +382,7 @@ static void hand_over(solver *s, qk_least_squares_result *result) {
     const int64_t K = s->solving->inputs;
     int64_t wins[QK_CANDIDATES] = {0};
     for (int64_t index = 0; index < s->blocks; index++) {
-        const qk_row_block block = qk_row_block_at(s->solving, index);
+        const qk_row_block block = qk_row_block_at(s->solving, QK_ROW_BLOCK, index);
         for (int64_t j = 0; j < block.count * K; j++)
             result->weight_q[block.first * K + j] = (int32_t)s->best_q[(index * K + j % K) * QK_LANES + j / K];
     }

@@ -87,14 +87,14 @@ void qk_quadratic_fix_bias(qk_quadratic *q, const float *bias) {
     }
 }
 
-static int64_t blocks_per_group(const qk_quadratic *q) { return (q->outputs + QK_ROW_BLOCK - 1) / QK_ROW_BLOCK; }
+static int64_t blocks_per_group(const qk_quadratic *q, int64_t size) { return (q->outputs + size - 1) / size; }
 
-int64_t qk_row_blocks(const qk_quadratic *q) { return q->groups * blocks_per_group(q); }
+int64_t qk_row_blocks(const qk_quadratic *q, int64_t size) { return q->groups * blocks_per_group(q, size); }
 
-qk_row_block qk_row_block_at(const qk_quadratic *q, int64_t index) {
-    const int64_t group = index / blocks_per_group(q), skipped = index % blocks_per_group(q) * QK_ROW_BLOCK;
+qk_row_block qk_row_block_at(const qk_quadratic *q, int64_t size, int64_t index) {
+    const int64_t blocks = blocks_per_group(q, size), group = index / blocks, skipped = index % blocks * size;
     const int64_t rest = q->outputs - skipped;
-    return (qk_row_block){group, group * q->outputs + skipped, rest < QK_ROW_BLOCK ? rest : QK_ROW_BLOCK};
+    return (qk_row_block){group, group * q->outputs + skipped, rest < size ? rest : size};
 }
 
 void qk_output_error(const qk_quadratic *q, qk_row_block block, const double *w, const double *bias, double *scratch,

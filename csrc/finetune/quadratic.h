@@ -27,8 +27,9 @@ typedef struct {
     int64_t group, first, count; /* first: a global row */
 } qk_row_block;
 enum { QK_ROW_BLOCK = 32 };
-int64_t qk_row_blocks(const qk_quadratic *q);
-qk_row_block qk_row_block_at(const qk_quadratic *q, int64_t index);
+/* size: outputs in a block, at most. */
+int64_t qk_row_blocks(const qk_quadratic *q, int64_t size);
+qk_row_block qk_row_block_at(const qk_quadratic *q, int64_t size, int64_t index);
 
 /* E (w x + b - y)^2 of a block's outputs, from centred moments: w'Gw - 2 w'c + t + (b + w'mu - m)^2. w (count, K),
  * bias and error by global row, scratch (count, K). */
