@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import onnx
 
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin
-from quark.onnx.calibration.reader import Batch, sample_count
+from quark.onnx.calibration.reader import Batch
 from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
@@ -247,7 +247,7 @@ class FastFinetune:
         default = None if whole.before_default is None else self._outputs(quantized, fuse_qdq=True)
         return EndToEnd(
             reference=f"{self._role} model",
-            samples=sum(map(sample_count, self._samples.compared)),
+            samples=self._samples.compared.samples,
             held_out=self._samples.held_out,
             before=compare(whole.reference, whole.before),
             after=compare(whole.reference, self._outputs(quantized)),
