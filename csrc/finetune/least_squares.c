@@ -3,11 +3,13 @@
  * E |W^ x + b - y|^2 is quadratic in W^ and b, so moments replace the data. Each candidate damps the Gram matrix
  * differently (shrinking towards the float weight), rounds the shifted target W* = (C + lam W)(G + lam I)^-1
  * successively, then descends by coordinates. Outputs are problems of their own: for each the candidate that is best on
- * held-out rows wins, the start included.
+ * held-out rows wins, the start included. Large layers try all candidates on a part of the outputs, and only the best
+ * of them on the others.
  *
  * Moments, factors, targets and the errors that are reported are float64. Candidates are sought and compared in
  * float32, as changes from the start, which are of the size of the error itself. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/blas.h"
@@ -18,7 +20,20 @@
 #include "finetune/quadratic.h"
 #include "finetune/weight_scales.h"
 
-enum { LANE_ARRAYS = 6 }; /* scratch of a worker: w, change, residual, three of the solvers */
+enum {
+    LANE_ARRAYS = 6, /* scratch of a worker: w, change, residual, three of the solvers */
+    PART = 4,        /* one of so many blocks */
+    FINALISTS = 3,   /* candidates for the others */
+};
+
+typedef enum { ALL_BLOCKS, A_PART, THE_REST } extent_of_trial;
+
+/* A candidate with its damping. */
+typedef struct {
+    qk_candidate candidate;
+    int damping;
+    double gain; /* of the blocks that it was tried on */
+} attempt;
 
 typedef struct {
     const qk_quantized_layer *start;
@@ -31,6 +46,7 @@ typedef struct {
     int64_t rows, blocks;
     qk_candidate candidate;
     double damping;
+    extent_of_trial extent;
     double *factor, *target; /* Cholesky factors (groups,K,K), W* (rows,K) */
     bool *factored;          /* (groups) */
     double *lam;             /* (groups): damping of the candidate at hand */
@@ -280,8 +296,19 @@ static void changes_of(const qk_integer_rows *rows, const float *q0, float *chan
     }
 }
 
-static void solve_task(void *context, int64_t index, int worker) {
+static int64_t tried_blocks(const solver *s) {
+    const int64_t part = (s->blocks + PART - 1) / PART;
+    return s->extent == ALL_BLOCKS ? s->blocks : s->extent == A_PART ? part : s->blocks - part;
+}
+
+/* Of the blocks that are tried, the i-th. */
+static int64_t tried_block(const solver *s, int64_t i) {
+    return s->extent == ALL_BLOCKS ? i : s->extent == A_PART ? i * PART : i + i / (PART - 1) + 1;
+}
+
+static void solve_task(void *context, int64_t i_tried, int worker) {
     solver *s = context;
+    const int64_t index = tried_block(s, i_tried);
     const qk_row_block block = qk_row_block_at(s->solving, QK_ROW_BLOCK, index);
     const int64_t K = s->solving->inputs, n = K * QK_LANES, at = index * n;
     float *w = s->scratch + worker * LANE_ARRAYS * n, *change = w + n, *residual = change + n, *scratch = residual + n;
@@ -313,13 +340,17 @@ static void solve_task(void *context, int64_t index, int worker) {
     judge_block(s, block, w, change, s->slope + at, residual);
 }
 
-/* Takes over the outputs that the candidate at hand makes better on held-out rows. */
-static void keep_better_rows(solver *s) {
-    const int64_t n = s->solving->inputs * QK_LANES;
-    for (int64_t index = 0; index < s->blocks; index++) {
+/* Takes over the outputs that the candidate at hand makes better on held-out rows. The change of all that get better.
+ */
+static double keep_better_rows(solver *s) {
+    const int64_t n = s->solving->inputs * QK_LANES, tried = tried_blocks(s);
+    double gain = 0;
+    for (int64_t t = 0; t < tried; t++) {
+        const int64_t index = tried_block(s, t);
         const qk_row_block block = qk_row_block_at(s->solving, QK_ROW_BLOCK, index);
         for (int64_t i = 0; i < block.count; i++) {
             const int64_t row = block.first + i;
+            if (s->gain[row] < 0) gain += s->gain[row];
             if (!(s->gain[row] < s->best_gain[row])) continue;
             s->best_gain[row] = s->gain[row];
             s->best_bias_q[row] = s->bias_q[row];
@@ -327,14 +358,50 @@ static void keep_better_rows(solver *s) {
             for (int64_t j = index * n + i; j < (index + 1) * n; j += QK_LANES) s->best_q[j] = s->q[j];
         }
     }
+    return gain;
 }
 
-static void try_candidate(solver *s, qk_candidate candidate, double damping) {
+static double try_candidate(solver *s, qk_candidate candidate, double damping) {
     s->candidate = candidate;
     s->damping = damping;
     qk_pool_run(s->pool, damp_task, s, s->solving->groups);
-    qk_pool_run(s->pool, solve_task, s, s->blocks);
-    keep_better_rows(s);
+    qk_pool_run(s->pool, solve_task, s, tried_blocks(s));
+    return keep_better_rows(s);
+}
+
+static bool cancelled(const qk_least_squares_options *o) { return o->cancelled && o->cancelled(o->user); }
+
+static qk_status try_attempts(solver *s, extent_of_trial extent, attempt *attempts, int count) {
+    s->extent = extent;
+    for (attempt *a = attempts; a < attempts + count; a++) {
+        if (cancelled(s->options)) return QK_E_CANCELLED;
+        a->gain = try_candidate(s, a->candidate, s->options->damping[a->damping]);
+    }
+    return QK_OK;
+}
+
+/* The best first; of equals the one that came first. */
+static int by_gain(const void *left, const void *right) {
+    const attempt *a = left, *b = right;
+    if (a->gain != b->gain) return a->gain < b->gain ? -1 : 1;
+    return a->damping != b->damping ? a->damping - b->damping : (int)a->candidate - (int)b->candidate;
+}
+
+static qk_status try_all_dampings(solver *s) {
+    const int count = 2 * s->options->damping_count;
+    attempt *attempts = QK_NEW(attempt, count);
+    if (!attempts) return QK_E_NOMEM;
+    for (int i = 0; i < count; i++)
+        attempts[i] = (attempt){.candidate = i % 2 ? QK_ROUNDING_DESCENT : QK_DESCENT, .damping = i / 2};
+    const double work = (double)s->rows * (double)s->solving->inputs * (double)s->solving->inputs;
+    const bool in_parts = work > (double)s->options->part_from && count > FINALISTS && s->blocks >= 2 * PART;
+    qk_status status = try_attempts(s, in_parts ? A_PART : ALL_BLOCKS, attempts, count);
+    if (in_parts && status == QK_OK) {
+        qsort(attempts, (size_t)count, sizeof *attempts, by_gain);
+        status = try_attempts(s, THE_REST, attempts, FINALISTS);
+    }
+    free(attempts);
+    return status;
 }
 
 /* ---- the result ------------------------------------------------------------------------------ */
@@ -402,8 +469,6 @@ static void hand_over(solver *s, qk_least_squares_result *result) {
     measure(s, result, false, result->after);
 }
 
-static bool cancelled(const qk_least_squares_options *o) { return o->cancelled && o->cancelled(o->user); }
-
 static qk_status try_candidates(solver *s, qk_least_squares_result *result) {
     const qk_least_squares_options *o = s->options;
     measure(s, NULL, true, result->before);
@@ -413,11 +478,7 @@ static qk_status try_candidates(solver *s, qk_least_squares_result *result) {
         for (int64_t r = 0; r < s->rows; r++) result->power[set] += q->mean_y[r] * q->mean_y[r];
     }
     if (s->bias_free) try_candidate(s, QK_BIAS_ONLY, 0);
-    for (int i = 0; i < o->damping_count; i++)
-        for (qk_candidate c = QK_DESCENT; c <= QK_ROUNDING_DESCENT; c++) {
-            if (cancelled(o)) return QK_E_CANCELLED;
-            try_candidate(s, c, o->damping[i]);
-        }
+    if (o->damping_count > 0) QK_TRY(try_all_dampings(s));
     hand_over(s, result);
     return QK_OK;
 }

@@ -198,12 +198,16 @@ typedef struct {
     int32_t bias_qmin, bias_qmax;
 } qk_quantized_layer;
 
+#define QK_PART_FROM (INT64_C(1) << 30) /* a usual part_from: some seconds for all candidates */
+
 typedef struct {
     qk_box box;
     bool update_bias;
     int max_sweeps;        /* of coordinate descent, for each candidate */
     const double *damping; /* candidates, relative to the mean diagonal of G */
     int damping_count;
+    int64_t
+        part_from; /* where rows * K * K is more, a quarter of the outputs says which candidates all are tried with */
     /* Called between candidates by the calling thread; true: cancel. May be NULL. */
     bool (*cancelled)(void *user);
     void *user;

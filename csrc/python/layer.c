@@ -185,7 +185,7 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
     layer_object *self = (layer_object *)object;
     PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *damping, *pool_argument;
     qk_quantized_layer start = {0};
-    qk_least_squares_options options = {.cancelled = qk_cancelled};
+    qk_least_squares_options options = {.cancelled = qk_cancelled, .part_from = QK_PART_FROM};
     int update_bias, is_free;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO$iiOOiippOiO:least_squares", names, &weight, &weight_q, &scale,
                                      &zp, &start.qmin, &start.qmax, &bias, &bias_scale, &start.bias_qmin,

@@ -21,8 +21,12 @@ static inline fixture fixture_new(const ref_case *c, uint64_t seed, int threads)
 static const double dampings[] = {1e-4, 1e-2};
 
 static inline qk_least_squares_options options_of(qk_box box, bool update_bias) {
-    return (qk_least_squares_options){
-        .box = box, .update_bias = update_bias, .max_sweeps = 20, .damping = dampings, .damping_count = 2};
+    return (qk_least_squares_options){.box = box,
+                                      .update_bias = update_bias,
+                                      .max_sweeps = 20,
+                                      .damping = dampings,
+                                      .damping_count = 2,
+                                      .part_from = QK_PART_FROM};
 }
 
 static inline qk_status solve(fixture *f, const qk_least_squares_options *options, qk_least_squares_result *result) {

@@ -154,4 +154,35 @@ static void the_best_candidate_of_each_row_wins(void) {
         }
 }
 
-QK_TESTS(QK_TEST(the_best_candidate_of_each_row_wins))
+/* Every fourth block of 32 outputs is tried with all candidates. */
+static void large_layers_try_most_outputs_with_the_best_candidates_alone(void) {
+    const ref_case many = {"many outputs", {.groups = 1, .inputs = 6, .outputs = 300}, 3, {12, 20, 6}};
+    const double three[] = {1e-4, 1e-2, 3};
+    for (int kind = 0; kind < 2; kind++) {
+        qk_least_squares_options o = options_of(kind ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL, true);
+        o.damping = three;
+        o.damping_count = 3;
+        int32_t *weights[3];
+        qk_least_squares_result r[3];
+        for (int run = 0; run < 3; run++) { /* all outputs; a part, on one thread and on three */
+            fixture f = fixture_new(&many, (uint64_t)kind, run == 2 ? 3 : 1);
+            o.part_from = run == 0 ? INT64_MAX : 0;
+            CHECK(solve(&f, &o, &r[run]) == QK_OK);
+            weights[run] = MEMORY(int32_t, 300 * 6);
+            memcpy(weights[run], f.new_weight, 300 * 6 * sizeof *f.new_weight);
+            fixture_free(&f);
+        }
+        int64_t differ[2] = {0}; /* in the part, in the rest */
+        for (int64_t i = 0; i < 300 * 6; i++) differ[i / 6 / 32 % 4 != 0] += weights[0][i] != weights[1][i];
+        CHECK(differ[0] == 0 && differ[1] > 0);
+        CHECK(r[0].after[QK_HELD_OUT] <= r[1].after[QK_HELD_OUT]);
+        CHECK(r[1].before[QK_HELD_OUT] - r[1].after[QK_HELD_OUT] >
+              0.9 * (r[0].before[QK_HELD_OUT] - r[0].after[QK_HELD_OUT]));
+        CHECK(memcmp(weights[1], weights[2], 300 * 6 * sizeof **weights) == 0);
+        CHECK(r[1].after[QK_FITTED] == r[2].after[QK_FITTED]);
+        for (int run = 0; run < 3; run++) free(weights[run]);
+    }
+}
+
+QK_TESTS(QK_TEST(the_best_candidate_of_each_row_wins),
+         QK_TEST(large_layers_try_most_outputs_with_the_best_candidates_alone))
