@@ -25,7 +25,6 @@ __all__ = ["Calibration", "CalibrationSettings", "calibrate"]
 
 _BINS = 4096
 _FREED_BYTES = 16 << 20
-_MOST_FREED_BYTES = 48 << 20  # while batches run, which need some of it again
 _EXPOSED_BYTES = 4 << 20  # of inner tensors that a batch makes; several batches are at work at the same time
 
 
@@ -108,7 +107,6 @@ def calibrate(
             raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
         search.feed(values)
         samples += sample_count(batch)
-        _core.return_memory(_MOST_FREED_BYTES)
     _core.return_memory(_FREED_BYTES)  # that of inner tensors
     found = {name: settings.range_of(name).of(ranges, i) for i, name in enumerate(tensors)}
     return Calibration(found, search.choose(), samples)
