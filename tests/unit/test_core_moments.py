@@ -57,7 +57,7 @@ def assert_equal(actual: Moments, expected: Moments, rtol: float = EXACT) -> Non
     assert actual.rows == expected.rows
     for name in Moments._fields[1:]:
         want = getattr(expected, name)
-        near_zero = rtol * np.abs(want).max(initial=0)  # sums that cancel depend on the order of additions
+        near_zero = rtol * np.abs(want).max(initial=1)  # sums that cancel depend on the order of additions
         np.testing.assert_allclose(getattr(actual, name), want, rtol, near_zero, err_msg=name)
 
 
