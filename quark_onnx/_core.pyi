@@ -62,8 +62,11 @@ class ValueRanges:
     """Minimum, maximum and a histogram for each of many tensors, streaming."""
 
     def __new__(cls, tensors: int, bins: int = 2048) -> ValueRanges: ...
-    def update(self, arrays: Sequence[NDArray[np.float32]], pool: ThreadPool, /) -> None:
+    def update(self, arrays: Sequence[NDArray[np.float32]], /) -> None:
         """Adds one float32 array per tensor. ValueError on NaN or Inf."""
+
+    def add(self, other: ValueRanges, /) -> None:
+        """Adds all that others of the same tensors have seen."""
 
     def min_max(self, tensor: int, /) -> tuple[float, float]:
         """The smallest and the largest value."""

@@ -85,7 +85,9 @@ qk_value_range *qk_value_range_new(int bins);
 void qk_value_range_free(qk_value_range *range);
 /* Adds n[i] values x[i] to ranges[i]. QK_E_NONFINITE on NaN or Inf: *bad is then the index i. */
 qk_status qk_value_ranges_update(qk_value_range *const *ranges, const float *const *x, const size_t *n, size_t count,
-                                 qk_pool *pool, size_t *bad);
+                                 size_t *bad);
+/* Adds what another range of as many bins has seen: `range` is then as if it had seen that itself. */
+void qk_value_range_add(qk_value_range *range, const qk_value_range *other);
 float qk_value_range_min(const qk_value_range *range);
 float qk_value_range_max(const qk_value_range *range);
 uint64_t qk_value_range_count(const qk_value_range *range);

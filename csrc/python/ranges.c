@@ -39,12 +39,8 @@ static void ranges_dealloc(PyObject *object) {
     Py_DECREF(type);
 }
 
-static PyObject *ranges_update(PyObject *object, PyObject *args) {
+static PyObject *ranges_update(PyObject *object, PyObject *arrays) {
     ranges_object *self = (ranges_object *)object;
-    PyObject *arrays, *pool_argument;
-    if (!PyArg_ParseTuple(args, "OO:update", &arrays, &pool_argument)) return NULL;
-    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
-    if (!pool) return NULL;
     PyObject *items = PySequence_Fast(arrays, "update: a sequence of arrays is needed");
     if (!items) return NULL;
     const float **x = PyMem_Calloc((size_t)self->count + 1, sizeof *x);
@@ -68,7 +64,7 @@ static PyObject *ranges_update(PyObject *object, PyObject *args) {
     if (ok) {
         qk_status status;
         Py_BEGIN_ALLOW_THREADS
-        status = qk_value_ranges_update((qk_value_range *const *)self->ranges, x, n, (size_t)self->count, pool, &bad);
+        status = qk_value_ranges_update((qk_value_range *const *)self->ranges, x, n, (size_t)self->count, &bad);
         Py_END_ALLOW_THREADS
         self->in_use = false;
         ok = status == QK_OK;
@@ -80,6 +76,21 @@ static PyObject *ranges_update(PyObject *object, PyObject *args) {
     PyMem_Free(x);
     PyMem_Free(n);
     Py_DECREF(items);
+    if (!ok) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *ranges_add(PyObject *object, PyObject *argument) {
+    ranges_object *self = (ranges_object *)object, *other = (ranges_object *)argument;
+    if (!Py_IS_TYPE(argument, Py_TYPE(object)))
+        return PyErr_Format(PyExc_TypeError, "add: ValueRanges are needed, not %s", Py_TYPE(argument)->tp_name);
+    if (other == self || other->count != self->count || other->bins != self->bins)
+        return PyErr_Format(PyExc_ValueError, "add: others of as many tensors and bins are needed");
+    if (!qk_take(&self->in_use, "ValueRanges")) return NULL;
+    const bool ok = qk_take(&other->in_use, "ValueRanges");
+    for (Py_ssize_t i = 0; ok && i < self->count; i++) qk_value_range_add(self->ranges[i], other->ranges[i]);
+    if (ok) other->in_use = false;
+    self->in_use = false;
     if (!ok) return NULL;
     Py_RETURN_NONE;
 }
@@ -184,8 +195,9 @@ static PyObject *ranges_choose(PyObject *object, PyObject *args, PyObject *kwarg
 #define KEYWORDS(function) (PyCFunction)(void (*)(void))(function)
 
 static PyMethodDef ranges_methods[] = {
-    {"update", ranges_update, METH_VARARGS,
-     "update($self, arrays, pool, /)\n--\n\nAdds one float32 array per tensor. ValueError on NaN or Inf."},
+    {"update", ranges_update, METH_O,
+     "update($self, arrays, /)\n--\n\nAdds one float32 array per tensor. ValueError on NaN or Inf."},
+    {"add", ranges_add, METH_O, "add($self, other, /)\n--\n\nAdds all that others of the same tensors have seen."},
     {"min_max", ranges_min_max, METH_VARARGS, "min_max($self, tensor, /)\n--\n\nThe smallest and the largest value."},
     {"percentile", ranges_percentile, METH_VARARGS,
      "percentile($self, tensor, percentile, /)\n--\n\n"

@@ -8,7 +8,6 @@ from itertools import chain, islice
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.calibration.activation_range import ActivationRange
@@ -87,27 +86,28 @@ def calibrate(
     Raises:
         DataError: a tensor becomes NaN or Inf, or the model cannot run on a batch.
     """
-    pool = _core.ThreadPool(engine.threads)
-    ranges = _core.ValueRanges(len(tensors), _BINS)
-    search = WeightScaleSearch(model, layers, settings.grid_of, pool)
-    wanted = list(dict.fromkeys([*tensors, *search.tensors()]))
+    search = WeightScaleSearch(model, layers, settings.grid_of, _core.ThreadPool(engine.threads))
     # A reader may use its memory again. With few items, the processors are shared out among each item's operators.
     first = [{name: array.copy() for name, array in item.items()} for item in islice(items, engine.threads)]
     at_once, each = engine.shared_out(len(first))
     # To the last bit as onnxruntime.quantization: item by item, the graph as it is. Threads would move bits too.
     exact = any(settings.range_of(name).is_exact for name in tensors)
+    wanted = list(dict.fromkeys([*tensors, *search.tensors()]))
     run = _Exposed(model, wanted, replace(each, threads=1) if exact else each, optimise=not exact)
     can_join = (lambda *_: False) if exact else can_join
+    statistics = _Statistics(tensors, at_once)
+
+    def look_at(batch: Batch) -> tuple[int, Batch]:
+        values = run(batch)
+        statistics.update(values)
+        return sample_count(batch), {name: values[name] for name in search.tensors()}
+
     samples = 0
-    for batch, values in in_order(run, _batches(chain(first, items), can_join, run), threads=at_once):
-        try:
-            ranges.update([np.ascontiguousarray(values[name]) for name in tensors], pool)
-        except ValueError as error:
-            bad = next((n for n in tensors if not np.isfinite(values[n]).all()), "?")
-            raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
-        search.feed(values)
-        samples += sample_count(batch)
+    for count, inputs in in_order(look_at, _batches(chain(first, items), can_join, run), threads=at_once):
+        search.feed(inputs)
+        samples += count
     _core.return_memory(_FREED_BYTES)  # that of inner tensors
+    ranges = statistics.all()
     found = {name: settings.range_of(name).of(ranges, i) for i, name in enumerate(tensors)}
     return Calibration(found, search.choose(), samples)
 
@@ -115,8 +115,34 @@ def calibrate(
 def _batches(items: Iterator[Batch], can_join: CanJoin, run: _Exposed) -> Iterator[Batch]:
     """The items, joined as far as what the model makes of them stays small. The first tells how much that is."""
     first = next(items)
-    made = sum(array.nbytes for array in run(first)[1].values())
+    made = sum(array.nbytes for array in run(first).values())
     yield from BatchJoiner(can_join, input_bytes(first) * _EXPOSED_BYTES / made).join(chain((first,), items))
+
+
+class _Statistics:
+    """Value ranges of the tensors, gathered by several threads: each has its own, which add up to the same."""
+
+    def __init__(self, tensors: list[str], threads: int) -> None:
+        self._tensors = tensors
+        self._idle = [_core.ValueRanges(len(tensors), _BINS) for _ in range(threads)]
+
+    def update(self, values: Batch) -> None:
+        """Add the tensors of a batch. At most `threads` calls at the same time."""
+        ranges = self._idle.pop()
+        try:
+            ranges.update([np.ascontiguousarray(values[name]) for name in self._tensors])
+        except ValueError as error:
+            bad = next((n for n in self._tensors if not np.isfinite(values[n]).all()), "?")
+            raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
+        finally:
+            self._idle.append(ranges)
+
+    def all(self) -> _core.ValueRanges:
+        """Of all batches together."""
+        whole, *others = self._idle
+        for ranges in others:
+            whole.add(ranges)
+        return whole
 
 
 class _Exposed:
@@ -132,11 +158,11 @@ class _Exposed:
         exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names)
         self._session = session(exposed, engine, optimise=optimise)
 
-    def __call__(self, batch: Batch) -> tuple[Batch, dict[str, NDArray[np.generic]]]:
-        """The batch, and the wanted tensors that it leads to."""
+    def __call__(self, batch: Batch) -> Batch:
+        """The inputs, and the wanted tensors that they lead to."""
         try:
             values = self._session.run(self._names, batch)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             shapes = {name: array.shape for name, array in batch.items()}
             raise DataError(f"the float model cannot run on calibration data of shape {shapes}: {error}") from error
-        return batch, {**batch, **dict(zip(self._names, values, strict=True))}
+        return {**batch, **dict(zip(self._names, values, strict=True))}

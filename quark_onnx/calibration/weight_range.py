@@ -46,7 +46,7 @@ class WeightRange:
         scales, zero_points = [], []
         for row in rows if per_channel else [rows]:
             ranges = _core.ValueRanges(1, _BINS)
-            ranges.update([row], pool)
+            ranges.update([row])
             limit, (low, high) = ranges.percentile(0, self.percentile), ranges.min_max(0)
             scale, zero_point = _core.affine_from_range(
                 max(low, -limit), min(high, limit), grid.qmin, grid.qmax, grid.symmetric, grid.scales.name

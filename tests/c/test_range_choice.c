@@ -33,12 +33,10 @@ static fixture fixture_new(kind k, uint64_t seed) {
     qk_random r = {seed};
     fixture f = {.x = MEMORY(float, N), .range = qk_value_range_new(BINS)};
     for (int i = 0; i < N; i++) f.x[i] = value(&r, k) * 3;
-    qk_pool *pool = qk_pool_new(1);
     const float *x = f.x;
     const size_t n = N;
     size_t bad;
-    CHECK(qk_value_ranges_update(&f.range, &x, &n, 1, pool, &bad) == QK_OK);
-    qk_pool_free(pool);
+    CHECK(qk_value_ranges_update(&f.range, &x, &n, 1, &bad) == QK_OK);
     return f;
 }
 
@@ -231,10 +229,9 @@ static void nothing_and_zeros_have_no_range(void) {
     const size_t n = 3;
     const double percentile = 99;
     size_t bad;
-    qk_pool *pool = qk_pool_new(1);
     for (int some = 0; some < 2; some++) {
         qk_value_range *range = qk_value_range_new(BINS);
-        if (some) CHECK(qk_value_ranges_update(&range, &x, &n, 1, pool, &bad) == QK_OK);
+        if (some) CHECK(qk_value_ranges_update(&range, &x, &n, 1, &bad) == QK_OK);
         for (int m = QK_RANGE_MIN_MAX; m <= QK_RANGE_LAYERWISE_PERCENTILE; m++) {
             const qk_range_choice c = {.method = (qk_range_method)m,
                                        .grid = grids[0],
@@ -247,7 +244,6 @@ static void nothing_and_zeros_have_no_range(void) {
         }
         qk_value_range_free(range);
     }
-    qk_pool_free(pool);
 }
 
 QK_TESTS(QK_TEST(minimum_and_maximum_and_what_is_symmetric), QK_TEST(a_percentile_leaves_out_what_it_says),

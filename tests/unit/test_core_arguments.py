@@ -141,7 +141,6 @@ def test_what_is_no_pool(pool: object):
     for call in (
         lambda: gemm_layer().feed(ones(1, 3), ones(1, 2), pool),
         lambda: fed_layer().moments(pool, False),
-        lambda: _core.ValueRanges(1).update([ones(3)], pool),
     ):
         with pytest.raises(TypeError, match="pool: a ThreadPool is needed"):
             call()
@@ -268,13 +267,13 @@ def test_weight_scale_refuses_data_that_is_not_finite(bad: float):
 def test_value_ranges_refuse():
     ranges = _core.ValueRanges(2)
     with pytest.raises(ValueError, match="2 arrays are needed"):
-        ranges.update([ones(3)], POOL)
+        ranges.update([ones(3)])
     with pytest.raises(TypeError, match="dtype float32 is needed, not float64"):
-        ranges.update([ones(3), ones(3, dtype=float)], POOL)
+        ranges.update([ones(3), ones(3, dtype=float)])
     with pytest.raises(ValueError, match="C-contiguous"):
-        ranges.update([ones(3), ones(6)[::2]], POOL)
+        ranges.update([ones(3), ones(6)[::2]])
     with pytest.raises(TypeError, match="a sequence of arrays is needed"):
-        ranges.update(3, POOL)
+        ranges.update(3)
     for tensor in (-1, 2):
         with pytest.raises(IndexError, match=f"tensor {tensor} of 2"):
             ranges.min_max(tensor)
@@ -287,7 +286,7 @@ def test_value_ranges_refuse():
 
 def choose_range(tensor: int = 0, method: str = "Percentile", **changes: Any) -> Any:
     ranges = _core.ValueRanges(2, 8)
-    ranges.update([ones(3), ones(2)], POOL)
+    ranges.update([ones(3), ones(2)])
     arguments: dict[str, Any] = {
         "qmin": 0,
         "qmax": 255,
@@ -344,7 +343,7 @@ def test_python_threads_may_share_a_pool():
         for _ in range(3):
             x, y = rng.standard_normal((100, 40), np.float32), rng.standard_normal((100, 20), np.float32)
             layer.feed(x, y, POOL)
-            ranges.update([x], POOL)
+            ranges.update([x])
         weight = rng.standard_normal((20, 40), np.float32)
         scale, zero_point = layer.weight_scale(
             weight, qmin=-7, qmax=7, symmetric=True, per_channel=True, bias_free=True, scale_type="Float32", pool=POOL

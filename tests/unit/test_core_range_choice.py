@@ -15,7 +15,6 @@ from reference.value_range import histogram_percentile, signed_histogram
 
 from quark.onnx import _core
 
-ONE = _core.ThreadPool(1)
 BINS = 4096
 GRIDS = [
     Grid(0, 255, symmetric=False),
@@ -48,7 +47,7 @@ def distributions(seed: int = 0, size: int = 20_000) -> dict[str, np.ndarray]:
 
 def ranges_of(x: np.ndarray, bins: int = BINS) -> _core.ValueRanges:
     ranges = _core.ValueRanges(1, bins)
-    ranges.update([x], ONE)
+    ranges.update([x])
     return ranges
 
 
@@ -161,7 +160,7 @@ METHODS = ["MinMax", "Percentile", "MinMSE", "Entropy", "Distribution", "Layerwi
 def test_neither_batches_nor_threads_matter(x: np.ndarray, cuts: list[int], grid: Grid, two_sided: bool):
     whole, pieces = ranges_of(x, 64), _core.ValueRanges(1, 64)
     for piece in np.split(x, sorted(min(c, len(x)) for c in cuts)):
-        pieces.update([piece], _core.ThreadPool(3))
+        pieces.update([piece])
     for method in METHODS:
         options = {"two_sided": two_sided, "percentiles": (50.0, 99.0), "levels": 16}
         low, high = choose(whole, method, grid, **options)

@@ -11,17 +11,23 @@ from reference.value_range import bin_width, histogram_percentile, signed_histog
 
 from quark.onnx import _core
 
-ONE = _core.ThreadPool(1)
 FINITE = st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=False)
 VALUES = arrays(np.float32, st.integers(1, 200), elements=FINITE)
 PERCENTILES = [1.0, 50.0, 90.0, 99.9, 99.999, 100.0]
 
 
-def ranges_of(batches: list[np.ndarray], bins: int = 64, pool: _core.ThreadPool = ONE) -> _core.ValueRanges:
+def ranges_of(batches: list[np.ndarray], bins: int = 64) -> _core.ValueRanges:
     found = _core.ValueRanges(1, bins)
     for batch in batches:
-        found.update([batch], pool)
+        found.update([batch])
     return found
+
+
+def assert_same(found: _core.ValueRanges, wanted: _core.ValueRanges) -> None:
+    assert found.min_max(0) == wanted.min_max(0)
+    assert [found.percentile(0, p) for p in PERCENTILES] == [wanted.percentile(0, p) for p in PERCENTILES]
+    assert found.histogram(0)[0] == wanted.histogram(0)[0]
+    np.testing.assert_array_equal(found.histogram(0)[1], wanted.histogram(0)[1])
 
 
 @settings(max_examples=60, deadline=None)
@@ -54,10 +60,12 @@ def test_the_histogram_is_numpys(x: np.ndarray):
 @settings(max_examples=60, deadline=None)
 @given(VALUES, st.lists(st.integers(0, 200), max_size=4))
 def test_the_cut_into_batches_does_not_matter(x: np.ndarray, cuts: list[int]):
-    found, whole = ranges_of(np.split(x, sorted(min(c, len(x)) for c in cuts))), ranges_of([x])
-    assert found.min_max(0) == whole.min_max(0)
-    assert [found.percentile(0, p) for p in PERCENTILES] == [whole.percentile(0, p) for p in PERCENTILES]
-    np.testing.assert_array_equal(found.histogram(0)[1], whole.histogram(0)[1])
+    batches = np.split(x, sorted(min(c, len(x)) for c in cuts))
+    assert_same(ranges_of(batches), ranges_of([x]))
+    first, *others = (ranges_of([batch]) for batch in batches)
+    for ranges in others:
+        first.add(ranges)
+    assert_same(first, ranges_of([x]))
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-44])
@@ -67,20 +75,17 @@ def test_a_first_batch_of_next_to_nothing_does_not_matter(value: float):
     assert found.percentile(0, 90.0) == whole.percentile(0, 90.0)
 
 
-def test_many_tensors_large_and_small_on_any_number_of_threads():
+def test_many_tensors_large_and_small():
     rng = np.random.default_rng(0)
     tensors = [
         np.float32(gain) * rng.standard_normal(shape, np.float32)
         for gain, shape in ((1, (200_000,)), (1e-20, (3, 5)), (1e20, (0,)), (7, (2, 50_000)))
     ]
-    found = []
-    for threads in (1, 3):
-        ranges = _core.ValueRanges(len(tensors))
-        for _ in range(2):
-            ranges.update(tensors, _core.ThreadPool(threads))
-        found.append([(ranges.min_max(i), ranges.percentile(i, 99.0)) for i in range(len(tensors))])
-    assert found[0] == found[1]
-    for (limits, percentile), x in zip(found[0], tensors, strict=True):
+    ranges = _core.ValueRanges(len(tensors))
+    for _ in range(2):
+        ranges.update(tensors)
+    for i, x in enumerate(tensors):
+        limits, percentile = ranges.min_max(i), ranges.percentile(i, 99.0)
         if x.size == 0:
             assert limits == (0, 0)
             continue
@@ -89,10 +94,19 @@ def test_many_tensors_large_and_small_on_any_number_of_threads():
         assert exact <= percentile <= exact + bin_width(x, 2048)
 
 
+def test_only_ranges_of_the_same_tensors_add_up():
+    one = _core.ValueRanges(1, 64)
+    for other in (one, _core.ValueRanges(2, 64), _core.ValueRanges(1, 32)):
+        with pytest.raises(ValueError, match="as many tensors and bins"):
+            one.add(other)
+    with pytest.raises(TypeError, match="not int"):
+        one.add(1)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 31, 32, 40_000])
 def test_what_is_not_finite_is_refused(bad: float, at: int):
     x = np.zeros(50_000, np.float32)
     x[at] = bad
     with pytest.raises(ValueError, match="tensor 1 contains NaN or Inf"):
-        _core.ValueRanges(2).update([np.zeros(3, np.float32), x], ONE)
+        _core.ValueRanges(2).update([np.zeros(3, np.float32), x])
