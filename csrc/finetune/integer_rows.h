@@ -22,6 +22,13 @@ enum { QK_COLUMN_BLOCK = 64 }; /* inputs solved together before one matrix produ
  * the inputs before it. l (K,K): lower Cholesky factor. target (K, QK_LANES). scratch (2, K, QK_LANES). Sets q. */
 void qk_successive_rounding(qk_integer_rows *rows, const float *target, const float *l, float *scratch);
 
+/* The same objective for one lane of few inputs, depth first: the first branch is successive rounding, then come
+ * integers that are farther away but leave less to the inputs before them, as long as they may be better (Schnorr and
+ * Euchner, Math. Programming 66, 1994). Exact, unless it ends after looking at QK_MOST_NODES integers. In float64.
+ * target (K), l (K,K). Sets q of the lane. */
+enum { QK_FEW_INPUTS = 32, QK_MOST_NODES = 1024 /* depthwise 3x3 in AdaRound's box has 1022 */ };
+void qk_closest_point(const qk_integer_rows *rows, int lane, const double *target, const double *l);
+
 /* Cyclic coordinate descent (QuantEase, arXiv 2309.01885; COMQ, 2403.07134) on w G w' - 2 w c' from the present q,
  * until nothing moves or `max_sweeps` is reached. gram (K,K); residual (K, QK_LANES): w G - c, kept up to date;
  * scratch (K, QK_LANES). */

@@ -2,9 +2,9 @@
  *
  * E |W^ x + b - y|^2 is quadratic in W^ and b, so moments replace the data. Each candidate damps the Gram matrix
  * differently (shrinking towards the float weight), rounds the shifted target W* = (C + lam W)(G + lam I)^-1
- * successively, then descends by coordinates. Outputs are problems of their own: for each the candidate that is best on
- * held-out rows wins, the start included. Large layers try all candidates on a part of the outputs, and only the best
- * of them on the others.
+ * successively, with few inputs to the closest point, then descends by coordinates. Outputs are problems of their own:
+ * for each the candidate that is best on held-out rows wins, the start included. Large layers try all candidates on a
+ * part of the outputs, and only the best of them on the others.
  *
  * Moments, factors, targets and the errors that are reported are float64. Candidates are sought and compared in
  * float32, as changes from the start, which are of the size of the error itself. */
@@ -317,7 +317,10 @@ static void solve_task(void *context, int64_t i_tried, int worker) {
     const int64_t scale_block = s->scales > 1 ? s->start->scale_block : 0, scales = index * s->scales * QK_LANES;
     qk_integer_rows rows = {K, s->scale + scales, s->zp + scales, s->lo + at, s->hi + at, s->q + at, scale_block};
     memcpy(rows.q, s->q0 + at, (size_t)n * sizeof *rows.q);
-    if (s->candidate == QK_ROUNDING_DESCENT && s->factored[block.group]) {
+    if (s->candidate == QK_ROUNDING_DESCENT && s->factored[block.group] && K <= QK_FEW_INPUTS) {
+        for (int i = 0; i < (int)block.count; i++)
+            qk_closest_point(&rows, i, s->target + (block.first + i) * K, s->factor + block.group * K * K);
+    } else if (s->candidate == QK_ROUNDING_DESCENT && s->factored[block.group]) {
         float *target = scratch + 2 * n;
         for (int64_t k = 0; k < K; k++)
             for (int64_t i = 0; i < QK_LANES; i++)

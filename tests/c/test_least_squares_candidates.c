@@ -1,5 +1,6 @@
 /* The candidates of least squares, one row at a time, by loops in float64. */
 #include "base/blas.h"
+#include "finetune/integer_rows.h"
 #include "least_squares_cases.h"
 
 /* One group's centred moments of a set. */
@@ -47,23 +48,66 @@ static void descend(row_problem *p, int sweeps) {
     }
 }
 
-static void round_successively(row_problem *p) {
-    const int64_t K = p->K;
-    double *l = MEMORY(double, K * K), *target = MEMORY(double, K), *d = MEMORY(double, K);
-    memcpy(l, p->gram, (size_t)(K * K) * sizeof *l);
-    memcpy(target, p->cross, (size_t)K * sizeof *target);
-    CHECK(qk_cholesky(l, K));
-    qk_cholesky_solve(target, 1, l, K);
-    for (int64_t j = K - 1; j >= 0; j--) {
-        double carried = 0;
-        for (int64_t i = j + 1; i < K; i++) carried += l[i * K + j] * d[i];
-        p->q[j] = rint((target[j] - carried / l[j * K + j]) / p->scale) + p->zp;
-        p->q[j] = fmin(fmax(p->q[j], p->lo[j]), p->hi[j]);
-        d[j] = weight_of(p, j) - target[j];
+/* Cholesky factor and solution of what a candidate minimises. */
+typedef struct {
+    double *l, *target, *d, *best, least;
+    int looked_at;
+} rounding;
+
+static double line_of(const row_problem *p, const rounding *r, int64_t j) {
+    double line = 0;
+    for (int64_t i = j; i < p->K; i++) line += r->l[i * p->K + j] * r->d[i];
+    return line;
+}
+
+static void set(row_problem *p, rounding *r, int64_t j, double q) {
+    p->q[j] = q;
+    r->d[j] = weight_of(p, j) - r->target[j];
+}
+
+/* The integer of the box that makes line j smallest, except for those that are `done`. NaN: there is none. */
+static double nearest(row_problem *p, rounding *r, int64_t j, const bool *done) {
+    double least = INFINITY, best = NAN;
+    for (double q = p->lo[j]; q <= p->hi[j]; q++) {
+        set(p, r, j, q);
+        const double line = fabs(line_of(p, r, j));
+        if (done[(int)(q - p->lo[j])] || !(line < least)) continue;
+        least = line;
+        best = q;
     }
-    free(d);
-    free(target);
-    free(l);
+    return best;
+}
+
+static void visit(row_problem *p, rounding *r, int64_t j, double cost, int most) {
+    bool done[16] = {false};
+    if (j < 0) {
+        r->least = cost;
+        memcpy(r->best, p->q, (size_t)p->K * sizeof *p->q);
+        return;
+    }
+    for (double q = nearest(p, r, j, done); !isnan(q) && r->looked_at++ < most; q = nearest(p, r, j, done)) {
+        set(p, r, j, q);
+        const double line = line_of(p, r, j), further = cost + line * line;
+        if (further >= r->least) return;
+        visit(p, r, j - 1, further, most);
+        done[(int)(q - p->lo[j])] = true;
+    }
+}
+
+/* Many inputs: the first branch alone, which is successive rounding. */
+static void round_weights(row_problem *p) {
+    const int64_t K = p->K;
+    rounding r = {MEMORY(double, K * K), MEMORY(double, K), MEMORY(double, K), MEMORY(double, K), INFINITY, 0};
+    memcpy(r.l, p->gram, (size_t)(K * K) * sizeof *r.l);
+    memcpy(r.target, p->cross, (size_t)K * sizeof *r.target);
+    CHECK(qk_cholesky(r.l, K));
+    qk_cholesky_solve(r.target, 1, r.l, K);
+    visit(p, &r, K - 1, 0, K <= QK_FEW_INPUTS ? QK_MOST_NODES : (int)K);
+    memcpy(p->q, r.best, (size_t)K * sizeof *p->q);
+    free(r.l);
+    free(r.target);
+    free(r.d);
+    free(r.best);
 }
 
 /* The held-out error of a row's integers, with the best bias or the start's. */
@@ -113,7 +157,7 @@ static double naive_row(const fixture *f, const qk_least_squares_options *o, con
             p.hi[k] = o->box == QK_BOX_FREE ? 7 : fmin(fmax(floor_q + 1, -8), 7);
             p.q[k] = f->weight_q[row * K + k];
         }
-        if (tried >= 0 && tried % 2) round_successively(&p);
+        if (tried >= 0 && tried % 2) round_weights(&p);
         if (tried >= 0) descend(&p, o->max_sweeps);
         const double error = judge(f, m, &p, row, o->update_bias && tried > -2);
         if (!(error < least)) continue;
@@ -156,7 +200,7 @@ static void the_best_candidate_of_each_row_wins(void) {
 
 /* Every fourth block of 32 outputs is tried with all candidates. */
 static void large_layers_try_most_outputs_with_the_best_candidates_alone(void) {
-    const ref_case many = {"many outputs", {.groups = 1, .inputs = 6, .outputs = 300}, 3, {12, 20, 6}};
+    const ref_case many = {"many outputs", {.groups = 1, .inputs = 40, .outputs = 300}, 3, {12, 40, 40}};
     const double three[] = {1e-4, 1e-2, 3};
     for (int kind = 0; kind < 2; kind++) {
         qk_least_squares_options o = options_of(kind ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL, true);
@@ -168,17 +212,17 @@ static void large_layers_try_most_outputs_with_the_best_candidates_alone(void) {
             fixture f = fixture_new(&many, (uint64_t)kind, run == 2 ? 3 : 1);
             o.part_from = run == 0 ? INT64_MAX : 0;
             CHECK(solve(&f, &o, &r[run]) == QK_OK);
-            weights[run] = MEMORY(int32_t, 300 * 6);
-            memcpy(weights[run], f.new_weight, 300 * 6 * sizeof *f.new_weight);
+            weights[run] = MEMORY(int32_t, 300 * 40);
+            memcpy(weights[run], f.new_weight, 300 * 40 * sizeof *f.new_weight);
             fixture_free(&f);
         }
         int64_t differ[2] = {0}; /* in the part, in the rest */
-        for (int64_t i = 0; i < 300 * 6; i++) differ[i / 6 / 32 % 4 != 0] += weights[0][i] != weights[1][i];
+        for (int64_t i = 0; i < 300 * 40; i++) differ[i / 40 / 32 % 4 != 0] += weights[0][i] != weights[1][i];
         CHECK(differ[0] == 0 && differ[1] > 0);
         CHECK(r[0].after[QK_HELD_OUT] <= r[1].after[QK_HELD_OUT]);
         CHECK(r[1].before[QK_HELD_OUT] - r[1].after[QK_HELD_OUT] >
               0.9 * (r[0].before[QK_HELD_OUT] - r[0].after[QK_HELD_OUT]));
-        CHECK(memcmp(weights[1], weights[2], 300 * 6 * sizeof **weights) == 0);
+        CHECK(memcmp(weights[1], weights[2], 300 * 40 * sizeof **weights) == 0);
         CHECK(r[1].after[QK_FITTED] == r[2].after[QK_FITTED]);
         for (int run = 0; run < 3; run++) free(weights[run]);
     }

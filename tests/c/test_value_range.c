@@ -175,9 +175,7 @@ static qk_status new_and_update(void *context) {
     return status;
 }
 
-static void a_range_may_run_out_of_memory(void) {
-    qk_refuse_each_allocation(new_and_update, NULL);
-}
+static void a_range_may_run_out_of_memory(void) { qk_refuse_each_allocation(new_and_update, NULL); }
 
 QK_TESTS(QK_TEST(the_histogram_counts_every_value), QK_TEST(bins_merge_as_larger_values_arrive),
          QK_TEST(zeros_do_not_coarsen_the_bins), QK_TEST(powers_of_two_and_tiny_values),

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from reference.moments import moments_of
-from reference.rounding import coordinate_descent, nearest_plane
+from reference.rounding import closest_point, coordinate_descent, nearest_plane
+
+FEW_INPUTS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,8 @@ def candidates(
         begins = [layer.weight_q]
         if lam > 0:
             targets = np.linalg.solve(damped, shifted.T).T
-            begins.append([nearest_plane(t, damped, *grid) for t, grid in zip(targets, grids, strict=True)])
+            rounded = closest_point if len(gram) <= FEW_INPUTS else nearest_plane
+            begins.append([rounded(t, damped, *grid) for t, grid in zip(targets, grids, strict=True)])
         for begin in begins:
             rows = zip(begin, shifted, grids, strict=True)
             found.append(
