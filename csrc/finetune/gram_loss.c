@@ -34,11 +34,11 @@ static double step_cost(double K, double O, double batch) {
 bool qk_gram_loss_pays(const qk_geometry *geometry, int64_t positions, qk_gram_loss_use use) {
     const double K = (double)geometry->inputs, O = (double)geometry->outputs, P = (double)positions;
     const double samples = (double)use.samples, batch = (double)use.batch, steps = (double)use.steps;
-    const double stored = samples * K * (K + O);
+    const double stored = samples * (K + 1) * (K + 1 + O); /* with a bias that is trained */
+    const double bytes = (double)geometry->groups * (stored * sizeof(float) + samples * O * sizeof(double));
     const double direct = steps * batch * (P * K * (4 * O + FETCH) + GROUP);
     const double making = samples * (P * K * (2 * K + 4 * O + FETCH) + GROUP) + STORE * stored;
-    return stored * (double)geometry->groups * sizeof(float) <= MOST_BYTES &&
-           making + steps * step_cost(K, O, batch) < MARGIN * direct;
+    return bytes <= MOST_BYTES && making + steps * step_cost(K, O, batch) < MARGIN * direct;
 }
 
 /* ---- sizes, on which alone it depends how work is cut ------------------------------------------ */
@@ -98,20 +98,15 @@ void qk_gram_loss_destroy(qk_gram_loss *g) {
 
 /* ---- the products of a sample ------------------------------------------------------------------ */
 
-/* products += panel panel' for the first `inputs` lines of the second: of X X' the strips up to the diagonal. */
-static void add_products(const qk_gram_loss *g, float *products, const float *panel, int64_t n, bool accumulate) {
+/* X X' and R X' += those of a panel, X above R, of n columns: of X X' the strips up to the diagonal. */
+static void add_products(const qk_gram_loss *g, float *products, const float *panel, int64_t n) {
     const int64_t L = g->inputs;
     for (int64_t first = 0; first < L; first += STRIP) {
         const int64_t end = smaller(first + STRIP, L), lines = end < L ? STRIP : L + g->outputs - first;
-        qk_sgemm(products + first * L, panel + first * n, panel,
-                 (qk_gemm_shape){.m = lines,
-                                 .n = end,
-                                 .k = n,
-                                 .lda = n,
-                                 .ldb = n,
-                                 .ldc = L,
-                                 .b_transposed = true,
-                                 .accumulate = accumulate});
+        qk_sgemm(
+            products + first * L, panel + first * n, panel,
+            (qk_gemm_shape){
+                .m = lines, .n = end, .k = n, .lda = n, .ldb = n, .ldc = L, .b_transposed = true, .accumulate = true});
     }
 }
 
@@ -143,7 +138,7 @@ static void add_task(void *context, int64_t task, int worker) {
                                                 .error = error,
                                                 .target = error + g->outputs * n,
                                                 .squares = g->squares + place * g->on->rows + group * g->outputs});
-        add_products(g, products, panel, n, piece > 0);
+        add_products(g, products, panel, n);
     }
     mirror(products, g->inputs);
 }
@@ -169,22 +164,25 @@ typedef struct {
     int64_t ld;
 } matrix;
 
+static const float *products_of(const step *s, int64_t i) {
+    return s->g->products + s->g->place[s->samples[i]] * sample_size(s->g);
+}
+
 /* The sum over the step's samples of `lines` lines of n numbers, from element `at` of a sample on: of one sample where
- * it stands, else in `to`. */
+ * it stands, else in `to`. Samples are added in pairs: the sum is fetched half as often. */
 static matrix sum_of(const step *s, int64_t at, int64_t lines, int64_t n, float *to) {
-    const qk_gram_loss *g = s->g;
-    const float *products = g->products + at;
-    const int64_t size = sample_size(g), ld = g->inputs;
-    if (s->count == 1) return (matrix){products + g->place[s->samples[0]] * size, ld};
-    for (int64_t i = 0; i < s->count; i++) {
-        const float *from = products + g->place[s->samples[i]] * size;
+    const int64_t ld = s->g->inputs, odd = s->count % 2;
+    const float *first = products_of(s, 0) + at;
+    if (s->count == 1) return (matrix){first, ld};
+    for (int64_t line = 0; line < lines && odd; line++)
+        memcpy(to + line * n, first + line * ld, (size_t)n * sizeof *to);
+    if (!odd) memset(to, 0, (size_t)(lines * n) * sizeof *to);
+    for (int64_t i = odd; i < s->count; i += 2) {
+        const float *a = products_of(s, i) + at, *b = products_of(s, i + 1) + at;
         for (int64_t line = 0; line < lines; line++) {
             float *restrict sum = to + line * n;
-            const float *restrict x = from + line * ld;
-            if (i == 0)
-                memcpy(sum, x, (size_t)n * sizeof *sum);
-            else
-                for (int64_t k = 0; k < n; k++) sum[k] += x[k];
+            const float *restrict x = a + line * ld, *restrict y = b + line * ld;
+            for (int64_t k = 0; k < n; k++) sum[k] += x[k] + y[k];
         }
     }
     return (matrix){to, n};

@@ -88,21 +88,23 @@ static void the_callback_can_cancel_before_the_first_step(void) {
 }
 
 static void threads_do_not_change_a_bit(void) {
-    for (int i = 0; i < REF_CASES; i++) {
-        fixture one = fixture_new(&ref_cases[i], 1, 1), many = fixture_new(&ref_cases[i], 1, 5);
-        qk_gradient_options o = options_of(i % 2 ? QK_ADAQUANT : QK_ADAROUND, true);
-        qk_gradient_result a, b;
-        double losses[2][STEPS];
-        o.losses = losses[0];
-        CHECK(train_in(QK_BY_GRAMS, &one, &o, &a) == QK_OK);
-        o.losses = losses[1];
-        CHECK(train_in(QK_BY_GRAMS, &many, &o, &b) == QK_OK);
-        CHECK_SAME(losses[0], losses[1], STEPS);
-        CHECK_SAME(a.weight_q, b.weight_q, rows_of(&one) * one.geometry.inputs);
-        CHECK_SAME(a.bias_q, b.bias_q, rows_of(&one));
-        fixture_free(&one);
-        fixture_free(&many);
-    }
+    for (int i = 0; i < REF_CASES; i++)
+        for (int way = QK_DIRECTLY; way <= QK_BY_GRAMS; way++) {
+            fixture one = fixture_new(&ref_cases[i], 1, 1), many = fixture_new(&ref_cases[i], 1, 5);
+            qk_gradient_options o = options_of(i % 2 ? QK_ADAQUANT : QK_ADAROUND, true);
+            qk_gradient_result a, b;
+            double losses[2][STEPS];
+            o.iterations = 50;
+            o.losses = losses[0];
+            CHECK(train_in((qk_loss_way)way, &one, &o, &a) == QK_OK);
+            o.losses = losses[1];
+            CHECK(train_in((qk_loss_way)way, &many, &o, &b) == QK_OK);
+            CHECK_SAME(losses[0], losses[1], o.iterations);
+            CHECK_SAME(a.weight_q, b.weight_q, rows_of(&one) * one.geometry.inputs);
+            CHECK_SAME(a.bias_q, b.bias_q, rows_of(&one));
+            fixture_free(&one);
+            fixture_free(&many);
+        }
 }
 
 static qk_status train_attempt(void *context) {
