@@ -5,6 +5,7 @@
  * stands between the layer's output and the loss. Then neither Adam nor AdaRound's regulariser depends on
  * the scale of activations or weights, nor on the number of weights (docs/numerics.md). */
 #include "base/blas.h"
+#include "base/memory.h"
 #include "base/pool.h"
 #include "base/random.h"
 #include "finetune/early_stop.h"
@@ -16,8 +17,9 @@
 #include <string.h>
 
 enum {
-    ROWS_PER_TASK = 16, /* of the step of the weights */
-    STEPS_PER_LOOK = 64 /* between two questions whether to cancel */
+    ROWS_PER_TASK = 16,  /* of the step of the weights */
+    STEPS_PER_LOOK = 64, /* between two questions whether to cancel */
+    SAMPLES_PER_LOOK = 16
 };
 
 /* What reg_param 0.01 means: pulling a weight from the middle of its box to an end outweighs one unit U of loss. */
@@ -102,7 +104,31 @@ static void keep_best(qk_trainer *t) {
     memcpy(t->best_bias, t->bias, (size_t)t->rows * sizeof(float));
 }
 
-static qk_status iterate(qk_trainer *t, qk_gradient_result *result) {
+static bool is_cancelled(const qk_trainer *t) {
+    return t->options->cancelled && t->options->cancelled(t->options->user);
+}
+
+static qk_gram_loss_use use_of_grams(const qk_trainer *t) {
+    return (qk_gram_loss_use){t->count[QK_FITTED], t->options->batch_size, t->options->iterations};
+}
+
+/* Whether steps take loss and gradient from Gram matrices. */
+static bool uses_grams(const qk_trainer *t, qk_loss_way way) {
+    if (!qk_stage_is_plain(&t->data->stage) || qk_mixes(t) || way == QK_DIRECTLY) return false;
+    return way == QK_BY_GRAMS || qk_gram_loss_pays(&t->data->geometry, t->data->extent.positions, use_of_grams(t));
+}
+
+static qk_status make_grams(qk_trainer *t, bool bias) {
+    const int64_t *samples = t->samples[QK_FITTED], count = t->count[QK_FITTED];
+    QK_TRY(qk_gram_loss_init(&t->grams, &t->all, t->weight, t->bias, bias, use_of_grams(t)));
+    for (int64_t i = 0; i < count; i += SAMPLES_PER_LOOK) {
+        if (i > 0 && is_cancelled(t)) return QK_E_CANCELLED;
+        qk_gram_loss_add(&t->grams, samples + i, count - i < SAMPLES_PER_LOOK ? count - i : SAMPLES_PER_LOOK);
+    }
+    return QK_OK;
+}
+
+static qk_status iterate(qk_trainer *t, qk_loss_way way, qk_gradient_result *result) {
     const qk_gradient_options *o = t->options;
     const qk_schedule schedule = {o->iterations, o->warm_start, o->beta_start, o->beta_end};
     const bool bias = qk_trains_bias(t) && o->method == QK_ADAQUANT;
@@ -114,14 +140,19 @@ static qk_status iterate(qk_trainer *t, qk_gradient_result *result) {
     bool has_best = false;
     t->adam.rate = -1; /* from the start's integers to the variables' weights */
     step_weights(t);
+    const bool by_grams = uses_grams(t, way);
+    if (by_grams) QK_TRY(make_grams(t, bias));
     for (int64_t it = 0; it < o->iterations; it++) {
-        if (it % STEPS_PER_LOOK == 0 && o->cancelled && o->cancelled(o->user)) return QK_E_CANCELLED;
+        if (it % STEPS_PER_LOOK == 0 && is_cancelled(t)) return QK_E_CANCELLED;
         const int64_t *samples = draw(t, &random);
         if (qk_mixes(t)) qk_mix_inputs(&t->mixing, samples, o->batch_size, it, t->pool);
         t->on.inputs = t->mixing.samples;
         t->found.slope = bias ? slope : NULL;
         t->found.mean_power = NULL;
-        qk_reconstruct(&t->on, t->weight, t->bias, samples, o->batch_size, &t->found);
+        if (by_grams)
+            qk_gram_loss_find(&t->grams, t->weight, t->bias, samples, o->batch_size, &t->found);
+        else
+            qk_reconstruct(&t->on, t->weight, t->bias, samples, o->batch_size, &t->found);
         t->found.slope = slope;
         t->found.mean_power = power;
         const bool warm = o->method == QK_ADAQUANT || qk_schedule_is_warm(&schedule, it);
@@ -150,8 +181,9 @@ static qk_status iterate(qk_trainer *t, qk_gradient_result *result) {
     return QK_OK;
 }
 
-qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start, const qk_gradient_options *options,
-                   qk_pool *pool, qk_gradient_result *result) {
+qk_status qk_train_in_way(const qk_training_data *data, const qk_quantized_layer *start,
+                          const qk_gradient_options *options, qk_pool *pool, qk_loss_way way,
+                          qk_gradient_result *result) {
     qk_trainer t = {.data = data, .start = start, .options = options, .pool = pool};
     if (options->batch_size < 1 || options->iterations < 1 || !(options->learning_rate > 0)) return QK_E_ARG;
     if (!(options->drop_ratio >= 0 && options->drop_ratio <= 1)) return QK_E_ARG;
@@ -160,12 +192,17 @@ qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start
     if (status == QK_OK) status = qk_judge_start(&t, result);
     if (status == QK_OK) qk_first_result(&t, result);
     qk_pool_keep_awake(pool, true);
-    if (status == QK_OK) status = iterate(&t, result);
+    if (status == QK_OK) status = iterate(&t, way, result);
     qk_pool_keep_awake(pool, false);
     if (status == QK_OK) status = qk_finish(&t, result);
     qk_blas_leave();
     qk_trainer_destroy(&t);
     return status;
+}
+
+qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start, const qk_gradient_options *options,
+                   qk_pool *pool, qk_gradient_result *result) {
+    return qk_train_in_way(data, start, options, pool, QK_AS_IT_PAYS, result);
 }
 
 qk_status qk_start_loss(const qk_training_data *data, const qk_quantized_layer *start, qk_pool *pool, double *loss) {

@@ -244,3 +244,16 @@ void qk_reconstruct(qk_reconstruction *r, const float *weight, const float *bias
         for (int64_t u = 0; u < units; u++) result->mean_power[i] += r->power[u * inputs + i] / columns;
     }
 }
+
+void qk_reconstruct_piece(const qk_reconstruction *r, const float *weight, const float *bias, int64_t sample,
+                          const qk_piece_errors *to) {
+    const int64_t K = r->data->geometry.inputs, O = r->data->geometry.outputs, first = to->group * O;
+    const int64_t n = r->pieces.tables[to->piece].count;
+    qk_fill_piece(r->data, r->data->x[sample],
+                  &(qk_piece_fill){&r->pieces.tables[to->piece], to->group, to->panel, n, 0});
+    forward(to->error, weight + first * K, to->panel, O, K, n);
+    for (int64_t o = 0; o < O; o++) {
+        copy_target(to->target, r, sample, to->piece, first + o);
+        to->squares[o] += qk_kernels_get()->output_error(to->error + o * n, to->target, bias[first + o], (size_t)n);
+    }
+}

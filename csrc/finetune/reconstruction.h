@@ -45,4 +45,15 @@ typedef struct {
 void qk_reconstruct(qk_reconstruction *r, const float *weight, const float *bias, const int64_t *samples, int64_t count,
                     qk_reconstruction_result *result);
 
+/* One group on one piece of a sample, n columns: the caller's memory. */
+typedef struct {
+    int64_t group, piece;
+    float *panel;    /* (K, n): the inputs */
+    float *error;    /* (O, n): weight x + bias - y */
+    float *target;   /* (n): scratch */
+    double *squares; /* (O): the sums of squares of the errors are added */
+} qk_piece_errors;
+void qk_reconstruct_piece(const qk_reconstruction *r, const float *weight, const float *bias, int64_t sample,
+                          const qk_piece_errors *to);
+
 #endif

@@ -9,6 +9,7 @@
 void qk_trainer_destroy(qk_trainer *t) {
     qk_reconstruction_destroy(&t->on);
     qk_reconstruction_destroy(&t->all);
+    qk_gram_loss_destroy(&t->grams);
     qk_input_mixing_destroy(&t->mixing);
     void *arrays[] = {
         t->order,    t->samples[0], t->samples[1],  t->found.gradient, t->found.slope, t->found.mean_power,

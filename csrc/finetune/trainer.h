@@ -2,6 +2,7 @@
 #ifndef QK_TRAINER_H
 #define QK_TRAINER_H
 
+#include "finetune/gram_loss.h"
 #include "finetune/input_mixing.h"
 #include "finetune/reconstruction.h"
 #include "kernels/kernels.h"
@@ -18,6 +19,7 @@ typedef struct {
     int64_t *order, drawn;         /* the fitted samples as they take their turn; how many have */
     qk_input_mixing mixing;        /* of drop_ratio below 1 */
     qk_reconstruction on, all;     /* of a step; of judging */
+    qk_gram_loss grams;            /* of a step, where that is cheaper */
     qk_reconstruction_result found;
     float *weight, *variable, *base, *first, *second, *best, *sigmoid; /* (rows, K) */
     float *bias, *bias_first, *bias_second, *best_bias;                /* (rows) */
@@ -40,6 +42,13 @@ static inline bool qk_trains_bias(const qk_trainer *t) {
 /* Of data, start, options and pool all the rest. qk_trainer_destroy after a failure, too. */
 qk_status qk_trainer_init(qk_trainer *t);
 void qk_trainer_destroy(qk_trainer *t);
+
+/* ---- gradient.c ---- */
+/* How a step finds loss and gradient, where they are quadratic: qk_train takes what is cheaper. */
+typedef enum { QK_AS_IT_PAYS, QK_DIRECTLY, QK_BY_GRAMS } qk_loss_way;
+qk_status qk_train_in_way(const qk_training_data *data, const qk_quantized_layer *start,
+                          const qk_gradient_options *options, qk_pool *pool, qk_loss_way way,
+                          qk_gradient_result *result);
 
 /* ---- training_result.c ---- */
 /* What is added up while all samples of a set are judged; entries that are NULL are not. */

@@ -1,0 +1,126 @@
+/* The gradient loops with loss and gradient from Gram matrices, and without. */
+#include "finetune/trainer.h"
+#include "gradient_cases.h"
+
+static qk_status train_in(qk_loss_way way, fixture *f, const qk_gradient_options *options, qk_gradient_result *result) {
+    *result = (qk_gradient_result){.weight_q = f->new_weight, .bias_q = f->new_bias};
+    return qk_train_in_way(f->data, &f->start, options, f->pool, way, result);
+}
+
+/* In the last bits they differ: in time one of AdaQuant's weights turns a step earlier. */
+static void both_ways_take_the_same_steps(void) {
+    for (int i = 0; i < REF_CASES; i++)
+        for (int kind = 0; kind < 6; kind++) {
+            fixture f = fixture_new(&ref_cases[i], 1, 1);
+            qk_gradient_options o = options_of(kind & 1 ? QK_ADAQUANT : QK_ADAROUND, kind & 2);
+            qk_gradient_result direct, grams;
+            double losses[2][STEPS];
+            const int alike = o.method == QK_ADAROUND ? STEPS : STEPS / 8;
+            if (kind >= 4) o.batch_size = 1;
+            o.losses = losses[0];
+            CHECK(train_in(QK_DIRECTLY, &f, &o, &direct) == QK_OK);
+            o.losses = losses[1];
+            CHECK(train_in(QK_BY_GRAMS, &f, &o, &grams) == QK_OK);
+            for (int step = 0; step < alike; step++) CHECK_CLOSE(losses[1][step] / losses[0][step], 1, 1e-4);
+            CHECK(memcmp(losses[0], losses[1], sizeof losses[0]) != 0); /* two ways they were */
+            for (int set = 0; set < 2; set++) {
+                CHECK_SAME(&grams.before[set], &direct.before[set], 1); /* judged by the rows */
+                if (o.method == QK_ADAROUND) CHECK_CLOSE(grams.after[set] / direct.after[set], 1, 1e-2);
+            }
+            fixture_free(&f);
+        }
+}
+
+/* The loop's own choice is one of the two. */
+static void the_cheaper_way_is_taken(void) {
+    enum { WIDE = 2, GROUPED = 11 };
+    const struct {
+        int which;
+        qk_loss_way way;
+    } cases[] = {{WIDE, QK_DIRECTLY}, {GROUPED, QK_BY_GRAMS}};
+    for (int i = 0; i < 2; i++) {
+        fixture f = fixture_new(&ref_cases[cases[i].which], 1, 1);
+        qk_gradient_options o = options_of(QK_ADAROUND, true);
+        qk_gradient_result r;
+        double losses[2][STEPS];
+        o.losses = losses[0];
+        CHECK(train(&f, &o, &r) == QK_OK);
+        o.losses = losses[1];
+        CHECK(train_in(cases[i].way, &f, &o, &r) == QK_OK);
+        CHECK_SAME(losses[0], losses[1], STEPS);
+        fixture_free(&f);
+    }
+}
+
+/* An activation behind the layer, or inputs that differ from step to step. */
+static void without_a_fixed_quadratic_loss_there_is_one_way(void) {
+    const qk_output_stage relu = {.activation = {.kind = QK_CLIP, .a = 0, .b = INFINITY}};
+    for (int kind = 0; kind < 2; kind++) {
+        fixture f = fixture_of(&ref_cases[11], SAMPLES, 1, 1);
+        qk_gradient_options o = options_of(QK_ADAROUND, true);
+        qk_gradient_result r;
+        double losses[2][STEPS];
+        if (kind == 1) o.drop_ratio = 0.5;
+        CHECK(qk_training_data_new(&f.data, &f.geometry, kind == 0 ? &relu : NULL, HOLDOUT) == QK_OK);
+        CHECK(qk_training_data_add(f.data, &f.x, &f.x, &f.y) == QK_OK);
+        o.losses = losses[0];
+        CHECK(train_in(QK_DIRECTLY, &f, &o, &r) == QK_OK);
+        o.losses = losses[1];
+        CHECK(train_in(QK_BY_GRAMS, &f, &o, &r) == QK_OK);
+        CHECK_SAME(losses[0], losses[1], STEPS);
+        fixture_free(&f);
+    }
+}
+
+static bool stop(void *user) { return ++*(int *)user == 1; }
+
+static void the_callback_can_cancel_before_the_first_step(void) {
+    fixture f = fixture_of(&ref_cases[11], 40, 1, 1);
+    int calls = 0;
+    qk_gradient_options o = options_of(QK_ADAROUND, true);
+    qk_gradient_result r;
+    feed(&f, HOLDOUT);
+    o.cancelled = stop;
+    o.user = &calls;
+    CHECK(train_in(QK_BY_GRAMS, &f, &o, &r) == QK_E_CANCELLED);
+    CHECK(calls == 1 && r.iterations == 0);
+    fixture_free(&f);
+}
+
+static void threads_do_not_change_a_bit(void) {
+    for (int i = 0; i < REF_CASES; i++)
+        for (int way = QK_DIRECTLY; way <= QK_BY_GRAMS; way++) {
+            fixture one = fixture_new(&ref_cases[i], 1, 1), many = fixture_new(&ref_cases[i], 1, 5);
+            qk_gradient_options o = options_of(i % 2 ? QK_ADAQUANT : QK_ADAROUND, true);
+            qk_gradient_result a, b;
+            double losses[2][STEPS];
+            o.iterations = 50;
+            o.losses = losses[0];
+            CHECK(train_in((qk_loss_way)way, &one, &o, &a) == QK_OK);
+            o.losses = losses[1];
+            CHECK(train_in((qk_loss_way)way, &many, &o, &b) == QK_OK);
+            CHECK_SAME(losses[0], losses[1], o.iterations);
+            CHECK_SAME(a.weight_q, b.weight_q, rows_of(&one) * one.geometry.inputs);
+            CHECK_SAME(a.bias_q, b.bias_q, rows_of(&one));
+            fixture_free(&one);
+            fixture_free(&many);
+        }
+}
+
+static qk_status train_attempt(void *context) {
+    qk_gradient_options o = options_of(QK_ADAQUANT, true);
+    qk_gradient_result r;
+    o.iterations = 3;
+    return train_in(QK_BY_GRAMS, context, &o, &r);
+}
+
+static void training_may_run_out_of_memory(void) {
+    fixture f = fixture_new(&ref_cases[11], 1, 1);
+    qk_refuse_each_allocation(train_attempt, &f);
+    fixture_free(&f);
+}
+
+QK_TESTS(QK_TEST(both_ways_take_the_same_steps), QK_TEST(the_cheaper_way_is_taken),
+         QK_TEST(without_a_fixed_quadratic_loss_there_is_one_way),
+         QK_TEST(the_callback_can_cancel_before_the_first_step), QK_TEST(threads_do_not_change_a_bit),
+         QK_TEST(training_may_run_out_of_memory))
