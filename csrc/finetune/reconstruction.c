@@ -70,8 +70,8 @@ typedef struct {
     const float *weight, *bias;
     const int64_t *samples;
     int64_t count, units;
-    int64_t outputs; /* of a task, of a group */
     bool by_winograd;
+    int64_t outputs; /* of a task */
     const qk_reconstruction_result *wanted;
 } batch;
 
@@ -142,7 +142,7 @@ static void add_input_power(const batch *b, int64_t unit, int64_t group, const f
         power[k] += qk_kernels_get()->sum_squares(panel + k * n, (size_t)n);
 }
 
-/* Inputs of one group on the columns of one unit into the panel, and its outputs. */
+/* im2col of one group on the columns of one unit, and its outputs. */
 static void multiply_panel(const batch *b, const qk_part *p, float *out, float *panel, int64_t n) {
     const qk_training_data *d = b->r->data;
     const int64_t K = d->geometry.inputs, O = d->geometry.outputs;
@@ -174,7 +174,7 @@ static void run_group(const batch *b, int64_t unit, const qk_part *p, int worker
         qk_winograd_backward(&b->r->winograd, p, worker, gradient, out);
     else if (b->wanted->gradient)
         backward(gradient, out, panel, O, K, n, false);
-    if (b->wanted->mean_power) add_input_power(b, unit, p->group, panel, n);
+    add_input_power(b, unit, p->group, panel, n);
 }
 
 /* A whole sample: all outputs, softmax, then the gradient from the inputs once more. */
@@ -217,7 +217,7 @@ static void run_sample(const batch *b, int64_t unit, float *panel, float *z) {
         }
 }
 
-/* How many tasks share the outputs of a group. */
+/* Tasks that share the outputs of a group. */
 static int64_t parts_of(const batch *b) { return (b->r->data->geometry.outputs + b->outputs - 1) / b->outputs; }
 
 static void unit_task(void *context, int64_t task, int worker) {
@@ -245,7 +245,7 @@ static void unit_task(void *context, int64_t task, int worker) {
               worker, panel);
 }
 
-enum { SUMMED = 2048 }; /* entries of a task */
+enum { SUMMED = 2048 }; /* by a task */
 
 /* to[i] = factor * sum over units of parts[unit, i], i < n */
 typedef struct {
@@ -273,7 +273,8 @@ void qk_reconstruct(qk_reconstruction *r, const float *weight, const float *bias
     const int64_t units = unit_count(r, count), inputs = g->groups * g->inputs;
     const double columns = (double)(count * r->data->extent.positions);
     const bool by_winograd = r->plan.pays && result->gradient && !result->mean_power;
-    batch b = {r, weight, bias, samples, count, units, by_winograd ? r->plan.outputs : g->outputs, by_winograd, result};
+    const int64_t outputs = by_winograd ? r->plan.outputs : g->outputs; /* of a task */
+    batch b = {r, weight, bias, samples, count, units, by_winograd, outputs, result};
     if (by_winograd) qk_winograd_use_weight(&r->winograd, weight, r->pool);
     if (result->mean_power) memset(r->power, 0, (size_t)(units * inputs) * sizeof *r->power);
     qk_pool_run(r->pool, unit_task, &b, takes_whole_samples(r->data) ? units : units * g->groups * parts_of(&b));

@@ -8,7 +8,7 @@
 #include "kernels/kernels.h"
 
 enum { TILE = 4, SEEN = 6, TAPS = 9, ELEMENTS = SEEN * SEEN };
-enum { BLOCK = 64 }; /* outputs whose products are in memory at a time */
+enum { BLOCK = 32 }; /* outputs whose products are in memory at a time */
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
