@@ -36,6 +36,13 @@ qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *d
     const qk_geometry *g = &data->geometry;
     const int64_t rows = g->groups * g->outputs, threads = qk_pool_threads(pool);
     *r = (qk_reconstruction){.data = data, .pool = pool, .rows = rows, .chunk = chunk_for(data, most_samples)};
+    /* Judging has to be exact: only calls that want the gradient are worth a digit. */
+    if (most_trained > 0 && g->outputs > FEW_OUTPUTS && !takes_whole_samples(data))
+        r->plan = qk_winograd_plan_of(data, most_trained);
+    if (r->plan.pays) {
+        r->chunk = r->plan.columns;
+        QK_TRY(qk_winograd_init(&r->winograd, data, &r->plan, threads));
+    }
     QK_TRY(qk_pieces_init(&r->pieces, data, r->chunk));
     const int64_t units = unit_count(r, most_samples);
     r->panels = QK_NEW(float, threads * (g->inputs + 2 * g->outputs) * r->chunk);
@@ -53,6 +60,7 @@ qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *d
 
 void qk_reconstruction_destroy(qk_reconstruction *r) {
     qk_pieces_destroy(&r->pieces);
+    qk_winograd_destroy(&r->winograd);
     void *arrays[] = {r->panels, r->outputs, r->gradient, r->slope, r->loss, r->power, r->target_power, r->slope_power};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
@@ -62,6 +70,8 @@ typedef struct {
     const float *weight, *bias;
     const int64_t *samples;
     int64_t count, units;
+    bool by_winograd;
+    int64_t outputs; /* of a task */
     const qk_reconstruction_result *wanted;
 } batch;
 
@@ -132,25 +142,39 @@ static void add_input_power(const batch *b, int64_t unit, int64_t group, const f
         power[k] += qk_kernels_get()->sum_squares(panel + k * n, (size_t)n);
 }
 
-/* One group on the columns of one unit. */
-static void run_group(const batch *b, int64_t unit, int64_t group, int64_t first, int64_t last, int64_t piece,
-                      float *panel) {
+/* im2col of one group on the columns of one unit, and its outputs. */
+static void multiply_panel(const batch *b, const qk_part *p, float *out, float *panel, int64_t n) {
     const qk_training_data *d = b->r->data;
-    const int64_t K = d->geometry.inputs, O = d->geometry.outputs, each = b->r->pieces.tables[piece].count;
-    const int64_t n = (last - first) * each;
+    const int64_t K = d->geometry.inputs, O = d->geometry.outputs;
+    const qk_row_table *piece = &b->r->pieces.tables[p->position / b->r->pieces.size];
+    for (int64_t s = p->first; s < p->last; s++)
+        fill_panel(b, s, &(qk_piece_fill){piece, p->group, panel, n, (s - p->first) * p->count});
+    forward(out, b->weight + p->group * O * K, panel, O, K, n);
+}
+
+/* Some outputs of one group on the columns of one unit. */
+static void run_group(const batch *b, int64_t unit, const qk_part *p, int worker, float *panel) {
+    const int64_t K = b->r->data->geometry.inputs, O = p->outputs, n = (p->last - p->first) * p->count;
+    const int64_t first_row = p->group * b->r->data->geometry.outputs + p->output;
     float *out = panel + K * n, *target = out + O * n;
-    for (int64_t s = first; s < last; s++) {
-        fill_panel(b, s, &(qk_piece_fill){&b->r->pieces.tables[piece], group, panel, n, (s - first) * each});
+    float *gradient = b->r->gradient + (unit * b->r->rows + first_row) * K;
+    if (b->by_winograd)
+        qk_winograd_forward(&b->r->winograd, p, worker, out);
+    else
+        multiply_panel(b, p, out, panel, n);
+    for (int64_t s = p->first; s < p->last; s++)
         for (int64_t o = 0; o < O; o++)
-            copy_target(target + o * n + (s - first) * each, b->r, b->samples[s], piece, group * O + o);
+            copy_target(target + o * n + (s - p->first) * p->count, b->r, b->samples[s],
+                        p->position / b->r->pieces.size, first_row + o);
+    for (int64_t row = first_row; row < first_row + O; row++) {
+        const int64_t at = (row - first_row) * n;
+        judge_line(b, unit, row, b->bias ? b->bias[row] : 0, out + at, target + at, n);
     }
-    forward(out, b->weight + group * O * K, panel, O, K, n);
-    for (int64_t o = 0; o < O; o++) {
-        const int64_t row = group * O + o;
-        judge_line(b, unit, row, b->bias ? b->bias[row] : 0, out + o * n, target + o * n, n);
-    }
-    if (b->wanted->gradient) backward(b->r->gradient + (unit * b->r->rows + group * O) * K, out, panel, O, K, n, false);
-    add_input_power(b, unit, group, panel, n);
+    if (b->by_winograd)
+        qk_winograd_backward(&b->r->winograd, p, worker, gradient, out);
+    else if (b->wanted->gradient)
+        backward(gradient, out, panel, O, K, n, false);
+    add_input_power(b, unit, p->group, panel, n);
 }
 
 /* A whole sample: all outputs, softmax, then the gradient from the inputs once more. */
@@ -193,6 +217,9 @@ static void run_sample(const batch *b, int64_t unit, float *panel, float *z) {
         }
 }
 
+/* Tasks that share the outputs of a group. */
+static int64_t parts_of(const batch *b) { return (b->r->data->geometry.outputs + b->outputs - 1) / b->outputs; }
+
 static void unit_task(void *context, int64_t task, int worker) {
     const batch *b = context;
     const qk_training_data *d = b->r->data;
@@ -202,28 +229,55 @@ static void unit_task(void *context, int64_t task, int worker) {
         run_sample(b, task, panel, b->r->outputs + worker * 4 * b->r->rows * d->extent.positions);
         return;
     }
-    const int64_t unit = task / g->groups, group = task % g->groups, each = samples_per_unit(b->r);
-    const int64_t first = unit / b->r->pieces.count * each, last = first + each < b->count ? first + each : b->count;
-    run_group(b, unit, group, first, last, unit % b->r->pieces.count, panel);
+    const int64_t parts = parts_of(b), unit = task / (g->groups * parts), each = samples_per_unit(b->r);
+    const int64_t piece = unit % b->r->pieces.count, first = unit / b->r->pieces.count * each;
+    const int64_t output = task % parts * b->outputs, rest = g->outputs - output;
+    run_group(b, unit,
+              &(qk_part){.group = task / parts % g->groups,
+                         .output = output,
+                         .outputs = rest < b->outputs ? rest : b->outputs,
+                         .x = b->r->inputs ? b->r->inputs : d->x,
+                         .which = b->r->inputs ? NULL : b->samples,
+                         .first = first,
+                         .last = first + each < b->count ? first + each : b->count,
+                         .position = piece * b->r->pieces.size,
+                         .count = b->r->pieces.tables[piece].count},
+              worker, panel);
 }
 
-/* to[i] = factor * sum over units of parts[unit, i] */
-static void add_units(float *to, const float *parts, int64_t units, int64_t n, double factor) {
-    for (int64_t i = 0; i < n; i++) {
-        double sum = 0;
-        for (int64_t u = 0; u < units; u++) sum += parts[u * n + i];
-        to[i] = (float)(factor * sum);
-    }
+enum { SUMMED = 2048 }; /* by a task */
+
+/* to[i] = factor * sum over units of parts[unit, i], i < n */
+typedef struct {
+    float *to;
+    const float *parts;
+    int64_t units, n;
+    double factor;
+} unit_sum;
+
+static void sum_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const unit_sum *s = context;
+    const int64_t first = task * SUMMED, count = s->n - first < SUMMED ? s->n - first : SUMMED;
+    double sum[SUMMED] = {0};
+    for (int64_t u = 0; u < s->units; u++)
+        for (int64_t i = 0; i < count; i++) sum[i] += s->parts[u * s->n + first + i];
+    for (int64_t i = 0; i < count; i++) s->to[first + i] = (float)(s->factor * sum[i]);
 }
+
+static void add_units(qk_pool *pool, unit_sum s) { qk_pool_run(pool, sum_task, &s, (s.n + SUMMED - 1) / SUMMED); }
 
 void qk_reconstruct(qk_reconstruction *r, const float *weight, const float *bias, const int64_t *samples, int64_t count,
                     qk_reconstruction_result *result) {
     const qk_geometry *g = &r->data->geometry;
     const int64_t units = unit_count(r, count), inputs = g->groups * g->inputs;
     const double columns = (double)(count * r->data->extent.positions);
-    batch b = {r, weight, bias, samples, count, units, result};
+    const bool by_winograd = r->plan.pays && result->gradient && !result->mean_power;
+    const int64_t outputs = by_winograd ? r->plan.outputs : g->outputs; /* of a task */
+    batch b = {r, weight, bias, samples, count, units, by_winograd, outputs, result};
+    if (by_winograd) qk_winograd_use_weight(&r->winograd, weight, r->pool);
     if (result->mean_power) memset(r->power, 0, (size_t)(units * inputs) * sizeof *r->power);
-    qk_pool_run(r->pool, unit_task, &b, takes_whole_samples(r->data) ? units : units * g->groups);
+    qk_pool_run(r->pool, unit_task, &b, takes_whole_samples(r->data) ? units : units * g->groups * parts_of(&b));
     result->loss = 0;
     for (int64_t row = 0; row < r->rows; row++) {
         double loss = 0, slope_power = 0;
@@ -237,8 +291,9 @@ void qk_reconstruct(qk_reconstruction *r, const float *weight, const float *bias
     }
     for (int64_t i = 0; i < units * r->rows && result->target_power; i++)
         *result->target_power = (i ? *result->target_power : 0) + r->target_power[i] / columns;
-    if (result->gradient) add_units(result->gradient, r->gradient, units, r->rows * g->inputs, 2 / columns);
-    if (result->slope) add_units(result->slope, r->slope, units, r->rows, 2 / columns);
+    if (result->gradient)
+        add_units(r->pool, (unit_sum){result->gradient, r->gradient, units, r->rows * g->inputs, 2 / columns});
+    if (result->slope) add_units(r->pool, (unit_sum){result->slope, r->slope, units, r->rows, 2 / columns});
     for (int64_t i = 0; i < inputs && result->mean_power; i++) {
         result->mean_power[i] = 0;
         for (int64_t u = 0; u < units; u++) result->mean_power[i] += r->power[u * inputs + i] / columns;

@@ -6,13 +6,16 @@
 #define QK_RECONSTRUCTION_H
 
 #include "finetune/training_data.h"
+#include "finetune/winograd.h"
 #include "ops/output_stage.h"
 
 typedef struct {
     const qk_training_data *data;
     qk_pool *pool;
-    int64_t chunk;           /* columns of a unit of work, by the size of a call: no result depends on threads */
-    qk_pieces pieces;        /* of samples with more positions than that */
+    int64_t chunk;         /* columns of a unit of work, by the size of a call: no result depends on threads */
+    qk_pieces pieces;      /* of samples with more positions than that */
+    qk_winograd_plan plan; /* for calls that want the gradient */
+    qk_winograd winograd;
     int64_t rows;            /* output channels of all groups */
     const qk_tensor *inputs; /* of the samples of a call, in place of the data's own; NULL: those */
     float *panels;           /* (threads, K + 2 O, columns of a unit) */

@@ -37,4 +37,13 @@ typedef struct {
 } qk_piece_fill;
 void qk_fill_piece(const qk_training_data *data, qk_tensor x, const qk_piece_fill *to);
 
+/* What a task works on: outputs output .. output + outputs - 1 of a group; samples x[first] .. x[last - 1], or where
+ * which is given x[which[first]] ..; of each `count` positions from `position` on. */
+typedef struct {
+    int64_t group, output, outputs;
+    const qk_tensor *x;
+    const int64_t *which;
+    int64_t first, last, position, count;
+} qk_part;
+
 #endif

@@ -100,6 +100,22 @@ typedef struct {
      * carried (n, QK_LANES): what later inputs carry on, kept up to date; d becomes w - target. */
     void (*round_carrying)(const qk_lanes *lanes, const float *target, const float *l, int64_t ld,
                            float *restrict carried, float *restrict d, size_t n);
+
+    /* Winograd's F(4x4, 3x3) (winograd.inc). Squares lie in a plane: square i begins at plane[at[i]], its rows are
+     * `width` apart; transformed, element f of all n squares is line f, lines are ld apart.
+     *   input     B' d B: 6x6 inputs -> 36 lines     output     A' m A: 36 lines -> 4x4 outputs
+     *   error     A e A': 4x4 errors -> 36 lines     gradient   G' u G: 36 lines -> 3x3 derivatives
+     *   filter    G g G': 3x3 weights -> 36 lines */
+    void (*winograd_input)(float *restrict to, int64_t ld, const float *restrict plane, const int32_t *restrict at,
+                           int64_t width, size_t n);
+    void (*winograd_error)(float *restrict to, int64_t ld, const float *restrict plane, const int32_t *restrict at,
+                           int64_t width, size_t n);
+    void (*winograd_filter)(float *restrict to, int64_t ld, const float *restrict plane, const int32_t *restrict at,
+                            int64_t width, size_t n);
+    void (*winograd_output)(float *restrict plane, const int32_t *restrict at, int64_t width,
+                            const float *restrict from, int64_t ld, size_t n);
+    void (*winograd_gradient)(float *restrict plane, const int32_t *restrict at, int64_t width,
+                              const float *restrict from, int64_t ld, size_t n);
 } qk_kernels;
 
 const qk_kernels *qk_kernels_get(void);

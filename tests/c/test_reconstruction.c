@@ -114,8 +114,13 @@ static void only_what_is_wanted_is_computed(void) {
     for (int i = 0; i < CASES; i++) {
         fixture f = fixture_new(case_of(i), QK_F32, NULL, 1);
         int64_t *samples = backwards(&f);
-        qk_reconstruction_result all = result_new(&f), some = result_new(&f);
+        qk_reconstruction_result all = result_new(&f), some = result_new(&f), step = result_new(&f);
         reconstruct(&f, f.bias, samples, f.data->count, &all);
+        double *power =
+            step.mean_power; /* a step without it may go by Winograd's filtering, which rounds differently */
+        step.mean_power = NULL;
+        reconstruct(&f, f.bias, samples, f.data->count, &step);
+        step.mean_power = power;
         for (int wanted = 0; wanted < 64; wanted++) {
             qk_reconstruction_result r = {.loss = NAN,
                                           .row_loss = wanted & 16 ? some.row_loss : NULL,
@@ -125,9 +130,10 @@ static void only_what_is_wanted_is_computed(void) {
                                           .target_power = wanted & 8 ? some.target_power : NULL,
                                           .slope_power = wanted & 32 ? some.slope_power : NULL};
             reconstruct(&f, f.bias, samples, f.data->count, &r);
-            check_same_result(&f, &all, &r);
+            check_same_result(&f, r.gradient && !r.mean_power ? &step : &all, &r);
         }
         result_free(&all);
+        result_free(&step);
         result_free(&some);
         free(samples);
         fixture_free(&f);

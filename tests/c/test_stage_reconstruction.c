@@ -260,8 +260,12 @@ static void calls_do_not_see_each_other_nor_what_is_not_wanted(void) {
             if (!fits(case_of(i), &some_stages[s])) continue;
             fixture f = fixture_new(case_of(i), QK_U8, &some_stages[s], 1);
             int64_t *samples = backwards(&f);
-            qk_reconstruction_result fresh = result_new(&f), used = result_new(&f);
+            qk_reconstruction_result fresh = result_new(&f), used = result_new(&f), step = result_new(&f);
             reconstruct(&f, f.bias, samples, 2, &fresh);
+            double *power = step.mean_power; /* a step without it may go by Winograd's filtering: rounded differently */
+            step.mean_power = NULL;
+            reconstruct(&f, f.bias, samples, 2, &step);
+            step.mean_power = power;
             qk_reconstruction r;
             qk_blas_enter();
             CHECK(qk_reconstruction_init(&r, f.data, f.data->count, f.data->count, f.pool) == QK_OK);
@@ -276,12 +280,13 @@ static void calls_do_not_see_each_other_nor_what_is_not_wanted(void) {
                                                  .target_power = wanted == 4 ? used.target_power : NULL,
                                                  .slope_power = wanted == 5 ? used.slope_power : NULL};
                 qk_reconstruct(&r, f.weight, f.bias, samples, 2, &some);
-                check_same_result(&f, &fresh, &some);
+                check_same_result(&f, some.gradient ? &step : &fresh, &some);
             }
             qk_reconstruction_destroy(&r);
             qk_blas_leave();
             result_free(&fresh);
             result_free(&used);
+            result_free(&step);
             free(samples);
             fixture_free(&f);
         }
