@@ -137,7 +137,7 @@ def test_products_with_and_without_bias() -> None:
         plus_w=W.conv(16, 12).T, plus_b=W.bias(16), bare_w=W.conv(16, 16).T, gemm_w=W.conv(16, 16).T,
         deep_w=W.conv(6, 16).T, deep_b=W.bias(6), axis=np.array([1]),
     )  # fmt: skip
-    data, unseen = samples(model, 80), samples(model, 60, seed=1)
+    data, unseen = samples(model, 320), samples(model, 240, seed=1)  # one row each
     tuned, report = quantized_and_report(model, data)
     plain, _ = quantized_and_report(model, data, tune=False)
     assert [(layer.name, layer.op_type) for layer in report.layers] == [

@@ -50,7 +50,7 @@ def error(float_model: onnx.ModelProto, model: onnx.ModelProto, data: Arrays) ->
 def test_a_model_of_other_floats(name: str, kind: int) -> None:
     float_model, dtype = MODELS[name](), DTYPES[kind]
     model = in_floats(float_model, kind)
-    data, unseen = data_for(float_model, dtype, 40), data_for(float_model, dtype, 64, seed=1)
+    data, unseen = data_for(float_model, dtype, 160), data_for(float_model, dtype, 256, seed=1)
     plain, _ = quantized_and_report(model, data)
     tuned, report = quantized_and_report(model, data, AdaRoundConfig())
     assert len(report.layers) == sum(n.op_type in LAYERS for n in model.graph.node)
