@@ -109,7 +109,7 @@ static bool is_cancelled(const qk_trainer *t) {
 }
 
 static qk_gram_loss_use use_of_grams(const qk_trainer *t) {
-    return (qk_gram_loss_use){t->count[QK_FITTED], t->options->batch_size, t->options->iterations};
+    return (qk_gram_loss_use){t->count[QK_FITTED], t->options->batch_size, t->options->iterations, t->on.plan.pays};
 }
 
 /* Whether steps take loss and gradient from Gram matrices. */

@@ -18,13 +18,14 @@ static const double MOST_BYTES = 96 << 20;
 
 /* ---- what it costs, in operations of a matrix product (10 picoseconds where it was measured) ------ */
 
-static const double FETCH = 80;     /* an input of a row (im2col) */
-static const double GROUP = 80000;  /* to begin with a group of a sample */
-static const double STORE = 150;    /* a number of a Gram matrix in new memory */
-static const double READ = 30;      /* the same in a step: it is not in a cache */
-static const double OUTPUT = 10000; /* what a step does for an output whatever its inputs */
-static const double TASK = 3e6;     /* what is worth to be given to another thread */
-static const double MARGIN = 0.75;  /* costs are known roughly: a small gain is none */
+static const double FETCH = 80;      /* an input of a row (im2col) */
+static const double GROUP = 80000;   /* to begin with a group of a sample */
+static const double STORE = 150;     /* a number of a Gram matrix in new memory */
+static const double READ = 30;       /* the same in a step: it is not in a cache */
+static const double OUTPUT = 10000;  /* what a step does for an output whatever its inputs */
+static const double TASK = 3e6;      /* what is worth to be given to another thread */
+static const double WINOGRAD = 0.45; /* of a direct step, by Winograd's filtering */
+static const double MARGIN = 0.75;   /* costs are known roughly: a small gain is none */
 
 /* A step of one group of K inputs and O outputs. */
 static double step_cost(double K, double O, double batch) {
@@ -36,7 +37,7 @@ bool qk_gram_loss_pays(const qk_geometry *geometry, int64_t positions, qk_gram_l
     const double samples = (double)use.samples, batch = (double)use.batch, steps = (double)use.steps;
     const double stored = samples * (K + 1) * (K + 1 + O); /* with a bias that is trained */
     const double bytes = (double)geometry->groups * (stored * sizeof(float) + samples * O * sizeof(double));
-    const double direct = steps * batch * (P * K * (4 * O + FETCH) + GROUP);
+    const double direct = (use.winograd ? WINOGRAD : 1) * steps * batch * (P * K * (4 * O + FETCH) + GROUP);
     const double making = samples * (P * K * (2 * K + 4 * O + FETCH) + GROUP) + STORE * stored;
     return bytes <= MOST_BYTES && making + steps * step_cost(K, O, batch) < MARGIN * direct;
 }

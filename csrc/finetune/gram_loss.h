@@ -9,9 +9,10 @@
 
 #include "finetune/reconstruction.h"
 
-/* Samples that are trained on, samples of a step, steps. */
+/* Samples that are trained on, samples of a step, steps; whether qk_reconstruct takes these by Winograd's filtering. */
 typedef struct {
     int64_t samples, batch, steps;
+    bool winograd;
 } qk_gram_loss_use;
 
 /* Whether all matrices fit into 96 MiB, and to make them and take the steps with them costs clearly less than the steps

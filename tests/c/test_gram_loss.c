@@ -40,8 +40,8 @@ static void gram_loss_new(qk_gram_loss *g, qk_reconstruction *on, const moved_la
                           int64_t batch) {
     const int64_t count = m->f.data->count;
     CHECK(qk_reconstruction_init(on, m->f.data, count, count, m->f.pool) == QK_OK);
-    CHECK(qk_gram_loss_init(g, on, m->f.weight, m->f.bias, m->trains_bias, (qk_gram_loss_use){count, batch, 1}) ==
-          QK_OK);
+    CHECK(qk_gram_loss_init(g, on, m->f.weight, m->f.bias, m->trains_bias,
+                            (qk_gram_loss_use){count, batch, 1, false}) == QK_OK);
     qk_gram_loss_add(g, samples, 1);
     qk_gram_loss_add(g, samples + 1, count - 1);
 }
@@ -174,13 +174,13 @@ static void it_pays_with_many_positions_and_few_inputs(void) {
     const qk_geometry few = {.groups = 1, .inputs = 144, .outputs = 16},
                       many = {.groups = 1, .inputs = 2000, .outputs = 16};
     const qk_geometry depthwise = {.groups = 128, .inputs = 9, .outputs = 1};
-    const qk_gram_loss_use often = {205, 32, 1000};
+    const qk_gram_loss_use often = {205, 32, 1000, false};
     CHECK(qk_gram_loss_pays(&few, 1024, often));
     CHECK(qk_gram_loss_pays(&depthwise, 196, often));
-    CHECK(qk_gram_loss_pays(&depthwise, 196, (qk_gram_loss_use){80, 1, 1000}));
+    CHECK(qk_gram_loss_pays(&depthwise, 196, (qk_gram_loss_use){80, 1, 1000, false}));
     CHECK(!qk_gram_loss_pays(&few, 1, often));
-    CHECK(!qk_gram_loss_pays(&few, 1024, (qk_gram_loss_use){205, 1, 205}));      /* each sample is used once */
-    CHECK(!qk_gram_loss_pays(&few, 1024, (qk_gram_loss_use){2000, 32, 100000})); /* memory */
+    CHECK(!qk_gram_loss_pays(&few, 1024, (qk_gram_loss_use){205, 1, 205, false}));      /* each sample is used once */
+    CHECK(!qk_gram_loss_pays(&few, 1024, (qk_gram_loss_use){2000, 32, 100000, false})); /* memory */
     CHECK(!qk_gram_loss_pays(&many, 1024, often));
 }
 
@@ -189,7 +189,8 @@ static qk_status init_attempt(void *context) {
     qk_reconstruction on;
     qk_gram_loss g = {0};
     qk_status status = qk_reconstruction_init(&on, m->f.data, 3, 3, m->f.pool);
-    if (status == QK_OK) status = qk_gram_loss_init(&g, &on, m->weight, m->bias, true, (qk_gram_loss_use){3, 2, 1});
+    if (status == QK_OK)
+        status = qk_gram_loss_init(&g, &on, m->weight, m->bias, true, (qk_gram_loss_use){3, 2, 1, false});
     gram_loss_free(&g, &on); /* also of one that failed */
     return status;
 }
