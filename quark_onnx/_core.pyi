@@ -16,7 +16,7 @@ _Ints = Sequence[int]
 _Conv = tuple[_Ints, _Ints, _Ints, _Ints, int] | tuple[_Ints, _Ints, _Ints, _Ints, int, _Ints, _Ints | None]
 
 def isa() -> str:
-    """The kernels in use: 'scalar', 'avx2' or 'avx512'. QK_MAX_ISA caps them."""
+    """The kernels in use: 'scalar', 'avx2', 'avx512' or 'avx512vnni'. QK_MAX_ISA caps them."""
 
 def blas_config() -> str:
     """OpenBLAS's description of itself."""

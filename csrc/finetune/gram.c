@@ -6,84 +6,123 @@
 #include "kernels/kernels.h"
 
 enum {
-    STRIP = 64,   /* lines of G or C: the unit of work, the same for any number of threads */
-    SHORT_K = 32, /* up to here, with one output per group (depthwise), the panel kernel beats BLAS */
+    STRIP = 64,    /* lines of G or C: the unit of work, the same for any number of threads */
+    COLUMNS = 512, /* of bytes that are made floats at a time */
+    SHORT_K = 32,  /* up to here, with one output per group (depthwise), the panel kernel beats BLAS */
 };
 
 typedef struct {
     const qk_layer *layer;
     qk_sums *sums;
-    int64_t strips_k, strips_o; /* per group */
-    float *scratch;             /* (threads, STRIP, K') */
+    int64_t strips_g, strips_c; /* per group */
+    float *scratch;             /* (threads, scratch_size) */
+    int64_t scratch_size;
 } panel_job;
 
-/* The lines of a, `strip` of them being many, times the first n lines of b, over the used columns: into scratch
- * (count, n). Returns the count. */
-static int64_t multiply_strip(const panel_job *job, float *scratch, const float *a, int64_t lines, int64_t strip,
-                              const float *b, int64_t n) {
-    const int64_t ld = job->sums->capacity, first = strip * STRIP;
-    const int64_t count = lines - first < STRIP ? lines - first : STRIP;
-    qk_sgemm(scratch, a + first * ld, b,
-             (qk_gemm_shape){
-                 .m = count, .n = n, .k = job->sums->used, .lda = ld, .ldb = ld, .ldc = n, .b_transposed = true});
-    return count;
-}
-
-/* Lines of the lower triangle of G, and by symmetry their columns. */
+/* Lines of the lower triangle of G. */
 static void add_gram_strip(const panel_job *job, int64_t group, int64_t strip, float *scratch) {
-    const int64_t K = job->sums->inputs, first = strip * STRIP;
-    const int64_t n = first + STRIP < K ? first + STRIP : K;
-    const float *x = job->sums->x + group * K * job->sums->capacity;
-    double *g = job->sums->gram + group * K * K;
-    const int64_t count = multiply_strip(job, scratch, x, K, strip, x, n);
+    qk_sums *s = job->sums;
+    const int64_t K = s->inputs, first = strip * STRIP, ld = s->capacity;
+    const int64_t n = first + STRIP < K ? first + STRIP : K, count = n - first;
+    double *g = s->gram + group * K * K;
+    if (job->layer->as_bytes) {
+        qk_kernels_get()->gram_bytes(g, s->bytes + group * K * ld, K, first, n, ld, (size_t)s->used);
+        return;
+    }
+    const float *x = s->x + group * K * ld;
+    qk_sgemm(scratch, x + first * ld, x,
+             (qk_gemm_shape){.m = count, .n = n, .k = s->used, .lda = ld, .ldb = ld, .ldc = n, .b_transposed = true});
     for (int64_t i = 0; i < count; i++)
-        for (int64_t j = 0; j < n; j++) g[(first + i) * K + j] += scratch[i * n + j];
-    for (int64_t j = 0; j < first; j++)
-        for (int64_t i = 0; i < count; i++) g[j * K + first + i] = g[(first + i) * K + j];
+        for (int64_t j = 0; j <= first + i; j++) g[(first + i) * K + j] += scratch[i * n + j];
 }
 
+/* Outputs against all inputs. */
 static void add_cross_strip(const panel_job *job, int64_t group, int64_t strip, float *scratch) {
-    const int64_t K = job->sums->inputs, O = job->layer->geometry.outputs, ld = job->sums->capacity;
-    const int64_t count =
-        multiply_strip(job, scratch, job->sums->y + group * O * ld, O, strip, job->sums->x + group * K * ld, K);
-    double *c = job->sums->cross + (group * O + strip * STRIP) * K;
+    const qk_sums *s = job->sums;
+    const int64_t K = s->inputs, O = job->layer->geometry.outputs, first = strip * STRIP, ld = s->capacity;
+    const int64_t count = O - first < STRIP ? O - first : STRIP;
+    qk_sgemm(scratch, s->y + (group * O + first) * ld, s->x + group * K * ld,
+             (qk_gemm_shape){.m = count, .n = K, .k = s->used, .lda = ld, .ldb = ld, .ldc = K, .b_transposed = true});
+    double *c = s->cross + (group * O + first) * K;
     for (int64_t i = 0; i < count * K; i++) c[i] += scratch[i];
+}
+
+/* All outputs against inputs that are bytes: some columns at a time as floats, which stay in a cache. */
+static void add_byte_cross_strip(const panel_job *job, int64_t group, int64_t strip, float *scratch) {
+    const qk_sums *s = job->sums;
+    const qk_affine whole = {1, job->layer->affine.zero_point};
+    const int64_t K = s->inputs, O = job->layer->geometry.outputs, first = strip * STRIP, ld = s->capacity;
+    const int64_t count = K - first < STRIP ? K - first : STRIP;
+    const uint8_t *bytes = s->bytes + (group * K + first) * ld;
+    float *x = scratch, *product = scratch + STRIP * COLUMNS;
+    for (int64_t at = 0; at < s->used; at += COLUMNS) {
+        const int64_t n = s->used - at < COLUMNS ? s->used - at : COLUMNS;
+        for (int64_t k = 0; k < count; k++)
+            qk_kernels_get()->dequantize_u8(x + k * COLUMNS, bytes + k * ld + at, (size_t)n, whole);
+        qk_sgemm(product, s->y + group * O * ld + at, x,
+                 (qk_gemm_shape){.m = O,
+                                 .n = count,
+                                 .k = n,
+                                 .lda = ld,
+                                 .ldb = COLUMNS,
+                                 .ldc = count,
+                                 .b_transposed = true,
+                                 .accumulate = at > 0});
+    }
+    for (int64_t o = 0; o < O; o++)
+        for (int64_t k = 0; k < count; k++) s->cross[(group * O + o) * K + first + k] += product[o * count + k];
 }
 
 static void add_vector_sums(const panel_job *job, int64_t group) {
     const qk_kernels *kernels = qk_kernels_get();
-    const int64_t K = job->sums->inputs, O = job->layer->geometry.outputs, ld = job->sums->capacity;
-    const size_t n = (size_t)job->sums->used;
-    for (int64_t k = group * K; k < (group + 1) * K; k++) job->sums->sum_x[k] += kernels->sum(job->sums->x + k * ld, n);
+    qk_sums *s = job->sums;
+    const int64_t K = s->inputs, O = job->layer->geometry.outputs, ld = s->capacity;
+    const size_t n = (size_t)s->used;
+    for (int64_t k = group * K; k < (group + 1) * K; k++)
+        s->sum_x[k] +=
+            job->layer->as_bytes ? (double)kernels->sum_bytes(s->bytes + k * ld, n) : kernels->sum(s->x + k * ld, n);
     if (!job->layer->with_target) return;
     for (int64_t o = group * O; o < (group + 1) * O; o++) {
-        job->sums->sum_y[o] += kernels->sum(job->sums->y + o * ld, n);
-        job->sums->power[o] += kernels->sum_squares(job->sums->y + o * ld, n);
+        s->sum_y[o] += kernels->sum(s->y + o * ld, n);
+        s->power[o] += kernels->sum_squares(s->y + o * ld, n);
     }
 }
 
 /* Tasks of a group: G's strips, the longest first, C's strips, the vector sums. */
 static void panel_task(void *context, int64_t task, int worker) {
     const panel_job *job = context;
-    const int64_t per_group = job->strips_k + job->strips_o + 1, group = task / per_group, t = task % per_group;
-    float *scratch = job->scratch + (int64_t)worker * STRIP * job->sums->inputs;
-    if (t < job->strips_k)
-        add_gram_strip(job, group, job->strips_k - 1 - t, scratch);
-    else if (t < job->strips_k + job->strips_o)
-        add_cross_strip(job, group, t - job->strips_k, scratch);
-    else
+    const int64_t per_group = job->strips_g + job->strips_c + 1, group = task / per_group, t = task % per_group;
+    float *scratch = job->scratch + worker * job->scratch_size;
+    if (t < job->strips_g)
+        add_gram_strip(job, group, job->strips_g - 1 - t, scratch);
+    else if (t == per_group - 1)
         add_vector_sums(job, group);
+    else if (job->layer->as_bytes)
+        add_byte_cross_strip(job, group, t - job->strips_g, scratch);
+    else
+        add_cross_strip(job, group, t - job->strips_g, scratch);
 }
 
 static void short_panel_task(void *context, int64_t group, int worker) {
     (void)worker;
     const panel_job *job = context;
-    const int64_t K = job->sums->inputs, ld = job->sums->capacity;
+    const qk_kernels *kernels = qk_kernels_get();
+    qk_sums *s = job->sums;
+    const int64_t K = s->inputs, ld = s->capacity;
+    const float *y = job->layer->with_target ? s->y + group * ld : NULL;
+    double *gram = s->gram + group * K * K, *cross = s->cross + group * K;
     add_vector_sums(job, group);
-    qk_kernels_get()->gram_panel(
-        job->sums->gram + group * K * K, job->sums->cross + group * K, job->sums->x + group * K * ld,
-        job->layer->with_target ? job->sums->y + group * ld : NULL, K, ld, (size_t)job->sums->used);
+    if (!job->layer->as_bytes) {
+        kernels->gram_panel(gram, cross, s->x + group * K * ld, y, K, ld, (size_t)s->used);
+        return;
+    }
+    const uint8_t *bytes = s->bytes + group * K * ld;
+    kernels->gram_bytes(gram, bytes, K, 0, K, ld, (size_t)s->used);
+    for (int64_t k = 0; k < K && y; k++)
+        cross[k] += kernels->dot_bytes(bytes + k * ld, job->layer->affine.zero_point, y, (size_t)s->used);
 }
+
+static int64_t strips_of(int64_t lines) { return (lines + STRIP - 1) / STRIP; }
 
 qk_status qk_layer_add_panel(const qk_layer *layer, qk_sums *sums, qk_pool *pool) {
     if (sums->used == 0) return QK_OK;
@@ -92,12 +131,14 @@ qk_status qk_layer_add_panel(const qk_layer *layer, qk_sums *sums, qk_pool *pool
     if (g->outputs == 1 && sums->inputs <= SHORT_K) {
         qk_pool_run(pool, short_panel_task, &job, g->groups);
     } else {
-        job.strips_k = (sums->inputs + STRIP - 1) / STRIP;
-        job.strips_o = layer->with_target && sums->inputs > 0 ? (g->outputs + STRIP - 1) / STRIP : 0;
-        job.scratch = QK_NEW(float, (int64_t)qk_pool_threads(pool) * STRIP * sums->inputs);
+        job.strips_g = strips_of(sums->inputs);
+        if (layer->with_target && sums->inputs > 0)
+            job.strips_c = layer->as_bytes ? job.strips_g : strips_of(g->outputs);
+        job.scratch_size = layer->as_bytes ? STRIP * (COLUMNS + g->outputs) : STRIP * sums->inputs;
+        job.scratch = QK_NEW(float, (int64_t)qk_pool_threads(pool) * job.scratch_size);
         if (!job.scratch) return QK_E_NOMEM;
         qk_blas_enter();
-        qk_pool_run(pool, panel_task, &job, g->groups * (job.strips_k + job.strips_o + 1));
+        qk_pool_run(pool, panel_task, &job, g->groups * (job.strips_g + job.strips_c + 1));
         qk_blas_leave();
         free(job.scratch);
     }

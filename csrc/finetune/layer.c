@@ -7,14 +7,13 @@
 #include "base/pool.h"
 #include "finetune/row_choice.h"
 
-/* Rows per panel: a panel of about half a MiB stays in the second-level cache; a multiple of the panel's block. Phases
- * share the most rows, as they share the layer's. */
-static int64_t panel_capacity(int64_t lines, int64_t phases) {
-    const int64_t floats = 1 << 17, most = 2048 / phases / QK_PANEL_BLOCK * QK_PANEL_BLOCK;
-    int64_t rows = floats / lines / QK_PANEL_BLOCK * QK_PANEL_BLOCK;
-    if (rows > most) rows = most;
-    if (rows < 128) rows = 128;
-    return rows;
+/* Rows per panel: panels of floats take about half a MiB and those of bytes one, and so stay in the second-level cache.
+ * Phases share the most rows, as they share the layer's. */
+static int64_t panel_capacity(const qk_layer *layer, int64_t inputs, int64_t outputs) {
+    const int64_t column = layer->as_bytes ? inputs + 4 * outputs : 4 * (inputs + outputs);
+    const int64_t bytes = layer->as_bytes ? 1 << 20 : 1 << 19, most = 2048 / layer->phases.count;
+    const int64_t rows = bytes / column < most ? bytes / column : most;
+    return rows < 128 ? 128 : rows / QK_PANEL_BLOCK * QK_PANEL_BLOCK;
 }
 
 static int64_t tap_count(const qk_geometry *g) {
@@ -27,23 +26,34 @@ static qk_status sums_init(qk_sums *s, const qk_layer *layer, int64_t phase) {
     const qk_geometry *g = &layer->geometry;
     const qk_phases *p = &layer->phases;
     const int64_t all = tap_count(g), taps = qk_phase_taps(p, g, phase, NULL);
+    s->taps = taps;
     s->inputs = g->inputs / all * taps;
-    s->capacity = panel_capacity(g->groups * (s->inputs + g->outputs), p->count);
     const int64_t inputs = g->groups * s->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
     if (taps < all) {
         s->which = QK_NEW(int64_t, taps);
         if (!s->which) return QK_E_NOMEM;
         qk_phase_taps(p, g, phase, s->which);
     }
-    s->x = QK_NEW(float, inputs * s->capacity);
-    s->y = QK_NEW(float, outputs * s->capacity);
     s->gram = QK_NEW(double, inputs * s->inputs);
     s->cross = QK_NEW(double, outputs * s->inputs);
     s->sum_x = QK_NEW(double, inputs);
     s->sum_y = QK_NEW(double, outputs);
     s->power = QK_NEW(double, outputs);
-    if (!s->x || !s->y || !s->gram || !s->cross || !s->sum_x || !s->sum_y || !s->power) return QK_E_NOMEM;
-    QK_TRY(qk_row_table_init(&s->x_rows, taps, s->capacity));
+    s->line = QK_NEW(double, s->inputs);
+    return s->gram && s->cross && s->sum_x && s->sum_y && s->power && s->line ? QK_OK : QK_E_NOMEM;
+}
+
+static qk_status panels_init(qk_sums *s, const qk_layer *layer) {
+    const qk_geometry *g = &layer->geometry;
+    const int64_t inputs = g->groups * s->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
+    s->capacity = panel_capacity(layer, inputs, g->groups * g->outputs);
+    if (layer->as_bytes)
+        s->bytes = QK_NEW(uint8_t, inputs * s->capacity);
+    else
+        s->x = QK_NEW(float, inputs * s->capacity);
+    s->y = QK_NEW(float, outputs * s->capacity);
+    if (!(s->bytes || s->x) || !s->y) return QK_E_NOMEM;
+    QK_TRY(qk_row_table_init(&s->x_rows, s->taps, s->capacity));
     s->x_rows.which = s->which;
     return qk_row_table_init(&s->y_rows, 1, s->capacity);
 }
@@ -52,7 +62,7 @@ static void sets_destroy(qk_layer *layer) {
     for (int set = 0; set < 2; set++) {
         for (int64_t phase = 0; layer->sets[set] && phase < layer->phases.count; phase++) {
             qk_sums *s = &layer->sets[set][phase];
-            void *arrays[] = {s->which, s->x, s->y, s->gram, s->cross, s->sum_x, s->sum_y, s->power};
+            void *arrays[] = {s->which, s->x, s->bytes, s->y, s->gram, s->cross, s->sum_x, s->sum_y, s->power, s->line};
             for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
             qk_row_table_destroy(&s->x_rows);
             qk_row_table_destroy(&s->y_rows);
@@ -107,6 +117,8 @@ int64_t qk_layer_rows(const qk_layer *layer, qk_set set) {
     return rows;
 }
 
+static qk_status leave_own_form(qk_layer *layer);
+
 /* ---- feeding --------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -136,7 +148,7 @@ static qk_status cut_rows(const qk_layer *layer, qk_sums *s, const qk_extent *e,
     if (count == 0) return QK_OK;
     qk_row_table_seal(&s->x_rows);
     fill_context c = {
-        .x = {s->x, s->capacity, s->used, x, e->x_channel, &s->x_rows},
+        .x = {s->x, s->capacity, s->used, x, e->x_channel, &s->x_rows, s->bytes},
         .x_channels = e->channels,
         .x_block = channels_per_task(count * s->x_rows.taps),
     };
@@ -144,7 +156,7 @@ static qk_status cut_rows(const qk_layer *layer, qk_sums *s, const qk_extent *e,
     int64_t tasks = c.x_tasks;
     if (y) {
         qk_row_table_seal(&s->y_rows);
-        c.y = (qk_panel_fill_job){s->y, s->capacity, s->used, y, e->y_output, &s->y_rows};
+        c.y = (qk_panel_fill_job){s->y, s->capacity, s->used, y, e->y_output, &s->y_rows, NULL};
         c.y_channels = layer->geometry.groups * layer->geometry.outputs;
         c.y_block = channels_per_task(count);
         tasks += (c.y_channels + c.y_block - 1) / c.y_block;
@@ -201,11 +213,32 @@ static qk_status add_samples(qk_layer *layer, const qk_extent *e, const qk_tenso
     return QK_OK;
 }
 
+/* The first data decides what panels hold. Where bytes of another kind follow, panels of floats take their place. */
+static qk_status begin(qk_layer *layer, const qk_tensor *x, qk_pool *pool) {
+    qk_affine affine;
+    const bool as_bytes = qk_bytes_of(x, &affine);
+    const bool same = affine.scale == layer->affine.scale && affine.zero_point == layer->affine.zero_point;
+    if (layer->begun && (!layer->as_bytes || (as_bytes && same))) return QK_OK;
+    if (layer->begun) {
+        QK_TRY(qk_layer_flush(layer, pool));
+        QK_TRY(leave_own_form(layer));
+    } else {
+        layer->as_bytes = as_bytes && qk_layer_rows(layer, QK_FITTED) + qk_layer_rows(layer, QK_HELD_OUT) == 0;
+        layer->affine = affine;
+    }
+    for (int set = 0; set < 2; set++)
+        for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
+            QK_TRY(panels_init(&layer->sets[set][phase], layer));
+    layer->begun = true;
+    return QK_OK;
+}
+
 qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y, qk_pool *pool) {
     qk_extent e;
     if (layer->with_target != (y != NULL)) return QK_E_ARG;
     QK_TRY(qk_extent_of(&layer->geometry, x, y, &e));
     if (e.positions == 0) return QK_E_SHAPE;
+    QK_TRY(begin(layer, x, pool));
     const int64_t most = qk_rows_per_sample(&layer->choice, e.positions), phases = layer->phases.count;
     int64_t *scratch = QK_NEW(int64_t, 3 * most + phases + (e.positions + QK_RUN - 1) / QK_RUN);
     if (!scratch) return QK_E_NOMEM;
@@ -231,23 +264,50 @@ static void add_line(double *to, const double *from, const qk_geometry *g, const
         for (int64_t k = 0; k < g->inputs; k++) to[k] += from[k] / divisor;
         return;
     }
-    const int64_t all = tap_count(g), taps = s->x_rows.taps;
+    const int64_t all = tap_count(g), taps = s->taps;
     for (int64_t c = 0; c * all < g->inputs; c++)
         for (int64_t t = 0; t < taps; t++) to[c * all + s->which[t]] += from[c * taps + t] / divisor;
+}
+
+/* Line i of G, of all groups: the real values, right of the diagonal too. */
+static const double *gram_line(const qk_layer *of, const qk_sums *from, int64_t i) {
+    const int64_t K = from->inputs, group = i / K;
+    const double *gram = from->gram + group * K * K, *sum = from->sum_x + group * K;
+    for (int64_t j = 0, k = i % K; j < K; j++) from->line[j] = j <= k ? gram[k * K + j] : gram[j * K + k];
+    if (!of->as_bytes) return from->line;
+    /* sum (a - z)(b - z) of sum a (b - 128), where the line of a is not above that of b */
+    const double z = of->affine.zero_point, n = (double)from->rows, scale = of->affine.scale;
+    for (int64_t j = 0, k = i % K; j < K; j++) {
+        const double a = sum[j <= k ? k : j], b = sum[j <= k ? j : k];
+        from->line[j] = scale * scale * (from->line[j] + (128 - z) * a - z * b + n * z * z);
+    }
+    return from->line;
+}
+
+static const double *cross_line(const qk_layer *of, const qk_sums *from, int64_t output) {
+    const double scale = of->as_bytes ? of->affine.scale : 1;
+    for (int64_t k = 0; k < from->inputs; k++) from->line[k] = scale * from->cross[output * from->inputs + k];
+    return from->line;
+}
+
+static const double *sum_line(const qk_layer *of, const qk_sums *from, int64_t group) {
+    const double scale = of->as_bytes ? of->affine.scale : 1;
+    const double zeros = of->as_bytes ? (double)from->rows * of->affine.zero_point : 0;
+    for (int64_t k = 0; k < from->inputs; k++) from->line[k] = scale * (from->sum_x[group * from->inputs + k] - zeros);
+    return from->line;
 }
 
 /* Adds the sums of a phase of `of`, divided: each goes where its taps belong among all. */
 static void add_sums(const qk_sums *to, const qk_layer *of, const qk_sums *from, double divisor) {
     const qk_geometry *g = &of->geometry;
-    const int64_t K = g->inputs, outputs = of->with_target ? g->groups * g->outputs : 0, taps = from->x_rows.taps;
+    const int64_t K = g->inputs, outputs = of->with_target ? g->groups * g->outputs : 0, taps = from->taps;
     for (int64_t i = 0; i < g->groups * from->inputs; i++) {
         const int64_t line = from->which ? i / taps * tap_count(g) + from->which[i % taps] : i;
-        add_line(to->gram + line * K, from->gram + i * from->inputs, g, from, divisor);
+        add_line(to->gram + line * K, gram_line(of, from, i), g, from, divisor);
     }
-    for (int64_t i = 0; i < g->groups; i++)
-        add_line(to->sum_x + i * K, from->sum_x + i * from->inputs, g, from, divisor);
+    for (int64_t i = 0; i < g->groups; i++) add_line(to->sum_x + i * K, sum_line(of, from, i), g, from, divisor);
     for (int64_t o = 0; o < outputs; o++) {
-        add_line(to->cross + o * K, from->cross + o * from->inputs, g, from, divisor);
+        add_line(to->cross + o * K, cross_line(of, from, o), g, from, divisor);
         to->sum_y[o] += from->sum_y[o] / divisor;
         to->power[o] += from->power[o] / divisor;
     }
@@ -262,10 +322,11 @@ static void add_layer(qk_layer *layer, const qk_layer *other) {
         }
 }
 
-/* Phases of layers with other strides would not be the same: all rows become one. */
-static qk_status leave_phases(qk_layer *layer) {
+/* Neither phases nor bytes of another layer need be the same: all becomes one, of real values. */
+static qk_status leave_own_form(qk_layer *layer) {
     qk_layer whole = *layer;
     whole.phases = (qk_phases){1, 1, {1, 1, 1}};
+    whole.begun = whole.as_bytes = false;
     for (int set = 0; set < 2; set++) whole.sets[set] = NULL;
     QK_TRY(sets_init(&whole));
     add_layer(&whole, layer);
@@ -287,7 +348,7 @@ qk_status qk_layer_join(qk_layer *layer, const qk_layer *other) {
         layer->with_target != other->with_target || !layer->choice.holdout != !other->choice.holdout ||
         has_waiting_rows(layer) || has_waiting_rows(other))
         return QK_E_ARG;
-    if (layer->phases.count > 1) QK_TRY(leave_phases(layer));
+    if (layer->phases.count > 1 || layer->as_bytes) QK_TRY(leave_own_form(layer));
     add_layer(layer, other);
     return QK_OK;
 }

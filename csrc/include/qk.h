@@ -62,7 +62,7 @@ qk_affine qk_affine_from_range(double rmin, double rmax, qk_grid grid);
 /* ONNX QuantizeLinear then DequantizeLinear: y = (clip(round_half_even(x / scale) + zp) - zp) * scale. */
 void qk_fake_quant(float *y, const float *x, size_t n, qk_affine affine, qk_grid grid);
 
-/* The instruction set of the kernels in use: "scalar", "avx2" or "avx512" (QK_MAX_ISA caps it). */
+/* The instruction set of the kernels in use: "scalar", "avx2", "avx512" or "avx512vnni" (QK_MAX_ISA caps it). */
 const char *qk_isa(void);
 
 typedef enum { QK_F32, QK_U8, QK_I8 } qk_dtype;

@@ -18,6 +18,8 @@ static void choose(void) {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
         chosen = &qk_kernels_avx512;
+    if (cap && strcmp(cap, "avx512") == 0) return;
+    if (chosen == &qk_kernels_avx512 && __builtin_cpu_supports("avx512vnni")) chosen = &qk_kernels_avx512vnni;
 #endif
 }
 

@@ -65,6 +65,14 @@ typedef struct {
     void (*gram_panel)(double *restrict gram, double *restrict cross, const float *panel, const float *y, int64_t k,
                        int64_t stride, size_t n);
 
+    /* Lines first .. end - 1 of a lower triangle, gram (k,k) += a (a - 128)', for lines a of n bytes, `stride` apart; n
+     * at most 2^16. Exact as long as the sums stay below 2^53. */
+    void (*gram_bytes)(double *restrict gram, const uint8_t *panel, int64_t k, int64_t first, int64_t end,
+                       int64_t stride, size_t n);
+    int64_t (*sum_bytes)(const uint8_t *x, size_t n);
+    /* sum of (x - zero_point) y */
+    double (*dot_bytes)(const uint8_t *restrict x, int32_t zero_point, const float *restrict y, size_t n);
+
     /* y += a x */
     void (*axpy)(double *restrict y, double a, const double *restrict x, size_t n);
     double (*dot)(const double *x, const double *y, size_t n);
@@ -123,7 +131,7 @@ const qk_kernels *qk_kernels_get(void);
 extern const qk_kernels qk_kernels_scalar;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define QK_HAVE_X86 1
-extern const qk_kernels qk_kernels_avx2, qk_kernels_avx512;
+extern const qk_kernels qk_kernels_avx2, qk_kernels_avx512, qk_kernels_avx512vnni;
 #endif
 
 #endif

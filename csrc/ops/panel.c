@@ -106,6 +106,12 @@ void qk_row_table_seal(qk_row_table *t) {
     }
 }
 
+bool qk_bytes_of(const qk_tensor *t, qk_affine *affine) {
+    *affine = t->affine;
+    if (t->dtype == QK_I8) affine->zero_point += 128;
+    return t->dtype != QK_F32 && affine->zero_point >= 0 && affine->zero_point <= UINT8_MAX;
+}
+
 static void copy_run(float *restrict to, const qk_tensor *t, int64_t from, size_t n) {
     switch (t->dtype) {
     case QK_F32: memcpy(to, (const float *)t->data + from, n * sizeof(float)); break;
@@ -114,42 +120,77 @@ static void copy_run(float *restrict to, const qk_tensor *t, int64_t from, size_
     }
 }
 
-/* One line of the panel: runs are copied, what lies between them is gathered, padding becomes zero. */
+/* Rows of a line that are filled in one go. */
+typedef struct {
+    int64_t first, count;
+    bool is_run; /* their offsets rise by 1 each */
+} segment;
+
+/* Those from row `first` on: a run, or all up to the next one. */
+static segment next_segment(const qk_row_table *rows, int64_t tap, int64_t first) {
+    const int32_t *runs = rows->runs + tap * rows->capacity;
+    const int64_t whole = rows->count / QK_PANEL_BLOCK * QK_PANEL_BLOCK; /* runs are known up to here */
+    if (first < whole && runs[first] > 0) return (segment){first, runs[first], true};
+    int64_t end = first;
+    while (end < whole && runs[end] == 0) end += QK_PANEL_BLOCK;
+    return (segment){first, (end < whole ? end : rows->count) - first, false};
+}
+
+/* One line of the panel: runs are copied, what lies between them is gathered, padding becomes zero. table (256): the
+ * real value of every byte. */
 static void fill_line(float *restrict line, const qk_panel_fill_job *job, int64_t shift, int64_t tap,
                       const float *table) {
     const qk_tensor *t = job->tensor;
     const qk_row_table *rows = job->rows;
-    const int32_t *offsets = rows->offsets + tap * rows->capacity, *runs = rows->runs + tap * rows->capacity;
-    const int32_t *padding = rows->padding + tap * rows->capacity;
-    const int64_t whole = rows->count / QK_PANEL_BLOCK * QK_PANEL_BLOCK; /* runs are known up to here */
-    for (int64_t r = 0; r < rows->count;) {
-        if (r < whole && runs[r] > 0) {
-            copy_run(line + r, t, shift + offsets[r], (size_t)runs[r]);
-            r += runs[r];
-            continue;
-        }
-        int64_t end = r;
-        while (end < whole && runs[end] == 0) end += QK_PANEL_BLOCK;
-        if (end >= whole) end = rows->count;
-        if (t->dtype == QK_F32)
-            qk_kernels_get()->gather_f32(line + r, (const float *)t->data + shift, offsets + r, (size_t)(end - r));
+    const int32_t *offsets = rows->offsets + tap * rows->capacity, *padding = rows->padding + tap * rows->capacity;
+    for (segment s = {0}; s.first < rows->count; s.first += s.count) {
+        s = next_segment(rows, tap, s.first);
+        float *to = line + s.first;
+        const int32_t *from = offsets + s.first;
+        if (s.is_run)
+            copy_run(to, t, shift + *from, (size_t)s.count);
+        else if (t->dtype == QK_F32)
+            qk_kernels_get()->gather_f32(to, (const float *)t->data + shift, from, (size_t)s.count);
         else
-            qk_kernels_get()->gather_bytes(line + r, (const uint8_t *)t->data + shift, offsets + r, (size_t)(end - r),
-                                           table);
-        r = end;
+            qk_kernels_get()->gather_bytes(to, (const uint8_t *)t->data + shift, from, (size_t)s.count, table);
     }
     for (int64_t i = 0; i < rows->padding_count[tap]; i++) line[padding[i]] = 0;
 }
 
+/* The same as bytes. */
+static void fill_byte_line(uint8_t *restrict line, const qk_panel_fill_job *job, int64_t shift, int64_t tap,
+                           uint8_t zero_point) {
+    const qk_row_table *rows = job->rows;
+    const uint8_t *data = (const uint8_t *)job->tensor->data + shift, flip = job->tensor->dtype == QK_I8 ? 0x80 : 0;
+    const int32_t *offsets = rows->offsets + tap * rows->capacity, *padding = rows->padding + tap * rows->capacity;
+    for (segment s = {0}; s.first < rows->count; s.first += s.count) {
+        s = next_segment(rows, tap, s.first);
+        uint8_t *to = line + s.first;
+        const int32_t *from = offsets + s.first;
+        if (s.is_run)
+            memcpy(to, data + *from, (size_t)s.count);
+        else
+            for (int64_t i = 0; i < s.count; i++) to[i] = data[from[i]];
+    }
+    for (int64_t r = 0; r < rows->count && flip; r++) line[r] ^= flip;
+    for (int64_t i = 0; i < rows->padding_count[tap]; i++) line[padding[i]] = zero_point;
+}
+
 void qk_panel_fill(const qk_panel_fill_job *job, int64_t c0, int64_t c1) {
     const qk_row_table *rows = job->rows;
-    float table[256]; /* the real value of every byte */
-    for (int i = 0; i < 256 && job->tensor->dtype != QK_F32; i++) {
+    float table[256];
+    qk_affine of_bytes;
+    qk_bytes_of(job->tensor, &of_bytes);
+    for (int i = 0; i < 256 && job->tensor->dtype != QK_F32 && job->panel; i++) {
         const int32_t q = job->tensor->dtype == QK_U8 ? i : (int8_t)i;
         table[i] = (float)(q - job->tensor->affine.zero_point) * job->tensor->affine.scale;
     }
     for (int64_t c = c0; c < c1; c++)
-        for (int64_t tap = 0; tap < rows->taps; tap++)
-            fill_line(job->panel + (c * rows->taps + tap) * job->capacity + job->column, job, c * job->channel_stride,
-                      tap, table);
+        for (int64_t tap = 0; tap < rows->taps; tap++) {
+            const int64_t at = (c * rows->taps + tap) * job->capacity + job->column, shift = c * job->channel_stride;
+            if (job->panel)
+                fill_line(job->panel + at, job, shift, tap, table);
+            else
+                fill_byte_line(job->bytes + at, job, shift, tap, (uint8_t)of_bytes.zero_point);
+        }
 }

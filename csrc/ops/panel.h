@@ -1,5 +1,6 @@
 /* A panel: chosen rows of a batch, transposed. panel (channels * taps, capacity) holds in line c * taps + tap the
- * value of every row's tap, so that a Gram matrix is panel * panel'. (im2col of some positions, dequantized.) */
+ * value of every row's tap, so that a Gram matrix is panel * panel'. (im2col of some positions, of 8-bit tensors
+ * dequantized or as bytes.) */
 #ifndef QK_PANEL_H
 #define QK_PANEL_H
 
@@ -35,7 +36,12 @@ typedef struct {
     const qk_tensor *tensor;
     int64_t channel_stride; /* of the tensor, in elements */
     const qk_row_table *rows;
+    uint8_t *bytes; /* where there is no panel: the same as bytes (qk_bytes_of), padding is their zero point */
 } qk_panel_fill_job;
 void qk_panel_fill(const qk_panel_fill_job *job, int64_t c0, int64_t c1);
+
+/* What the bytes of a panel stand for: int8 is written 128 higher, as uint8. false: the tensor is float, or its zero
+ * point no byte. */
+bool qk_bytes_of(const qk_tensor *t, qk_affine *affine);
 
 #endif

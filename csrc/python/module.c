@@ -94,7 +94,7 @@ static PyObject *module_return_memory(PyObject *module, PyObject *argument) {
 
 static PyMethodDef module_methods[] = {
     {"isa", module_isa, METH_NOARGS,
-     "isa()\n--\n\nThe kernels in use: 'scalar', 'avx2' or 'avx512'. QK_MAX_ISA caps them."},
+     "isa()\n--\n\nThe kernels in use: 'scalar', 'avx2', 'avx512' or 'avx512vnni'. QK_MAX_ISA caps them."},
     {"blas_config", module_blas_config, METH_NOARGS, "blas_config()\n--\n\nOpenBLAS's description of itself."},
     {"fake_quant", module_fake_quant, METH_VARARGS,
      "fake_quant(x, scale, zero_point, qmin, qmax, /)\n--\n\n"

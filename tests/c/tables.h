@@ -4,7 +4,7 @@
 
 #include "kernels/kernels.h"
 
-enum { MOST_TABLES = 3 };
+enum { MOST_TABLES = 4 };
 
 /* tables[0] is the scalar one. Returns how many there are. */
 static inline int runnable(const qk_kernels **tables) {
@@ -14,8 +14,10 @@ static inline int runnable(const qk_kernels **tables) {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2")) tables[n++] = &qk_kernels_avx2;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512vl")) {
         tables[n++] = &qk_kernels_avx512;
+        if (__builtin_cpu_supports("avx512vnni")) tables[n++] = &qk_kernels_avx512vnni;
+    }
 #endif
     return n;
 }

@@ -137,6 +137,15 @@ static void more_samples_than_planned_are_taken(void) {
     }
 }
 
+static void check_close_moments(const qk_geometry *g, moments a, moments b) {
+    CHECK(a.rows == b.rows);
+    check_close(a.gram, b.gram, g->groups * g->inputs * g->inputs);
+    check_close(a.cross, b.cross, g->groups * g->outputs * g->inputs);
+    check_close(a.mean_x, b.mean_x, g->groups * g->inputs);
+    check_close(a.mean_y, b.mean_y, g->groups * g->outputs);
+    check_close(a.power, b.power, g->groups * g->outputs);
+}
+
 static void check_same_moments(const qk_geometry *g, moments a, moments b) {
     CHECK(a.rows == b.rows);
     CHECK_SAME(a.gram, b.gram, g->groups * g->inputs * g->inputs);
@@ -148,15 +157,16 @@ static void check_same_moments(const qk_geometry *g, moments a, moments b) {
 
 /* More rows than a panel holds, so that panels end in the middle of a batch. */
 static void batches_and_threads_do_not_change_a_bit(void) {
-    for (int i = 0; i < REF_CASES; i++) {
-        const qk_geometry *g = &ref_cases[i].geometry;
+    for (int i = 0; i < 2 * REF_CASES; i++) {
+        const ref_case *c = &ref_cases[i / 2];
+        const qk_geometry *g = &c->geometry;
         qk_random r = {(uint64_t)i};
         int64_t dims[QK_MAX_DIMS];
-        memcpy(dims, ref_cases[i].x_dims, sizeof dims);
-        qk_tensor one_sample = {.ndim = ref_cases[i].x_ndim};
+        memcpy(dims, c->x_dims, sizeof dims);
+        qk_tensor one_sample = {.ndim = c->x_ndim};
         memcpy(one_sample.dims, dims, sizeof dims);
         dims[0] = 4500 / ref_positions(g, &one_sample) + 6;
-        qk_tensor x = ref_tensor(&r, QK_F32, ref_cases[i].x_ndim, dims), y = ref_target(&r, g, &x);
+        qk_tensor x = ref_tensor(&r, i % 2 ? QK_U8 : QK_F32, c->x_ndim, dims), y = ref_target(&r, g, &x);
         const qk_row_choice choice = {.samples = dims[0], .max_rows = 1000000, .holdout = 3, .seed = 1};
         for (int set = QK_FITTED; set <= QK_HELD_OUT; set++) {
             const moments whole = layer_moments(g, &x, &y, &choice, (qk_set)set, dims[0], 1);
@@ -187,9 +197,67 @@ static void eight_bit_inputs_are_the_floats_they_stand_for(void) {
             const qk_row_choice choice = {.samples = x.dims[0], .max_rows = 500, .seed = 2};
             const moments a = layer_moments(g, &x, &y, &choice, QK_FITTED, 2, 1);
             const moments b = layer_moments(g, &real, &y, &choice, QK_FITTED, 2, 1);
-            check_same_moments(g, a, b);
+            check_close_moments(g, a, b);
             moments_free(a);
             moments_free(b);
+            free(values);
+            ref_free(&x);
+            ref_free(&y);
+        }
+}
+
+/* The second half of the samples stands for the same values by another scale, or is float. */
+static void inputs_of_another_kind_may_follow(void) {
+    for (int i = 0; i < REF_CASES; i++)
+        for (int kind = 0; kind < 3; kind++) {
+            const qk_geometry *g = &ref_cases[i].geometry;
+            qk_random r = {(uint64_t)i};
+            int64_t dims[QK_MAX_DIMS];
+            memcpy(dims, ref_cases[i].x_dims, sizeof dims);
+            dims[0] = 8;
+            qk_tensor x = ref_tensor(&r, QK_U8, ref_cases[i].x_ndim, dims), y = ref_target(&r, g, &x), real = x;
+            const int64_t n = ref_elements(&x), half = n / 2;
+            uint8_t *doubled = MEMORY(uint8_t, n);
+            float *values = MEMORY(float, n);
+            for (int64_t k = 0; k < n; k++) {
+                doubled[k] = (uint8_t)(((const uint8_t *)x.data)[k] % 16 * 8);
+                values[k] = (float)(doubled[k] - 8) * 0.5f;
+            }
+            qk_tensor first = x, then = x;
+            first.data = doubled;
+            first.affine = then.affine = (qk_affine){0.5f, 8};
+            then.data = doubled;
+            if (kind == 0) { /* half the integers, double the scale */
+                for (int64_t k = half; k < n; k++) doubled[k] /= 2;
+                then.affine = (qk_affine){1, 4};
+            } else if (kind == 1) { /* a zero point that is no byte: of 256 steps less */
+                then.affine = (qk_affine){0.5f, 8 + 256};
+                for (int64_t k = half; k < n; k++) values[k] -= 128;
+            } else {
+                then.dtype = QK_F32;
+                then.data = values;
+            }
+            real.data = values;
+            real.dtype = QK_F32;
+            const qk_row_choice choice = {.samples = 8, .max_rows = 500, .seed = 2};
+            qk_pool *pool = qk_pool_new(1);
+            qk_layer *layer;
+            moments got = moments_new(g), expected = layer_moments(g, &real, &y, &choice, QK_FITTED, 8, 1);
+            CHECK(qk_layer_new(&layer, g, &choice, true) == QK_OK);
+            for (int part = 0; part < 2; part++) {
+                const qk_tensor xs = ref_slice(part ? &then : &first, 4 * part, 4 * part + 4);
+                const qk_tensor ys = ref_slice(&y, 4 * part, 4 * part + 4);
+                CHECK(qk_layer_feed(layer, &xs, &ys, pool) == QK_OK);
+            }
+            CHECK(qk_layer_flush(layer, pool) == QK_OK);
+            got.rows = qk_layer_rows(layer, QK_FITTED);
+            qk_layer_moments(layer, QK_FITTED, got.gram, got.cross, got.mean_x, got.mean_y, got.power);
+            check_close_moments(g, got, expected);
+            moments_free(got);
+            moments_free(expected);
+            qk_layer_free(layer);
+            qk_pool_free(pool);
+            free(doubled);
             free(values);
             ref_free(&x);
             ref_free(&y);
@@ -412,7 +480,7 @@ static void a_layer_may_run_out_of_memory(void) {
 
 QK_TESTS(QK_TEST(moments_are_means_of_products), QK_TEST(more_samples_than_planned_are_taken),
          QK_TEST(batches_and_threads_do_not_change_a_bit), QK_TEST(eight_bit_inputs_are_the_floats_they_stand_for),
-         QK_TEST(without_target_only_the_inputs_count), QK_TEST(joined_layers_have_the_rows_of_both),
-         QK_TEST(joined_layers_may_have_other_strides), QK_TEST(layers_that_are_not_alike_do_not_join),
-         QK_TEST(bad_arguments_are_refused), QK_TEST(a_batch_that_does_not_fit_is_refused),
-         QK_TEST(a_layer_may_run_out_of_memory))
+         QK_TEST(inputs_of_another_kind_may_follow), QK_TEST(without_target_only_the_inputs_count),
+         QK_TEST(joined_layers_have_the_rows_of_both), QK_TEST(joined_layers_may_have_other_strides),
+         QK_TEST(layers_that_are_not_alike_do_not_join), QK_TEST(bad_arguments_are_refused),
+         QK_TEST(a_batch_that_does_not_fit_is_refused), QK_TEST(a_layer_may_run_out_of_memory))

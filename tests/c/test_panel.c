@@ -39,7 +39,7 @@ static void check_panel(const ref_case *c, const qk_tensor *x, int64_t sample, c
 
     float *panel = MEMORY(float, lines * capacity), *rows = MEMORY(float, e.positions * lines);
     for (int64_t i = 0; i < lines * capacity; i++) panel[i] = -77;
-    const qk_panel_fill_job job = {panel, capacity, COLUMN, x, e.x_channel, &table};
+    const qk_panel_fill_job job = {panel, capacity, COLUMN, x, e.x_channel, &table, NULL};
     for (int64_t channel = 0; channel < e.channels; channel++) qk_panel_fill(&job, channel, channel + 1);
 
     ref_inputs(g, x, sample, rows);
@@ -48,6 +48,20 @@ static void check_panel(const ref_case *c, const qk_tensor *x, int64_t sample, c
             const bool used = i >= COLUMN && i < COLUMN + n;
             CHECK(panel[line * capacity + i] == (used ? rows[positions[i - COLUMN] * lines + line] : -77));
         }
+
+    qk_affine affine;
+    const bool as_bytes = qk_bytes_of(x, &affine);
+    CHECK(as_bytes == (x->dtype != QK_F32));
+    uint8_t *bytes = MEMORY(uint8_t, lines * capacity);
+    memset(bytes, 77, (size_t)(lines * capacity));
+    const qk_panel_fill_job byte_job = {NULL, capacity, COLUMN, x, e.x_channel, &table, bytes};
+    for (int64_t channel = 0; channel < e.channels && as_bytes; channel++)
+        qk_panel_fill(&byte_job, channel, channel + 1);
+    for (int64_t i = 0; i < lines * capacity && as_bytes; i++) {
+        const bool used = i % capacity >= COLUMN && i % capacity < COLUMN + n;
+        CHECK(used ? (float)(bytes[i] - affine.zero_point) * affine.scale == panel[i] : bytes[i] == 77);
+    }
+    free(bytes);
     free(rows);
     free(panel);
     qk_row_table_destroy(&table);
@@ -88,7 +102,7 @@ static void outputs_are_rows_of_one_tap(void) {
         qk_row_table_add_outputs(&table, &e, 1, positions, n);
         qk_row_table_seal(&table);
         float *panel = MEMORY(float, outputs * n), *rows = MEMORY(float, n * outputs);
-        const qk_panel_fill_job job = {panel, n, 0, &y, e.y_output, &table};
+        const qk_panel_fill_job job = {panel, n, 0, &y, e.y_output, &table, NULL};
         qk_panel_fill(&job, 0, outputs);
         ref_outputs(g, &y, 1, rows);
         for (int64_t o = 0; o < outputs; o++)
