@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from quark.onnx.errors import ModelError, UnsupportedError
 from quark.onnx.large_models import serialized_for
 
-__all__ = ["CUDA", "BatchMerging", "Engine", "alike", "batch_is_free", "in_order", "session"]
+__all__ = ["CUDA", "READY", "BatchMerging", "Engine", "alike", "batch_is_free", "in_order", "session"]
 
 CUDA = "CUDAExecutionProvider"
+READY = 2  # results that wait for the caller, so that no thread does while the caller works
 
 Batch = dict[str, NDArray[np.generic]]
 _Item = TypeVar("_Item")
@@ -85,7 +86,7 @@ def session(
 
 
 def in_order(run: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int) -> Iterator[_Result]:
-    """`run` of every item, in the order of the items; up to `threads` at a time, a little ahead of the caller."""
+    """`run` of every item, in the order of the items; up to `threads` at a time, and `READY` ahead of the caller."""
     if threads == 1:
         yield from map(run, items)
         return
@@ -94,7 +95,7 @@ def in_order(run: Callable[[_Item], _Result], items: Iterable[_Item], *, threads
         try:
             for item in items:
                 ahead.append(executor.submit(run, item))
-                if len(ahead) >= threads:
+                if len(ahead) >= threads + READY:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()

@@ -15,101 +15,109 @@
 #include "base/blas.h"
 #include "base/memory.h"
 #include "base/pool.h"
-#include "finetune/integer_rows.h"
+#include "finetune/integer_solver.h"
 #include "finetune/layer.h"
-#include "finetune/quadratic.h"
 #include "finetune/weight_scales.h"
 
 enum {
-    LANE_ARRAYS = 6, /* scratch of a worker: w, change, residual, three of the solvers */
-    PART = 4,        /* one of so many blocks */
-    FINALISTS = 3,   /* candidates for the others */
+    SLOT_BYTES = 32 << 20, /* of what several dampings at the same time take */
+    PART = 4,              /* one of so many blocks */
+    FINALISTS = 3,         /* candidates for the others */
 };
-
-typedef enum { ALL_BLOCKS, A_PART, THE_REST } extent_of_trial;
 
 /* A candidate with its damping. */
 typedef struct {
     qk_candidate candidate;
-    int damping;
+    double damping;
+    int order;
     double gain; /* of the blocks that it was tried on */
 } attempt;
 
-typedef struct {
-    const qk_quantized_layer *start;
-    const qk_least_squares_options *options;
-    qk_pool *pool;
-    qk_quadratic moments[2];     /* centred, by qk_set */
-    qk_quadratic fixed;          /* the fitted moments with the bias fixed, where it stays */
-    const qk_quadratic *solving; /* the one of them that candidates minimise */
-    bool bias_free;
-    int64_t rows, blocks;
-    qk_candidate candidate;
-    double damping;
-    extent_of_trial extent;
-    double *factor, *target; /* Cholesky factors (groups,K,K), W* (rows,K) */
-    bool *factored;          /* (groups) */
-    double *lam;             /* (groups): damping of the candidate at hand */
-    float *gram, *l;         /* (groups,K,K) of `solving`, damped; of `factor` */
-    float *judge;            /* (groups,K,K) held-out Gram matrix */
-    /* By block, (blocks, K, QK_LANES): float weight, box, start, residual w G - c of the start, half the slope of the
-     * held-out error there, the candidate at hand, the best one. */
-    float *weight, *lo, *hi, *q0, *residual0, *slope, *q, *best_q;
-    int64_t scales;                /* per row */
-    float *scale, *zp;             /* (blocks, scales, QK_LANES) */
-    double *bias_before;           /* (rows): the start's bias */
-    int32_t *bias_q, *best_bias_q; /* (rows) */
-    double *gain, *best_gain;      /* (rows): change of the held-out error */
-    qk_candidate *winner;          /* (rows) */
-    float *scratch;                /* (threads, LANE_ARRAYS, K, QK_LANES) */
-    double *real, *product;        /* (threads, QK_ROW_BLOCK, K) */
-    double *error[2];              /* (rows), by qk_set, of what is measured */
-} solver;
+typedef enum { ALL_BLOCKS, A_PART, THE_REST } extent_of_trial;
 
 /* ---- set-up ---------------------------------------------------------------------------------- */
 
-static void solver_destroy(solver *s) {
-    qk_quadratic_destroy(&s->moments[0]);
-    qk_quadratic_destroy(&s->moments[1]);
-    qk_quadratic_destroy(&s->fixed);
-    void *arrays[] = {s->factor, s->target,  s->factored, s->lam,     s->gram,        s->l,        s->judge,
-                      s->weight, s->lo,      s->hi,       s->q0,      s->residual0,   s->slope,    s->q,
-                      s->best_q, s->scale,   s->zp,       s->bias_q,  s->best_bias_q, s->gain,     s->best_gain,
-                      s->winner, s->scratch, s->real,     s->product, s->error[0],    s->error[1], s->bias_before};
+static void damped_destroy(qk_damped *d) {
+    void *arrays[] = {d->lam, d->gram, d->factored, d->factor, d->l, d->target};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
-static qk_status solver_allocate(solver *s) {
+static qk_status damped_allocate(qk_damped *d, const qk_quadratic *q) {
+    const int64_t squares = q->groups * q->inputs * q->inputs;
+    d->lam = QK_NEW(double, q->groups);
+    d->gram = QK_NEW(float, squares);
+    d->factored = QK_NEW(bool, q->groups);
+    d->factor = QK_NEW(double, squares);
+    d->l = QK_NEW(float, squares);
+    d->target = QK_NEW(double, q->groups * q->outputs * q->inputs);
+    return d->lam && d->gram && d->factored && d->factor && d->l && d->target ? QK_OK : QK_E_NOMEM;
+}
+
+static void trial_destroy(qk_trial *t) {
+    free(t->q);
+    free(t->bias_q);
+    free(t->gain);
+}
+
+static qk_status trial_allocate(qk_trial *t, const qk_integer_solver *s) {
+    t->q = QK_NEW(float, s->blocks * s->solving->inputs * QK_LANES);
+    t->bias_q = QK_NEW(int32_t, s->rows);
+    t->gain = QK_NEW(double, s->rows);
+    return t->q && t->bias_q && t->gain ? QK_OK : QK_E_NOMEM;
+}
+
+static void solver_destroy(qk_integer_solver *s) {
+    qk_quadratic_destroy(&s->moments[0]);
+    qk_quadratic_destroy(&s->moments[1]);
+    qk_quadratic_destroy(&s->fixed);
+    for (int i = 0; i < s->slots && s->damped; i++) damped_destroy(&s->damped[i]);
+    for (int i = 0; i < 2 * s->slots && s->trials; i++) trial_destroy(&s->trials[i]);
+    void *arrays[] = {s->damped,  s->trials,      s->judge,       s->weight,    s->lo,    s->hi,
+                      s->q0,      s->residual0,   s->slope,       s->best_q,    s->scale, s->zp,
+                      s->winner,  s->bias_before, s->best_bias_q, s->best_gain, s->real,  s->scratch,
+                      s->product, s->error[0],    s->error[1],    s->bias_after};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+}
+
+/* How many dampings are tried side by side. */
+static int slots_of(const qk_integer_solver *s) {
+    const double squares = (double)s->solving->groups * (double)s->solving->inputs * (double)s->solving->inputs;
+    const double fit = SLOT_BYTES / (squares * (2 * sizeof(float) + sizeof(double)));
+    const int threads = qk_pool_threads(s->pool), dampings = s->options->damping_count;
+    const int most = dampings < 1 ? 1 : threads < dampings ? threads : dampings;
+    return fit < 1 ? 1 : fit < most ? (int)fit : most;
+}
+
+static qk_status solver_allocate(qk_integer_solver *s) {
     const int64_t K = s->solving->inputs, squares = s->solving->groups * K * K, threads = qk_pool_threads(s->pool);
-    float **lanes[] = {&s->weight, &s->lo, &s->hi, &s->q0, &s->residual0, &s->slope, &s->q, &s->best_q};
-    float **grams[] = {&s->gram, &s->l, &s->judge};
-    double **by_row[] = {&s->bias_before, &s->gain, &s->best_gain, &s->error[0], &s->error[1]};
+    float **lanes[] = {&s->weight, &s->lo, &s->hi, &s->q0, &s->residual0, &s->slope, &s->best_q};
+    double **by_row[] = {&s->bias_before, &s->bias_after, &s->best_gain, &s->error[0], &s->error[1]};
     bool ok = true;
     for (size_t i = 0; i < sizeof lanes / sizeof *lanes; i++)
         ok &= (*lanes[i] = QK_NEW(float, s->blocks * K * QK_LANES)) != NULL;
-    for (size_t i = 0; i < sizeof grams / sizeof *grams; i++) ok &= (*grams[i] = QK_NEW(float, squares)) != NULL;
     for (size_t i = 0; i < sizeof by_row / sizeof *by_row; i++) ok &= (*by_row[i] = QK_NEW(double, s->rows)) != NULL;
-    s->factor = QK_NEW(double, squares);
-    s->target = QK_NEW(double, s->rows * K);
-    s->factored = QK_NEW(bool, s->solving->groups);
-    s->lam = QK_NEW(double, s->solving->groups);
+    s->slots = slots_of(s);
+    s->damped = QK_NEW(qk_damped, s->slots);
+    s->trials = QK_NEW(qk_trial, 2 * s->slots);
+    for (int i = 0; i < s->slots && s->damped; i++) ok &= damped_allocate(&s->damped[i], s->solving) == QK_OK;
+    for (int i = 0; i < 2 * s->slots && s->trials; i++) ok &= trial_allocate(&s->trials[i], s) == QK_OK;
+    s->judge = QK_NEW(float, squares);
     s->scale = QK_NEW(float, s->blocks * s->scales * QK_LANES);
     s->zp = QK_NEW(float, s->blocks * s->scales * QK_LANES);
-    s->bias_q = QK_NEW(int32_t, s->rows);
     s->best_bias_q = QK_NEW(int32_t, s->rows);
     s->winner = QK_NEW(qk_candidate, s->rows);
-    s->scratch = QK_NEW(float, threads * LANE_ARRAYS * K * QK_LANES);
+    s->scratch = QK_NEW(float, threads * QK_LANE_ARRAYS * K * QK_LANES);
     s->real = QK_NEW(double, threads * QK_ROW_BLOCK * K);
     s->product = QK_NEW(double, threads * QK_ROW_BLOCK * K);
-    ok &= s->factor && s->target && s->factored && s->lam && s->scale && s->zp && s->bias_q && s->best_bias_q &&
-          s->winner && s->scratch && s->real && s->product;
+    ok &= s->damped && s->trials && s->judge && s->scale && s->zp && s->best_bias_q && s->winner && s->scratch &&
+          s->real && s->product;
     return ok ? QK_OK : QK_E_NOMEM;
 }
 
 static double clip(double q, int32_t lo, int32_t hi) { return fmin(fmax(q, lo), hi); }
 
 /* One weight into its lane: float value, box, start. */
-static void set_weight(const solver *s, int64_t row, int64_t k, int64_t at) {
+static void set_weight(const qk_integer_solver *s, int64_t row, int64_t k, int64_t at) {
     const qk_quantized_layer *l = s->start;
     const int64_t from = row * s->solving->inputs + k;
     s->weight[at] = l->weight[from];
@@ -136,7 +144,7 @@ static void slope_at_start(const qk_quadratic *q, qk_row_block block, const doub
 }
 
 /* w (count, K) = scale (q - zero_point) of a block; q (rows, K). */
-static void dequantize_rows(const solver *s, qk_row_block block, const int32_t *q, double *w) {
+static void dequantize_rows(const qk_integer_solver *s, qk_row_block block, const int32_t *q, double *w) {
     const qk_quantized_layer *l = s->start;
     const int64_t K = s->solving->inputs;
     for (int64_t i = 0; i < block.count * K; i++) {
@@ -146,7 +154,7 @@ static void dequantize_rows(const solver *s, qk_row_block block, const int32_t *
 }
 
 static void start_task(void *context, int64_t index, int worker) {
-    solver *s = context;
+    qk_integer_solver *s = context;
     const qk_row_block block = qk_row_block_at(s->solving, QK_ROW_BLOCK, index);
     const qk_quantized_layer *l = s->start;
     const int64_t K = s->solving->inputs, at = index * K * QK_LANES;
@@ -170,17 +178,17 @@ static void to_float(float *to, const double *from, int64_t n) {
     for (int64_t i = 0; i < n; i++) to[i] = (float)from[i];
 }
 
-static qk_status moments_of(const solver *s, qk_quadratic *q, const qk_layer *layer, qk_set set) {
+static qk_status moments_of(const qk_integer_solver *s, qk_quadratic *q, const qk_layer *layer, qk_set set) {
     QK_TRY(qk_quadratic_init(q, layer, set, layer->with_target));
     return layer->with_target ? QK_OK : qk_quadratic_aim(q, s->start->weight);
 }
 
-static int32_t start_bias_q(const solver *s, int64_t row) {
+static int32_t start_bias_q(const qk_integer_solver *s, int64_t row) {
     const qk_quantized_layer *l = s->start;
     return (int32_t)clip(rint(s->bias_before[row] / l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
 }
 
-static qk_status solver_init(solver *s, const qk_layer *layer) {
+static qk_status solver_init(qk_integer_solver *s, const qk_layer *layer) {
     const qk_quantized_layer *l = s->start;
     if (!layer->with_target && l->bias) return QK_E_ARG;
     for (int set = 0; set < 2; set++) {
@@ -200,7 +208,7 @@ static qk_status solver_init(solver *s, const qk_layer *layer) {
     s->scales = s->solving->inputs / qk_scale_block(l, s->solving->inputs);
     QK_TRY(solver_allocate(s));
     const int64_t squares = s->solving->groups * s->solving->inputs * s->solving->inputs;
-    to_float(s->gram, s->solving->gram, squares);
+    for (int i = 0; i < s->slots; i++) to_float(s->damped[i].gram, s->solving->gram, squares);
     to_float(s->judge, s->moments[QK_HELD_OUT].gram, squares);
     for (int64_t r = 0; r < s->rows; r++) {
         s->bias_before[r] = l->bias ? l->bias[r] : 0;
@@ -210,175 +218,96 @@ static qk_status solver_init(solver *s, const qk_layer *layer) {
     return QK_OK;
 }
 
-/* ---- one candidate --------------------------------------------------------------------------- */
+/* ---- candidates ------------------------------------------------------------------------------ */
 
-/* Damps one group's Gram matrix: lam = damping * mean diagonal of G. For successive rounding its Cholesky factor and W*
- * too. */
-static void damp_task(void *context, int64_t group, int worker) {
-    (void)worker;
-    solver *s = context;
-    const int64_t K = s->solving->inputs, O = s->solving->outputs;
-    const double *gram = s->solving->gram + group * K * K;
-    double *factor = s->factor + group * K * K, trace = 0;
-    for (int64_t k = 0; k < K; k++) trace += gram[k * K + k];
-    const double lam = s->lam[group] = s->damping * trace / (double)K;
-    for (int64_t k = 0; k < K; k++) s->gram[(group * K + k) * K + k] = (float)(gram[k * K + k] + lam);
-    s->factored[group] = false;
-    if (s->candidate != QK_ROUNDING_DESCENT || !(trace > 0)) return;
-    memcpy(factor, gram, (size_t)(K * K) * sizeof *factor);
-    for (int64_t k = 0; k < K; k++) factor[k * K + k] += lam;
-    if (!qk_cholesky(factor, K)) return;
-    s->factored[group] = true;
-    to_float(s->l + group * K * K, factor, K * K);
-    for (int64_t i = group * O * K; i < (group + 1) * O * K; i++)
-        s->target[i] = s->solving->cross[i] + lam * s->start->weight[i];
-    qk_cholesky_solve(s->target + group * O * K, O, factor, K);
-}
-
-/* The best bias for the weights w: b = m - w mu; as an integer. */
-static int32_t best_bias(const solver *s, int64_t row, double wmu) {
-    const qk_quantized_layer *l = s->start;
-    const double b = s->moments[QK_FITTED].mean_y[row] - wmu;
-    return (int32_t)clip(rint(b / l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
-}
-
-/* means[i] = w_i mu for every lane; w (K, QK_LANES). */
-static void means_of(const float *w, const double *mu, int64_t K, double means[QK_LANES]) {
-    for (int i = 0; i < QK_LANES; i++) means[i] = 0;
-    for (int64_t k = 0; k < K; k++)
-        for (int i = 0; i < QK_LANES; i++) means[i] += mu[k] * (double)w[k * QK_LANES + i];
-}
-
-/* What the candidate changes of the held-out error: d'Gd + 2 d'(G w0 - c), and the mean's square. change (K, QK_LANES):
- * w - w0. product: scratch of the same shape. */
-static void judge_block(solver *s, qk_row_block block, const float *w, const float *change, const float *slope,
-                        float *product) {
-    const qk_quadratic *fitted = &s->moments[QK_FITTED], *held_out = &s->moments[QK_HELD_OUT];
-    const int64_t K = fitted->inputs;
-    double sums[QK_LANES] = {0}, means[QK_LANES], moved[QK_LANES];
-    qk_sgemm(product, s->judge + block.group * K * K, change,
-             (qk_gemm_shape){.m = K, .n = QK_LANES, .k = K, .lda = K, .ldb = QK_LANES, .ldc = QK_LANES});
-    for (int64_t k = 0; k < K * QK_LANES; k++) sums[k % QK_LANES] += (double)(change[k] * (product[k] + 2 * slope[k]));
-    means_of(w, fitted->mean_x + block.group * K, K, means);
-    for (int64_t i = 0; i < block.count && s->bias_free; i++)
-        s->bias_q[block.first + i] = best_bias(s, block.first + i, means[i]);
-    means_of(w, held_out->mean_x + block.group * K, K, means);
-    means_of(change, held_out->mean_x + block.group * K, K, moved);
-    for (int64_t i = 0; i < block.count; i++) {
-        const int64_t row = block.first + i;
-        const double before = s->bias_before[row] + means[i] - moved[i] - held_out->mean_y[row];
-        const double bias = s->bias_free ? (double)s->start->bias_scale[row] * s->bias_q[row] : s->bias_before[row];
-        const double after = bias + means[i] - held_out->mean_y[row];
-        s->gain[row] = sums[i] + after * after - before * before;
-    }
-}
-
-/* Where the scales of an input begin. */
-static int64_t scales_at(const qk_integer_rows *rows, int64_t k) {
-    return rows->scale_block > 0 ? k / rows->scale_block * QK_LANES : 0;
-}
-
-/* w = scale (q - zp); both (K, QK_LANES). */
-static void values_of(const qk_integer_rows *rows, const float *q, float *w) {
-    for (int64_t k = 0; k < rows->inputs; k++) {
-        const float *scale = rows->scale + scales_at(rows, k), *zp = rows->zp + scales_at(rows, k);
-        const int64_t at = k * QK_LANES;
-        for (int i = 0; i < QK_LANES; i++) w[at + i] = scale[i] * (q[at + i] - zp[i]);
-    }
-}
-
-/* What the integers at hand change of the weight: scale (q - q0). */
-static void changes_of(const qk_integer_rows *rows, const float *q0, float *change) {
-    for (int64_t k = 0; k < rows->inputs; k++) {
-        const float *scale = rows->scale + scales_at(rows, k);
-        const int64_t at = k * QK_LANES;
-        for (int i = 0; i < QK_LANES; i++) change[at + i] = scale[i] * (rows->q[at + i] - q0[at + i]);
-    }
-}
-
-static int64_t tried_blocks(const solver *s) {
+static int64_t tried_blocks(const qk_integer_solver *s, extent_of_trial extent) {
     const int64_t part = (s->blocks + PART - 1) / PART;
-    return s->extent == ALL_BLOCKS ? s->blocks : s->extent == A_PART ? part : s->blocks - part;
+    return extent == ALL_BLOCKS ? s->blocks : extent == A_PART ? part : s->blocks - part;
 }
 
 /* Of the blocks that are tried, the i-th. */
-static int64_t tried_block(const solver *s, int64_t i) {
-    return s->extent == ALL_BLOCKS ? i : s->extent == A_PART ? i * PART : i + i / (PART - 1) + 1;
+static int64_t tried_block(extent_of_trial extent, int64_t i) {
+    return extent == ALL_BLOCKS ? i : extent == A_PART ? i * PART : i + i / (PART - 1) + 1;
 }
 
-static void solve_task(void *context, int64_t i_tried, int worker) {
-    solver *s = context;
-    const int64_t index = tried_block(s, i_tried);
-    const qk_row_block block = qk_row_block_at(s->solving, QK_ROW_BLOCK, index);
-    const int64_t K = s->solving->inputs, n = K * QK_LANES, at = index * n;
-    float *w = s->scratch + worker * LANE_ARRAYS * n, *change = w + n, *residual = change + n, *scratch = residual + n;
-    const float *gram = s->gram + block.group * K * K, lam = (float)s->lam[block.group];
-    const bool descends = s->candidate == QK_DESCENT || s->candidate == QK_ROUNDING_DESCENT;
-    const int64_t scale_block = s->scales > 1 ? s->start->scale_block : 0, scales = index * s->scales * QK_LANES;
-    qk_integer_rows rows = {K, s->scale + scales, s->zp + scales, s->lo + at, s->hi + at, s->q + at, scale_block};
-    memcpy(rows.q, s->q0 + at, (size_t)n * sizeof *rows.q);
-    if (s->candidate == QK_ROUNDING_DESCENT && s->factored[block.group] && K <= QK_FEW_INPUTS) {
-        for (int i = 0; i < (int)block.count; i++)
-            qk_closest_point(&rows, i, s->target + (block.first + i) * K, s->factor + block.group * K * K);
-    } else if (s->candidate == QK_ROUNDING_DESCENT && s->factored[block.group]) {
-        float *target = scratch + 2 * n;
-        for (int64_t k = 0; k < K; k++)
-            for (int64_t i = 0; i < QK_LANES; i++)
-                target[k * QK_LANES + i] = i < block.count ? (float)s->target[(block.first + i) * K + k] : 0;
-        qk_successive_rounding(&rows, target, s->l + block.group * K * K, scratch);
+/* Trials that go on at the same time. First come those that need no factors, while these are made. */
+typedef struct {
+    qk_integer_solver *s;
+    extent_of_trial extent;
+    int dampings, trials;
+    bool with_factors; /* the half that runs: factors and trials without them, or trials with them */
+} wave;
+
+static int64_t factor_tasks(const wave *w) { return w->with_factors ? 0 : w->dampings * w->s->solving->groups; }
+
+static void wave_task(void *context, int64_t task, int worker) {
+    const wave *w = context;
+    const int64_t factors = factor_tasks(w), groups = w->s->solving->groups;
+    if (task < factors) {
+        qk_damped *damped = &w->s->damped[task / groups];
+        if (damped->rounds) qk_factor(w->s, damped, task % groups);
+        return;
     }
-    if (descends) {
-        values_of(&rows, s->q0 + at, w); /* at the start */
-        for (int64_t j = 0; j < n; j++) residual[j] = s->residual0[at + j] + lam * (w[j] - s->weight[at + j]);
-        changes_of(&rows, s->q0 + at, change);
-        if (s->candidate == QK_ROUNDING_DESCENT)
-            qk_sgemm(
-                residual, gram, change,
-                (qk_gemm_shape){
-                    .m = K, .n = QK_LANES, .k = K, .lda = K, .ldb = QK_LANES, .ldc = QK_LANES, .accumulate = true});
-        qk_coordinate_descent(&rows, gram, residual, s->options->max_sweeps, scratch);
-    }
-    values_of(&rows, rows.q, w);
-    changes_of(&rows, s->q0 + at, change);
-    judge_block(s, block, w, change, s->slope + at, residual);
+    const int64_t blocks = tried_blocks(w->s, w->extent);
+    const qk_trial *trial = &w->s->trials[(task - factors) / blocks];
+    if ((trial->candidate == QK_ROUNDING_DESCENT) == w->with_factors)
+        qk_try_block(w->s, trial, tried_block(w->extent, (task - factors) % blocks), worker);
 }
 
-/* Takes over the outputs that the candidate at hand makes better on held-out rows. The change of all that get better.
- */
-static double keep_better_rows(solver *s) {
-    const int64_t n = s->solving->inputs * QK_LANES, tried = tried_blocks(s);
+/* Takes over the outputs that a trial makes better on held-out rows. The change of all that get better. */
+static double keep_better_rows(qk_integer_solver *s, extent_of_trial extent, const qk_trial *trial) {
+    const int64_t n = s->solving->inputs * QK_LANES, tried = tried_blocks(s, extent);
     double gain = 0;
     for (int64_t t = 0; t < tried; t++) {
-        const int64_t index = tried_block(s, t);
+        const int64_t index = tried_block(extent, t);
         const qk_row_block block = qk_row_block_at(s->solving, QK_ROW_BLOCK, index);
         for (int64_t i = 0; i < block.count; i++) {
             const int64_t row = block.first + i;
-            if (s->gain[row] < 0) gain += s->gain[row];
-            if (!(s->gain[row] < s->best_gain[row])) continue;
-            s->best_gain[row] = s->gain[row];
-            s->best_bias_q[row] = s->bias_q[row];
-            s->winner[row] = s->candidate;
-            for (int64_t j = index * n + i; j < (index + 1) * n; j += QK_LANES) s->best_q[j] = s->q[j];
+            if (trial->gain[row] < 0) gain += trial->gain[row];
+            if (!(trial->gain[row] < s->best_gain[row])) continue;
+            s->best_gain[row] = trial->gain[row];
+            s->best_bias_q[row] = trial->bias_q[row];
+            s->winner[row] = trial->candidate;
+            for (int64_t j = index * n + i; j < (index + 1) * n; j += QK_LANES) s->best_q[j] = trial->q[j];
         }
     }
     return gain;
 }
 
-static double try_candidate(solver *s, qk_candidate candidate, double damping) {
-    s->candidate = candidate;
-    s->damping = damping;
-    qk_pool_run(s->pool, damp_task, s, s->solving->groups);
-    qk_pool_run(s->pool, solve_task, s, tried_blocks(s));
-    return keep_better_rows(s);
+/* Puts as many attempts into trials as there are slots for their dampings. Returns how many. */
+static int start_wave(wave *w, const attempt *attempts, int count) {
+    qk_integer_solver *s = w->s;
+    w->dampings = w->trials = 0;
+    for (; w->trials < count && w->trials < 2 * s->slots; w->trials++) {
+        const attempt *a = &attempts[w->trials];
+        int slot = 0;
+        while (slot < w->dampings && s->damped[slot].damping != a->damping) slot++;
+        if (slot == s->slots) break;
+        if (slot == w->dampings) {
+            s->damped[slot].damping = a->damping;
+            s->damped[slot].rounds = false;
+            qk_damp(s, &s->damped[slot]);
+            w->dampings++;
+        }
+        s->damped[slot].rounds |= a->candidate == QK_ROUNDING_DESCENT;
+        s->trials[w->trials].candidate = a->candidate;
+        s->trials[w->trials].damped = &s->damped[slot];
+    }
+    return w->trials;
 }
 
 static bool cancelled(const qk_least_squares_options *o) { return o->cancelled && o->cancelled(o->user); }
 
-static qk_status try_attempts(solver *s, extent_of_trial extent, attempt *attempts, int count) {
-    s->extent = extent;
-    for (attempt *a = attempts; a < attempts + count; a++) {
+static qk_status try_attempts(qk_integer_solver *s, extent_of_trial extent, attempt *attempts, int count) {
+    wave w = {.s = s, .extent = extent};
+    for (int done = 0; done < count; done += w.trials) {
         if (cancelled(s->options)) return QK_E_CANCELLED;
-        a->gain = try_candidate(s, a->candidate, s->options->damping[a->damping]);
+        start_wave(&w, attempts + done, count - done);
+        for (int half = 0; half < 2; half++) {
+            w.with_factors = half == 1;
+            qk_pool_run(s->pool, wave_task, &w, factor_tasks(&w) + w.trials * tried_blocks(s, extent));
+        }
+        for (int i = 0; i < w.trials; i++) attempts[done + i].gain = keep_better_rows(s, extent, &s->trials[i]);
     }
     return QK_OK;
 }
@@ -387,15 +316,16 @@ static qk_status try_attempts(solver *s, extent_of_trial extent, attempt *attemp
 static int by_gain(const void *left, const void *right) {
     const attempt *a = left, *b = right;
     if (a->gain != b->gain) return a->gain < b->gain ? -1 : 1;
-    return a->damping != b->damping ? a->damping - b->damping : (int)a->candidate - (int)b->candidate;
+    return a->order - b->order;
 }
 
-static qk_status try_all_dampings(solver *s) {
+static qk_status try_all_dampings(qk_integer_solver *s) {
     const int count = 2 * s->options->damping_count;
     attempt *attempts = QK_NEW(attempt, count);
     if (!attempts) return QK_E_NOMEM;
     for (int i = 0; i < count; i++)
-        attempts[i] = (attempt){.candidate = i % 2 ? QK_ROUNDING_DESCENT : QK_DESCENT, .damping = i / 2};
+        attempts[i] = (attempt){
+            .candidate = i % 2 ? QK_ROUNDING_DESCENT : QK_DESCENT, .damping = s->options->damping[i / 2], .order = i};
     const double work = (double)s->rows * (double)s->solving->inputs * (double)s->solving->inputs;
     const bool in_parts = work > (double)s->options->part_from && count > FINALISTS && s->blocks >= 2 * PART;
     qk_status status = try_attempts(s, in_parts ? A_PART : ALL_BLOCKS, attempts, count);
@@ -410,20 +340,20 @@ static qk_status try_all_dampings(solver *s) {
 /* ---- the result ------------------------------------------------------------------------------ */
 
 typedef struct {
-    solver *s;
+    qk_integer_solver *s;
     const qk_least_squares_result *result;
     bool start; /* measure the start, else the result */
 } measurement;
 
 static void measure_task(void *context, int64_t index, int worker) {
     const measurement *m = context;
-    solver *s = m->s;
+    qk_integer_solver *s = m->s;
     const qk_row_block block = qk_row_block_at(s->solving, QK_ROW_BLOCK, index);
     const int64_t K = s->solving->inputs;
     double *w = s->real + worker * QK_ROW_BLOCK * K;
     dequantize_rows(s, block, m->start ? s->start->weight_q : m->result->weight_q, w);
     for (int set = 0; set < 2; set++)
-        qk_output_error(&s->moments[set], block, w, m->start ? s->bias_before : s->gain,
+        qk_output_error(&s->moments[set], block, w, m->start ? s->bias_before : s->bias_after,
                         s->product + worker * QK_ROW_BLOCK * K, s->error[set]);
 }
 
@@ -433,22 +363,22 @@ static double total(const double *x, int64_t n) {
     return sum;
 }
 
-/* Errors of the start, or of the result with its biases in s->gain. */
-static void measure(solver *s, const qk_least_squares_result *result, bool start, double error[2]) {
+/* Errors of the start, or of the result. */
+static void measure(qk_integer_solver *s, const qk_least_squares_result *result, bool start, double error[2]) {
     measurement m = {s, result, start};
     qk_pool_run(s->pool, measure_task, &m, s->blocks);
     for (int set = 0; set < 2; set++) error[set] = total(s->error[set], s->rows);
 }
 
 /* A bias that the start holds off its grid can win by the rounding alone: then nothing has changed. */
-static bool is_as_it_was(const solver *s, const qk_least_squares_result *result, int64_t row) {
+static bool is_as_it_was(const qk_integer_solver *s, const qk_least_squares_result *result, int64_t row) {
     const int64_t K = s->solving->inputs;
     const size_t size = (size_t)K * sizeof *result->weight_q;
     if (memcmp(result->weight_q + row * K, s->start->weight_q + row * K, size) != 0) return false;
     return !s->bias_free || s->best_bias_q[row] == start_bias_q(s, row);
 }
 
-static void hand_over(solver *s, qk_least_squares_result *result) {
+static void hand_over(qk_integer_solver *s, qk_least_squares_result *result) {
     const int64_t K = s->solving->inputs;
     int64_t wins[QK_CANDIDATES] = {0};
     for (int64_t index = 0; index < s->blocks; index++) {
@@ -459,10 +389,10 @@ static void hand_over(solver *s, qk_least_squares_result *result) {
     for (int64_t r = 0; r < s->rows; r++) {
         if (is_as_it_was(s, result, r)) s->winner[r] = QK_START;
         wins[s->winner[r]]++;
-        s->gain[r] = s->bias_before[r];
+        s->bias_after[r] = s->bias_before[r];
         if (!s->bias_free) continue;
         result->bias_q[r] = s->best_bias_q[r];
-        if (s->winner[r] != QK_START) s->gain[r] = (double)s->start->bias_scale[r] * s->best_bias_q[r];
+        if (s->winner[r] != QK_START) s->bias_after[r] = (double)s->start->bias_scale[r] * s->best_bias_q[r];
     }
     result->improved = s->rows - wins[QK_START];
     result->candidate = QK_START;
@@ -472,7 +402,7 @@ static void hand_over(solver *s, qk_least_squares_result *result) {
     measure(s, result, false, result->after);
 }
 
-static qk_status try_candidates(solver *s, qk_least_squares_result *result) {
+static qk_status try_candidates(qk_integer_solver *s, qk_least_squares_result *result) {
     const qk_least_squares_options *o = s->options;
     measure(s, NULL, true, result->before);
     for (int set = 0; set < 2; set++) {
@@ -480,7 +410,8 @@ static qk_status try_candidates(solver *s, qk_least_squares_result *result) {
         result->power[set] = total(q->power, s->rows);
         for (int64_t r = 0; r < s->rows; r++) result->power[set] += q->mean_y[r] * q->mean_y[r];
     }
-    if (s->bias_free) try_candidate(s, QK_BIAS_ONLY, 0);
+    attempt bias_only = {.candidate = QK_BIAS_ONLY};
+    if (s->bias_free) QK_TRY(try_attempts(s, ALL_BLOCKS, &bias_only, 1));
     if (o->damping_count > 0) QK_TRY(try_all_dampings(s));
     hand_over(s, result);
     return QK_OK;
@@ -488,7 +419,7 @@ static qk_status try_candidates(solver *s, qk_least_squares_result *result) {
 
 qk_status qk_least_squares(const qk_layer *layer, const qk_quantized_layer *start,
                            const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result) {
-    solver s = {.start = start, .options = options, .pool = pool};
+    qk_integer_solver s = {.start = start, .options = options, .pool = pool};
     qk_blas_enter();
     qk_status status = solver_init(&s, layer);
     if (status == QK_OK) status = try_candidates(&s, result);

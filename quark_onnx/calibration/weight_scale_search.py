@@ -165,7 +165,7 @@ def _moments(layer: WeightLayer, inputs: int, outputs: int, groups: int) -> _cor
         inputs,
         outputs,
         _PLANNED_SAMPLES,
-        _PLANNED_SAMPLES * min(max(inputs // 4, 64), 256),
+        _PLANNED_SAMPLES * min(max(inputs // 16, 16), 64),
         groups=groups,
         conv=core_geometry(layer.attributes),
         target=False,
