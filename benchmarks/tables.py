@@ -44,14 +44,14 @@ def gradient_table(rows: Sequence[Figures]) -> Table:
 
 def solvers_table(rows: Sequence[Figures]) -> Table:
     """Two lines a row: our two solvers, started from the same plain model."""
-    table = _table("row", "solver", "call s", "loop s", "held-out error", "agree % (default)", "logit mse (default)")
+    table = _table("row", "solver", "call s", "loop s", "unseen error", "agree % (default)", "logit mse (default)")
     for row in rows:
         for solver, side, title in (("gradient", "ours", row["row"]), ("least squares", "least_squares", "")):
             figures = row[side]
             loop, *result = _loop_side(figures)
             table.add_row(
                 title, solver, f"{_mark(figures)}{figures['wall_s']:.2f}", loop,
-                f"{figures['held_out_error']:.4g}", *result,
+                f"{figures['unseen_error']:.4g}", *result,
             )  # fmt: skip
     return table
 

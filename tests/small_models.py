@@ -13,6 +13,8 @@ import onnx
 import onnxruntime
 from onnx import numpy_helper
 
+from quark.onnx.report.layer_report import LayerReport
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -304,6 +306,18 @@ MODELS = {
     "conv3d": conv3d,
     "embedding": embedding,
 }
+
+
+def by_set(of_samples: np.ndarray, solver: str) -> tuple[float, float]:
+    """Means over the fitted and the held-out samples: every fifth is held out, with the gradient solver none."""
+    held_out = (np.arange(len(of_samples)) % 5 == 4) & (solver != "gradient")
+    return of_samples[~held_out].mean(), of_samples[held_out].mean() if held_out.any() else np.nan
+
+
+def judged(layer: LayerReport) -> tuple[float, float]:
+    """Errors before and after on the rows that decide whether outputs change: held-out ones, if there are any."""
+    index = 1 if layer.rows[1] else 0
+    return layer.before[index], layer.after[index]
 
 
 def samples(model: onnx.ModelProto, count: int, *, seed: int = 0) -> Arrays:

@@ -158,8 +158,7 @@ static qk_status iterate(qk_trainer *t, qk_loss_way way, qk_gradient_result *res
         const bool warm = o->method == QK_ADAQUANT || qk_schedule_is_warm(&schedule, it);
         t->penalty = o->method == QK_ADAROUND && warm ? (float)(UNITS_PER_REG_PARAM * o->reg_param) : 0;
         t->beta = (float)qk_schedule_beta(&schedule, it);
-        t->adam = (qk_adam){(float)o->learning_rate, (float)(1 - pow(0.9, (double)(it + 1))),
-                            (float)(1 - pow(0.999, (double)(it + 1)))};
+        t->adam = qk_adam_at(o->learning_rate, it + 1);
         if (o->losses) o->losses[it] = t->found.loss;
         step_weights(t);
         if (bias) step_bias(t);

@@ -30,7 +30,7 @@ typedef struct {
     const qk_quantized_layer *start;
     const qk_least_squares_options *options;
     qk_pool *pool;
-    qk_quadratic moments[2];     /* centred, by qk_set */
+    qk_quadratic moments[2];     /* centred, by qk_set; the caller's memory */
     qk_quadratic fixed;          /* the fitted moments with the bias fixed, where it stays */
     const qk_quadratic *solving; /* the one of them that candidates minimise */
     bool bias_free;
@@ -53,6 +53,10 @@ typedef struct {
     double *real, *product; /* (threads, QK_ROW_BLOCK, K) */
     double *error[2];       /* (rows), by qk_set, of what is measured */
 } qk_integer_solver;
+
+/* qk_least_squares on centred moments, by qk_set. Both may be the same: then nothing is held out. */
+qk_status qk_least_squares_on(const qk_quadratic moments[2], const qk_quantized_layer *start,
+                              const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result);
 
 enum { QK_LANE_ARRAYS = 6 }; /* scratch of a worker: w, change, residual, three of the solvers */
 

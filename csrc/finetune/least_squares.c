@@ -67,8 +67,6 @@ static qk_status trial_allocate(qk_trial *t, const qk_integer_solver *s) {
 }
 
 static void solver_destroy(qk_integer_solver *s) {
-    qk_quadratic_destroy(&s->moments[0]);
-    qk_quadratic_destroy(&s->moments[1]);
     qk_quadratic_destroy(&s->fixed);
     for (int i = 0; i < s->slots && s->damped; i++) damped_destroy(&s->damped[i]);
     for (int i = 0; i < 2 * s->slots && s->trials; i++) trial_destroy(&s->trials[i]);
@@ -178,28 +176,17 @@ static void to_float(float *to, const double *from, int64_t n) {
     for (int64_t i = 0; i < n; i++) to[i] = (float)from[i];
 }
 
-static qk_status moments_of(const qk_integer_solver *s, qk_quadratic *q, const qk_layer *layer, qk_set set) {
-    QK_TRY(qk_quadratic_init(q, layer, set, layer->with_target));
-    return layer->with_target ? QK_OK : qk_quadratic_aim(q, s->start->weight);
-}
-
 static int32_t start_bias_q(const qk_integer_solver *s, int64_t row) {
     const qk_quantized_layer *l = s->start;
     return (int32_t)clip(rint(s->bias_before[row] / l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
 }
 
-static qk_status solver_init(qk_integer_solver *s, const qk_layer *layer) {
+static qk_status solver_init(qk_integer_solver *s) {
     const qk_quantized_layer *l = s->start;
-    if (!layer->with_target && l->bias) return QK_E_ARG;
-    for (int set = 0; set < 2; set++) {
-        QK_TRY(moments_of(s, &s->moments[set], layer, (qk_set)set));
-        qk_quadratic_centre(&s->moments[set]);
-    }
     s->solving = &s->moments[QK_FITTED];
     s->bias_free = s->options->update_bias && l->bias && l->bias_scale;
     if (!s->bias_free) {
-        QK_TRY(moments_of(s, &s->fixed, layer, QK_FITTED));
-        qk_quadratic_centre(&s->fixed);
+        QK_TRY(qk_quadratic_copy(&s->fixed, &s->moments[QK_FITTED]));
         qk_quadratic_fix_bias(&s->fixed, l->bias);
         s->solving = &s->fixed;
     }
@@ -320,12 +307,13 @@ static int by_gain(const void *left, const void *right) {
 }
 
 static qk_status try_all_dampings(qk_integer_solver *s) {
-    const int count = 2 * s->options->damping_count;
+    const int ways = s->options->descends_only ? 1 : 2, count = ways * s->options->damping_count;
     attempt *attempts = QK_NEW(attempt, count);
     if (!attempts) return QK_E_NOMEM;
     for (int i = 0; i < count; i++)
-        attempts[i] = (attempt){
-            .candidate = i % 2 ? QK_ROUNDING_DESCENT : QK_DESCENT, .damping = s->options->damping[i / 2], .order = i};
+        attempts[i] = (attempt){.candidate = i % ways ? QK_ROUNDING_DESCENT : QK_DESCENT,
+                                .damping = s->options->damping[i / ways],
+                                .order = i};
     const double work = (double)s->rows * (double)s->solving->inputs * (double)s->solving->inputs;
     const bool in_parts = work > (double)s->options->part_from && count > FINALISTS && s->blocks >= 2 * PART;
     qk_status status = try_attempts(s, in_parts ? A_PART : ALL_BLOCKS, attempts, count);
@@ -417,13 +405,31 @@ static qk_status try_candidates(qk_integer_solver *s, qk_least_squares_result *r
     return QK_OK;
 }
 
-qk_status qk_least_squares(const qk_layer *layer, const qk_quantized_layer *start,
-                           const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result) {
-    qk_integer_solver s = {.start = start, .options = options, .pool = pool};
+qk_status qk_least_squares_on(const qk_quadratic moments[2], const qk_quantized_layer *start,
+                              const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result) {
+    qk_integer_solver s = {
+        .start = start, .options = options, .pool = pool, .moments = {moments[QK_FITTED], moments[QK_HELD_OUT]}};
     qk_blas_enter();
-    qk_status status = solver_init(&s, layer);
+    qk_status status = solver_init(&s);
     if (status == QK_OK) status = try_candidates(&s, result);
     qk_blas_leave();
     solver_destroy(&s);
+    return status;
+}
+
+qk_status qk_least_squares(const qk_layer *layer, const qk_quantized_layer *start,
+                           const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result) {
+    if (!layer->with_target && start->bias) return QK_E_ARG;
+    qk_quadratic moments[2] = {0};
+    qk_status status = QK_OK;
+    qk_blas_enter();
+    for (int set = 0; set < 2 && status == QK_OK; set++) {
+        status = qk_quadratic_init(&moments[set], layer, (qk_set)set, layer->with_target);
+        if (status == QK_OK && !layer->with_target) status = qk_quadratic_aim(&moments[set], start->weight);
+        if (status == QK_OK) qk_quadratic_centre(&moments[set]);
+    }
+    if (status == QK_OK) status = qk_least_squares_on(moments, start, options, pool, result);
+    qk_blas_leave();
+    for (int set = 0; set < 2; set++) qk_quadratic_destroy(&moments[set]);
     return status;
 }

@@ -1,6 +1,7 @@
 #include "finetune/quadratic.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "base/blas.h"
 #include "base/memory.h"
@@ -12,20 +13,24 @@ static bool all_finite(const double *x, int64_t n) {
     return true;
 }
 
+static qk_status allocate(qk_quadratic *q, int64_t groups, int64_t inputs, int64_t outputs) {
+    *q = (qk_quadratic){.groups = groups, .inputs = inputs, .outputs = outputs};
+    q->gram = QK_NEW(double, groups * inputs * inputs);
+    q->mean_x = QK_NEW(double, groups * inputs);
+    q->cross = QK_NEW(double, groups * outputs * inputs);
+    q->mean_y = QK_NEW(double, groups * outputs);
+    q->power = QK_NEW(double, groups * outputs);
+    if (q->gram && q->mean_x && q->cross && q->mean_y && q->power) return QK_OK;
+    qk_quadratic_destroy(q);
+    return QK_E_NOMEM;
+}
+
 qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, bool with_target) {
     const qk_geometry *g = qk_layer_geometry(layer);
     const int64_t rows = g->groups * g->outputs, inputs = g->groups * g->inputs;
-    *q = (qk_quadratic){.groups = g->groups, .inputs = g->inputs, .outputs = g->outputs};
+    *q = (qk_quadratic){0};
     if (qk_layer_rows(layer, set) == 0) return QK_E_NO_ROWS;
-    q->gram = QK_NEW(double, inputs * g->inputs);
-    q->mean_x = QK_NEW(double, inputs);
-    q->cross = QK_NEW(double, rows * g->inputs);
-    q->mean_y = QK_NEW(double, rows);
-    q->power = QK_NEW(double, rows);
-    if (!q->gram || !q->mean_x || !q->cross || !q->mean_y || !q->power) {
-        qk_quadratic_destroy(q);
-        return QK_E_NOMEM;
-    }
+    QK_TRY(allocate(q, g->groups, g->inputs, g->outputs));
     qk_layer_moments(layer, set, q->gram, q->cross, q->mean_x, q->mean_y, q->power);
     /* A NaN or Inf in the data reaches the mean of its input and the power of its output. */
     if (!all_finite(q->mean_x, inputs) || !all_finite(q->gram, inputs * g->inputs) ||
@@ -33,6 +38,17 @@ qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, 
         qk_quadratic_destroy(q);
         return QK_E_NONFINITE;
     }
+    return QK_OK;
+}
+
+qk_status qk_quadratic_copy(qk_quadratic *q, const qk_quadratic *from) {
+    const int64_t inputs = from->groups * from->inputs, rows = from->groups * from->outputs;
+    QK_TRY(allocate(q, from->groups, from->inputs, from->outputs));
+    memcpy(q->gram, from->gram, (size_t)(inputs * from->inputs) * sizeof *q->gram);
+    memcpy(q->mean_x, from->mean_x, (size_t)inputs * sizeof *q->mean_x);
+    memcpy(q->cross, from->cross, (size_t)(rows * from->inputs) * sizeof *q->cross);
+    memcpy(q->mean_y, from->mean_y, (size_t)rows * sizeof *q->mean_y);
+    memcpy(q->power, from->power, (size_t)rows * sizeof *q->power);
     return QK_OK;
 }
 

@@ -13,6 +13,8 @@ typedef struct {
 /* Allocates and fills; with_target as the layer was made. QK_E_NO_ROWS, QK_E_NONFINITE. */
 qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, bool with_target);
 void qk_quadratic_destroy(qk_quadratic *q);
+/* QK_E_NOMEM. */
+qk_status qk_quadratic_copy(qk_quadratic *q, const qk_quadratic *from);
 /* Fills the moments that a layer without target leaves alone, for y = W x: C = W G, m = W mu, t = diag(W G W').
  * weight (groups * O, K). Inside of qk_blas_enter. QK_E_NOMEM. */
 qk_status qk_quadratic_aim(qk_quadratic *q, const float *weight);

@@ -11,12 +11,13 @@ void qk_trainer_destroy(qk_trainer *t) {
     qk_reconstruction_destroy(&t->all);
     qk_gram_loss_destroy(&t->grams);
     qk_input_mixing_destroy(&t->mixing);
+    for (int set = 0; set < 2; set++) qk_quadratic_destroy(&t->moments[set]);
     void *arrays[] = {
         t->order,    t->samples[0], t->samples[1],  t->found.gradient, t->found.slope, t->found.mean_power,
         t->weight,   t->variable,   t->base,        t->first,          t->second,      t->best,
         t->bias,     t->bias_first, t->bias_second, t->best_bias,      t->per_unit,    t->rounding,
         t->row_loss, t->row_slope,  t->row_offered, t->took,           t->row_best,    t->weight_q,
-        t->bias_q,   t->sigmoid};
+        t->bias_q,   t->sigmoid,    t->real};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 

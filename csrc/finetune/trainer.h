@@ -5,6 +5,7 @@
 #include "finetune/gram_loss.h"
 #include "finetune/input_mixing.h"
 #include "finetune/reconstruction.h"
+#include "finetune/set_moments.h"
 #include "kernels/kernels.h"
 
 enum { QK_EVALUATED = 32 }; /* samples at a time, where all are judged */
@@ -20,6 +21,7 @@ typedef struct {
     qk_input_mixing mixing;        /* of drop_ratio below 1 */
     qk_reconstruction on, all;     /* of a step; of judging */
     qk_gram_loss grams;            /* of a step, where that is cheaper */
+    qk_quadratic moments[2];       /* by qk_set, where they give the loss: of judging */
     qk_reconstruction_result found;
     float *weight, *variable, *base, *first, *second, *best, *sigmoid; /* (rows, K) */
     float *bias, *bias_first, *bias_second, *best_bias;                /* (rows) */
@@ -27,6 +29,7 @@ typedef struct {
     float *per_unit;                                                   /* (rows): 1 / U */
     double *rounding;                                                  /* (rows): sum of the regulariser */
     double *row_loss, *row_slope, *row_offered;                        /* (rows): scratch */
+    double *real;     /* scratch (threads, 2, QK_ROW_BLOCK, K) of moments */
     bool *took;       /* (rows): whether the result is no longer the start */
     double *row_best; /* (rows): judged loss of the result so far */
     qk_adam adam;
@@ -59,7 +62,7 @@ typedef struct {
     double *slope_power;  /* (rows): mean square of that */
     double *target_power; /* mean square of the target */
 } qk_summary;
-/* The loss over all samples of a set; NaN without any. */
+/* The loss over all samples of a set; NaN without any. Adds to the entries of `sums`. */
 double qk_evaluate(qk_trainer *t, qk_set set, qk_summary sums);
 /* Errors of the start, and from them the unit of each output. */
 qk_status qk_judge_start(qk_trainer *t, qk_gradient_result *result);

@@ -3,6 +3,8 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "base/pool.h"
+#include "finetune/integer_solver.h"
 #include "finetune/trainer.h"
 #include "finetune/weight_scales.h"
 
@@ -10,7 +12,46 @@ static void add_share(double *to, const double *from, int64_t n, double share) {
     for (int64_t i = 0; i < n && to; i++) to[i] += share * from[i];
 }
 
+typedef struct {
+    const qk_trainer *t;
+    const qk_quadratic *moments;
+    double *weight, *product; /* (threads, QK_ROW_BLOCK, K) */
+    double *bias, *error;     /* (rows) */
+} exact_job;
+
+static void exact_task(void *context, int64_t index, int worker) {
+    const exact_job *j = context;
+    const int64_t K = j->moments->inputs, at = worker * QK_ROW_BLOCK * K;
+    const qk_row_block block = qk_row_block_at(j->moments, QK_ROW_BLOCK, index);
+    for (int64_t i = 0; i < block.count * K; i++) j->weight[at + i] = j->t->weight[block.first * K + i];
+    qk_output_error(j->moments, block, j->weight + at, j->bias, j->product + at, j->error);
+}
+
+/* The same from moments. */
+static double evaluate_exactly(const qk_trainer *t, const qk_quadratic *q, qk_summary sums) {
+    const int64_t K = q->inputs, O = q->outputs;
+    double loss = 0;
+    for (int64_t r = 0; r < t->rows; r++) t->row_slope[r] = t->bias[r];
+    exact_job job = {t, q, t->real, t->real + qk_pool_threads(t->pool) * QK_ROW_BLOCK * K, t->row_slope, t->row_loss};
+    qk_pool_run(t->pool, exact_task, &job, qk_row_blocks(q, QK_ROW_BLOCK));
+    for (int64_t r = 0; r < t->rows; r++) {
+        const double error = fmax(t->row_loss[r], 0); /* of sums that cancel */
+        const double *mu = q->mean_x + r / O * K;
+        const float *w = t->weight + r * K;
+        loss += error;
+        if (sums.row_loss) sums.row_loss[r] += error;
+        if (sums.slope_power) sums.slope_power[r] += 1;
+        if (sums.target_power) *sums.target_power += q->power[r] + q->mean_y[r] * q->mean_y[r];
+        for (int64_t k = 0; k < K && sums.mean_error; k++) sums.mean_error[r] += (double)w[k] * mu[k];
+        if (sums.mean_error) sums.mean_error[r] += (double)t->bias[r] - q->mean_y[r];
+    }
+    for (int64_t i = 0; i < q->groups * K && sums.mean_power; i++)
+        sums.mean_power[i] += q->gram[i * K + i % K] + q->mean_x[i] * q->mean_x[i];
+    return loss;
+}
+
 double qk_evaluate(qk_trainer *t, qk_set set, qk_summary sums) {
+    if (t->moments[set].gram) return evaluate_exactly(t, &t->moments[set], sums);
     double loss = 0, power = 0;
     qk_reconstruction_result found = {.row_loss = sums.row_loss ? t->row_loss : NULL,
                                       .slope = sums.mean_error ? t->found.slope : NULL,
@@ -47,12 +88,23 @@ static double step_power(const qk_trainer *t, int64_t r, const double *power) {
     return sum;
 }
 
+static qk_status make_moments(qk_trainer *t) {
+    if (!qk_set_moments_apply(t->data)) return QK_OK;
+    t->real = QK_NEW(double, 2 * qk_pool_threads(t->pool) * QK_ROW_BLOCK * t->inputs);
+    if (!t->real) return QK_E_NOMEM;
+    for (int set = 0; set < 2; set++)
+        if (t->count[set] > 0)
+            QK_TRY(qk_set_moments_init(&t->moments[set], t->data, t->samples[set], t->count[set], t->pool));
+    return QK_OK;
+}
+
 qk_status qk_judge_start(qk_trainer *t, qk_gradient_result *result) {
+    QK_TRY(make_moments(t));
     const int64_t K = t->inputs, O = t->data->geometry.outputs, inputs = t->data->geometry.groups * K;
     double *power = QK_NEW(double, inputs + t->rows);
     if (!power) return QK_E_NOMEM;
     double *slope_power = power + inputs;
-    result->power[QK_FITTED] = result->power[QK_HELD_OUT] = 0;
+    for (int set = 0; set < 2; set++) result->power[set] = t->count[set] > 0 ? 0 : NAN;
     for (int set = 0; set < 2; set++)
         result->before[set] = qk_evaluate(t, (qk_set)set,
                                           (qk_summary){.row_loss = (qk_set)set == judging_set(t) ? t->row_best : NULL,
@@ -167,15 +219,49 @@ void qk_first_result(qk_trainer *t, qk_gradient_result *result) {
     use_integers(t, l->weight_q, NULL);
 }
 
+static int64_t outputs_taken(const qk_trainer *t) {
+    int64_t count = 0;
+    for (int64_t r = 0; r < t->rows; r++) count += t->took[r];
+    return count;
+}
+
+/* Coordinate descent from the result: the loops leave single weights behind whose other rounding is better. Only with
+ * many more rows than inputs, as there is nothing to damp it. */
+static qk_status descend(qk_trainer *t, qk_gradient_result *result) {
+    enum { ROWS_PER_INPUT = 8, SWEEPS = 20 };
+    const int64_t rows = t->count[QK_FITTED] * t->data->extent.positions;
+    if (!t->moments[QK_FITTED].gram || rows < ROWS_PER_INPUT * t->inputs) return QK_OK;
+    const double damping = 0;
+    const qk_least_squares_options options = {
+        .box = t->options->method == QK_ADAROUND ? QK_BOX_FLOOR_CEIL : QK_BOX_FREE,
+        .update_bias = t->options->update_bias,
+        .descends_only = true,
+        .max_sweeps = SWEEPS,
+        .damping = &damping,
+        .damping_count = 1,
+        .part_from = QK_PART_FROM,
+    };
+    qk_quantized_layer from = *t->start;
+    use_integers(t, result->weight_q, qk_trains_bias(t) ? result->bias_q : NULL);
+    from.weight_q = result->weight_q;
+    from.bias = t->start->bias ? t->bias : NULL;
+    const qk_quadratic moments[2] = {t->moments[QK_FITTED], t->moments[judging_set(t)]};
+    qk_least_squares_result descended = {.weight_q = t->weight_q, .bias_q = t->bias_q};
+    QK_TRY(qk_least_squares_on(moments, &from, &options, t->pool, &descended));
+    offer(t, t->weight_q, t->bias_q, result);
+    return QK_OK;
+}
+
 qk_status qk_finish(qk_trainer *t, qk_gradient_result *result) {
     round_weights(t);
     if (qk_trains_bias(t)) {
         if (t->options->method == QK_ADAROUND) QK_TRY(fit_bias(t));
         for (int64_t r = 0; r < t->rows; r++) t->bias_q[r] = integer_bias(t, r, t->bias[r]);
     }
-    result->trained = offer(t, t->weight_q, t->bias_q, result);
-    result->improved = 0;
-    for (int64_t r = 0; r < t->rows; r++) result->improved += t->took[r];
+    const int64_t trained = offer(t, t->weight_q, t->bias_q, result), before = outputs_taken(t);
+    QK_TRY(descend(t, result));
+    result->improved = outputs_taken(t);
+    result->trained = trained + result->improved - before;
     use_integers(t, result->weight_q, qk_trains_bias(t) ? result->bias_q : NULL);
     for (int set = 0; set < 2; set++) {
         result->after[set] = qk_evaluate(t, (qk_set)set, (qk_summary){0});

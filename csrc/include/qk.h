@@ -205,6 +205,7 @@ typedef struct {
 typedef struct {
     qk_box box;
     bool update_bias;
+    bool descends_only;    /* coordinate descent from the start is the only way to other weights */
     int max_sweeps;        /* of coordinate descent, for each candidate */
     const double *damping; /* candidates, relative to the mean diagonal of G */
     int damping_count;
@@ -303,7 +304,7 @@ typedef struct {
     int32_t *bias_q;   /* (rows), the caller's memory; untouched when the bias stays */
     /* Reconstruction loss of the start and of the result, all samples of a set; indexed by qk_set. NaN: no held-out. */
     double before[2], after[2];
-    double power[2]; /* mean square of the target, for relative errors */
+    double power[2]; /* mean square of the target, for relative errors; NaN: no held-out */
     int64_t samples[2];
     int64_t improved;   /* outputs whose judging loss is below the start's; the others are as they were */
     int64_t trained;    /* those of them for which the steps did it, not the solution that was offered */

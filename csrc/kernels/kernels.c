@@ -1,5 +1,6 @@
 #include "kernels/kernels.h"
 
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,6 +27,10 @@ static void choose(void) {
 const qk_kernels *qk_kernels_get(void) {
     pthread_once(&once, choose);
     return chosen;
+}
+
+qk_adam qk_adam_at(double learning_rate, int64_t t) {
+    return (qk_adam){(float)(learning_rate / (1 - pow(0.9, (double)t))), (float)(1 / (1 - pow(0.999, (double)t)))};
 }
 
 const char *qk_isa(void) { return qk_kernels_get()->isa; }

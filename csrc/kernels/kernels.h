@@ -6,10 +6,12 @@
 
 #include "qk.h"
 
-/* One step of Adam (arXiv 1412.6980), the same for all weights: 1 - beta1^t and 1 - beta2^t correct the averages. */
+/* One step t of Adam (arXiv 1412.6980), the same for all weights. What corrects the averages is divided once. */
 typedef struct {
-    float rate, correction1, correction2;
+    float rate;    /* the learning rate / (1 - beta1^t) */
+    float inverse; /* 1 / (1 - beta2^t) */
 } qk_adam;
+qk_adam qk_adam_at(double learning_rate, int64_t t);
 
 /* AdaRound (arXiv 2004.10568), n weights of one scale: w = scale (clip(base + h) - zp), h the rectified
  * sigmoid of alpha. lo, hi: the integers that may be used. */

@@ -24,6 +24,7 @@ __all__ = ["WeightScaleSearch"]
 
 _LOG = logging.getLogger(__name__)
 _PLANNED_SAMPLES = 32  # that give all their rows to the choice of weight scales
+_FEWEST_ROWS, _MOST_ROWS = 16, 64  # of each of them
 # Gram matrices of all layers together, in bytes; beyond it a weight scale is left to minimum and maximum.
 _GRAM_BYTES = 1 << 30
 
@@ -165,7 +166,7 @@ def _moments(layer: WeightLayer, inputs: int, outputs: int, groups: int) -> _cor
         inputs,
         outputs,
         _PLANNED_SAMPLES,
-        _PLANNED_SAMPLES * min(max(inputs // 16, 16), 64),
+        _PLANNED_SAMPLES * min(max(inputs // 16, _FEWEST_ROWS), _MOST_ROWS),
         groups=groups,
         conv=core_geometry(layer.attributes),
         target=False,

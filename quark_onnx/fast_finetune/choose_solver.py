@@ -11,6 +11,7 @@ from quark.onnx import _core
 from quark.onnx.fast_finetune.batch_store import BatchStore
 from quark.onnx.fast_finetune.gradient import GradientLayer
 from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer, LeastSquaresSettings
+from quark.onnx.fast_finetune.settings import HOLDOUT
 from quark.onnx.fast_finetune.solver import LayerInput, LayerSolver, OpenSolver, Solution
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.quantization.config.algorithm import AdaQuantConfig, FastFinetuneConfig
@@ -25,7 +26,7 @@ def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore) -
 
     "auto" is least squares where the loss is quadratic in the weight. Behind an activation or the output's
     quantization, and with mixed inputs, it is least squares and the published loop: held-out samples choose, output by
-    output, by the loss as it is.
+    output, by the loss as it is. "gradient" is the loop as published: it trains on all samples.
 
     Args:
         samples: how many each layer will be fed.
@@ -37,19 +38,20 @@ def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore) -
     def least_squares(layer: LayerPlan, pool: _core.ThreadPool) -> LeastSquaresLayer:
         return LeastSquaresLayer(layer, settings, samples=samples, pool=pool)
 
-    def gradient(layer: LayerPlan, pool: _core.ThreadPool, *, update_bias: bool) -> GradientLayer:
-        return GradientLayer(layer, config, store, update_bias=update_bias, pool=pool)
+    def gradient(layer: LayerPlan, pool: _core.ThreadPool, *, update_bias: bool, holdout: int) -> GradientLayer:
+        return GradientLayer(layer, config, store, update_bias=update_bias, holdout=holdout, pool=pool)
 
     def both(layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
         if not is_trained_in_steps(layer, config):
             return least_squares(layer, pool)
-        return _Both(layer.node, least_squares(layer, pool), gradient(layer, pool, update_bias=settings.update_bias))
+        trained = gradient(layer, pool, update_bias=settings.update_bias, holdout=HOLDOUT)
+        return _Both(layer.node, least_squares(layer, pool), trained)
 
     match config.solver:
         case "least_squares":
             return least_squares
         case "gradient":
-            return lambda layer, pool: gradient(layer, pool, update_bias=bool(config.update_bias))
+            return lambda layer, pool: gradient(layer, pool, update_bias=bool(config.update_bias), holdout=0)
         case _:
             return both
 

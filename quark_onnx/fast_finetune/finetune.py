@@ -248,7 +248,7 @@ class FastFinetune:
         return EndToEnd(
             reference=f"{self._role} model",
             samples=self._samples.compared.samples,
-            held_out=self._samples.held_out,
+            held_out=self._samples.held_out and not (self._finetunes and self._config.solver == "gradient"),
             before=compare(whole.reference, whole.before),
             after=compare(whole.reference, self._outputs(quantized)),
             before_default=None if whole.before_default is None else compare(whole.reference, whole.before_default),

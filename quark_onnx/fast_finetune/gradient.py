@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from quark.onnx import _core
 from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.batch_store import BatchStore
-from quark.onnx.fast_finetune.settings import HOLDOUT
 from quark.onnx.fast_finetune.solver import LayerInput, Solution, quantized_layer
 from quark.onnx.plan.layer_data import core_geometry, core_stage
 from quark.onnx.plan.types import LayerPlan
@@ -28,6 +27,7 @@ class GradientLayer:
     Args:
         store: keeps the layer's data; at memory level 2 in files, of which the core maps what it needs.
         update_bias: the bias is tuned too.
+        holdout: every holdout-th sample only judges, if there are twice as many; 0: all are trained on, and judge.
     """
 
     def __init__(
@@ -37,17 +37,18 @@ class GradientLayer:
         store: BatchStore,
         *,
         update_bias: bool,
+        holdout: int,
         pool: _core.ThreadPool,
     ) -> None:
         self._plan, self._config, self._store, self._pool = layer, config, store, pool
-        self._update_bias = update_bias
+        self._update_bias, self._holdout = update_bias, holdout
         outputs, inputs = layer.weight.rows.shape
         self._data = _core.TrainingData(
             inputs,
             outputs // layer.groups,
             groups=layer.groups,
             conv=core_geometry(layer.conv) if layer.conv else None,
-            holdout=HOLDOUT,
+            holdout=holdout,
             x_scale=layer.input.scale,
             x_zero_point=layer.input.zero_point,
             stage=core_stage(layer.stage),
@@ -70,7 +71,8 @@ class GradientLayer:
     def solve(self, offered: Solution | None = None) -> Solution:
         """Train. Where another solution of the layer is offered, the result is the better one, output by output."""
         config, name = self._config, self._plan.node
-        held_out = self._samples // HOLDOUT if self._samples >= 2 * HOLDOUT else 0
+        holds_out = self._holdout > 0 and self._samples >= 2 * self._holdout
+        held_out = self._samples // self._holdout if holds_out else 0
         fitted = self._samples - held_out
         batch_size = fitted if config.dynamic_batch else min(config.batch_size, fitted)
         if batch_size < config.batch_size:

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 __all__ = ["HOLDOUT"]
 
-HOLDOUT = 5  # every fifth sample judges what the others fit
+HOLDOUT = 5  # every fifth sample judges what the others fit, but with solver="gradient"

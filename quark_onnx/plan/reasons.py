@@ -135,7 +135,7 @@ class Reason(Enum):
 
     # What comes out when a layer was solved.
     NOTHING_BETTER = (
-        "nothing is better than what was there on held-out rows",
+        "nothing is better than what was there on held-out rows (with the gradient solver: on all rows)",
         "No output gets closer to the float model's; more data may help.",
     )
     DATA_DOES_NOT_FIT = (

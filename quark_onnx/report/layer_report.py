@@ -17,7 +17,8 @@ class LayerReport:
         name: of the node in the quantized model.
         inputs, outputs: K inputs per output, and output channels of all groups.
         accepted: the layer was changed.
-        improved: how many outputs got a smaller held-out error; the others keep their old integers.
+        improved: how many outputs got a smaller error on held-out rows (with `solver="gradient"`, which holds none out,
+            on all rows); the others keep their old integers.
         reason: why it was not.
         candidate: the solution that won most of the improved outputs on held-out rows.
         before, after: mean squared error of the layer's output before its activation, summed over output channels. Of

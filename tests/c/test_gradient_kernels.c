@@ -148,8 +148,8 @@ static double soft_step(const qk_kernels *k, const state *s, float penalty, floa
                                 .hi = HI,
                                 .penalty = penalty,
                                 .beta = beta};
-    k->soft_rounding_step(&r, s->gradient + s->shift, (qk_adam){-1, 1, 1}, s->n);
-    return k->soft_rounding_step(&r, s->gradient + s->shift, (qk_adam){rate, CORRECTION1, CORRECTION2}, s->n);
+    k->soft_rounding_step(&r, s->gradient + s->shift, (qk_adam){-1, 1}, s->n);
+    return k->soft_rounding_step(&r, s->gradient + s->shift, (qk_adam){rate / CORRECTION1, 1 / CORRECTION2}, s->n);
 }
 
 static double soft_h(double alpha) { return fmin(fmax(1.2 / (1 + exp(-alpha)) - 0.1, 0), 1); }
@@ -254,7 +254,7 @@ static void the_rectified_sigmoid_is_precise(void) {
         float sigmoid[COUNT];
         const qk_soft_rounding r = {
             .alpha = alpha, .sigmoid = sigmoid, .base = base, .weight = weight, .scale = 1, .lo = LO, .hi = HI};
-        tables[t]->soft_rounding_step(&r, base, (qk_adam){-1, 1, 1}, COUNT);
+        tables[t]->soft_rounding_step(&r, base, (qk_adam){-1, 1}, COUNT);
         for (int i = 0; i < COUNT; i++) CHECK(fabs(weight[i] - soft_h(alpha[i])) <= 3e-7);
     }
 }
@@ -283,7 +283,7 @@ static void straight_step(const qk_kernels *k, const state *s, float rate) {
                                    .zp = ZP,
                                    .lo = LO,
                                    .hi = HI};
-    k->straight_through_step(&r, s->gradient + s->shift, (qk_adam){rate, CORRECTION1, CORRECTION2}, s->n);
+    k->straight_through_step(&r, s->gradient + s->shift, (qk_adam){rate / CORRECTION1, 1 / CORRECTION2}, s->n);
 }
 
 static float quantized(float real) { /* as ONNX divides and rounds, half to even */
@@ -347,8 +347,7 @@ static void adam_steps_are_as_long_as_the_rate(void) {
             float real = 0, first = 0, second = 0, weight = 0;
             const qk_straight_through r = {&real, &first, &second, &weight, 1, 0, -100, 100};
             for (int step = 1; step <= 50; step++) {
-                const qk_adam a = {0.01f, (float)(1 - pow(0.9, step)), (float)(1 - pow(0.999, step))};
-                tables[t]->straight_through_step(&r, &sizes[i], a, 1);
+                tables[t]->straight_through_step(&r, &sizes[i], qk_adam_at(0.01, step), 1);
                 const double sign = sizes[i] > 0 ? 1 : sizes[i] < 0 ? -1 : 0;
                 CHECK(fabs(real + 0.01 * step * sign) <= 1e-4 * 0.01 * step);
             }

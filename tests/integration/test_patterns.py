@@ -171,7 +171,7 @@ def test_the_loss_looks_through_graphs_that_another_tool_left_in_float(
     outputs = {node.output[0] for node in plain.graph.node if node.op_type == "Conv"}
     assert not [node for node in plain.graph.node if node.op_type == "QuantizeLinear" and node.input[0] in outputs]
     config = AdaRoundConfig(solver=solver, num_iterations=200)
-    tuned, report = finetune(model, plain, None, Reader(samples(model, 120)), config)
+    tuned, report = finetune(model, plain, None, Reader(samples(model, 240)), config)
     assert any(layer.accepted for layer in report.layers)
     unseen = samples(model, 64, seed=1)
     assert mean_squared_error(model, tuned, unseen) < 0.9 * mean_squared_error(model, plain, unseen)

@@ -18,6 +18,7 @@ from reference.value_range import bin_width, histogram_percentile
 from reference.weight_scale import ScaleProblem
 from small_models import MODELS, Arrays, build, samples
 
+from quark.onnx.calibration import weight_scale_search
 from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, calibrate
 from quark.onnx.calibration.weight_grid import WeightGrid
@@ -89,8 +90,9 @@ def rows_of(layer: WeightLayer, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["conv1d", "mlp", "residual", "autoencoder"])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_weight_scales_are_those_of_a_search_on_the_rows(name: str, symmetric: bool):
-    """Samples have fewer positions than the pass draws of each, so that the search sees all rows."""
+def test_weight_scales_are_those_of_a_search_on_the_rows(name: str, symmetric: bool, monkeypatch: pytest.MonkeyPatch):
+    """Of all rows: samples have no more positions than the pass draws of each."""
+    monkeypatch.setattr(weight_scale_search, "_FEWEST_ROWS", 64)
     model = MODELS[name]()
     data = samples(model, 30)
     options = searching(per_channel=True, symmetric=symmetric)

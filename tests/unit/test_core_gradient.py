@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import adaquant, adaround
 from reference.conv_cases import ConvCase, conv_cases, conv_transpose_cases
+from reference.descent import finished
 from reference.least_squares import start
-from reference.training import Options, SplitMix64, Turns, early_stop, keep_better_rows, per_unit, real_bias
+from reference.training import Options, SplitMix64, Turns, early_stop, per_unit, real_bias
 from reference.training_cases import CASES, TrainingCase, case_of, in_8_bits, matrix_case, train
 
 from quark.onnx import _core
@@ -87,7 +88,7 @@ def test_every_step_of_adaround(name: str, batch_size: int):
     found = run(case, options, adaround=True)
     expected = adaround.train(case.layer, case.rows, case.sets[0], options)
     np.testing.assert_allclose(found["losses"], expected.losses, rtol=5e-5)
-    expected = keep_better_rows(case.layer, case.rows[case.judging], expected)
+    expected = finished(case, expected, free=False, update_bias=options.update_bias)
     assert (found["weight"] != expected.weight_q).mean() < 0.01
     if expected.bias_q is not None and (found["weight"] == expected.weight_q).all():
         np.testing.assert_allclose(found["bias"], expected.bias_q, atol=1)
@@ -107,7 +108,7 @@ def test_every_step_of_adaquant(name: str, batch_size: int, update_bias: bool):
     sure = int(np.argmin([*(expected.margins > 3e-6), False]))  # the first step that is not
     assert sure >= 5
     np.testing.assert_allclose(found["losses"][:sure], expected.losses[:sure], rtol=5e-5)
-    expected = keep_better_rows(case.layer, case.rows[case.judging], expected)
+    expected = finished(case, expected, free=True, update_bias=options.update_bias)
     different = (found["weight"] != expected.weight_q).mean()
     assert different < (0.01 if sure == options.iterations else 0.05)
     if update_bias and sure == options.iterations:

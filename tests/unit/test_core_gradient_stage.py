@@ -11,10 +11,11 @@ import pytest
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 from reference import adaquant, adaround
+from reference.descent import finished
 from reference.least_squares import start
 from reference.output_stage import Stage
 from reference.stage_cases import ALPHA, ELEMENTWISE, LAYERS, SLOPE, quantized, softmax_case, with_slopes
-from reference.training import Options, Trained, keep_better_rows, real_bias
+from reference.training import Options, Trained, real_bias
 from reference.training_cases import CASES, TrainingCase, in_8_bits, matrix_case, train
 
 from quark.onnx import _core
@@ -59,7 +60,7 @@ def check_every_step(case: TrainingCase, options: Options, method: ModuleType) -
     sure = int(np.argmin([*(trained.margins > SURE), False]))  # the first step that is not
     assert sure >= 5
     np.testing.assert_allclose(found["losses"][:sure], trained.losses[:sure], rtol=1e-5)
-    expected = keep_better_rows(case.layer, case.rows[case.judging], trained)
+    expected = finished(case, trained, free=method is adaquant, update_bias=options.update_bias)
     if sure == options.iterations:
         np.testing.assert_array_equal(found["weight"], expected.weight_q)
         if not is_blind_to_bias(case):

@@ -171,7 +171,8 @@ def test_8_bit_input_is_its_dequantized_self(case: ConvCase, dtype: type, scale:
     from_integers.feed(quantized, y, ONE)
     from_floats = conv_layer(case)
     from_floats.feed(real, y, ONE)
-    assert_same_bits(moments(from_integers), moments(from_floats))
+    for integer, real in zip(moments(from_integers), moments(from_floats), strict=True):
+        np.testing.assert_allclose(integer, real, rtol=1e-5, atol=1e-5 * np.abs(real).max())
 
 
 def assert_same_bits(a: Moments, b: Moments) -> None:
