@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from quark.onnx import _core
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin
 from quark.onnx.calibration.reader import Batch
 from quark.onnx.devices import engine_on_device
@@ -36,6 +37,7 @@ __all__ = ["FastFinetune"]
 
 _LOG = logging.getLogger(__name__)
 _BATCH_BYTES = 5 << 18  # of the inputs of a batch of the walk
+_FREED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,7 @@ class FastFinetune:
             raise DataError(f"the {role} model cannot run on the calibration data: {error}") from error
 
     def _before(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> _WholeModel:
+        _core.return_memory(_FREED_BYTES)  # that of calibration
         reference = self._outputs(float_model, self._role)
         before = self._outputs(quantized)
         wanted, given = ([[array.shape for array in arrays] for arrays in outputs] for outputs in (reference, before))

@@ -160,6 +160,13 @@ static void training_may_run_out_of_memory(void) {
     CHECK(qk_training_data_new(&f.data, &f.geometry, &softmax, HOLDOUT) == QK_OK);
     CHECK(qk_training_data_add(f.data, &f.x, &f.x, &f.y) == QK_OK);
     qk_refuse_each_allocation(mixed_train_attempt, &f);
+    qk_random r = {3};
+    qk_tensor bytes = ref_tensor(&r, QK_U8, f.x.ndim, f.x.dims); /* judged by moments, and descended */
+    qk_training_data_free(f.data);
+    CHECK(qk_training_data_new(&f.data, &f.geometry, NULL, HOLDOUT) == QK_OK);
+    CHECK(qk_training_data_add(f.data, &bytes, NULL, &f.y) == QK_OK);
+    qk_refuse_each_allocation(train_attempt, &f);
+    ref_free(&bytes);
     fixture_free(&f);
 }
 
