@@ -101,7 +101,7 @@ def _timed(job: Callable[[], Report]) -> tuple[dict[str, Any], Report]:
 
 
 def _layer_figures(report: Report, output: str) -> dict[str, Any]:
-    """loop_s: seconds for finding all layers' integers. layer_errors: [before, after] on the measure of layer_errors.py.
+    """loop_s: seconds for finding all layers' integers. layer_errors: [before, after] as layer_errors.py measures.
 
     output: the quantized model, in which nodes compute what amd-quark names layers by.
     """

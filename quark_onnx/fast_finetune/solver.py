@@ -26,7 +26,8 @@ class Solution:
     Attributes:
         weight: (outputs, K) int32.
         bias: (outputs,) int32; None when it stays.
-        improved: outputs that got better on held-out data, or on all where none is held out; the others are as they were. 0: leave the layer.
+        improved: outputs that got better on held-out data, or on all where none is held out; the others are as they
+            were. 0: leave the layer.
         candidate: how the integers were found.
         before, after, power: as in `LayerReport`, of the output divided by the layer's factor.
         rows: output positions that were used.
