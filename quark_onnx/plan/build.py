@@ -279,7 +279,8 @@ def _is_near(weight: QuantizedWeight, kind: DataType) -> bool:
     those of every weight."""
     nearest = np.clip(np.rint(weight.steps), kind.qmin, kind.qmax)
     distance = np.abs(nearest - weight.rows_q)[nearest != weight.zero_points]
-    return 2 * int(np.count_nonzero(distance > _FAR[kind.bits])) <= distance.size
+    far = int(np.count_nonzero(distance > _FAR[kind.bits]))
+    return 2 * far <= int(distance.size)
 
 
 def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: float) -> QuantizedBias | None:
