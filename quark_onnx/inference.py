@@ -13,13 +13,26 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from quark.onnx import _core
 from quark.onnx.errors import ModelError, UnsupportedError
 from quark.onnx.large_models import serialized_for
 
-__all__ = ["CUDA", "READY", "BatchMerging", "Engine", "alike", "batch_is_free", "in_order", "session"]
+__all__ = [
+    "CUDA",
+    "READY",
+    "BatchMerging",
+    "Engine",
+    "alike",
+    "batch_is_free",
+    "in_order",
+    "return_freed_memory",
+    "session",
+]
 
 CUDA = "CUDAExecutionProvider"
 READY = 2  # results that wait for the caller, so that no thread does while the caller works
+
+_FREED_BYTES = 16 << 20
 
 Batch = dict[str, NDArray[np.generic]]
 _Item = TypeVar("_Item")
@@ -102,6 +115,11 @@ def in_order(run: Callable[[_Item], _Result], items: Iterable[_Item], *, threads
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def return_freed_memory() -> None:
+    """Give back to the system what the C library holds of freed tensors, if that is much."""
+    _core.return_memory(_FREED_BYTES)
 
 
 class BatchMerging:

@@ -5,10 +5,6 @@
 #include "base/blas.h"
 #include "finetune/integer_solver.h"
 
-static void to_float(float *to, const double *from, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] = (float)from[i];
-}
-
 void qk_damp(const qk_integer_solver *s, qk_damped *damped) {
     const int64_t K = s->solving->inputs;
     for (int64_t group = 0; group < s->solving->groups; group++) {
@@ -31,19 +27,17 @@ void qk_factor(const qk_integer_solver *s, qk_damped *damped, int64_t group) {
     for (int64_t k = 0; k < K; k++) factor[k * K + k] += lam;
     if (!(trace > 0) || !qk_cholesky(factor, K)) return;
     damped->factored[group] = true;
-    to_float(damped->l + group * K * K, factor, K * K);
+    qk_to_float(damped->l + group * K * K, factor, K * K);
     for (int64_t i = 0; i < O * K; i++)
         target[i] = s->solving->cross[group * O * K + i] + lam * s->start->weight[group * O * K + i];
     qk_cholesky_solve(target, O, factor, K);
 }
 
-static double clip(double q, int32_t lo, int32_t hi) { return fmin(fmax(q, lo), hi); }
-
 /* The best bias for the weights w: b = m - w mu; as an integer. */
 static int32_t best_bias(const qk_integer_solver *s, int64_t row, double wmu) {
     const qk_quantized_layer *l = s->start;
     const double b = s->moments[QK_FITTED].mean_y[row] - wmu;
-    return (int32_t)clip(rint(b / l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
+    return (int32_t)qk_clip(rint(b / l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
 }
 
 /* means[i] = w_i mu for every lane; w (K, QK_LANES). */

@@ -2,6 +2,8 @@
 #ifndef QK_INTEGER_SOLVER_H
 #define QK_INTEGER_SOLVER_H
 
+#include <math.h>
+
 #include "finetune/integer_rows.h"
 #include "finetune/quadratic.h"
 
@@ -59,6 +61,11 @@ qk_status qk_least_squares_on(const qk_quadratic moments[2], const qk_quantized_
                               const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result);
 
 enum { QK_LANE_ARRAYS = 6 }; /* scratch of a worker: w, change, residual, three of the solvers */
+
+static inline double qk_clip(double q, int32_t lo, int32_t hi) { return fmin(fmax(q, lo), hi); }
+static inline void qk_to_float(float *to, const double *from, int64_t n) {
+    for (int64_t i = 0; i < n; i++) to[i] = (float)from[i];
+}
 
 /* ---- candidate.c ---- */
 /* damped->damping is set; only lam and gram follow. */

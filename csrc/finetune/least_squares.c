@@ -112,8 +112,6 @@ static qk_status solver_allocate(qk_integer_solver *s) {
     return ok ? QK_OK : QK_E_NOMEM;
 }
 
-static double clip(double q, int32_t lo, int32_t hi) { return fmin(fmax(q, lo), hi); }
-
 /* One weight into its lane: float value, box, start. */
 static void set_weight(const qk_integer_solver *s, int64_t row, int64_t k, int64_t at) {
     const qk_quantized_layer *l = s->start;
@@ -127,8 +125,8 @@ static void set_weight(const qk_integer_solver *s, int64_t row, int64_t k, int64
     }
     const int64_t scale = qk_scale_of(l, s->solving->inputs, from);
     const double floor_q = floor((double)(l->weight[from] / l->weight_scale[scale])) + l->weight_zp[scale];
-    s->lo[at] = (float)clip(floor_q, l->qmin, l->qmax);
-    s->hi[at] = (float)clip(floor_q + 1, l->qmin, l->qmax);
+    s->lo[at] = (float)qk_clip(floor_q, l->qmin, l->qmax);
+    s->hi[at] = (float)qk_clip(floor_q + 1, l->qmin, l->qmax);
 }
 
 /* to (K, QK_LANES) = the lines of w G - c of a block, at the start w. */
@@ -172,13 +170,9 @@ static void start_task(void *context, int64_t index, int worker) {
     slope_at_start(&s->moments[QK_HELD_OUT], block, w, product, s->slope + at);
 }
 
-static void to_float(float *to, const double *from, int64_t n) {
-    for (int64_t i = 0; i < n; i++) to[i] = (float)from[i];
-}
-
 static int32_t start_bias_q(const qk_integer_solver *s, int64_t row) {
     const qk_quantized_layer *l = s->start;
-    return (int32_t)clip(rint(s->bias_before[row] / l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
+    return (int32_t)qk_clip(rint(s->bias_before[row] / l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
 }
 
 static qk_status solver_init(qk_integer_solver *s) {
@@ -195,8 +189,8 @@ static qk_status solver_init(qk_integer_solver *s) {
     s->scales = s->solving->inputs / qk_scale_block(l, s->solving->inputs);
     QK_TRY(solver_allocate(s));
     const int64_t squares = s->solving->groups * s->solving->inputs * s->solving->inputs;
-    for (int i = 0; i < s->slots; i++) to_float(s->damped[i].gram, s->solving->gram, squares);
-    to_float(s->judge, s->moments[QK_HELD_OUT].gram, squares);
+    for (int i = 0; i < s->slots; i++) qk_to_float(s->damped[i].gram, s->solving->gram, squares);
+    qk_to_float(s->judge, s->moments[QK_HELD_OUT].gram, squares);
     for (int64_t r = 0; r < s->rows; r++) {
         s->bias_before[r] = l->bias ? l->bias[r] : 0;
         if (s->bias_free) s->best_bias_q[r] = start_bias_q(s, r);
@@ -261,8 +255,8 @@ static double keep_better_rows(qk_integer_solver *s, extent_of_trial extent, con
     return gain;
 }
 
-/* Puts as many attempts into trials as there are slots for their dampings. Returns how many. */
-static int start_wave(wave *w, const attempt *attempts, int count) {
+/* Puts as many attempts into trials as there are slots for their dampings. */
+static void start_wave(wave *w, const attempt *attempts, int count) {
     qk_integer_solver *s = w->s;
     w->dampings = w->trials = 0;
     for (; w->trials < count && w->trials < 2 * s->slots; w->trials++) {
@@ -280,7 +274,6 @@ static int start_wave(wave *w, const attempt *attempts, int count) {
         s->trials[w->trials].candidate = a->candidate;
         s->trials[w->trials].damped = &s->damped[slot];
     }
-    return w->trials;
 }
 
 static bool cancelled(const qk_least_squares_options *o) { return o->cancelled && o->cancelled(o->user); }

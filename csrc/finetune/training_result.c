@@ -127,11 +127,9 @@ static double sum_of(const double *x, int64_t n) {
     return sum;
 }
 
-static double clip(double q, int32_t lo, int32_t hi) { return fmin(fmax(q, lo), hi); }
-
 static int32_t integer_bias(const qk_trainer *t, int64_t r, float bias) {
     const qk_quantized_layer *l = t->start;
-    return (int32_t)clip(rint((double)(bias / l->bias_scale[r])), l->bias_qmin, l->bias_qmax);
+    return (int32_t)qk_clip(rint((double)(bias / l->bias_scale[r])), l->bias_qmin, l->bias_qmax);
 }
 
 /* The layer computes with these integers from now on. bias_q NULL: with the start's bias. */
@@ -149,7 +147,7 @@ static void round_weights(qk_trainer *t) {
         const double q = t->options->method == QK_ADAROUND
                              ? (double)t->base[i] + (t->variable[i] >= 0)
                              : rint((double)(t->variable[i] / l->weight_scale[scale])) + l->weight_zp[scale];
-        t->weight_q[i] = (int32_t)clip(q, l->qmin, l->qmax);
+        t->weight_q[i] = (int32_t)qk_clip(q, l->qmin, l->qmax);
         t->weight[i] = qk_dequantized(l, t->inputs, i, t->weight_q[i]);
     }
 }

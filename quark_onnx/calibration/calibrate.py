@@ -18,12 +18,11 @@ from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
 from quark.onnx.errors import DataError
 from quark.onnx.graph.weight_layers import WeightLayer
 from quark.onnx.graph.weight_params import WeightParams
-from quark.onnx.inference import Engine, in_order, session
+from quark.onnx.inference import Engine, in_order, return_freed_memory, session
 
 __all__ = ["Calibration", "CalibrationSettings", "calibrate"]
 
 _BINS = 4096
-_FREED_BYTES = 16 << 20
 _EXPOSED_BYTES = 4 << 20  # of inner tensors that a batch makes; several batches are at work at the same time
 
 
@@ -106,7 +105,7 @@ def calibrate(
     for count, inputs in in_order(look_at, _batches(chain(first, items), can_join, run), threads=at_once):
         search.feed(inputs)
         samples += count
-    _core.return_memory(_FREED_BYTES)  # that of inner tensors
+    return_freed_memory()  # that of inner tensors
     ranges = statistics.all()
     found = {name: settings.range_of(name).of(ranges, i) for i, name in enumerate(tensors)}
     return Calibration(found, search.choose(), samples)

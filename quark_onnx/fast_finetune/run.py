@@ -21,14 +21,13 @@ from quark.onnx.fast_finetune.solved import Solved, core_input, solve
 from quark.onnx.fast_finetune.solver import LayerSolver, OpenSolver, Solution
 from quark.onnx.graph.editor import constant_tensors
 from quark.onnx.graph.write_back import write_integers
-from quark.onnx.inference import Engine
+from quark.onnx.inference import Engine, return_freed_memory
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan, Plan
 from quark.onnx.report.layer_report import LayerReport
 
 __all__ = ["finetune_layers"]
 
-_FREED_BYTES = 16 << 20
 _Initializers = dict[str, onnx.TensorProto]
 
 
@@ -103,12 +102,12 @@ def _one_by_one(
     pool = _core.ThreadPool(threads)
     for index, layer in enumerate(layers):
         started = time.perf_counter()
-        _core.return_memory(_FREED_BYTES)  # the tensors of the walk are as long-lived as they are large
+        return_freed_memory()  # the tensors of the walk are as long-lived as they are large
         opened, problem = solver(layer, pool), ""
         for (data,) in batches.of(index):
             problem = problem or _feed(opened, data, layer)
             if index == 0:  # the model's inputs go
-                _core.return_memory(_FREED_BYTES)
+                return_freed_memory()
         yield solve(opened, layer, problem, started)
 
 
@@ -130,7 +129,7 @@ def _side_by_side(
             for data in batches.of(0):
                 list(executor.map(feed, range(len(layers)), data))
             del data  # the last batch of all layers
-            _core.return_memory(_FREED_BYTES)
+            return_freed_memory()
             futures = {executor.submit(solve_now, opened[i], layers[i], problems[i]): i for i in range(len(layers))}
             opened.clear()  # the data of a layer goes with its solver
             solved, turn = dict[int, Solved](), 0
