@@ -73,23 +73,28 @@ double qk_value_range_histogram(const qk_value_range *r, uint64_t *counts) {
 /* ---- updating -------------------------------------------------------------------------------- */
 
 enum {
-    CHUNK = 1024,                    /* values that stay in the first-level cache from one loop to the next */
+    CHUNK = 4096,                    /* values that stay in a near cache from one loop to the next */
     FLUSHED = UINT16_MAX / CHUNK * 2 /* chunks until a recent count may be full, each value being in one of two */
 };
 
+/* Counts of the last chunks, of every other value: as the kernel's indices say, those of bin 0 first. */
+static int64_t recent_size(int bins) { return 2 * (int64_t)bins + QK_ZERO_TURNS - 1; }
+
 /* Adds the counts of the last chunks to the range and clears them. */
 static void flush(qk_value_range *r, uint16_t *recent) {
-    const int bins = r->lo < 0 ? 2 * r->bins : r->bins; /* of both signs, or without the negative ones */
-    uint16_t *even = recent, *odd = recent + 2 * r->bins;
-    for (int i = 0; i < bins; i++) r->counts[i] += (uint64_t)even[i] + odd[i];
-    memset(even, 0, (size_t)bins * sizeof *even);
-    memset(odd, 0, (size_t)bins * sizeof *odd);
+    const int64_t bins = r->lo < 0 ? 2 * r->bins : r->bins; /* of both signs, or without the negative ones */
+    for (int half = 0; half < 2; half++, recent += recent_size(r->bins)) {
+        const uint16_t *others = recent + QK_ZERO_TURNS - 1;
+        for (int64_t i = 0; i < QK_ZERO_TURNS; i++) r->counts[0] += recent[i];
+        for (int64_t i = 1; i < bins; i++) r->counts[i] += others[i];
+        memset(recent, 0, (size_t)(bins + QK_ZERO_TURNS - 1) * sizeof *recent);
+    }
 }
 
 /* Every other value is counted apart, as one bin twice in a row would stall. */
 static void count_chunk(const qk_value_range *r, const float *x, size_t n, uint16_t *recent) {
     uint32_t index[CHUNK];
-    uint16_t *even = recent, *odd = recent + 2 * r->bins;
+    uint16_t *even = recent, *odd = recent + recent_size(r->bins);
     qk_kernels_get()->bin_indices(index, x, n, ldexpf(1.0f, -r->exponent), (uint32_t)r->bins - 1);
     for (size_t i = 0; i + 1 < n; i += 2) {
         even[index[i]]++;
@@ -98,7 +103,7 @@ static void count_chunk(const qk_value_range *r, const float *x, size_t n, uint1
     if (n % 2) even[index[n - 1]]++;
 }
 
-/* recent: (2, 2 bins) zeros, before and after. */
+/* recent: (2, recent_size) zeros, before and after. */
 static qk_status update(qk_value_range *r, const float *x, size_t n, uint16_t *recent) {
     size_t chunks = 0;
     for (size_t i = 0; i < n; i += CHUNK, chunks++) {
@@ -123,7 +128,7 @@ qk_status qk_value_ranges_update(qk_value_range *const *ranges, const float *con
                                  size_t *bad) {
     int most_bins = 0;
     for (size_t i = 0; i < count; i++) most_bins = ranges[i]->bins > most_bins ? ranges[i]->bins : most_bins;
-    uint16_t *recent = QK_NEW(uint16_t, 4 * (int64_t)most_bins);
+    uint16_t *recent = QK_NEW(uint16_t, 2 * recent_size(most_bins));
     qk_status status = recent ? QK_OK : QK_E_NOMEM;
     for (size_t i = 0; i < count && status == QK_OK; i++) {
         status = update(ranges[i], x[i], n[i], recent);

@@ -40,6 +40,9 @@ typedef struct {
     int64_t scale_block, first; /* inputs that share a scale, 0: all; the input that the arrays begin with */
 } qk_lanes;
 
+/* Many values are zero: were they counted in one place, each count would wait for the one before. A power of two. */
+enum { QK_ZERO_TURNS = 16 };
+
 typedef struct {
     const char *isa;
 
@@ -56,7 +59,8 @@ typedef struct {
 
     /* Widens [*lo, *hi] by the values; false if one is NaN or Inf. */
     bool (*min_max)(const float *x, size_t n, float *lo, float *hi);
-    /* index[i] = min(|x[i]| * inverse_width, last), and last + 1 more where x[i] < 0 */
+    /* Where x[i] is counted: i % QK_ZERO_TURNS for bin 0, QK_ZERO_TURNS - 1 + bin for others, last + 1 more where x[i]
+     * < 0; its bin is min(|x[i]| * inverse_width, last). */
     void (*bin_indices)(uint32_t *restrict index, const float *restrict x, size_t n, float inverse_width,
                         uint32_t last);
 

@@ -118,8 +118,9 @@ static void check_bin_indices(const qk_kernels *k, size_t n, size_t shift) {
     uint32_t index[TAILS + SHIFTS];
     k->bin_indices(index + shift, x + shift, n, 2.0f, last);
     for (size_t i = shift; i < shift + n; i++) {
-        const uint32_t bin = (uint32_t)floor(fabs((double)x[i]) * 2), side = x[i] < 0 ? last + 1 : 0;
-        CHECK(index[i] == side + (bin < last ? bin : last));
+        const uint32_t floor_of = (uint32_t)floor(fabs((double)x[i]) * 2), bin = floor_of < last ? floor_of : last;
+        const uint32_t turn = (uint32_t)(i - shift) % QK_ZERO_TURNS, others = QK_ZERO_TURNS - 1;
+        CHECK(index[i] == (x[i] < 0 ? others + last + 1 + bin : bin > 0 ? others + bin : turn));
     }
     free(x);
 }

@@ -115,3 +115,9 @@ def test_an_unknown_rank_takes_any_shape():
 )
 def test_samples_are_counted_along_the_first_axis(arrays: dict[str, tuple[int, ...]], count: int):
     assert sample_count({name: np.ones(shape) for name, shape in arrays.items()}) == count
+
+
+def test_finite_values_whose_sum_is_not():
+    largest = np.full((1, 3), np.finfo(np.float32).max)
+    (found,) = checked_items(Yields(item(x=largest)), INPUTS)
+    assert found["x"] is largest
