@@ -104,34 +104,38 @@ static void keep_best(qk_trainer *t) {
     memcpy(t->best_bias, t->bias, (size_t)t->rows * sizeof(float));
 }
 
+/* AdaRound's loop leaves the bias to the end. */
+static bool steps_bias(const qk_trainer *t) { return qk_trains_bias(t) && t->options->method == QK_ADAQUANT; }
+
 static bool is_cancelled(const qk_trainer *t) {
     return t->options->cancelled && t->options->cancelled(t->options->user);
 }
 
-static qk_gram_loss_use use_of_grams(const qk_trainer *t) {
-    return (qk_gram_loss_use){t->count[QK_FITTED], t->options->batch_size, t->options->iterations, t->on.plan.pays};
-}
-
 /* Whether steps take loss and gradient from Gram matrices. */
 static bool uses_grams(const qk_trainer *t, qk_loss_way way) {
+    qk_affine affine;
+    const qk_gram_loss_use use = {t->count[QK_FITTED], t->options->batch_size, t->options->iterations, t->on.plan.pays,
+                                  qk_bytes_of(t->data->x, &affine)};
     if (!qk_stage_is_plain(&t->data->stage) || qk_mixes(t) || way == QK_DIRECTLY) return false;
-    return way == QK_BY_GRAMS || qk_gram_loss_pays(&t->data->geometry, t->data->extent.positions, use_of_grams(t));
+    return way == QK_BY_GRAMS || qk_gram_loss_pays(&t->data->geometry, t->data->extent.positions, use);
 }
 
-static qk_status make_grams(qk_trainer *t, bool bias) {
+/* From what the layer was quantized from: the loops do not go far from there. */
+static qk_status make_grams(qk_trainer *t) {
     const int64_t *samples = t->samples[QK_FITTED], count = t->count[QK_FITTED];
-    QK_TRY(qk_gram_loss_init(&t->grams, &t->all, t->weight, t->bias, bias, use_of_grams(t)));
+    QK_TRY(qk_sample_grams_init(&t->grams, &t->all, t->start->weight, t->bias, steps_bias(t), count));
+    QK_TRY(qk_gram_loss_init(&t->gram_loss, &t->grams, t->options->batch_size));
     for (int64_t i = 0; i < count; i += SAMPLES_PER_LOOK) {
         if (i > 0 && is_cancelled(t)) return QK_E_CANCELLED;
-        qk_gram_loss_add(&t->grams, samples + i, count - i < SAMPLES_PER_LOOK ? count - i : SAMPLES_PER_LOOK);
+        qk_sample_grams_add(&t->grams, samples + i, count - i < SAMPLES_PER_LOOK ? count - i : SAMPLES_PER_LOOK);
     }
     return QK_OK;
 }
 
-static qk_status iterate(qk_trainer *t, qk_loss_way way, qk_gradient_result *result) {
+static qk_status iterate(qk_trainer *t, qk_gradient_result *result) {
     const qk_gradient_options *o = t->options;
     const qk_schedule schedule = {o->iterations, o->warm_start, o->beta_start, o->beta_end};
-    const bool bias = qk_trains_bias(t) && o->method == QK_ADAQUANT;
+    const bool bias = steps_bias(t);
     float *slope = t->found.slope;
     double *power = t->found.mean_power;
     qk_random random = qk_random_stream(o->seed, 0);
@@ -140,8 +144,6 @@ static qk_status iterate(qk_trainer *t, qk_loss_way way, qk_gradient_result *res
     bool has_best = false;
     t->adam.rate = -1; /* from the start's integers to the variables' weights */
     step_weights(t);
-    const bool by_grams = uses_grams(t, way);
-    if (by_grams) QK_TRY(make_grams(t, bias));
     for (int64_t it = 0; it < o->iterations; it++) {
         if (it % STEPS_PER_LOOK == 0 && is_cancelled(t)) return QK_E_CANCELLED;
         const int64_t *samples = draw(t, &random);
@@ -149,8 +151,8 @@ static qk_status iterate(qk_trainer *t, qk_loss_way way, qk_gradient_result *res
         t->on.inputs = t->mixing.samples;
         t->found.slope = bias ? slope : NULL;
         t->found.mean_power = NULL;
-        if (by_grams)
-            qk_gram_loss_find(&t->grams, t->weight, t->bias, samples, o->batch_size, &t->found);
+        if (t->by_grams)
+            qk_gram_loss_find(&t->gram_loss, t->weight, t->bias, samples, o->batch_size, &t->found);
         else
             qk_reconstruct(&t->on, t->weight, t->bias, samples, o->batch_size, &t->found);
         t->found.slope = slope;
@@ -187,11 +189,13 @@ qk_status qk_train_in_way(const qk_training_data *data, const qk_quantized_layer
     if (options->batch_size < 1 || options->iterations < 1 || !(options->learning_rate > 0)) return QK_E_ARG;
     if (!(options->drop_ratio >= 0 && options->drop_ratio <= 1)) return QK_E_ARG;
     qk_blas_enter();
+    qk_pool_keep_awake(pool, true);
     qk_status status = qk_trainer_init(&t);
+    t.by_grams = status == QK_OK && uses_grams(&t, way);
+    if (t.by_grams) status = make_grams(&t);
     if (status == QK_OK) status = qk_judge_start(&t, result);
     if (status == QK_OK) qk_first_result(&t, result);
-    qk_pool_keep_awake(pool, true);
-    if (status == QK_OK) status = iterate(&t, way, result);
+    if (status == QK_OK) status = iterate(&t, result);
     qk_pool_keep_awake(pool, false);
     if (status == QK_OK) status = qk_finish(&t, result);
     qk_blas_leave();

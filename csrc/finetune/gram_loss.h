@@ -7,12 +7,13 @@
 #ifndef QK_GRAM_LOSS_H
 #define QK_GRAM_LOSS_H
 
-#include "finetune/reconstruction.h"
+#include "finetune/sample_grams.h"
 
-/* Samples that are trained on, samples of a step, steps; whether qk_reconstruct takes these by Winograd's filtering. */
+/* Samples that are trained on, samples of a step, steps; whether qk_reconstruct takes these by Winograd's filtering;
+ * whether inputs are bytes (qk_bytes_of). */
 typedef struct {
     int64_t samples, batch, steps;
-    bool winograd;
+    bool winograd, as_bytes;
 } qk_gram_loss_use;
 
 /* Whether all matrices fit into 96 MiB, and to make them and take the steps with them costs clearly less than the steps
@@ -20,31 +21,21 @@ typedef struct {
 bool qk_gram_loss_pays(const qk_geometry *geometry, int64_t positions, qk_gram_loss_use use);
 
 typedef struct {
-    const qk_reconstruction *on;
-    bool trains_bias;
-    int64_t inputs, outputs; /* per group: K, with the bias that is trained K + 1, the last always 1; O */
-    int64_t samples;         /* that were added */
-    int64_t *place;          /* (samples of the data): where among those */
-    float *products;         /* (samples, groups, inputs + outputs, inputs): X X', below it R X' */
-    double *squares;         /* (samples, rows): |R|^2 */
-    float *weight, *bias;    /* (rows, K), (rows): the reference */
-    float *moved;            /* (rows, inputs): D */
-    double *change;          /* (parts, rows): sum of D * (V + 2 C) over a part of the inputs */
-    float *scratch;          /* (threads, scratch_size) */
+    const qk_sample_grams *of;
+    float *moved;   /* (rows, inputs): D */
+    double *change; /* (parts, rows): sum of D * (V + 2 C) over a part of the inputs */
+    float *scratch; /* (threads, scratch_size) */
     int64_t scratch_size;
     int64_t parts, lines, bundle; /* of a step: tasks of a group, inputs of a part; groups of a task */
 } qk_gram_loss;
 
-/* weight (rows, K), bias (rows): the reference, copied. trains_bias: it will move, else only the weight. `on` must
- * outlive it. qk_gram_loss_destroy after a failure, too. */
-qk_status qk_gram_loss_init(qk_gram_loss *g, const qk_reconstruction *on, const float *weight, const float *bias,
-                            bool trains_bias, qk_gram_loss_use use);
+/* Of steps with at most `batch` samples. The bias moves only if `of` is with it. `of` must outlive it.
+ * qk_gram_loss_destroy after a failure, too. */
+qk_status qk_gram_loss_init(qk_gram_loss *g, const qk_sample_grams *of, int64_t batch);
 void qk_gram_loss_destroy(qk_gram_loss *g);
-/* The next samples, indices into the data. No more than use.samples in all. */
-void qk_gram_loss_add(qk_gram_loss *g, const int64_t *samples, int64_t count);
 
-/* What qk_reconstruct finds on at most use.batch samples that were added: the loss, the gradient, and where they are
- * not NULL row_loss and, if the bias is trained, slope. Nothing else is looked at. */
+/* What qk_reconstruct finds on samples that were added: the loss, the gradient, and where they are not NULL row_loss
+ * and, if the bias moves, slope. Nothing else is looked at. */
 void qk_gram_loss_find(qk_gram_loss *g, const float *weight, const float *bias, const int64_t *samples, int64_t count,
                        qk_reconstruction_result *result);
 

@@ -233,20 +233,25 @@ static qk_status begin(qk_layer *layer, const qk_tensor *x, qk_pool *pool) {
     return QK_OK;
 }
 
-qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y, qk_pool *pool) {
-    qk_extent e;
-    if (layer->with_target != (y != NULL)) return QK_E_ARG;
-    QK_TRY(qk_extent_of(&layer->geometry, x, y, &e));
-    if (e.positions == 0) return QK_E_SHAPE;
+static qk_status feed(qk_layer *layer, const qk_extent *e, const qk_tensor *x, const qk_tensor *y, qk_pool *pool) {
     QK_TRY(begin(layer, x, pool));
-    const int64_t most = qk_rows_per_sample(&layer->choice, e.positions), phases = layer->phases.count;
-    int64_t *scratch = QK_NEW(int64_t, 3 * most + phases + (e.positions + QK_RUN - 1) / QK_RUN);
+    const int64_t most = qk_rows_per_sample(&layer->choice, e->positions), phases = layer->phases.count;
+    int64_t *scratch = QK_NEW(int64_t, 3 * most + phases + (e->positions + QK_RUN - 1) / QK_RUN);
     if (!scratch) return QK_E_NOMEM;
     const row_scratch s = {scratch, scratch + most, scratch + 2 * most, scratch + 3 * most,
                            scratch + 3 * most + phases};
-    const qk_status status = add_samples(layer, &e, x, y, &s, pool);
+    const qk_status status = add_samples(layer, e, x, y, &s, pool);
     free(scratch);
     return status;
+}
+
+qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y, qk_pool *pool) {
+    qk_extent e;
+    QK_TRY(layer->failed);
+    if (layer->with_target != (y != NULL)) return QK_E_ARG;
+    QK_TRY(qk_extent_of(&layer->geometry, x, y, &e));
+    if (e.positions == 0) return QK_E_SHAPE;
+    return layer->failed = feed(layer, &e, x, y, pool);
 }
 
 qk_status qk_layer_flush(qk_layer *layer, qk_pool *pool) {

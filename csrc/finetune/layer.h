@@ -28,6 +28,7 @@ struct qk_layer {
     qk_row_choice choice;
     bool with_target;
     int64_t next_sample;
+    qk_status failed; /* a feed that did, in the middle of a batch */
     qk_phases phases;
     qk_sums *sets[2]; /* (phases), indexed by qk_set; NULL: there is no such set */
     bool begun;       /* by the first feed, which decides on the next two */

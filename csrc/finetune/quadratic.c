@@ -13,7 +13,7 @@ static bool all_finite(const double *x, int64_t n) {
     return true;
 }
 
-static qk_status allocate(qk_quadratic *q, int64_t groups, int64_t inputs, int64_t outputs) {
+qk_status qk_quadratic_new(qk_quadratic *q, int64_t groups, int64_t inputs, int64_t outputs) {
     *q = (qk_quadratic){.groups = groups, .inputs = inputs, .outputs = outputs};
     q->gram = QK_NEW(double, groups * inputs * inputs);
     q->mean_x = QK_NEW(double, groups * inputs);
@@ -30,7 +30,7 @@ qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, 
     const int64_t rows = g->groups * g->outputs, inputs = g->groups * g->inputs;
     *q = (qk_quadratic){0};
     if (qk_layer_rows(layer, set) == 0) return QK_E_NO_ROWS;
-    QK_TRY(allocate(q, g->groups, g->inputs, g->outputs));
+    QK_TRY(qk_quadratic_new(q, g->groups, g->inputs, g->outputs));
     qk_layer_moments(layer, set, q->gram, q->cross, q->mean_x, q->mean_y, q->power);
     /* A NaN or Inf in the data reaches the mean of its input and the power of its output. */
     if (!all_finite(q->mean_x, inputs) || !all_finite(q->gram, inputs * g->inputs) ||
@@ -43,7 +43,7 @@ qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, 
 
 qk_status qk_quadratic_copy(qk_quadratic *q, const qk_quadratic *from) {
     const int64_t inputs = from->groups * from->inputs, rows = from->groups * from->outputs;
-    QK_TRY(allocate(q, from->groups, from->inputs, from->outputs));
+    QK_TRY(qk_quadratic_new(q, from->groups, from->inputs, from->outputs));
     memcpy(q->gram, from->gram, (size_t)(inputs * from->inputs) * sizeof *q->gram);
     memcpy(q->mean_x, from->mean_x, (size_t)inputs * sizeof *q->mean_x);
     memcpy(q->cross, from->cross, (size_t)(rows * from->inputs) * sizeof *q->cross);

@@ -148,7 +148,7 @@ static void multiply_panel(const batch *b, const qk_part *p, float *out, float *
     const int64_t K = d->geometry.inputs, O = d->geometry.outputs;
     const qk_row_table *piece = &b->r->pieces.tables[p->position / b->r->pieces.size];
     for (int64_t s = p->first; s < p->last; s++)
-        fill_panel(b, s, &(qk_piece_fill){piece, p->group, panel, n, (s - p->first) * p->count});
+        fill_panel(b, s, &(qk_piece_fill){piece, p->group, panel, n, (s - p->first) * p->count, NULL});
     forward(out, b->weight + p->group * O * K, panel, O, K, n);
 }
 
@@ -188,7 +188,7 @@ static void run_sample(const batch *b, int64_t unit, float *panel, float *z) {
         for (int64_t group = 0; group < d->geometry.groups; group++) {
             const int64_t n = pieces->tables[piece].count;
             float *out = panel + K * n;
-            fill_panel(b, unit, &(qk_piece_fill){&pieces->tables[piece], group, panel, n, 0});
+            fill_panel(b, unit, &(qk_piece_fill){&pieces->tables[piece], group, panel, n, 0, NULL});
             forward(out, b->weight + group * O * K, panel, O, K, n);
             add_input_power(b, unit, group, panel, n);
             for (int64_t o = 0; o < O; o++) {
@@ -210,7 +210,7 @@ static void run_sample(const batch *b, int64_t unit, float *panel, float *z) {
         for (int64_t group = 0; group < d->geometry.groups; group++) {
             const int64_t n = pieces->tables[piece].count;
             float *out = panel + K * n;
-            fill_panel(b, unit, &(qk_piece_fill){&pieces->tables[piece], group, panel, n, 0});
+            fill_panel(b, unit, &(qk_piece_fill){&pieces->tables[piece], group, panel, n, 0, NULL});
             for (int64_t o = 0; o < O; o++)
                 memcpy(out + o * n, z + (group * O + o) * P + piece * pieces->size, (size_t)n * sizeof *out);
             backward(b->r->gradient + (unit * b->r->rows + group * O) * K, out, panel, O, K, n, piece > 0);
@@ -302,13 +302,14 @@ void qk_reconstruct(qk_reconstruction *r, const float *weight, const float *bias
 
 void qk_reconstruct_piece(const qk_reconstruction *r, const float *weight, const float *bias, int64_t sample,
                           const qk_piece_errors *to) {
+    const qk_kernels *kernels = qk_kernels_get();
     const int64_t K = r->data->geometry.inputs, O = r->data->geometry.outputs, first = to->group * O;
     const int64_t n = r->pieces.tables[to->piece].count;
-    qk_fill_piece(r->data, r->data->x[sample],
-                  &(qk_piece_fill){&r->pieces.tables[to->piece], to->group, to->panel, n, 0});
     forward(to->error, weight + first * K, to->panel, O, K, n);
     for (int64_t o = 0; o < O; o++) {
         copy_target(to->target, r, sample, to->piece, first + o);
-        to->squares[o] += qk_kernels_get()->output_error(to->error + o * n, to->target, bias[first + o], (size_t)n);
+        to->target_sum[o] += kernels->sum(to->target, (size_t)n);
+        to->target_squares[o] += kernels->sum_squares(to->target, (size_t)n);
+        to->squares[o] += kernels->output_error(to->error + o * n, to->target, bias[first + o], (size_t)n);
     }
 }

@@ -51,10 +51,11 @@ void qk_reconstruct(qk_reconstruction *r, const float *weight, const float *bias
 /* One group on one piece of a sample, n columns: the caller's memory. */
 typedef struct {
     int64_t group, piece;
-    float *panel;    /* (K, n): the inputs */
-    float *error;    /* (O, n): weight x + bias - y */
-    float *target;   /* (n): scratch */
-    double *squares; /* (O): the sums of squares of the errors are added */
+    const float *panel;                  /* (K, n): the inputs, from qk_fill_piece */
+    float *error;                        /* (O, n): weight x + bias - y */
+    float *target;                       /* (n): scratch */
+    double *squares;                     /* (O): the sums of squares of the errors are added, */
+    double *target_sum, *target_squares; /* (O): and the sums of y and y^2 */
 } qk_piece_errors;
 void qk_reconstruct_piece(const qk_reconstruction *r, const float *weight, const float *bias, int64_t sample,
                           const qk_piece_errors *to);

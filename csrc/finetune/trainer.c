@@ -9,7 +9,8 @@
 void qk_trainer_destroy(qk_trainer *t) {
     qk_reconstruction_destroy(&t->on);
     qk_reconstruction_destroy(&t->all);
-    qk_gram_loss_destroy(&t->grams);
+    qk_sample_grams_destroy(&t->grams);
+    qk_gram_loss_destroy(&t->gram_loss);
     qk_input_mixing_destroy(&t->mixing);
     for (int set = 0; set < 2; set++) qk_quadratic_destroy(&t->moments[set]);
     void *arrays[] = {

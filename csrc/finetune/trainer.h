@@ -20,8 +20,10 @@ typedef struct {
     int64_t *order, drawn;         /* the fitted samples as they take their turn; how many have */
     qk_input_mixing mixing;        /* of drop_ratio below 1 */
     qk_reconstruction on, all;     /* of a step; of judging */
-    qk_gram_loss grams;            /* of a step, where that is cheaper */
-    qk_quadratic moments[2];       /* by qk_set, where they give the loss: of judging */
+    bool by_grams;                 /* steps take loss and gradient from: */
+    qk_sample_grams grams;
+    qk_gram_loss gram_loss;
+    qk_quadratic moments[2]; /* by qk_set, where they give the loss: of judging */
     qk_reconstruction_result found;
     float *weight, *variable, *base, *first, *second, *best, *sigmoid; /* (rows, K) */
     float *bias, *bias_first, *bias_second, *best_bias;                /* (rows) */

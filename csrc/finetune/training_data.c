@@ -125,6 +125,6 @@ void qk_fill_piece(const qk_training_data *d, qk_tensor x, const qk_piece_fill *
     const int64_t channels = qk_channels_per_group(d);
     /* to start at the group's first channel, so that its lines start the panel */
     x.data = (const char *)x.data + (size_t)(to->group * channels * d->extent.x_channel) * item_size(x.dtype);
-    const qk_panel_fill_job job = {to->panel, to->ld, to->column, &x, d->extent.x_channel, to->piece, NULL};
+    const qk_panel_fill_job job = {to->panel, to->ld, to->column, &x, d->extent.x_channel, to->piece, to->bytes};
     qk_panel_fill(&job, 0, channels);
 }

@@ -28,12 +28,14 @@ typedef struct {
 qk_status qk_pieces_init(qk_pieces *pieces, const qk_training_data *data, int64_t size);
 void qk_pieces_destroy(qk_pieces *pieces);
 
-/* Input lines of group `group` of one piece of a sample x, from column `column` of panel (K, ld) on. */
+/* Input lines of group `group` of one piece of a sample x, from column `column` of panel (K, ld) on; where there is
+ * none, of bytes (qk_panel_fill_job). */
 typedef struct {
     const qk_row_table *piece;
     int64_t group;
     float *panel;
     int64_t ld, column;
+    uint8_t *bytes;
 } qk_piece_fill;
 void qk_fill_piece(const qk_training_data *data, qk_tensor x, const qk_piece_fill *to);
 

@@ -93,7 +93,9 @@ static qk_status make_moments(qk_trainer *t) {
     t->real = QK_NEW(double, 2 * qk_pool_threads(t->pool) * QK_ROW_BLOCK * t->inputs);
     if (!t->real) return QK_E_NOMEM;
     for (int set = 0; set < 2; set++)
-        if (t->count[set] > 0)
+        if (t->by_grams && t->grams.as_bytes && set == QK_FITTED)
+            QK_TRY(qk_sample_grams_moments(&t->grams, &t->moments[set]));
+        else if (t->count[set] > 0)
             QK_TRY(qk_set_moments_init(&t->moments[set], t->data, t->samples[set], t->count[set], t->pool));
     return QK_OK;
 }

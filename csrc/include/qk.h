@@ -149,7 +149,7 @@ typedef struct qk_layer qk_layer;
 /* with_target: y is fed too. */
 qk_status qk_layer_new(qk_layer **layer, const qk_geometry *geometry, const qk_row_choice *rows, bool with_target);
 void qk_layer_free(qk_layer *layer);
-/* The next samples, in order. y is NULL without target. */
+/* The next samples, in order. y is NULL without target. After QK_E_NOMEM a layer is only good to be freed. */
 qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y, qk_pool *pool);
 
 /* Adds what still waits in panels to the moments; call after the last feed. */

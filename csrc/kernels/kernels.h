@@ -100,7 +100,7 @@ typedef struct {
     void (*adam)(float *restrict variable, float *restrict first, float *restrict second,
                  const float *restrict gradient, qk_adam adam, size_t n);
     /* One step along `gradient`, of the loss by the weight. A negative rate sets weight and sigmoid only. Returns the
-     * sum of the regulariser 1 - |2h - 1|^beta before the step. */
+     * sum of the regulariser 1 - |2h - 1|^beta before the step, 0 where it has no penalty. */
     double (*soft_rounding_step)(const qk_soft_rounding *r, const float *restrict gradient, qk_adam adam, size_t n);
     void (*straight_through_step)(const qk_straight_through *r, const float *restrict gradient, qk_adam adam, size_t n);
 

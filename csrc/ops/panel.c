@@ -11,8 +11,8 @@ qk_status qk_row_table_init(qk_row_table *t, int64_t taps, int64_t capacity) {
     t->runs = QK_NEW(int32_t, taps * capacity);
     t->padding = QK_NEW(int32_t, taps * capacity);
     t->padding_count = QK_NEW(int64_t, taps);
-    t->coordinates = QK_NEW(int64_t, QK_MAX_SPATIAL * capacity);
-    t->phases = QK_NEW(int64_t, QK_MAX_SPATIAL * capacity);
+    t->coordinates = QK_NEW(int32_t, QK_MAX_SPATIAL * capacity);
+    t->phases = QK_NEW(int32_t, QK_MAX_SPATIAL * capacity);
     const bool ok = t->offsets && t->runs && t->padding && t->padding_count && t->coordinates && t->phases;
     return ok ? QK_OK : QK_E_NOMEM;
 }
@@ -38,22 +38,26 @@ static void add_conv_inputs(qk_row_table *t, const qk_geometry *g, const qk_exte
         int64_t rest = positions[r];
         for (int i = g->spatial - 1; i >= 0; i--) {
             const int64_t out = rest % e->out[i], at = i * t->capacity + r;
-            t->coordinates[at] = g->transposed ? (out + e->pad[i]) / g->stride[i] : out * g->stride[i] - e->pad[i];
-            if (g->transposed) t->phases[at] = (out + e->pad[i]) % g->stride[i];
+            t->coordinates[at] =
+                (int32_t)(g->transposed ? (out + e->pad[i]) / g->stride[i] : out * g->stride[i] - e->pad[i]);
+            if (g->transposed) t->phases[at] = (int32_t)((out + e->pad[i]) % g->stride[i]);
             rest /= e->out[i];
         }
     }
     for (int64_t line = 0; line < t->taps; line++) {
         int32_t *row = t->offsets + line * t->capacity + t->count;
         for (int64_t r = 0; r < n; r++) row[r] = (int32_t)base;
-        int64_t scale = 1, rest = t->which ? t->which[line] : line;
+        uint32_t scale = 1;
+        int64_t rest = t->which ? t->which[line] : line;
         for (int i = g->spatial - 1; i >= 0; i--) {
-            const int64_t reach = rest % g->kernel[i] * g->dilation[i], in = e->in[i];
-            const int64_t shift = g->transposed ? -(reach / g->stride[i]) : reach, phase = reach % g->stride[i];
-            const int64_t *coordinate = t->coordinates + i * t->capacity, *phases = t->phases + i * t->capacity;
+            const int64_t reach = rest % g->kernel[i] * g->dilation[i];
+            const int32_t shift = (int32_t)(g->transposed ? -(reach / g->stride[i]) : reach);
+            const int32_t phase = (int32_t)(reach % g->stride[i]);
+            const uint32_t in = (uint32_t)e->in[i];
+            const int32_t *coordinate = t->coordinates + i * t->capacity, *phases = t->phases + i * t->capacity;
             for (int64_t r = 0; r < n; r++) {
-                const int64_t p = coordinate[r] + shift;
-                row[r] = row[r] < 0 || p < 0 || p >= in ? -1 : (int32_t)(row[r] + p * scale);
+                const uint32_t p = (uint32_t)(coordinate[r] + shift), at = (uint32_t)row[r] + p * scale;
+                row[r] = row[r] >= 0 && p < in ? (int32_t)at : -1;
             }
             for (int64_t r = 0; g->transposed && r < n; r++)
                 if (phases[r] != phase) row[r] = -1;
@@ -92,17 +96,26 @@ static void find_runs(const int32_t *offsets, int64_t count, int32_t *runs) {
     }
 }
 
+/* Notes the padding, and makes it go on from the row before where that can be read: runs are longer then. */
+static int64_t seal_padding(int32_t *offsets, int64_t count, int32_t *padding) {
+    int32_t last = -1, before = -1;
+    int64_t n = 0;
+    for (int64_t r = 0; r < count; r++) last = offsets[r] > last ? offsets[r] : last;
+    for (int64_t r = 0; r < count; r++) {
+        if (offsets[r] < 0) {
+            padding[n++] = (int32_t)r;
+            offsets[r] = before < last ? before + 1 : 0; /* anything that can be read */
+        }
+        before = offsets[r];
+    }
+    return n;
+}
+
 void qk_row_table_seal(qk_row_table *t) {
     for (int64_t tap = 0; tap < t->taps; tap++) {
-        int32_t *offsets = t->offsets + tap * t->capacity, *padding = t->padding + tap * t->capacity;
+        int32_t *offsets = t->offsets + tap * t->capacity;
+        t->padding_count[tap] = seal_padding(offsets, t->count, t->padding + tap * t->capacity);
         find_runs(offsets, t->count, t->runs + tap * t->capacity);
-        int64_t n = 0;
-        for (int64_t r = 0; r < t->count; r++) {
-            if (offsets[r] >= 0) continue;
-            padding[n++] = (int32_t)r;
-            offsets[r] = 0; /* anything that can be read */
-        }
-        t->padding_count[tap] = n;
     }
 }
 

@@ -11,12 +11,12 @@ typedef struct {
     int64_t taps, capacity;
     const int64_t *which; /* (taps): of the kernel's; NULL: all. The caller's memory */
     int64_t count;        /* rows waiting */
-    int32_t *offsets;     /* (taps, capacity): of the tap in channel 0, relative to the tensor; padding: -1, sealed 0 */
+    int32_t *offsets; /* (taps, capacity): of the tap in channel 0, relative to the tensor; padding: -1, sealed any */
     int32_t *runs;    /* (taps, capacity): from a multiple of QK_PANEL_BLOCK, how many offsets rise by 1 each; or 0 */
     int32_t *padding; /* (taps, capacity): the rows whose tap is padding */
     int64_t *padding_count; /* (taps) */
-    int64_t *coordinates;   /* scratch (QK_MAX_SPATIAL, capacity): the input that tap 0 of a row sees */
-    int64_t *phases;        /* scratch (QK_MAX_SPATIAL, capacity): of a ConvTranspose's rows */
+    int32_t *coordinates;   /* scratch (QK_MAX_SPATIAL, capacity): the input that tap 0 of a row sees */
+    int32_t *phases;        /* scratch (QK_MAX_SPATIAL, capacity): of a ConvTranspose's rows */
 } qk_row_table;
 enum { QK_PANEL_BLOCK = 16 };
 

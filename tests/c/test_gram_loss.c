@@ -1,6 +1,8 @@
-/* Loss and gradient from Gram matrices against those that are found from the rows. */
+/* Loss and gradient from Gram matrices against those that are found from the rows; moments against those of the rows.
+ */
 #include "finetune/gram_loss.h"
 
+#include "finetune/set_moments.h"
 #include "reconstruction_cases.h"
 
 /* Steps of groups in several tasks, and of one group in several. */
@@ -35,30 +37,35 @@ static void moved_free(moved_layer *m) {
     free(m->bias);
 }
 
+typedef struct {
+    qk_reconstruction on;
+    qk_sample_grams grams;
+    qk_gram_loss loss;
+} gram_losses;
+
 /* Of all samples in this order, added in two calls; steps of at most `batch` of them. */
-static void gram_loss_new(qk_gram_loss *g, qk_reconstruction *on, const moved_layer *m, const int64_t *samples,
-                          int64_t batch) {
+static void gram_losses_new(gram_losses *g, const moved_layer *m, const int64_t *samples, int64_t batch) {
     const int64_t count = m->f.data->count;
-    CHECK(qk_reconstruction_init(on, m->f.data, count, count, m->f.pool) == QK_OK);
-    CHECK(qk_gram_loss_init(g, on, m->f.weight, m->f.bias, m->trains_bias,
-                            (qk_gram_loss_use){count, batch, 1, false}) == QK_OK);
-    qk_gram_loss_add(g, samples, 1);
-    qk_gram_loss_add(g, samples + 1, count - 1);
+    CHECK(qk_reconstruction_init(&g->on, m->f.data, count, count, m->f.pool) == QK_OK);
+    CHECK(qk_sample_grams_init(&g->grams, &g->on, m->f.weight, m->f.bias, m->trains_bias, count) == QK_OK);
+    CHECK(qk_gram_loss_init(&g->loss, &g->grams, batch) == QK_OK);
+    qk_sample_grams_add(&g->grams, samples, 1);
+    qk_sample_grams_add(&g->grams, samples + 1, count - 1);
 }
 
-static void gram_loss_free(qk_gram_loss *g, qk_reconstruction *on) {
-    qk_gram_loss_destroy(g);
-    qk_reconstruction_destroy(on);
+static void gram_losses_free(gram_losses *g) {
+    qk_gram_loss_destroy(&g->loss);
+    qk_sample_grams_destroy(&g->grams);
+    qk_reconstruction_destroy(&g->on);
 }
 
 static void find(const moved_layer *m, const int64_t *samples, int64_t count, qk_reconstruction_result *found) {
-    qk_gram_loss g;
-    qk_reconstruction on;
+    gram_losses g;
     int64_t *all = backwards(&m->f);
     qk_blas_enter();
-    gram_loss_new(&g, &on, m, all, count);
-    qk_gram_loss_find(&g, m->weight, m->bias, samples, count, found);
-    gram_loss_free(&g, &on);
+    gram_losses_new(&g, m, all, count);
+    qk_gram_loss_find(&g.loss, m->weight, m->bias, samples, count, found);
+    gram_losses_free(&g);
     qk_blas_leave();
     free(all);
 }
@@ -151,17 +158,16 @@ static void calls_do_not_see_each_other(void) {
         const int64_t count = m.f.data->count;
         int64_t *samples = backwards(&m.f);
         qk_reconstruction_result a = result_new(&m.f), b = result_new(&m.f);
-        qk_gram_loss g;
-        qk_reconstruction on;
+        gram_losses g;
         qk_blas_enter();
-        gram_loss_new(&g, &on, &m, samples, count);
-        qk_gram_loss_find(&g, m.weight, m.bias, samples, 2, &a);
-        qk_gram_loss_find(&g, m.f.weight, m.f.bias, samples, count, &b);
+        gram_losses_new(&g, &m, samples, count);
+        qk_gram_loss_find(&g.loss, m.weight, m.bias, samples, 2, &a);
+        qk_gram_loss_find(&g.loss, m.f.weight, m.f.bias, samples, count, &b);
         b.row_loss[0] = b.slope[0] = NAN;
         b.gradient[0] = NAN;
-        qk_gram_loss_find(&g, m.weight, m.bias, samples, 2, &b);
+        qk_gram_loss_find(&g.loss, m.weight, m.bias, samples, 2, &b);
         check_same(&m.f, &a, &b);
-        gram_loss_free(&g, &on);
+        gram_losses_free(&g);
         qk_blas_leave();
         result_free(&a);
         result_free(&b);
@@ -170,37 +176,83 @@ static void calls_do_not_see_each_other(void) {
     }
 }
 
+static void check_moments(const moved_layer *m, const int64_t *samples, int64_t count) {
+    const fixture *f = &m->f;
+    const int64_t K = f->K, inputs = f->inputs, O = f->geometry->outputs;
+    gram_losses g;
+    qk_quadratic want, have;
+    qk_blas_enter();
+    gram_losses_new(&g, m, samples, 1);
+    CHECK(g.grams.as_bytes && qk_sample_grams_moments(&g.grams, &have) == QK_OK);
+    CHECK(qk_set_moments_init(&want, f->data, samples, count, f->pool) == QK_OK);
+    qk_blas_leave();
+    for (int64_t i = 0; i < inputs; i++) {
+        CHECK_CLOSE(have.mean_x[i], want.mean_x[i], 1e-12);
+        for (int64_t k = 0; k < K; k++) CHECK_CLOSE(have.gram[i * K + k], want.gram[i * K + k], 1e-12);
+    }
+    for (int64_t row = 0; row < f->rows; row++) {
+        CHECK_CLOSE(have.mean_y[row], want.mean_y[row], 1e-5);
+        CHECK_CLOSE(have.power[row], want.power[row], 1e-5);
+        for (int64_t k = 0; k < K; k++) {
+            const double square = want.gram[(row / O * K + k) * K + k];
+            CHECK(fabs(have.cross[row * K + k] - want.cross[row * K + k]) <= 1e-5 * most(square, want.power[row]));
+        }
+    }
+    gram_losses_free(&g);
+    qk_quadratic_destroy(&want);
+    qk_quadratic_destroy(&have);
+}
+
+static void moments_are_those_of_all_samples(void) {
+    for (int i = 0; i < ALL_CASES; i++)
+        for (int kind = 0; kind < 4; kind++) {
+            moved_layer m = moved_new(any_case(i), kind / 2 ? QK_I8 : QK_U8, kind % 2, 3);
+            int64_t *samples = backwards(&m.f);
+            check_moments(&m, samples, m.f.data->count);
+            free(samples);
+            moved_free(&m);
+        }
+}
+
 static void it_pays_with_many_positions_and_few_inputs(void) {
     const qk_geometry few = {.groups = 1, .inputs = 144, .outputs = 16},
                       many = {.groups = 1, .inputs = 2000, .outputs = 16};
     const qk_geometry depthwise = {.groups = 128, .inputs = 9, .outputs = 1};
-    const qk_gram_loss_use often = {205, 32, 1000, false};
+    const qk_gram_loss_use often = {205, 32, 1000, false, false};
     CHECK(qk_gram_loss_pays(&few, 1024, often));
     CHECK(qk_gram_loss_pays(&depthwise, 196, often));
-    CHECK(qk_gram_loss_pays(&depthwise, 196, (qk_gram_loss_use){80, 1, 1000, false}));
+    CHECK(qk_gram_loss_pays(&depthwise, 196, (qk_gram_loss_use){80, 1, 1000, false, false}));
     CHECK(!qk_gram_loss_pays(&few, 1, often));
-    CHECK(!qk_gram_loss_pays(&few, 1024, (qk_gram_loss_use){205, 1, 205, false}));      /* each sample is used once */
-    CHECK(!qk_gram_loss_pays(&few, 1024, (qk_gram_loss_use){2000, 32, 100000, false})); /* memory */
+    CHECK(!qk_gram_loss_pays(&few, 1024, (qk_gram_loss_use){205, 1, 205, false, false})); /* each sample is used once */
+    CHECK(!qk_gram_loss_pays(&few, 1024, (qk_gram_loss_use){2000, 32, 100000, false, false})); /* memory */
     CHECK(!qk_gram_loss_pays(&many, 1024, often));
+    const qk_gram_loss_use one = {256, 1, 1000, true, false}, of_bytes = {256, 1, 1000, true, true};
+    CHECK(!qk_gram_loss_pays(&few, 1024, one));
+    CHECK(qk_gram_loss_pays(&few, 1024, of_bytes));
 }
 
 static qk_status init_attempt(void *context) {
     const moved_layer *m = context;
-    qk_reconstruction on;
-    qk_gram_loss g = {0};
-    qk_status status = qk_reconstruction_init(&on, m->f.data, 3, 3, m->f.pool);
-    if (status == QK_OK)
-        status = qk_gram_loss_init(&g, &on, m->weight, m->bias, true, (qk_gram_loss_use){3, 2, 1, false});
-    gram_loss_free(&g, &on); /* also of one that failed */
+    const int64_t samples[] = {0, 1, 2};
+    gram_losses g = {0};
+    qk_quadratic moments = {0};
+    qk_status status = qk_reconstruction_init(&g.on, m->f.data, 3, 3, m->f.pool);
+    if (status == QK_OK) status = qk_sample_grams_init(&g.grams, &g.on, m->weight, m->bias, true, 3);
+    if (status == QK_OK) status = qk_gram_loss_init(&g.loss, &g.grams, 2);
+    if (status == QK_OK) qk_sample_grams_add(&g.grams, samples, 3);
+    if (status == QK_OK) status = qk_sample_grams_moments(&g.grams, &moments);
+    qk_quadratic_destroy(&moments);
+    gram_losses_free(&g); /* also of what failed */
     return status;
 }
 
 static void it_may_run_out_of_memory(void) {
-    moved_layer m = moved_new(&ref_cases[11], QK_F32, true, 1);
+    moved_layer m = moved_new(&ref_cases[11], QK_U8, true, 1);
     qk_refuse_each_allocation(init_attempt, &m);
     moved_free(&m);
 }
 
 QK_TESTS(QK_TEST(everything_is_what_the_rows_say), QK_TEST(at_the_reference_the_loss_is_its_own),
          QK_TEST(threads_do_not_change_a_bit), QK_TEST(calls_do_not_see_each_other),
-         QK_TEST(it_pays_with_many_positions_and_few_inputs), QK_TEST(it_may_run_out_of_memory))
+         QK_TEST(moments_are_those_of_all_samples), QK_TEST(it_pays_with_many_positions_and_few_inputs),
+         QK_TEST(it_may_run_out_of_memory))

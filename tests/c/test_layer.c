@@ -447,7 +447,10 @@ static qk_status feed_and_flush(void *context) {
     const qk_row_choice rows = {.samples = 6, .max_rows = 1000000, .holdout = 3};
     qk_layer *layer;
     qk_status status = qk_layer_new(&layer, g, &rows, true);
-    if (status == QK_OK) status = qk_layer_feed(layer, &x, &y, pool);
+    if (status == QK_OK) {
+        status = qk_layer_feed(layer, &x, &y, pool);
+        CHECK(status == QK_OK || qk_layer_feed(layer, &x, &y, pool) == status); /* half a batch is in it */
+    }
     if (status == QK_OK) status = qk_layer_flush(layer, pool);
     qk_layer_free(layer);
     ref_free(&x);

@@ -2,14 +2,18 @@
 
 #include "reference.h"
 
-/* A sealed table lists its padding, and every offset can be read. */
+/* A sealed table lists its padding, and every offset can be read: none lies behind all others of its tap. */
 static void check_padding(const qk_row_table *table, const int32_t *offsets) {
     for (int64_t tap = 0; tap < table->taps; tap++) {
         const int32_t *padding = table->padding + tap * table->capacity;
+        int32_t last = 0;
         int64_t n = 0;
+        for (int64_t i = 0; i < table->count; i++)
+            if (offsets[tap * table->capacity + i] > last) last = offsets[tap * table->capacity + i];
         for (int64_t i = 0; i < table->count; i++) {
             const int64_t at = tap * table->capacity + i;
-            CHECK(table->offsets[at] == (offsets[at] < 0 ? 0 : offsets[at]));
+            CHECK(offsets[at] < 0 ? table->offsets[at] >= 0 && table->offsets[at] <= last
+                                  : table->offsets[at] == offsets[at]);
             if (offsets[at] < 0) CHECK(n < table->padding_count[tap] && padding[n++] == i);
         }
         CHECK(table->padding_count[tap] == n);

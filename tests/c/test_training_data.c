@@ -50,7 +50,7 @@ static void check_pieces(const ref_case *c, qk_dtype dtype, int64_t size) {
                 const int64_t first = piece * size, n = pieces.tables[piece].count;
                 CHECK(n == (positions - first < size ? positions - first : size));
                 for (int64_t i = 0; i < K * ld; i++) panel[i] = -77;
-                qk_fill_piece(d, d->x[s], &(qk_piece_fill){&pieces.tables[piece], group, panel, ld, LEFT});
+                qk_fill_piece(d, d->x[s], &(qk_piece_fill){&pieces.tables[piece], group, panel, ld, LEFT, NULL});
                 for (int64_t k = 0; k < K; k++) {
                     CHECK(same_line(panel + k * ld + LEFT, rows, first, n, inputs, group * K + k));
                     CHECK(panel[k * ld + LEFT - 1] == -77 && panel[k * ld + LEFT + n] == -77);

@@ -271,7 +271,8 @@ def test_foreign_blocks_are_finetuned(op: str, block: int):
         tuned, report = finetune(model, quantized, None, Reader(seen), algorithm)
         (layer,) = report.layers
         assert layer.accepted, algorithm
-        assert mean_squared_error(model, tuned, unseen) < mean_squared_error(model, quantized, unseen)
+        before, after = ([mean_squared_error(model, m, data) for data in (seen, unseen)] for m in (quantized, tuned))
+        assert after[0] < before[0] and after[1] < 1.1 * before[1]
 
 
 def test_blocks_need_opset_21():
