@@ -1,5 +1,6 @@
 /* A pool of threads for independent tasks. Which thread runs a task is not fixed, so a task may write
- * only what belongs to its number; then results do not depend on the number of threads. */
+ * only what belongs to its number, or add integers under a lock; then results do not depend on the number of threads.
+ */
 #ifndef QK_POOL_H
 #define QK_POOL_H
 

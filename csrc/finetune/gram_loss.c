@@ -37,7 +37,8 @@ bool qk_gram_loss_pays(const qk_geometry *geometry, int64_t positions, qk_gram_l
     const double K = (double)geometry->inputs, O = (double)geometry->outputs, P = (double)positions;
     const double samples = (double)use.samples, batch = (double)use.batch, steps = (double)use.steps;
     const double stored = samples * (K + 1) * (K + 1 + O); /* with a bias that is trained */
-    const double bytes = (double)geometry->groups * (stored * sizeof(float) + 3 * samples * O * sizeof(double));
+    const double sums = 3 * samples * O + (use.as_bytes ? K * (K + 1) : 0);
+    const double bytes = (double)geometry->groups * (stored * sizeof(float) + sums * sizeof(double));
     const double product = use.as_bytes ? BYTES : FLOATS;
     /* Without Gram matrices of samples, that of all is made of bytes for judging. */
     const double judging = use.as_bytes ? samples * (P * K * (BYTES * K + 2 * O + FETCH / 2)) : 0;

@@ -25,20 +25,22 @@ qk_status qk_quadratic_new(qk_quadratic *q, int64_t groups, int64_t inputs, int6
     return QK_E_NOMEM;
 }
 
+/* A NaN or Inf in the data reaches the mean of its input and the power of its output. */
+bool qk_quadratic_is_finite(const qk_quadratic *q, bool with_target) {
+    const int64_t inputs = q->groups * q->inputs, rows = q->groups * q->outputs;
+    return all_finite(q->mean_x, inputs) && all_finite(q->gram, inputs * q->inputs) &&
+           (!with_target || all_finite(q->power, rows));
+}
+
 qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, bool with_target) {
     const qk_geometry *g = qk_layer_geometry(layer);
-    const int64_t rows = g->groups * g->outputs, inputs = g->groups * g->inputs;
     *q = (qk_quadratic){0};
     if (qk_layer_rows(layer, set) == 0) return QK_E_NO_ROWS;
     QK_TRY(qk_quadratic_new(q, g->groups, g->inputs, g->outputs));
     qk_layer_moments(layer, set, q->gram, q->cross, q->mean_x, q->mean_y, q->power);
-    /* A NaN or Inf in the data reaches the mean of its input and the power of its output. */
-    if (!all_finite(q->mean_x, inputs) || !all_finite(q->gram, inputs * g->inputs) ||
-        (with_target && !all_finite(q->power, rows))) {
-        qk_quadratic_destroy(q);
-        return QK_E_NONFINITE;
-    }
-    return QK_OK;
+    if (qk_quadratic_is_finite(q, with_target)) return QK_OK;
+    qk_quadratic_destroy(q);
+    return QK_E_NONFINITE;
 }
 
 qk_status qk_quadratic_copy(qk_quadratic *q, const qk_quadratic *from) {

@@ -1,5 +1,6 @@
 #include "finetune/sample_grams.h"
 
+#include <pthread.h>
 #include <string.h>
 
 #include "base/blas.h"
@@ -45,9 +46,10 @@ static qk_status allocate(qk_sample_grams *g, int64_t samples) {
     g->target = QK_NEW(double, samples * 2 * rows);
     g->scratch = QK_NEW(float, threads * g->scratch_size);
     g->bytes = QK_NEW(uint8_t, g->as_bytes ? threads * K * g->columns : 0);
-    g->exact = QK_NEW(double, g->as_bytes ? threads * (1 + geometry->groups) * exact_size(g) : 0);
+    g->exact = QK_NEW(double, g->as_bytes ? threads * exact_size(g) : 0);
+    g->sums = QK_NEW(double, g->as_bytes ? geometry->groups * exact_size(g) : 0);
     const bool ok = g->place && g->weight && g->bias && g->products && g->squares && g->target && g->scratch &&
-                    g->bytes && g->exact;
+                    g->bytes && g->exact && g->sums;
     return ok ? QK_OK : QK_E_NOMEM;
 }
 
@@ -58,6 +60,7 @@ qk_status qk_sample_grams_init(qk_sample_grams *g, const qk_reconstruction *on, 
     g->outputs = on->data->geometry.outputs;
     g->scratch_size = panel_size(g);
     g->as_bytes = are_alike(on->data, &g->affine);
+    pthread_mutex_init(&g->lock, NULL);
     g->columns = smaller(on->data->extent.positions, larger(MOST_COLUMNS, on->pieces.size));
     QK_TRY(allocate(g, samples));
     memcpy(g->weight, weight, (size_t)(on->rows * K) * sizeof *weight);
@@ -99,9 +102,9 @@ typedef struct {
     uint8_t *panel; /* (K, columns) */
     int64_t used;
     double *gram, *sum; /* of q: (K, K) lower triangle of q (q - 128)', (K) */
-} byte_sums;
+} group_bytes;
 
-static void add_bytes(const qk_sample_grams *g, byte_sums *b) {
+static void multiply_waiting(const qk_sample_grams *g, group_bytes *b) {
     const qk_kernels *kernels = qk_kernels_get();
     const int64_t K = geometry_of(g)->inputs;
     kernels->gram_bytes(b->gram, b->panel, K, 0, K, g->columns, (size_t)b->used);
@@ -110,12 +113,12 @@ static void add_bytes(const qk_sample_grams *g, byte_sums *b) {
 }
 
 /* Of n columns the sum of (a - z)(b - z), from those of a (b - 128). */
-static double product_of(const qk_sample_grams *g, const byte_sums *b, int64_t i, int64_t j, double n) {
+static double product_of(const qk_sample_grams *g, const group_bytes *b, int64_t i, int64_t j, double n) {
     const double z = g->affine.zero_point, gram = b->gram[i * geometry_of(g)->inputs + j];
     return gram + (128 - z) * b->sum[i] - z * b->sum[j] + n * z * z;
 }
 
-static void write_gram(const qk_sample_grams *g, float *products, const byte_sums *b) {
+static void write_gram(const qk_sample_grams *g, float *products, const group_bytes *b) {
     const int64_t K = geometry_of(g)->inputs, L = g->inputs;
     const double scale = g->affine.scale, n = (double)g->on->data->extent.positions;
     for (int64_t i = 0; i < K; i++)
@@ -125,12 +128,15 @@ static void write_gram(const qk_sample_grams *g, float *products, const byte_sum
     if (g->with_bias) products[K * L + K] = (float)n;
 }
 
-/* Sums of integers: whatever their order. */
-static void add_exactly(const qk_sample_grams *g, double *sums, const byte_sums *b) {
+/* Sums of integers: the same whatever their order. */
+static void add_exactly(qk_sample_grams *g, int64_t group, const group_bytes *b) {
     const int64_t K = geometry_of(g)->inputs;
+    double *sums = g->sums + group * exact_size(g);
+    pthread_mutex_lock(&g->lock);
     for (int64_t i = 0; i < K; i++)
         for (int64_t j = 0; j <= i; j++) sums[i * K + j] += b->gram[i * K + j];
     for (int64_t k = 0; k < K; k++) sums[K * K + k] += b->sum[k];
+    pthread_mutex_unlock(&g->lock);
 }
 
 /* One group of a sample on its way. */
@@ -158,6 +164,36 @@ static void add_errors(qk_sample_grams *g, const addition *a, int64_t piece) {
                  .m = L, .n = O, .k = n, .lda = n, .ldb = n, .ldc = O, .b_transposed = true, .accumulate = piece > 0});
 }
 
+/* What a piece of floats adds. */
+static void add_piece(qk_sample_grams *g, addition *a, int64_t piece, float *products) {
+    const qk_training_data *d = g->on->data;
+    const int64_t n = g->on->pieces.tables[piece].count;
+    a->error = a->panel + g->inputs * n;
+    a->line = a->error + g->outputs * n;
+    for (int64_t p = 0; p < n && g->with_bias; p++) a->error[p - n] = 1;
+    qk_fill_piece(d, d->x[a->sample], &(qk_piece_fill){&g->on->pieces.tables[piece], a->group, a->panel, n, 0, NULL});
+    add_errors(g, a, piece);
+    if (!g->as_bytes) add_gram(g, products, a->panel, n, piece > 0);
+}
+
+/* All pieces once more, as bytes. */
+static void add_group_bytes(qk_sample_grams *g, const addition *a, int worker, float *products) {
+    const qk_training_data *d = g->on->data;
+    const int64_t K = d->geometry.inputs;
+    group_bytes b = {.panel = g->bytes + worker * K * g->columns, .gram = g->exact + worker * exact_size(g)};
+    b.sum = b.gram + K * K;
+    memset(b.gram, 0, (size_t)exact_size(g) * sizeof *b.gram);
+    for (int64_t piece = 0; piece < g->on->pieces.count; piece++) {
+        const qk_row_table *table = &g->on->pieces.tables[piece];
+        if (b.used + table->count > g->columns) multiply_waiting(g, &b);
+        qk_fill_piece(d, d->x[a->sample], &(qk_piece_fill){table, a->group, NULL, g->columns, b.used, b.panel});
+        b.used += table->count;
+    }
+    multiply_waiting(g, &b);
+    write_gram(g, products, &b);
+    add_exactly(g, a->group, &b);
+}
+
 typedef struct {
     qk_sample_grams *g;
     const int64_t *samples;
@@ -166,37 +202,13 @@ typedef struct {
 static void add_task(void *context, int64_t task, int worker) {
     const batch *added = context;
     qk_sample_grams *g = added->g;
-    const qk_training_data *d = g->on->data;
-    const int64_t K = d->geometry.inputs, O = g->outputs, L = g->inputs, groups = d->geometry.groups;
+    const int64_t O = g->outputs, L = g->inputs, groups = geometry_of(g)->groups;
     addition a = {.sample = added->samples[task / groups], .place = g->count + task / groups, .group = task % groups};
     float *products = g->products + (a.place * groups + a.group) * qk_sample_gram_size(g);
-    double *exact = g->exact + worker * (1 + groups) * exact_size(g);
-    byte_sums b = {.panel = g->bytes + worker * K * g->columns, .gram = exact, .sum = exact + K * K};
     a.cross = g->scratch + worker * g->scratch_size;
     a.panel = a.cross + L * O;
-    if (g->as_bytes) memset(exact, 0, (size_t)exact_size(g) * sizeof *exact);
-    for (int64_t piece = 0; piece < g->on->pieces.count; piece++) {
-        const qk_row_table *table = &g->on->pieces.tables[piece];
-        const int64_t n = table->count;
-        const qk_tensor x = d->x[a.sample];
-        a.error = a.panel + L * n;
-        a.line = a.error + O * n;
-        for (int64_t p = 0; p < n && g->with_bias; p++) a.error[p - n] = 1;
-        qk_fill_piece(d, x, &(qk_piece_fill){table, a.group, a.panel, n, 0, NULL});
-        add_errors(g, &a, piece);
-        if (!g->as_bytes) {
-            add_gram(g, products, a.panel, n, piece > 0);
-            continue;
-        }
-        if (b.used + n > g->columns) add_bytes(g, &b);
-        qk_fill_piece(d, x, &(qk_piece_fill){table, a.group, NULL, g->columns, b.used, b.panel});
-        b.used += n;
-    }
-    if (g->as_bytes) {
-        add_bytes(g, &b);
-        write_gram(g, products, &b);
-        add_exactly(g, exact + (1 + a.group) * exact_size(g), &b);
-    }
+    for (int64_t piece = 0; piece < g->on->pieces.count; piece++) add_piece(g, &a, piece, products);
+    if (g->as_bytes) add_group_bytes(g, &a, worker, products);
     mirror(products, L);
     for (int64_t o = 0; o < O; o++)
         for (int64_t k = 0; k < L; k++) products[(L + o) * L + k] = a.cross[k * O + o];
@@ -209,23 +221,12 @@ void qk_sample_grams_add(qk_sample_grams *g, const int64_t *samples, int64_t cou
 
 /* ---- moments ----------------------------------------------------------------------------------- */
 
-/* The sums of all workers, in those of the first. */
-static byte_sums sums_of_group(const qk_sample_grams *g, int64_t group) {
-    const int64_t K = geometry_of(g)->inputs, size = exact_size(g), stride = (1 + geometry_of(g)->groups) * size;
-    double *sums = g->exact + (1 + group) * size;
-    for (int worker = 1; worker < qk_pool_threads(g->on->pool); worker++)
-        for (int64_t i = 0; i < size; i++) {
-            sums[i] += sums[worker * stride + i];
-            sums[worker * stride + i] = 0;
-        }
-    return (byte_sums){.gram = sums, .sum = sums + K * K};
-}
-
 /* G and the mean of X of a group. */
 static void set_inputs(const qk_sample_grams *g, qk_quadratic *q, int64_t group) {
     const int64_t K = q->inputs;
     const double n = (double)(g->count * g->on->data->extent.positions), scale = g->affine.scale;
-    const byte_sums b = sums_of_group(g, group);
+    double *sums = g->sums + group * exact_size(g);
+    const group_bytes b = {.gram = sums, .sum = sums + K * K};
     double *gram = q->gram + group * K * K, *mean = q->mean_x + group * K;
     for (int64_t i = 0; i < K; i++) {
         mean[i] = scale * (b.sum[i] / n - g->affine.zero_point);
@@ -265,6 +266,7 @@ qk_status qk_sample_grams_moments(const qk_sample_grams *g, qk_quadratic *q) {
         set_outputs(g, q, group, w);
     }
     free(w);
+    if (!qk_quadratic_is_finite(q, true)) return QK_E_NONFINITE;
     qk_quadratic_centre(q);
     return QK_OK;
 }

@@ -3,6 +3,8 @@
 #ifndef QK_SAMPLE_GRAMS_H
 #define QK_SAMPLE_GRAMS_H
 
+#include <pthread.h>
+
 #include "finetune/quadratic.h"
 #include "finetune/reconstruction.h"
 
@@ -21,9 +23,10 @@ typedef struct {
     bool as_bytes;    /* the samples are, and stand for the same values: */
     qk_affine affine; /* of them, then */
     int64_t columns;
-    uint8_t *bytes; /* (threads, K, columns) */
-    double
-        *exact; /* (threads, 1 + groups, K + 1, K): X (X - 128)', a lower triangle, and X of a sample; sums of that */
+    uint8_t *bytes; /* (threads, K, columns): scratch */
+    double *exact;  /* (threads, K + 1, K): of a sample's group the lower triangle of X (X - 128)', then X; scratch */
+    double *sums;   /* (groups, K + 1, K): the same of all samples */
+    pthread_mutex_t lock; /* of sums */
 } qk_sample_grams;
 
 /* Room for so many samples. R are the errors of weight (rows, K) and bias (rows), which are copied. `on` must outlive
@@ -34,7 +37,7 @@ void qk_sample_grams_destroy(qk_sample_grams *g);
 /* The next samples, indices into the data. */
 void qk_sample_grams_add(qk_sample_grams *g, const int64_t *samples, int64_t count);
 
-/* Of a group of the sample at a place. */
+/* Floats that one group of a sample takes in products. */
 int64_t qk_sample_gram_size(const qk_sample_grams *g);
 
 /* Centred moments of all samples that were added, where those are bytes: of X exact. qk_quadratic_destroy after a

@@ -6,7 +6,8 @@ bool qk_geometry_is_sane(const qk_geometry *g) {
     int64_t channels = g->inputs; /* per group, times the sizes of the kernel that are still to come */
     for (int i = 0; i < g->spatial; channels /= g->kernel[i++])
         if (g->kernel[i] < 1 || channels % g->kernel[i] || g->stride[i] < 1 || g->dilation[i] < 1 ||
-            g->pad_begin[i] < 0 || g->pad_end[i] < 0 || g->output_padding[i] < 0 || g->output_shape[i] < 0)
+            g->stride[i] > INT32_MAX || g->dilation[i] > INT32_MAX || g->pad_begin[i] < 0 || g->pad_end[i] < 0 ||
+            g->pad_begin[i] > INT32_MAX || g->output_padding[i] < 0 || g->output_shape[i] < 0)
             return false;
     return true;
 }

@@ -56,7 +56,7 @@ static void add_conv_inputs(qk_row_table *t, const qk_geometry *g, const qk_exte
             const uint32_t in = (uint32_t)e->in[i];
             const int32_t *coordinate = t->coordinates + i * t->capacity, *phases = t->phases + i * t->capacity;
             for (int64_t r = 0; r < n; r++) {
-                const uint32_t p = (uint32_t)(coordinate[r] + shift), at = (uint32_t)row[r] + p * scale;
+                const uint32_t p = (uint32_t)coordinate[r] + (uint32_t)shift, at = (uint32_t)row[r] + p * scale;
                 row[r] = row[r] >= 0 && p < in ? (int32_t)at : -1;
             }
             for (int64_t r = 0; g->transposed && r < n; r++)
@@ -88,7 +88,7 @@ void qk_row_table_add_outputs(qk_row_table *t, const qk_extent *e, int64_t sampl
 static void find_runs(const int32_t *offsets, int64_t count, int32_t *runs) {
     enum { B = QK_PANEL_BLOCK };
     for (int64_t block = count / B * B - B; block >= 0; block -= B) {
-        bool rising = offsets[block] >= 0;
+        bool rising = true;
         for (int i = 1; i < B; i++) rising &= offsets[block + i] == offsets[block] + i;
         runs[block] = rising ? B : 0;
         if (rising && block + 2 * B <= count && offsets[block + B] == offsets[block] + B)

@@ -354,8 +354,24 @@ static void adam_steps_are_as_long_as_the_rate(void) {
         }
 }
 
+/* What is far below 1e-8 ends at zero instead of becoming denormal; nothing larger does. */
+static void averages_that_fade_away_end_at_zero(void) {
+    const qk_kernels *tables[MOST_TABLES];
+    const int count = runnable(tables);
+    for (int t = 0; t < count; t++) {
+        float variable[] = {0, 0, 0, 0}, first[] = {1.05e-30f, -1e-29f, 0, 0}, second[] = {1.0005e-30f, 1e-29f, 0, 0};
+        const float gradient[] = {0, 0, 1e-14f, 1e-16f};
+        tables[t]->adam(variable, first, second, gradient, qk_adam_at(0.01, 1), 4);
+        CHECK(first[0] == 0 && second[0] == 0);
+        CHECK(first[1] < -8e-30f && second[1] > 9e-30f);
+        CHECK(first[2] > 9e-16f && variable[2] < 0);
+        CHECK(first[3] == 0 && variable[3] == 0);
+    }
+}
+
 QK_TESTS(QK_TEST(weighted_sum_adds_lines), QK_TEST(output_error_subtracts_and_sums_squares),
          QK_TEST(soft_rounding_steps_along_its_gradient), QK_TEST(soft_rounding_differentiates_weight_and_regulariser),
          QK_TEST(soft_rounding_at_its_ends_and_in_the_middle), QK_TEST(the_rectified_sigmoid_is_precise),
          QK_TEST(a_negative_rate_only_sets_the_soft_weight), QK_TEST(straight_through_steps_inside_the_grid),
-         QK_TEST(a_negative_rate_only_sets_the_quantized_weight), QK_TEST(adam_steps_are_as_long_as_the_rate))
+         QK_TEST(a_negative_rate_only_sets_the_quantized_weight), QK_TEST(adam_steps_are_as_long_as_the_rate),
+         QK_TEST(averages_that_fade_away_end_at_zero))

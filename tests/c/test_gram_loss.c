@@ -5,9 +5,10 @@
 #include "finetune/set_moments.h"
 #include "reconstruction_cases.h"
 
-/* Steps of groups in several tasks, and of one group in several. */
+/* Steps of groups in several tasks, and of one group in several; bytes that are multiplied in several goes. */
 static const ref_case cut[] = {
     {"many groups", {2, QK_PAD_EXPLICIT, 100, 1, 9, {3, 3}, {1, 1}, {1, 1}, {1, 1}, {1, 1}}, 4, {40, 100, 3, 4}},
+    {"many positions", {0, QK_PAD_EXPLICIT, 1, 2, 3}, 3, {3, 9000, 3}},
     {"large groups", {1, QK_PAD_EXPLICIT, 2, 60, 70, {7}, {1}, {1}, {3}, {3}}, 3, {40, 20, 9}},
 };
 enum { CUT = sizeof cut / sizeof *cut, ALL_CASES = CASES + CUT };
@@ -214,6 +215,23 @@ static void moments_are_those_of_all_samples(void) {
         }
 }
 
+static void bytes_that_stand_for_other_values_are_taken_as_floats(void) {
+    for (int i = 0; i < ALL_CASES; i++) {
+        moved_layer m = moved_new(any_case(i), QK_U8, true, 2);
+        int64_t *samples = backwards(&m.f);
+        gram_losses g;
+        m.f.data->x[1].affine.zero_point += 5;
+        qk_blas_enter();
+        gram_losses_new(&g, &m, samples, 1);
+        CHECK(!g.grams.as_bytes);
+        gram_losses_free(&g);
+        qk_blas_leave();
+        check_case(&m, samples, m.f.data->count);
+        free(samples);
+        moved_free(&m);
+    }
+}
+
 static void it_pays_with_many_positions_and_few_inputs(void) {
     const qk_geometry few = {.groups = 1, .inputs = 144, .outputs = 16},
                       many = {.groups = 1, .inputs = 2000, .outputs = 16};
@@ -254,5 +272,5 @@ static void it_may_run_out_of_memory(void) {
 
 QK_TESTS(QK_TEST(everything_is_what_the_rows_say), QK_TEST(at_the_reference_the_loss_is_its_own),
          QK_TEST(threads_do_not_change_a_bit), QK_TEST(calls_do_not_see_each_other),
-         QK_TEST(moments_are_those_of_all_samples), QK_TEST(it_pays_with_many_positions_and_few_inputs),
-         QK_TEST(it_may_run_out_of_memory))
+         QK_TEST(moments_are_those_of_all_samples), QK_TEST(bytes_that_stand_for_other_values_are_taken_as_floats),
+         QK_TEST(it_pays_with_many_positions_and_few_inputs), QK_TEST(it_may_run_out_of_memory))

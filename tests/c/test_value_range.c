@@ -107,6 +107,16 @@ static void bins_merge_as_larger_values_arrive(void) {
     free(x);
 }
 
+/* In one batch, while counts of narrower bins wait. */
+static void bins_merge_in_the_middle_of_a_batch(void) {
+    enum { N = 20000 };
+    qk_random r = {2};
+    float *x = qk_floats(&r, N, -1, 1);
+    for (int i = 0; i < N; i++) x[i] *= ldexpf(1.0f, i / 5000 - 10);
+    check_range(x, N, 128, N);
+    free(x);
+}
+
 static void zeros_do_not_coarsen_the_bins(void) {
     float x[96] = {0};
     for (int i = 32; i < 64; i++) x[i] = 0.001f * (float)i;
@@ -127,6 +137,9 @@ static void counts_do_not_overflow(void) {
     for (int i = 0; i < N; i++) x[i] = i % 3 ? 6 : 0; /* a clipped activation: a bin gets more than 16 bits hold */
     x[N - 1] = -1;
     check_range(x, N, 64, N);
+    for (int i = 0; i < N; i++) x[i] = 6;
+    check_range(x, N, 64, N);
+    x[N - 1] = -1;
     check_range(x, N, 64, 70001);
     free(x);
 }
@@ -178,7 +191,7 @@ static qk_status new_and_update(void *context) {
 static void a_range_may_run_out_of_memory(void) { qk_refuse_each_allocation(new_and_update, NULL); }
 
 QK_TESTS(QK_TEST(the_histogram_counts_every_value), QK_TEST(bins_merge_as_larger_values_arrive),
-         QK_TEST(zeros_do_not_coarsen_the_bins), QK_TEST(powers_of_two_and_tiny_values),
-         QK_TEST(counts_do_not_overflow), QK_TEST(many_tensors_at_once_are_kept_apart),
-         QK_TEST(nan_and_inf_name_their_tensor), QK_TEST(an_odd_number_of_bins_is_refused),
-         QK_TEST(a_range_may_run_out_of_memory))
+         QK_TEST(bins_merge_in_the_middle_of_a_batch), QK_TEST(zeros_do_not_coarsen_the_bins),
+         QK_TEST(powers_of_two_and_tiny_values), QK_TEST(counts_do_not_overflow),
+         QK_TEST(many_tensors_at_once_are_kept_apart), QK_TEST(nan_and_inf_name_their_tensor),
+         QK_TEST(an_odd_number_of_bins_is_refused), QK_TEST(a_range_may_run_out_of_memory))

@@ -273,7 +273,7 @@ def test_foreign_blocks_are_finetuned(op: str, block: int):
         assert layer.accepted, algorithm
         before, after = ([mean_squared_error(model, m, data) for data in (seen, unseen)] for m in (quantized, tuned))
         assert after[0] < before[0]
-        assert after[1] < 1.1 * before[1]
+        assert after[1] < 1.1 * before[1]  # so few samples and steps promise no more
 
 
 def test_blocks_need_opset_21():
