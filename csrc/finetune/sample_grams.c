@@ -69,7 +69,9 @@ qk_status qk_sample_grams_init(qk_sample_grams *g, const qk_reconstruction *on, 
 }
 
 void qk_sample_grams_destroy(qk_sample_grams *g) {
-    void *arrays[] = {g->place, g->weight, g->bias, g->products, g->squares, g->target, g->scratch, g->bytes, g->exact};
+    void *arrays[] = {g->place,  g->weight,  g->bias,  g->products, g->squares,
+                      g->target, g->scratch, g->bytes, g->exact,    g->sums};
+    if (g->on) pthread_mutex_destroy(&g->lock);
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
