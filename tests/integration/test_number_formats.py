@@ -266,14 +266,12 @@ def test_foreign_blocks_are_finetuned(op: str, block: int):
     for name, value in {"q": integers.astype(int4), "s": scale}.items():
         quantized.graph.initializer.append(numpy_helper.from_array(value, name))
     mixed = np.random.default_rng(0).standard_normal((12, 12))  # inputs that have to do with each other
-    seen, unseen = ({"x": (samples(model, n, seed=s)["x"] @ mixed).astype("f")} for n, s in ((200, 0), (100, 1)))
+    seen, unseen = ({"x": (samples(model, n, seed=s)["x"] @ mixed).astype("f")} for n, s in ((800, 0), (100, 1)))
     for algorithm in ALGORITHMS.values():
         tuned, report = finetune(model, quantized, None, Reader(seen), algorithm)
         (layer,) = report.layers
         assert layer.accepted, algorithm
-        before, after = ([mean_squared_error(model, m, data) for data in (seen, unseen)] for m in (quantized, tuned))
-        assert after[0] < before[0]
-        assert after[1] < 1.1 * before[1]  # so few samples and steps promise no more
+        assert mean_squared_error(model, tuned, unseen) < mean_squared_error(model, quantized, unseen)
 
 
 def test_blocks_need_opset_21():
