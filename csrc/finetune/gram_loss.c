@@ -5,6 +5,7 @@
 #include "base/blas.h"
 #include "base/memory.h"
 #include "base/pool.h"
+#include "base/sizes.h"
 #include "kernels/kernels.h"
 
 enum {
@@ -49,18 +50,16 @@ bool qk_gram_loss_pays(const qk_geometry *geometry, int64_t positions, qk_gram_l
 
 /* ---- sizes, on which alone it depends how work is cut ------------------------------------------ */
 
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-
 static const qk_geometry *geometry_of(const qk_gram_loss *g) { return &g->of->on->data->geometry; }
 
 /* A step's tasks are parts of a group, or several groups as a whole. */
 static void cut(qk_gram_loss *g, int64_t batch) {
     const int64_t L = g->of->inputs, groups = geometry_of(g)->groups;
     const double tasks = step_cost((double)L, (double)g->of->outputs, (double)batch) / TASK;
-    const int64_t most = (L + FEWEST_LINES - 1) / FEWEST_LINES, parts = tasks < 1 ? 1 : smaller((int64_t)tasks, most);
+    const int64_t most = qk_ceil_div(L, FEWEST_LINES), parts = tasks < 1 ? 1 : qk_smaller((int64_t)tasks, most);
     g->lines = (L + parts - 1) / parts;
     g->parts = (L + g->lines - 1) / g->lines;
-    g->bundle = tasks < 1 ? smaller((int64_t)(1 / tasks), groups) : 1;
+    g->bundle = tasks < 1 ? qk_smaller((int64_t)(1 / tasks), groups) : 1;
 }
 
 /* Sums over the samples of a step, and V. */
@@ -153,7 +152,7 @@ static void step_part(const step *s, int64_t group, int64_t first, int64_t n, co
         for (int64_t k = 0; k < n; k++) half[k] += c[k];
         g->change[part * g->of->on->rows + row] =
             kernels->dot_f32(moved, half, (size_t)n) + kernels->dot_f32(moved, c, (size_t)n);
-        const int64_t weights = smaller(n, K - first);
+        const int64_t weights = qk_smaller(n, K - first);
         for (int64_t k = 0; k < weights; k++) gradient[k] = s->factor * half[k];
         if (s->result->slope && weights < n) s->result->slope[row] = s->factor * half[weights];
     }
@@ -167,13 +166,13 @@ static void step_task(void *context, int64_t task, int worker) {
     float *v = g->scratch + worker * g->scratch_size, *sums = v + v_size(g);
     if (g->parts > 1) {
         const int64_t group = task / g->parts, first = task % g->parts * g->lines;
-        const int64_t n = smaller(g->lines, L - first), at = group * size;
+        const int64_t n = qk_smaller(g->lines, L - first), at = group * size;
         const matrix gram = sum_of(s, at + first * L, 1, n * L, sums);
         const matrix cross = sum_of(s, at + L * L + first, O, n, sums + n * L);
         step_part(s, group, first, n, gram.at, cross, v);
         return;
     }
-    const int64_t first = task * g->bundle, end = smaller(first + g->bundle, groups);
+    const int64_t first = task * g->bundle, end = qk_smaller(first + g->bundle, groups);
     const float *all = sum_of(s, first * size, 1, (end - first) * size, sums).at;
     for (int64_t group = first; group < end; group++, all += size)
         step_part(s, group, 0, L, all, (matrix){all + L * L, L}, v);

@@ -6,15 +6,13 @@
 #include "base/blas.h"
 #include "base/memory.h"
 #include "base/pool.h"
+#include "base/sizes.h"
 #include "kernels/kernels.h"
 
 enum {
     STRIP = 64,         /* lines of a Gram matrix in one product: what is above the diagonal is mostly left out */
     MOST_COLUMNS = 4096 /* of bytes that are multiplied at a time, or those of a piece */
 };
-
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static const qk_geometry *geometry_of(const qk_sample_grams *g) { return &g->on->data->geometry; }
 
@@ -61,7 +59,7 @@ qk_status qk_sample_grams_init(qk_sample_grams *g, const qk_reconstruction *on, 
     g->scratch_size = panel_size(g);
     g->as_bytes = are_alike(on->data, &g->affine);
     pthread_mutex_init(&g->lock, NULL);
-    g->columns = smaller(on->data->extent.positions, larger(MOST_COLUMNS, on->pieces.size));
+    g->columns = qk_smaller(on->data->extent.positions, qk_larger(MOST_COLUMNS, on->pieces.size));
     QK_TRY(allocate(g, samples));
     memcpy(g->weight, weight, (size_t)(on->rows * K) * sizeof *weight);
     memcpy(g->bias, bias, (size_t)on->rows * sizeof *bias);
@@ -81,7 +79,7 @@ void qk_sample_grams_destroy(qk_sample_grams *g) {
 static void add_gram(const qk_sample_grams *g, float *products, const float *panel, int64_t n, bool accumulate) {
     const int64_t L = g->inputs;
     for (int64_t first = 0; first < L; first += STRIP) {
-        const int64_t end = smaller(first + STRIP, L);
+        const int64_t end = qk_smaller(first + STRIP, L);
         qk_sgemm(products + first * L, panel + first * n, panel,
                  (qk_gemm_shape){.m = end - first,
                                  .n = end,

@@ -5,16 +5,14 @@
 #include "base/blas.h"
 #include "base/memory.h"
 #include "base/pool.h"
+#include "base/sizes.h"
 #include "kernels/kernels.h"
 
 enum { TILE = 4, SEEN = 6, TAPS = 9, ELEMENTS = SEEN * SEEN };
 enum { BLOCK = 32 }; /* outputs whose products are in memory at a time */
 
-static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t tile_columns(const qk_training_data *d) { return ceil_div(d->extent.out[1], TILE); }
-static int64_t tile_rows(const qk_training_data *d) { return ceil_div(d->extent.out[0], TILE); }
+static int64_t tile_columns(const qk_training_data *d) { return qk_ceil_div(d->extent.out[1], TILE); }
+static int64_t tile_rows(const qk_training_data *d) { return qk_ceil_div(d->extent.out[0], TILE); }
 
 /* ---- plan ------------------------------------------------------------------------------------ */
 
@@ -41,14 +39,14 @@ qk_winograd_plan qk_winograd_plan_of(const qk_training_data *d, int64_t samples)
     enum { PARTS = 4, FEWEST_TILES = 16, MOST_TILES = 128, FEWEST_OUTPUTS = 16 };
     if (!applies(d) || !pays(d, samples)) return (qk_winograd_plan){0};
     const int64_t rows = tile_rows(d), columns = tile_columns(d), O = d->geometry.outputs;
-    const int64_t tiles = larger(FEWEST_TILES, smaller(MOST_TILES, samples * rows * columns / PARTS));
-    const int64_t each = smaller(ceil_div(tiles, columns), samples * rows); /* rows of tiles */
-    const int64_t pieces = ceil_div(rows, each), together = larger(1, each / rows);
-    const int64_t parts = d->geometry.groups * ceil_div(samples, together) * pieces;
+    const int64_t tiles = qk_larger(FEWEST_TILES, qk_smaller(MOST_TILES, samples * rows * columns / PARTS));
+    const int64_t each = qk_smaller(qk_ceil_div(tiles, columns), samples * rows); /* rows of tiles */
+    const int64_t pieces = qk_ceil_div(rows, each), together = qk_larger(1, each / rows);
+    const int64_t parts = d->geometry.groups * qk_ceil_div(samples, together) * pieces;
     return (qk_winograd_plan){
         .pays = true,
         .columns = each < rows ? each * TILE * d->extent.out[1] : together * d->extent.positions,
-        .outputs = smaller(O, larger(FEWEST_OUTPUTS, ceil_div(O, ceil_div(PARTS, parts)))),
+        .outputs = qk_smaller(O, qk_larger(FEWEST_OUTPUTS, qk_ceil_div(O, qk_ceil_div(PARTS, parts)))),
     };
 }
 
@@ -56,7 +54,7 @@ qk_winograd_plan qk_winograd_plan_of(const qk_training_data *d, int64_t samples)
 
 /* Between the beginnings of lines of n values: an odd number of cache lines, or 36 of them could fall on one another in
  * the first-level cache. */
-static int64_t distance_of(int64_t n) { return (ceil_div(n, 16) | 1) * 16; }
+static int64_t distance_of(int64_t n) { return (qk_ceil_div(n, 16) | 1) * 16; }
 
 /* Sizes of a part. Tiles are cut from planes, one for each sample, of which a row has `width` and all have `size`
  * values. */
@@ -68,7 +66,7 @@ typedef struct {
 } layout;
 
 static layout layout_of(const qk_winograd *w, int64_t samples, int64_t count) {
-    const int64_t W = w->data->extent.out[1], rows = ceil_div(count, TILE * W);
+    const int64_t W = w->data->extent.out[1], rows = qk_ceil_div(count, TILE * W);
     layout l = {.samples = samples, .rows = rows, .tiles = samples * rows * w->tile_columns, .count = count};
     l.in_width = TILE * w->tile_columns + SEEN - TILE;
     l.in_size = (TILE * rows + SEEN - TILE) * l.in_width;
@@ -91,7 +89,7 @@ typedef struct {
     int32_t *out_at, *in_at;
 } scratch;
 
-static int64_t block_of(const qk_winograd *w) { return smaller(w->outputs, BLOCK); }
+static int64_t block_of(const qk_winograd *w) { return qk_smaller(w->outputs, BLOCK); }
 
 static scratch scratch_of(const qk_winograd *w, int worker) {
     scratch s = {.inputs = w->scratch + worker * w->scratch_size, .out_at = w->places + worker * 2 * w->most_tiles};
@@ -106,7 +104,7 @@ static scratch scratch_of(const qk_winograd *w, int worker) {
 qk_status qk_winograd_init(qk_winograd *w, const qk_training_data *d, const qk_winograd_plan *plan, int threads) {
     const int64_t O = d->geometry.outputs, C = d->geometry.inputs / TAPS, positions = d->extent.positions;
     *w = (qk_winograd){.data = d, .channels = C, .outputs = O, .tile_columns = tile_columns(d)};
-    const layout l = layout_of(w, larger(1, plan->columns / positions), smaller(plan->columns, positions));
+    const layout l = layout_of(w, qk_larger(1, plan->columns / positions), qk_smaller(plan->columns, positions));
     const int64_t block = block_of(w) * C;
     w->most_tiles = l.tiles;
     w->distance = distance_of(O * C);
@@ -138,15 +136,15 @@ static void filter_task(void *context, int64_t task, int worker) {
     (void)worker;
     const filter_job *job = context;
     const qk_winograd *w = job->w;
-    const int64_t C = w->channels, blocks = ceil_div(w->outputs, BLOCK), group = task / blocks;
+    const int64_t C = w->channels, blocks = qk_ceil_div(w->outputs, BLOCK), group = task / blocks;
     const int64_t first = task % blocks * BLOCK;
     qk_kernels_get()->winograd_filter(w->filters + group * ELEMENTS * w->distance + first * C, w->distance,
                                       job->weight + (group * w->outputs + first) * C * TAPS, w->nines, 3,
-                                      (size_t)(smaller(BLOCK, w->outputs - first) * C));
+                                      (size_t)(qk_smaller(BLOCK, w->outputs - first) * C));
 }
 
 void qk_winograd_use_weight(qk_winograd *w, const float *weight, qk_pool *pool) {
-    qk_pool_run(pool, filter_task, &(filter_job){w, weight}, w->data->geometry.groups * ceil_div(w->outputs, BLOCK));
+    qk_pool_run(pool, filter_task, &(filter_job){w, weight}, w->data->geometry.groups * qk_ceil_div(w->outputs, BLOCK));
 }
 
 /* ---- inputs ---------------------------------------------------------------------------------- */
@@ -170,8 +168,8 @@ static void take_inputs(const qk_winograd *w, const qk_part *p, const layout *l,
     const qk_extent *e = &w->data->extent;
     const int64_t height = l->in_size / l->in_width, width = l->in_width;
     const int64_t top = p->position / e->out[1] - e->pad[0], left = -e->pad[1]; /* what a plane begins with */
-    const int64_t first_row = larger(0, -top), last_row = smaller(height, e->in[0] - top);
-    const int64_t first = larger(0, -left), n = smaller(width, e->in[1] - left) - first;
+    const int64_t first_row = qk_larger(0, -top), last_row = qk_smaller(height, e->in[0] - top);
+    const int64_t first = qk_larger(0, -left), n = qk_smaller(width, e->in[1] - left) - first;
     find_tiles(s->in_at, l, w->tile_columns, l->in_size, width);
     memset(s->in, 0, (size_t)(l->samples * l->in_size) * sizeof *s->in); /* padding stays zero for all channels */
     for (int64_t c = 0; c < w->channels; c++) {
@@ -210,7 +208,7 @@ void qk_winograd_forward(const qk_winograd *w, const qk_part *p, int worker, flo
     take_inputs(w, p, &l, &s);
     find_tiles(s.out_at, &l, w->tile_columns, l.out_size, l.out_width);
     for (int64_t first = 0; first < p->outputs; first += BLOCK) {
-        const int64_t count = smaller(BLOCK, p->outputs - first);
+        const int64_t count = qk_smaller(BLOCK, p->outputs - first);
         for (int64_t f = 0; f < ELEMENTS; f++)
             qk_sgemm(s.products + f * T, filters + f * w->distance + first * C, s.inputs + f * T,
                      (qk_gemm_shape){.m = count, .n = T, .k = C, .lda = C, .ldb = ld, .ldc = ld});
@@ -229,7 +227,7 @@ void qk_winograd_backward(const qk_winograd *w, const qk_part *p, int worker, fl
     const int64_t C = w->channels, T = l.tiles, ld = ELEMENTS * T, n = l.samples * l.count;
     if (!l.exact) memset(s.out, 0, (size_t)(l.samples * l.out_size) * sizeof *s.out); /* what lies beyond the edge */
     for (int64_t first = 0; first < p->outputs; first += BLOCK) {
-        const int64_t count = smaller(BLOCK, p->outputs - first), distance = distance_of(count * C);
+        const int64_t count = qk_smaller(BLOCK, p->outputs - first), distance = distance_of(count * C);
         for (int64_t o = 0; o < count; o++) {
             const float *line = error + (first + o) * n;
             if (!l.exact) line_to_planes(s.out, line, &l, w->data->extent.out[1]);
