@@ -42,8 +42,11 @@ def weight_scale(
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """(scale, zero_point) of the weight (rows, inputs) with the least squared error, one each or one a row."""
 
-def return_memory(least: int, /) -> None:
-    """Give memory that was freed back to the system, if the C library holds at least so many bytes of it."""
+def unused_memory() -> int:
+    """Bytes that the process has beside what it allocated: code, and what the C library keeps of freed memory."""
+
+def return_memory() -> None:
+    """Give back to the system what the C library keeps of freed memory."""
 
 @final
 class ThreadPool:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,6 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from quark.onnx import _core
 from quark.onnx.errors import ModelError, UnsupportedError
 from quark.onnx.large_models import serialized_for
 
@@ -25,14 +25,11 @@ __all__ = [
     "alike",
     "batch_is_free",
     "in_order",
-    "return_freed_memory",
     "session",
 ]
 
 CUDA = "CUDAExecutionProvider"
 READY = 2  # results that wait for the caller, so that no thread does while the caller works
-
-_FREED_BYTES = 16 << 20
 
 Batch = dict[str, NDArray[np.generic]]
 _Item = TypeVar("_Item")
@@ -66,7 +63,12 @@ class Engine:
 
 
 def session(
-    model: onnx.ModelProto, engine: Engine, *, fuse_qdq: bool = False, optimise: bool = True
+    model: onnx.ModelProto,
+    engine: Engine,
+    *,
+    fuse_qdq: bool = False,
+    optimise: bool = True,
+    save_as: Path | None = None,
 ) -> ort.InferenceSession:
     """An onnxruntime session.
 
@@ -74,6 +76,7 @@ def session(
         fuse_qdq: as onnxruntime runs a Q/DQ model by default, with integer kernels that may differ from machine to
             machine. Off, each Q and DQ is computed as ONNX defines it, with float operators in between.
         optimise: False: the graph as it is, slower, with other last bits.
+        save_as: write the optimised graph there.
 
     Raises:
         ModelError: the model is invalid.
@@ -83,6 +86,8 @@ def session(
     options.intra_op_num_threads = engine.threads
     if not optimise:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if save_as is not None:
+        options.optimized_model_filepath = str(save_as)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the core needs the processors in between
     options.add_session_config_entry("session.disable_quant_qdq", "0" if fuse_qdq else "1")
     options.log_severity_level = 3
@@ -115,11 +120,6 @@ def in_order(run: Callable[[_Item], _Result], items: Iterable[_Item], *, threads
         finally:
             for future in ahead:
                 future.cancel()
-
-
-def return_freed_memory() -> None:
-    """Give back to the system what the C library holds of freed tensors, if that is much."""
-    _core.return_memory(_FREED_BYTES)
 
 
 class BatchMerging:

@@ -11,8 +11,12 @@
 static inline void *qk_calloc(int64_t n, size_t size) { return n < 0 ? NULL : calloc(n > 0 ? (size_t)n : 1, size); }
 #define QK_NEW(type, n) ((type *)qk_calloc((int64_t)(n), sizeof(type)))
 
-/* Give memory that was freed back to the system, if the C library holds at least so many bytes of it. */
-void qk_return_memory(size_t least);
+/* Bytes of memory that the process has beside what it allocated: code, and what the C library keeps of freed memory, which
+ * is what makes it grow. 0 where the system does not tell. */
+size_t qk_unused_memory(void);
+
+/* Give back to the system what the C library keeps of freed memory. */
+void qk_return_memory(void);
 
 #define QK_TRY(expression)                    \
     do {                                      \

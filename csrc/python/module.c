@@ -82,12 +82,17 @@ static PyObject *module_weight_scale(PyObject *module, PyObject *args, PyObject 
     return result;
 }
 
-static PyObject *module_return_memory(PyObject *module, PyObject *argument) {
+static PyObject *module_unused_memory(PyObject *module, PyObject *args) {
     (void)module;
-    const size_t least = PyLong_AsSize_t(argument);
-    if (PyErr_Occurred()) return NULL;
+    (void)args;
+    return PyLong_FromSize_t(qk_unused_memory());
+}
+
+static PyObject *module_return_memory(PyObject *module, PyObject *args) {
+    (void)module;
+    (void)args;
     Py_BEGIN_ALLOW_THREADS
-    qk_return_memory(least);
+    qk_return_memory();
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -106,9 +111,11 @@ static PyMethodDef module_methods[] = {
     {"weight_scale", (PyCFunction)(void (*)(void))module_weight_scale, METH_VARARGS | METH_KEYWORDS,
      "weight_scale(weight, *, qmin, qmax, symmetric, per_channel, scale_type, pool)\n--\n\n"
      "(scale, zero_point) of the weight (rows, inputs) with the least squared error, one each or one a row."},
-    {"return_memory", module_return_memory, METH_O,
-     "return_memory(least, /)\n--\n\n"
-     "Give memory that was freed back to the system, if the C library holds at least so many bytes of it."},
+    {"unused_memory", module_unused_memory, METH_NOARGS,
+     "unused_memory()\n--\n\n"
+     "Bytes that the process has beside what it allocated: code, and what the C library keeps of freed memory."},
+    {"return_memory", module_return_memory, METH_NOARGS,
+     "return_memory()\n--\n\nGive back to the system what the C library keeps of freed memory."},
     {NULL, NULL, 0, NULL}};
 
 qk_module_state *qk_state_of(PyObject *self) { return PyType_GetModuleState(Py_TYPE(self)); }

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
+from threading import Lock
 
 import numpy as np
 import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.calibration.activation_range import ActivationRange
+from quark.onnx.calibration.channel_blocks import session_in_blocks
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.calibration.reader import Batch, sample_count
 from quark.onnx.calibration.weight_grid import WeightGrid
@@ -18,7 +22,7 @@ from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
 from quark.onnx.errors import DataError
 from quark.onnx.graph.weight_layers import WeightLayer
 from quark.onnx.graph.weight_params import WeightParams
-from quark.onnx.inference import Engine, in_order, return_freed_memory, session
+from quark.onnx.inference import Engine, in_order, session
 
 __all__ = ["Calibration", "CalibrationSettings", "calibrate"]
 
@@ -92,30 +96,46 @@ def calibrate(
     # To the last bit as onnxruntime.quantization: item by item, the graph as it is. Threads would move bits too.
     exact = any(settings.range_of(name).is_exact for name in tensors)
     wanted = list(dict.fromkeys([*tensors, *search.tensors()]))
-    run = _Exposed(model, wanted, replace(each, threads=1) if exact else each, optimise=not exact)
-    can_join = (lambda *_: False) if exact else can_join
+
+    def exposed(any_order: frozenset[str]) -> _Exposed:
+        run_by = replace(each, threads=1) if exact else each
+        return _Exposed(model, wanted, run_by, optimise=not exact, any_order=any_order)
+
+    ordered = exposed(frozenset())
+    values = ordered(first[0]) if search.tensors() else {}
+    scarce = search.scarce(values, sample_count(first[0]))
+    unordered = ordered if exact else exposed(frozenset(wanted).difference(scarce))
+    made = input_bytes(values or unordered(first[0]))  # how much the model makes of an item
+    joiner = BatchJoiner((lambda *_: False) if exact else can_join, input_bytes(first[0]) * _EXPOSED_BYTES / made)
     statistics = _Statistics(tensors, at_once)
 
-    def look_at(batch: Batch) -> tuple[int, Batch]:
-        values = run(batch)
+    def look_at(task: tuple[Batch, list[int]]) -> tuple[int, Batch]:
+        batch, searched = task
+        count = sample_count(batch)
+        values = (ordered if searched else unordered)(batch)
         statistics.update(values)
-        return sample_count(batch), {name: values[name] for name in search.tensors()}
+        inputs = {name: values[name] for name in scarce}
+        if searched:
+            others = set(search.tensors()).difference(scarce)
+            inputs |= {name: _samples(values[name], searched, count) for name in others}
+        return count, inputs
 
     samples = 0
-    for count, inputs in in_order(look_at, _batches(chain(first, items), can_join, run), threads=at_once):
+    tasks = ((batch, search.wanted(sample_count(batch))) for batch in joiner.join(chain(first, items)))
+    for count, inputs in in_order(look_at, tasks, threads=at_once):
         search.feed(inputs)
         samples += count
-    return_freed_memory()  # that of inner tensors
+    _core.return_memory()  # that of inner tensors
     ranges = statistics.all()
     found = {name: settings.range_of(name).of(ranges, i) for i, name in enumerate(tensors)}
     return Calibration(found, search.choose(), samples)
 
 
-def _batches(items: Iterator[Batch], can_join: CanJoin, run: _Exposed) -> Iterator[Batch]:
-    """The items, joined as far as what the model makes of them stays small. The first tells how much that is."""
-    first = next(items)
-    made = sum(array.nbytes for array in run(first).values())
-    yield from BatchJoiner(can_join, input_bytes(first) * _EXPOSED_BYTES / made).join(chain((first,), items))
+def _samples(x: NDArray[np.generic], wanted: list[int], count: int) -> NDArray[np.generic]:
+    """Some samples of a batch of so many; all of them where the tensor does not tell them apart."""
+    if len(wanted) == count or x.ndim == 0 or len(x) % count:
+        return x
+    return x.reshape(count, len(x) // count, *x.shape[1:])[wanted].reshape(-1, *x.shape[1:])
 
 
 class _Statistics:
@@ -145,23 +165,40 @@ class _Statistics:
 
 
 class _Exposed:
-    """The model with inner tensors as outputs."""
+    """The model with inner tensors as outputs.
 
-    def __init__(self, model: onnx.ModelProto, tensors: list[str], engine: Engine, *, optimise: bool) -> None:
-        exposed = onnx.ModelProto()
-        exposed.CopyFrom(model)
+    Args:
+        any_order: tensors whose values may come in any order, which takes less time.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, tensors: list[str], engine: Engine, *, optimise: bool, any_order: frozenset[str]
+    ) -> None:
         self._inputs = {i.name for i in model.graph.input}
         self._names = [name for name in tensors if name not in self._inputs]
         self._names = self._names or [output.name for output in model.graph.output]  # data is tried in any case
-        del exposed.graph.output[:]
-        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names)
-        self._session = session(exposed, engine, optimise=optimise)
+        self._model = onnx.ModelProto()
+        self._model.CopyFrom(model)
+        del self._model.graph.output[:]
+        self._model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names)
+        self._engine, self._optimise, self._any_order = engine, optimise, any_order
+        self._opening = Lock()
+        self._opened: tuple[ort.InferenceSession, list[str]] | None = None  # and what it is asked for
 
     def __call__(self, batch: Batch) -> Batch:
         """The inputs, and the wanted tensors that they lead to."""
+        opened, names = self._open()
         try:
-            values = self._session.run(self._names, batch)
+            values = opened.run(names, batch)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             shapes = {name: array.shape for name, array in batch.items()}
             raise DataError(f"the float model cannot run on calibration data of shape {shapes}: {error}") from error
         return {**batch, **dict(zip(self._names, values, strict=True))}
+
+    def _open(self) -> tuple[ort.InferenceSession, list[str]]:
+        with self._opening:
+            if self._opened is None and self._any_order:
+                self._opened = session_in_blocks(self._model, self._any_order, self._engine)
+            if self._opened is None:
+                self._opened = session(self._model, self._engine, optimise=self._optimise), self._names
+            return self._opened

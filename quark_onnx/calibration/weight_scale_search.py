@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,8 +24,8 @@ from quark.onnx.plan.layer_data import core_geometry
 __all__ = ["WeightScaleSearch"]
 
 _LOG = logging.getLogger(__name__)
-_PLANNED_SAMPLES = 32  # that give all their rows to the choice of weight scales
-_FEWEST_ROWS, _MOST_ROWS = 16, 64  # of each of them
+_PLANNED_SAMPLES = 16  # that all give rows to the choice of weight scales; after them fewer and fewer do
+_FEWEST_ROWS, _MOST_ROWS = 32, 64  # of each of them
 # Gram matrices of all layers together, in bytes; beyond it a weight scale is left to minimum and maximum.
 _GRAM_BYTES = 1 << 30
 
@@ -50,6 +51,11 @@ class _Searched:
         for i, part in enumerate(self.parts):
             own = x[..., i * self.block : (i + 1) * self.block] if self.block else x
             part.feed(np.ascontiguousarray(own), None, pool)
+
+    def positions(self, x: NDArray[np.generic]) -> int:
+        """About how many rows the layer's input has."""
+        channels = x.shape[1] if isinstance(self.layer.attributes, ConvAttributes) else self.rows.shape[1]
+        return x.size // channels
 
     def choose(self, others: Sequence[_Searched], pool: _core.ThreadPool) -> WeightParams:
         """The scale with the least output error, of other layers with the same weight too.
@@ -119,13 +125,35 @@ class WeightScaleSearch:
             parts = tuple(_moments(layer, size, len(rows) // groups, groups) for size in sizes)
             self._layers.append(_Searched(layer, grid, rows, parts, block))
         self._leave(left)
+        self._seen = self._fed = 0  # samples
 
     def tensors(self) -> list[str]:
         return [searched.layer.input for searched in self._layers]
 
+    def scarce(self, values: Mapping[str, NDArray[np.generic]], samples: int) -> list[str]:
+        """The tensors that have so few rows in each of the samples that those of all samples are to be fed."""
+        return [
+            one.layer.input for one in self._layers if one.positions(values[one.layer.input]) < samples * _FEWEST_ROWS
+        ]
+
+    def wanted(self, samples: int) -> list[int]:
+        """Of which samples of the next batch, of so many, the other tensors are to be fed. Must be asked once for each
+        batch, in their order.
+        """
+        return [i for i in range(samples) if self._wants_next()] if self._layers else []
+
+    def _wants_next(self) -> bool:
+        """Of the first samples each, then one in n / _PLANNED_SAMPLES at the nth, so that all data has its say."""
+        self._seen += 1
+        times = self._seen / _PLANNED_SAMPLES
+        wants = self._fed < _PLANNED_SAMPLES * min(times, 1 + math.log(max(times, 1)))
+        self._fed += wants
+        return wants
+
     def feed(self, values: Mapping[str, NDArray[np.generic]]) -> None:
-        searched = self._layers
-        self._leave({one.layer.weight for one in searched if not self._fits(one, values[one.layer.input])})
+        """Tensors of some samples."""
+        fed = [one for one in self._layers if one.layer.input in values]
+        self._leave({one.layer.weight for one in fed if not self._fits(one, values[one.layer.input])})
 
     def _leave(self, weights: Collection[str]) -> None:
         """To minimum and maximum, with all layers that have them."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from quark.onnx import _core
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin
 from quark.onnx.calibration.reader import Batch
 from quark.onnx.devices import engine_on_device
@@ -20,7 +21,7 @@ from quark.onnx.fast_finetune.run import finetune_layers
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.selective import EvaluatorJudge, Judge, OutputJudge, judged_outputs
 from quark.onnx.fast_finetune.settings import HOLDOUT
-from quark.onnx.inference import batch_is_free, return_freed_memory
+from quark.onnx.inference import batch_is_free
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.shared_weights import leave_shared
 from quark.onnx.plan.types import Plan, SkippedLayer
@@ -226,7 +227,7 @@ class FastFinetune:
             raise DataError(f"the {role} model cannot run on the calibration data: {error}") from error
 
     def _before(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> _WholeModel:
-        return_freed_memory()  # that of calibration
+        _core.return_memory()  # that of calibration
         reference = self._outputs(float_model, self._role)
         before = self._outputs(quantized)
         wanted, given = ([[array.shape for array in arrays] for arrays in outputs] for outputs in (reference, before))

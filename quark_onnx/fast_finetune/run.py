@@ -19,9 +19,10 @@ from quark.onnx.fast_finetune.selective import Judge
 from quark.onnx.fast_finetune.shared_weights import solve_shared_weights
 from quark.onnx.fast_finetune.solved import Solved, core_input, solve
 from quark.onnx.fast_finetune.solver import LayerSolver, OpenSolver, Solution
+from quark.onnx.freed_memory import FreedMemory
 from quark.onnx.graph.editor import constant_tensors
 from quark.onnx.graph.write_back import write_integers
-from quark.onnx.inference import Engine, return_freed_memory
+from quark.onnx.inference import Engine
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan, Plan
 from quark.onnx.report.layer_report import LayerReport
@@ -99,15 +100,15 @@ def _one_by_one(
     layers: tuple[LayerPlan, ...], batches: LayerBatches, solver: OpenSolver, threads: int
 ) -> Generator[Solved, None, None]:
     """Each layer's data is computed when the layers before it are written back."""
-    pool = _core.ThreadPool(threads)
+    pool, freed = _core.ThreadPool(threads), FreedMemory()
     for index, layer in enumerate(layers):
         started = time.perf_counter()
-        return_freed_memory()  # the tensors of the walk are as long-lived as they are large
+        freed.keep_little()
         opened, problem = solver(layer, pool), ""
         for (data,) in batches.of(index):
             problem = problem or _feed(opened, data, layer)
             if index == 0:  # the model's inputs go
-                return_freed_memory()
+                freed.keep_little()
         yield solve(opened, layer, problem, started)
 
 
@@ -129,7 +130,7 @@ def _side_by_side(
             for data in batches.of(0):
                 list(executor.map(feed, range(len(layers)), data))
             del data  # the last batch of all layers
-            return_freed_memory()
+            _core.return_memory()
             futures = {executor.submit(solve_now, opened[i], layers[i], problems[i]): i for i in range(len(layers))}
             opened.clear()  # the data of a layer goes with its solver
             solved, turn = dict[int, Solved](), 0

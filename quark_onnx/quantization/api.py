@@ -126,15 +126,17 @@ class ModelQuantizer:
                     config.fast_finetune, threads=engine.threads, clock=clock, correct_biases=config.corrects_biases
                 )
                 engine = stack.enter_context(finetuning).engine
-            if config.equalisation is not None and (first := next(items, None)) is not None:
+            first = next(items)
+            if config.equalisation is not None:
                 with clock.phase("equalise"):
                     equalised = equalised_model(model, specs.scope.quantized, config.equalisation, first, engine)
                 model, specs = equalised.model, specs.with_twins(equalised.twins)
                 pairs, warnings = equalised.pairs, equalised.warnings
-                items = chain([first], items)
+            with clock.phase("prepare"):
+                warnings += _warnings_of_forms(original, model, first, engine)
+                tensors = calibration_tensors(model, specs.qdq_options())
             with clock.phase("calibrate"):
-                calibration, found = _calibrate(original, model, items, finetuning, specs, engine)
-                warnings += found
+                calibration = _calibrate(model, chain([first], items), tensors, finetuning, specs, engine)
             with clock.phase("insert Q/DQ"):
                 quantized = insert_qdq(model, calibration.ranges, calibration.weights, specs.qdq_options())
             if finetuning is not None:
@@ -225,28 +227,34 @@ def _unfused(config: QConfig) -> tuple[str, ...]:
     return tuple(name for option, name in operators.items() if not config.extra_options.get(option, True))
 
 
+def _warnings_of_forms(
+    original: onnx.ModelProto, model: onnx.ModelProto, item: Batch, engine: Engine
+) -> tuple[str, ...]:
+    """Whether the model still computes what it was made from does."""
+    difference = difference_of_forms(original, model, item, engine)
+    if not difference:
+        return ()
+    warning = (
+        f"prepared for quantization, the float model computes something else: {difference} on the first item. "
+        "What comes out is near the prepared model: please report it"
+    )
+    _LOG.warning(warning)
+    return (warning,)
+
+
 def _calibrate(
-    original: onnx.ModelProto,
     model: onnx.ModelProto,
     items: Iterator[Batch],
+    tensors: list[str],
     finetuning: FastFinetune | None,
     specs: TensorSpecs,
     engine: Engine,
-) -> tuple[Calibration, tuple[str, ...]]:
-    """What was found, and warnings."""
+) -> Calibration:
     layers = [layer for layer in weight_layers(model) if layer.node_name in specs.scope.quantized]
-    tensors = calibration_tensors(model, specs.qdq_options())
-    warnings = []
     with PhaseProgress("Calibrating samples", None) as progress:
 
         def watched(items: Iterator[Batch]) -> Iterator[Batch]:
-            for index, item in enumerate(items):
-                if index == 0 and (difference := difference_of_forms(original, model, item, engine)):
-                    warnings.append(
-                        f"prepared for quantization, the float model computes something else: {difference} on the "
-                        "first item. What comes out is near the prepared model: please report it"
-                    )
-                    _LOG.warning(warnings[0])
+            for item in items:
                 yield item
                 progress.advance(sample_count(item))
 
@@ -257,7 +265,7 @@ def _calibrate(
         items = _first(items, specs.options.get("CalibDataSize"), drain=finetuning is not None)
         found = calibrate(model, items, can_join, tensors, layers, specs.calibration_settings(), engine)
     own = weight_scales(model, layers, specs.weight_ranges(layers), threads=engine.threads)
-    return replace(found, weights=found.weights | own), tuple(warnings)
+    return replace(found, weights=found.weights | own)
 
 
 def _first(items: Iterator[Batch], samples: int | None, *, drain: bool) -> Iterator[Batch]:

@@ -19,6 +19,7 @@ LAYERS = (
     "errors",
     "config",
     "large_models",
+    "freed_memory",
     "inference",
     "devices",
     "graph",

@@ -18,10 +18,13 @@ from reference.value_range import bin_width, histogram_percentile
 from reference.weight_scale import ScaleProblem
 from small_models import MODELS, Arrays, build, samples
 
+from quark.onnx import _core
+from quark.onnx.calibration import calibrate as calibrate_module
 from quark.onnx.calibration import weight_scale_search
 from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, calibrate
 from quark.onnx.calibration.weight_grid import WeightGrid
+from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
 from quark.onnx.errors import DataError
 from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer, weight_layers
 from quark.onnx.inference import Engine
@@ -153,6 +156,40 @@ def test_scales_of_blocks_are_those_of_a_search_on_each_block(block: int):
     assert (params.scale.shape, params.axis, params.block) == ((8,), 0, 0)
 
 
+def test_batches_do_not_matter_where_only_some_samples_count():
+    """Of images with more rows than count of each."""
+    random = np.random.default_rng(0)
+    model = build("(float[N,3,9,9] x) => (float[N,4,7,7] y) { [a] y = Conv(x, w) }", w=random.normal(size=(4, 3, 3, 3)))
+    data = samples(model, 70)
+    data["x"][35:, 0] *= 20
+    scales = [
+        calibrated(model, cut(data, *ends), [], searching(per_channel=True), threads=threads)
+        .weights["w"]
+        .scale.tolist()
+        for ends, threads in (((), 1), (range(1, 70), 2), ((5, 17, 40), 3))
+    ]
+    assert scales[0] == scales[1] == scales[2]
+    half = calibrated(model, cut({"x": data["x"][:35]}), [], searching(per_channel=True)).weights["w"].scale.tolist()
+    assert half != scales[0]  # the later ones do count
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=40))
+def test_samples_that_count_for_weight_scales(batches: list[int]):
+    """All of the first, then ever fewer, over all of the data; however it is cut."""
+    model = MODELS["mlp"]()
+    pool, grid = _core.ThreadPool(1), WeightGrid(-127, 127, symmetric=True, per_channel=False)
+    search = WeightScaleSearch(model, weight_layers(model), lambda _: grid, pool)
+    ends = np.cumsum([0, *batches])
+    found = [end + i for end, count in zip(ends, batches, strict=False) for i in search.wanted(count)]
+    planned, seen = weight_scale_search._PLANNED_SAMPLES, int(ends[-1])
+    assert found[:planned] == list(range(min(planned, seen)))
+    for n in (2**k * planned for k in range(8)):
+        if n <= seen:
+            assert sum(i < n for i in found) == pytest.approx(planned * (1 + np.log(n / planned)), abs=1)
+    nothing = WeightScaleSearch(model, weight_layers(model), lambda _: None, pool)
+    assert nothing.wanted(5) == []
+
+
 def test_one_scale_per_tensor_has_no_axis():
     model = MODELS["mlp"]()
     params = calibrated(model, cut(samples(model, 8)), [], searching(per_channel=False)).weights["second_w"]
@@ -165,7 +202,7 @@ def test_one_scale_per_tensor_has_no_axis():
 def test_neither_batches_nor_threads_matter(name: str, method: CalibMethod):
     """To the last bit on the model's inputs; behind them onnxruntime's own bits depend on the batch."""
     model = MODELS[name]()
-    data = samples(model, 9)
+    data = samples(model, 40)  # of which some do not count for weight scales
     tensors = [name for name, x in data.items() if x.dtype == np.float32]
     layers = tuple(layer for layer in weight_layers(model) if layer.input in tensors)
     activations = ActivationRange(method=method, percentiles=(99.0,))
@@ -175,7 +212,7 @@ def test_neither_batches_nor_threads_matter(name: str, method: CalibMethod):
         got = calibrated(model, cut(data, *ends), tensors, settings, layers, threads)
         return [got.ranges, got.samples, *(p.scale.tolist() for p in got.weights.values())]
 
-    assert found() == found(1, 2, 5) == found(4, threads=3)
+    assert found() == found(1, 2, 5, 21, 22, 34) == found(4, 19, threads=3)
 
 
 @pytest.mark.parametrize("biases", [0, 1, 2])
@@ -264,6 +301,33 @@ def test_data_that_the_model_cannot_run_on_is_said_with_its_shape():
     model = build("(float[N,M] x) => (float[N,2] y) { y = MatMul(x, w) }", w=np.ones((3, 2)))
     with pytest.raises(DataError, match=r"cannot run on calibration data of shape \{'x': \(2, 5\)\}"):
         calibrated(model, [{"x": np.ones((2, 5), np.float32)}], ["y"])
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_tensors_in_blocks_of_channels_have_the_same_ranges(weights: bool, monkeypatch: pytest.MonkeyPatch):
+    """To the last bit: histograms do not see the order."""
+    shapes = {"wa": (16, 3, 3, 3), "wb": (16, 1, 3, 3), "wc": (32, 16, 1, 1)}
+    random = np.random.default_rng(0)
+    model = build(
+        """(float[N,3,9,9] x) => (float[N,32,5,5] y) {
+            [a] u = Conv(x, wa) a = Relu(u) [b] v = Conv<group=16>(a, wb) b = Relu(v) [c] y = Conv(b, wc)
+        }""",
+        **{name: random.standard_normal(shape) for name, shape in shapes.items()},
+    )
+    data = samples(model, 50)
+    grid = WeightGrid(-127, 127, symmetric=True, per_channel=True) if weights else None
+    options = CalibrationSettings(cutting(99.0), grid)
+
+    def found() -> Calibration:
+        return calibrated(model, cut(data, *range(1, 50)), ["x", "a", "b", "y"], options, threads=2)
+
+    blocks = found()
+    monkeypatch.setattr(calibrate_module, "session_in_blocks", lambda *_: None)
+    ordered = found()
+    assert blocks.ranges == ordered.ranges
+    assert {n: p.scale.tolist() for n, p in blocks.weights.items()} == {
+        n: p.scale.tolist() for n, p in ordered.weights.items()
+    }
 
 
 def test_the_model_stays():

@@ -1,0 +1,82 @@
+"""Inner tensors as onnxruntime holds them: between convolutions in blocks of channels (its NCHWc layout).
+
+To hand out such a tensor in its own order onnxruntime rearranges a copy. Statistics of values do without the order.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+
+from quark.onnx.errors import ModelError
+from quark.onnx.inference import Engine, session
+from quark.onnx.large_models import is_large
+
+__all__ = ["session_in_blocks"]
+
+_LOG = logging.getLogger(__name__)
+_DOMAIN = "com.microsoft.nchwc"
+
+
+def session_in_blocks(
+    model: onnx.ModelProto, any_order: Collection[str], engine: Engine
+) -> tuple[ort.InferenceSession, list[str]] | None:
+    """A session of a model, and what to ask it for instead of each output.
+
+    Args:
+        any_order: outputs instead of which a tensor with the same values in another order will do.
+
+    Returns:
+        None where onnxruntime holds none of them in blocks.
+    """
+    if is_large(model) or not any(node.op_type == "Conv" for node in model.graph.node):
+        return None
+    try:
+        with tempfile.TemporaryDirectory(prefix="quark_onnx_") as folder:
+            path = Path(folder, "optimised.onnx")
+            session(model, engine, save_as=path)
+            optimised = onnx.load(path)
+        held = _held_in_blocks(optimised.graph, any_order)
+        if not held:
+            return None
+        _take_out(optimised.graph, held)
+        opened = session(optimised, engine, optimise=False)  # it is
+    except (OSError, ModelError) as error:  # of a folder, or an onnxruntime that does not load what it saved
+        _LOG.debug("tensors are not taken in blocks of channels: %s", error)
+        return None
+    return opened, [held.get(output.name, output.name) for output in model.graph.output]
+
+
+def _held_in_blocks(graph: onnx.GraphProto, names: Collection[str]) -> dict[str, str]:
+    """For each of the tensors that onnxruntime rearranges, the one it holds; but not where that has channels more."""
+    convolved = {}  # channels as they are held: by rows of the weight, padded to whole blocks
+    constants = {t.name: t for t in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.domain != _DOMAIN:
+            continue
+        if node.op_type == "Conv":
+            convolved[node.output[0]] = constants[node.input[1]].dims[0]
+        elif node.op_type.endswith("Pool"):
+            convolved[node.output[0]] = convolved.get(node.input[0])
+        elif node.op_type == "ReorderOutput" and node.output[0] in names:
+            (channels,) = (a.i for a in node.attribute if a.name == "channels")
+            if convolved.get(node.input[0]) == channels:
+                found[node.output[0]] = node.input[0]
+    return found
+
+
+def _take_out(graph: onnx.GraphProto, held: dict[str, str]) -> None:
+    """Make the tensors that are held outputs instead of the rearranged ones."""
+    read = {name for node in graph.node for name in node.input}
+    nodes = [node for node in graph.node if node.output[0] not in held or node.output[0] in read]
+    outputs = [onnx.ValueInfoProto(name=held.get(output.name, output.name)) for output in graph.output]
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+    graph.ClearField("output")
+    graph.output.extend(outputs)

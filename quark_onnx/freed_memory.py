@@ -1,0 +1,24 @@
+"""Memory that the C library keeps of freed tensors: used again, and given back to the system when it becomes much."""
+
+from __future__ import annotations
+
+from quark.onnx import _core
+
+__all__ = ["FreedMemory"]
+
+_MOST_BYTES = 40 << 20  # less costs time, as the system clears each page that it hands out again
+
+
+class FreedMemory:
+    """What is kept from now on."""
+
+    def __init__(self) -> None:
+        self._before = _core.unused_memory()
+
+    def keep_little(self) -> None:
+        """Give it back if it is much."""
+        unused = _core.unused_memory()
+        if unused - self._before > _MOST_BYTES:
+            _core.return_memory()
+            unused = _core.unused_memory()
+        self._before = min(self._before, unused)
