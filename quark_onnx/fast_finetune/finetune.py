@@ -82,14 +82,17 @@ class FastFinetune:
     def __exit__(self, *error: object) -> None:
         self._store.close()
 
-    def keep(self, items: Iterator[Batch], model: onnx.ModelProto, can_join: CanJoin) -> Iterator[Batch]:
-        """Passes the calibration items of a model on, and keeps what finetuning needs of them.
+    def check(self, model: onnx.ModelProto) -> None:
+        """Before any data is read.
 
         Raises:
             ConfigError: the model does not have the outputs that the whole model is to be judged by.
         """
         if self._config.selective_update and self._config.evaluator is None:
             judged_outputs(model, self._config)
+
+    def keep(self, items: Iterator[Batch], model: onnx.ModelProto, can_join: CanJoin) -> Iterator[Batch]:
+        """Passes the calibration items of a model on, and keeps what finetuning needs of them."""
         return self._samples.keep(items, BatchJoiner(can_join, _BATCH_BYTES), divisible=batch_is_free(model))
 
     def run(

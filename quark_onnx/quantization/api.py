@@ -126,6 +126,7 @@ class ModelQuantizer:
                     config.fast_finetune, threads=engine.threads, clock=clock, correct_biases=config.corrects_biases
                 )
                 engine = stack.enter_context(finetuning).engine
+                finetuning.check(model)
             first = next(items)
             if config.equalisation is not None:
                 with clock.phase("equalise"):
@@ -206,6 +207,7 @@ def finetune(
         forms = reference_forms(algorithm.ref_model_path, model) or (prepare(model), unprepared(model))
         model = matching_form(forms, quantized, algorithm.target_op_type)
     with FastFinetune(algorithm, threads=threads, clock=clock, correct_biases=corrects) as finetuning:
+        finetuning.check(model)
         with clock.phase("read data"):
             items = checked_items(reader, model_inputs(model))
             can_join = BatchMerging(model, finetuning.engine).is_exact

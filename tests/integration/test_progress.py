@@ -82,7 +82,10 @@ def test_a_terminal_shows_a_bar(terminal: io.StringIO) -> None:
 def test_a_bar_ends_with_an_error(terminal: io.StringIO) -> None:
     class Failing(Reader):
         def get_next(self) -> Arrays | None:
-            raise KeyboardInterrupt
+            item = super().get_next()
+            if item is None:
+                raise KeyboardInterrupt
+            return item
 
     threads = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
