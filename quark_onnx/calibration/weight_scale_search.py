@@ -55,7 +55,7 @@ class _Searched:
     def positions(self, x: NDArray[np.generic]) -> int:
         """About how many rows the layer's input has."""
         channels = x.shape[1] if isinstance(self.layer.attributes, ConvAttributes) else self.rows.shape[1]
-        return x.size // channels
+        return x.size // int(channels)
 
     def choose(self, others: Sequence[_Searched], pool: _core.ThreadPool) -> WeightParams:
         """The scale with the least output error, of other layers with the same weight too.
