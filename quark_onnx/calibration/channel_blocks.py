@@ -54,19 +54,18 @@ def session_in_blocks(
 
 def _held_in_blocks(graph: onnx.GraphProto, names: Collection[str]) -> dict[str, str]:
     """For each of the tensors that onnxruntime rearranges, the one it holds; but not where that has channels more."""
-    convolved = {}  # channels as they are held: by rows of the weight, padded to whole blocks
-    constants = {t.name: t for t in graph.initializer}
+    rows = {t.name: t.dims[0] for t in graph.initializer if t.dims}
+    held = dict[str, int | None]()  # channels: the rows of a weight, which are padded to whole blocks
     found = {}
     for node in graph.node:
         if node.domain != _DOMAIN:
             continue
         if node.op_type == "Conv":
-            convolved[node.output[0]] = constants[node.input[1]].dims[0]
+            held[node.output[0]] = rows.get(node.input[1])
         elif node.op_type.endswith("Pool"):
-            convolved[node.output[0]] = convolved.get(node.input[0])
+            held[node.output[0]] = held.get(node.input[0])
         elif node.op_type == "ReorderOutput" and node.output[0] in names:
-            (channels,) = (a.i for a in node.attribute if a.name == "channels")
-            if convolved.get(node.input[0]) == channels:
+            if held.get(node.input[0]) in (a.i for a in node.attribute if a.name == "channels"):
                 found[node.output[0]] = node.input[0]
     return found
 
