@@ -64,8 +64,9 @@ def _held_in_blocks(graph: onnx.GraphProto, names: Collection[str]) -> dict[str,
             held[node.output[0]] = rows.get(node.input[1])
         elif node.op_type.endswith("Pool"):
             held[node.output[0]] = held.get(node.input[0])
-        elif node.op_type == "ReorderOutput" and node.output[0] in names:
-            if held.get(node.input[0]) in (a.i for a in node.attribute if a.name == "channels"):
+        elif node.op_type == "ReorderOutput":
+            channels = [a.i for a in node.attribute if a.name == "channels"]
+            if node.output[0] in names and channels == [held.get(node.input[0])]:
                 found[node.output[0]] = node.input[0]
     return found
 
