@@ -128,6 +128,10 @@ class Layer:
         """The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. y: float32, None
         without target. ValueError when a shape does not fit."""
 
+    def extent(self, x: NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.int8], /) -> tuple[int, int]:
+        """(samples, positions of each) of a tensor as `feed` takes it: the rows that it can give. ValueError when its
+        shape does not fit."""
+
     def join(self, other: Layer, pool: ThreadPool, /) -> None:
         """Add the rows of another layer with the same weight to this one's. ValueError when they are not alike in
         groups, inputs, outputs, target and holdout."""

@@ -57,8 +57,8 @@ static void cut(qk_gram_loss *g, int64_t batch) {
     const int64_t L = g->of->inputs, groups = geometry_of(g)->groups;
     const double tasks = step_cost((double)L, (double)g->of->outputs, (double)batch) / TASK;
     const int64_t most = qk_ceil_div(L, FEWEST_LINES), parts = tasks < 1 ? 1 : qk_smaller((int64_t)tasks, most);
-    g->lines = (L + parts - 1) / parts;
-    g->parts = (L + g->lines - 1) / g->lines;
+    g->lines = qk_ceil_div(L, parts);
+    g->parts = qk_ceil_div(L, g->lines);
     g->bundle = tasks < 1 ? qk_smaller((int64_t)(1 / tasks), groups) : 1;
 }
 

@@ -254,6 +254,14 @@ qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y,
     return layer->failed = feed(layer, &e, x, y, pool);
 }
 
+qk_status qk_layer_extent(const qk_layer *layer, const qk_tensor *x, int64_t *samples, int64_t *positions) {
+    qk_extent e;
+    QK_TRY(qk_extent_of(&layer->geometry, x, NULL, &e));
+    *samples = e.samples;
+    *positions = e.positions;
+    return QK_OK;
+}
+
 qk_status qk_layer_flush(qk_layer *layer, qk_pool *pool) {
     for (int set = 0; set < 2; set++)
         for (int64_t phase = 0; phase < phase_count(layer, set); phase++)

@@ -152,6 +152,9 @@ void qk_layer_free(qk_layer *layer);
 /* The next samples, in order. y is NULL without target. After QK_E_NOMEM a layer is only good to be freed. */
 qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y, qk_pool *pool);
 
+/* How many samples x has, and positions, which can become rows, in each. QK_E_SHAPE where x does not fit. */
+qk_status qk_layer_extent(const qk_layer *layer, const qk_tensor *x, int64_t *samples, int64_t *positions);
+
 /* Adds what still waits in panels to the moments; call after the last feed. */
 qk_status qk_layer_flush(qk_layer *layer, qk_pool *pool);
 

@@ -64,6 +64,16 @@ static PyObject *layer_feed(PyObject *object, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *layer_extent(PyObject *object, PyObject *argument) {
+    layer_object *self = (layer_object *)object;
+    qk_tensor x;
+    if (!qk_tensor_from(argument, "x", self->x_affine, &x)) return NULL;
+    int64_t samples, positions;
+    const qk_status status = qk_layer_extent(self->layer, &x, &samples, &positions);
+    return status == QK_OK ? Py_BuildValue("(LL)", (long long)samples, (long long)positions)
+                           : qk_raise(status, "extent");
+}
+
 static bool flush(PyObject *object, qk_pool *pool) {
     layer_object *self = (layer_object *)object;
     if (!qk_take(&self->in_use, "Layer")) return false;
@@ -238,6 +248,9 @@ static PyMethodDef layer_methods[] = {
     {"feed", layer_feed, METH_VARARGS,
      "feed($self, x, y, pool, /)\n--\n\n"
      "The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. y: float32, None without target."},
+    {"extent", layer_extent, METH_O,
+     "extent($self, x, /)\n--\n\n(samples, positions of each) of a tensor as `feed` takes it: the rows that it can "
+     "give."},
     {"join", layer_join, METH_VARARGS,
      "join($self, other, pool, /)\n--\n\nAdd the rows of another layer with the same weight to this one's."},
     {"moments", layer_moments, METH_VARARGS,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
-from threading import Lock
 
 import numpy as np
 import onnx
@@ -16,7 +15,7 @@ from quark.onnx import _core
 from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.channel_blocks import session_in_blocks
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
-from quark.onnx.calibration.reader import Batch, sample_count
+from quark.onnx.calibration.reader import Batch, counts_samples, sample_count
 from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
 from quark.onnx.errors import DataError
@@ -95,35 +94,26 @@ def calibrate(
     at_once, each = engine.shared_out(len(first))
     # To the last bit as onnxruntime.quantization: item by item, the graph as it is. Threads would move bits too.
     exact = any(settings.range_of(name).is_exact for name in tensors)
-    wanted = list(dict.fromkeys([*tensors, *search.tensors()]))
-
-    def exposed(any_order: frozenset[str]) -> _Exposed:
-        run_by = replace(each, threads=1) if exact else each
-        return _Exposed(model, wanted, run_by, optimise=not exact, any_order=any_order)
-
-    ordered = exposed(frozenset())
-    values = ordered(first[0]) if search.tensors() else {}
-    scarce = search.scarce(values, sample_count(first[0]))
-    unordered = ordered if exact else exposed(frozenset(wanted).difference(scarce))
-    made = input_bytes(values or unordered(first[0]))  # how much the model makes of an item
+    ordered, unordered = _open(
+        model, tensors, search, first[0], replace(each, threads=1) if exact else each, exact=exact
+    )
+    made = input_bytes(unordered(first[0]))  # how much the model makes of an item
     joiner = BatchJoiner((lambda *_: False) if exact else can_join, input_bytes(first[0]) * _EXPOSED_BYTES / made)
     statistics = _Statistics(tensors, at_once)
 
-    def look_at(task: tuple[Batch, list[int]]) -> tuple[int, Batch]:
+    def look_at(task: tuple[Batch, list[int]]) -> tuple[int, Batch, Batch | None]:
         batch, searched = task
         count = sample_count(batch)
         values = (ordered if searched else unordered)(batch)
         statistics.update(values)
-        inputs = {name: values[name] for name in scarce}
-        if searched:
-            others = set(search.tensors()).difference(scarce)
-            inputs |= {name: _samples(values[name], searched, count) for name in others}
-        return count, inputs
+        scarce = {name: values[name] for name in search.scarce()}
+        some = {name: _samples(values[name], searched, count) for name in search.plentiful()} if searched else None
+        return count, scarce, some
 
     samples = 0
     tasks = ((batch, search.wanted(sample_count(batch))) for batch in joiner.join(chain(first, items)))
-    for count, inputs in in_order(look_at, tasks, threads=at_once):
-        search.feed(inputs)
+    for count, scarce, some in in_order(look_at, tasks, threads=at_once):
+        search.feed(scarce, some)
         samples += count
     _core.return_memory()  # that of inner tensors
     ranges = statistics.all()
@@ -132,10 +122,8 @@ def calibrate(
 
 
 def _samples(x: NDArray[np.generic], wanted: list[int], count: int) -> NDArray[np.generic]:
-    """Some samples of a batch of so many; all of them where the tensor does not tell them apart."""
-    if len(wanted) == count or x.ndim == 0 or len(x) % count:
-        return x
-    return x.reshape(count, len(x) // count, *x.shape[1:])[wanted].reshape(-1, *x.shape[1:])
+    """Some samples of a batch of so many; all of them where the tensor has not that many."""
+    return x[wanted] if len(wanted) < count == len(x) else x
 
 
 class _Statistics:
@@ -165,40 +153,55 @@ class _Statistics:
 
 
 class _Exposed:
-    """The model with inner tensors as outputs.
+    """A session of the model with inner tensors as outputs.
 
     Args:
-        any_order: tensors whose values may come in any order, which takes less time.
+        asked: what the session is asked for instead of each of the tensors.
     """
 
-    def __init__(
-        self, model: onnx.ModelProto, tensors: list[str], engine: Engine, *, optimise: bool, any_order: frozenset[str]
-    ) -> None:
-        self._inputs = {i.name for i in model.graph.input}
-        self._names = [name for name in tensors if name not in self._inputs]
-        self._names = self._names or [output.name for output in model.graph.output]  # data is tried in any case
-        self._model = onnx.ModelProto()
-        self._model.CopyFrom(model)
-        del self._model.graph.output[:]
-        self._model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names)
-        self._engine, self._optimise, self._any_order = engine, optimise, any_order
-        self._opening = Lock()
-        self._opened: tuple[ort.InferenceSession, list[str]] | None = None  # and what it is asked for
+    def __init__(self, opened: ort.InferenceSession, asked: list[str], names: list[str]) -> None:
+        self._session, self._asked, self._names = opened, asked, names
 
     def __call__(self, batch: Batch) -> Batch:
-        """The inputs, and the wanted tensors that they lead to."""
-        opened, names = self._open()
+        """The inputs, and the tensors that they lead to."""
         try:
-            values = opened.run(names, batch)
+            values = self._session.run(self._asked, batch)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             shapes = {name: array.shape for name, array in batch.items()}
             raise DataError(f"the float model cannot run on calibration data of shape {shapes}: {error}") from error
         return {**batch, **dict(zip(self._names, values, strict=True))}
 
-    def _open(self) -> tuple[ort.InferenceSession, list[str]]:
-        with self._opening:
-            if self._opened is None and self._any_order:
-                self._opened = session_in_blocks(self._model, self._any_order, self._engine)
-            if self._opened is None:
-                self._opened = session(self._model, self._engine, optimise=self._optimise), self._names
-            return self._opened
+
+def _open(
+    model: onnx.ModelProto,
+    tensors: list[str],
+    search: WeightScaleSearch,
+    item: Batch,
+    engine: Engine,
+    *,
+    exact: bool,
+) -> tuple[_Exposed, _Exposed]:
+    """The model that hands out the tensors, and those that are searched: in order, and with all but the scarce ones in
+    any order, which takes less time. They may be one.
+
+    Args:
+        item: the first one, by which the searched layers are sorted.
+        exact: the graph as it is.
+    """
+    searched, inputs = search.tensors(), {i.name for i in model.graph.input}
+    names = [name for name in dict.fromkeys([*tensors, *searched]) if name not in inputs]
+    names = names or [output.name for output in model.graph.output]  # data is tried in any case
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(model)
+    del exposed.graph.output[:]
+    exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+
+    def as_they_are() -> _Exposed:
+        return _Exposed(session(exposed, engine, optimise=not exact), names, names)
+
+    ordered = as_they_are() if exact or searched else None
+    if ordered is not None and counts_samples(model):
+        search.sort(ordered(item), sample_count(item))
+    blocks = None if exact else session_in_blocks(exposed, set(names) - search.scarce(), engine)
+    unordered = _Exposed(*blocks, names) if blocks is not None else ordered or as_they_are()
+    return ordered or unordered, unordered

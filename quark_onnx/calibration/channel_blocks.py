@@ -34,7 +34,8 @@ def session_in_blocks(
     Returns:
         None where onnxruntime holds none of them in blocks.
     """
-    if is_large(model) or not any(node.op_type == "Conv" for node in model.graph.node):
+    has_blocks = engine.device == "cpu" and any(node.op_type == "Conv" for node in model.graph.node)
+    if not any_order or not has_blocks or is_large(model):
         return None
     try:
         with tempfile.TemporaryDirectory(prefix="quark_onnx_") as folder:

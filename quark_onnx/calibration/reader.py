@@ -19,6 +19,7 @@ __all__ = [
     "checked_array",
     "checked_items",
     "checked_reader",
+    "counts_samples",
     "is_end",
     "model_inputs",
     "sample_count",
@@ -49,6 +50,15 @@ def sample_count(batch: Batch) -> int:
     """Samples of a batch: the length of its arrays' first axes (scalars aside); 1 where these differ."""
     lengths = {len(array) for array in batch.values() if array.ndim}
     return lengths.pop() if len(lengths) == 1 else 1
+
+
+def counts_samples(model: onnx.ModelProto) -> bool:
+    """Whether `sample_count` gives the same sum however the data is cut: all inputs have the same first axis, as far as
+    the model says.
+    """
+    constants = {t.name for t in model.graph.initializer}
+    shapes = [value.type.tensor_type.shape.dim for value in model.graph.input if value.name not in constants]
+    return len({(dims[0].dim_param, dims[0].dim_value) for dims in shapes if dims}) <= 1
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -47,15 +48,21 @@ class _Searched:
 
     def feed(self, x: NDArray[np.generic], pool: _core.ThreadPool) -> None:
         """The layer's float input. ValueError where it does not fit."""
-        x = x.swapaxes(-1, -2) if _is_weight_first(self.layer) else x
         for i, part in enumerate(self.parts):
-            own = x[..., i * self.block : (i + 1) * self.block] if self.block else x
-            part.feed(np.ascontiguousarray(own), None, pool)
+            part.feed(self._own(i, x), None, pool)
 
-    def positions(self, x: NDArray[np.generic]) -> int:
-        """About how many rows the layer's input has."""
-        channels = x.shape[1] if isinstance(self.layer.attributes, ConvAttributes) else self.rows.shape[1]
-        return x.size // int(channels)
+    def is_scarce(self, x: NDArray[np.generic], samples: int) -> bool:
+        """Whether so many samples of the layer's input have few rows each, or it has not that many."""
+        try:
+            own, positions = self.parts[0].extent(self._own(0, x))
+        except ValueError:
+            return True  # `feed` will say so
+        return own != samples or positions < _FEWEST_ROWS
+
+    def _own(self, i: int, x: NDArray[Any]) -> NDArray[Any]:
+        """What a part sees of the layer's input."""
+        x = x.swapaxes(-1, -2) if _is_weight_first(self.layer) else x
+        return np.ascontiguousarray(x[..., i * self.block : (i + 1) * self.block] if self.block else x)
 
     def choose(self, others: Sequence[_Searched], pool: _core.ThreadPool) -> WeightParams:
         """The scale with the least output error, of other layers with the same weight too.
@@ -125,35 +132,48 @@ class WeightScaleSearch:
             parts = tuple(_moments(layer, size, len(rows) // groups, groups) for size in sizes)
             self._layers.append(_Searched(layer, grid, rows, parts, block))
         self._leave(left)
+        self._scarce = frozenset(layer.weight for layer in layers)
         self._seen = self._fed = 0  # samples
 
     def tensors(self) -> list[str]:
         return [searched.layer.input for searched in self._layers]
 
-    def scarce(self, values: Mapping[str, NDArray[np.generic]], samples: int) -> list[str]:
-        """The tensors that have so few rows in each of the samples that those of all samples are to be fed."""
-        return [
-            one.layer.input for one in self._layers if one.positions(values[one.layer.input]) < samples * _FEWEST_ROWS
-        ]
+    def sort(self, values: Mapping[str, NDArray[np.generic]], samples: int) -> None:
+        """Find the layers that only some samples are to be fed to, by the first item: those with enough rows in each,
+        as all layers of that weight have. Until then there are none.
+        """
+        scarce = (one.layer.weight for one in self._layers if one.is_scarce(values[one.layer.input], samples))
+        self._scarce = frozenset(scarce)
+
+    def scarce(self) -> set[str]:
+        """The tensors of which all samples are to be fed."""
+        return {one.layer.input for one in self._layers if one.layer.weight in self._scarce}
+
+    def plentiful(self) -> set[str]:
+        """The tensors of which some samples are to be fed."""
+        return {one.layer.input for one in self._layers if one.layer.weight not in self._scarce}
 
     def wanted(self, samples: int) -> list[int]:
-        """Of which samples of the next batch, of so many, the other tensors are to be fed. Must be asked once for each
-        batch, in their order.
-        """
-        return [i for i in range(samples) if self._wants_next()] if self._layers else []
+        """Which samples of the next batch, of so many, those are. Must be asked once for each batch, in their order."""
+        return [i for i in range(samples) if self._wants_next()] if self.plentiful() else []
 
     def _wants_next(self) -> bool:
-        """Of the first samples each, then one in n / _PLANNED_SAMPLES at the nth, so that all data has its say."""
+        """Of the first samples each, then one in n / _PLANNED_SAMPLES at the nth, so that all data has its say.
+        Besides, the core takes fewer rows of the later ones.
+        """
         self._seen += 1
         times = self._seen / _PLANNED_SAMPLES
         wants = self._fed < _PLANNED_SAMPLES * min(times, 1 + math.log(max(times, 1)))
         self._fed += wants
         return wants
 
-    def feed(self, values: Mapping[str, NDArray[np.generic]]) -> None:
-        """Tensors of some samples."""
-        fed = [one for one in self._layers if one.layer.input in values]
-        self._leave({one.layer.weight for one in fed if not self._fits(one, values[one.layer.input])})
+    def feed(
+        self, scarce: Mapping[str, NDArray[np.generic]], plentiful: Mapping[str, NDArray[np.generic]] | None
+    ) -> None:
+        """The tensors of a batch: of all samples, and of those that are wanted, if any is."""
+        by_kind = ((one, scarce if one.layer.weight in self._scarce else plentiful) for one in self._layers)
+        fed = [(one, values[one.layer.input]) for one, values in by_kind if values is not None]
+        self._leave({one.layer.weight for one, x in fed if not self._fits(one, x)})
 
     def _leave(self, weights: Collection[str]) -> None:
         """To minimum and maximum, with all layers that have them."""

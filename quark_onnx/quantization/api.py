@@ -136,8 +136,10 @@ class ModelQuantizer:
             with clock.phase("prepare"):
                 warnings += _warnings_of_forms(original, model, first, engine)
                 tensors = calibration_tensors(model, specs.qdq_options())
+            items = chain([first], items)
+            del first  # it may be all of the data
             with clock.phase("calibrate"):
-                calibration = _calibrate(model, chain([first], items), tensors, finetuning, specs, engine)
+                calibration = _calibrate(model, items, tensors, finetuning, specs, engine)
             with clock.phase("insert Q/DQ"):
                 quantized = insert_qdq(model, calibration.ranges, calibration.weights, specs.qdq_options())
             if finetuning is not None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import platform
+from collections.abc import Callable
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,11 +26,12 @@ from quark.onnx.calibration import calibrate as calibrate_module
 from quark.onnx.calibration import weight_scale_search
 from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, calibrate
+from quark.onnx.calibration.channel_blocks import session_in_blocks
 from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
 from quark.onnx.errors import DataError
 from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer, weight_layers
-from quark.onnx.inference import Engine
+from quark.onnx.inference import Engine, session
 from quark.onnx.quantization.config.spec import CalibMethod
 
 PLAIN = CalibrationSettings(ActivationRange(), weights=None)
@@ -173,12 +177,16 @@ def test_batches_do_not_matter_where_only_some_samples_count():
     assert half != scales[0]  # the later ones do count
 
 
+def searched(model: onnx.ModelProto) -> WeightScaleSearch:
+    grid = WeightGrid(-127, 127, symmetric=True, per_channel=False)
+    return WeightScaleSearch(model, weight_layers(model), lambda _: grid, _core.ThreadPool(1))
+
+
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=40))
 def test_samples_that_count_for_weight_scales(batches: list[int]):
     """All of the first, then ever fewer, over all of the data; however it is cut."""
-    model = MODELS["mlp"]()
-    pool, grid = _core.ThreadPool(1), WeightGrid(-127, 127, symmetric=True, per_channel=False)
-    search = WeightScaleSearch(model, weight_layers(model), lambda _: grid, pool)
+    search = searched(build("(float[N,2,9,9] x) => (float[N,1,9,9] y) { y = Conv(x, w) }", w=np.ones((1, 2, 1, 1))))
+    search.sort({"x": np.ones((batches[0], 2, 9, 9), np.float32)}, batches[0])
     ends = np.cumsum([0, *batches])
     found = [end + i for end, count in zip(ends, batches, strict=False) for i in search.wanted(count)]
     planned, seen = weight_scale_search._PLANNED_SAMPLES, int(ends[-1])
@@ -186,8 +194,53 @@ def test_samples_that_count_for_weight_scales(batches: list[int]):
     for n in (2**k * planned for k in range(8)):
         if n <= seen:
             assert sum(i < n for i in found) == pytest.approx(planned * (1 + np.log(n / planned)), abs=1)
-    nothing = WeightScaleSearch(model, weight_layers(model), lambda _: None, pool)
-    assert nothing.wanted(5) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "side", "scarce"),
+    [
+        ("y = Conv(x, small)", 7, False),
+        ("y = Conv(x, large)", 7, True),  # 49 positions of the input, one row
+        ("y = Conv<strides=[4,4]>(x, small)", 20, True),  # 25 rows
+        ("y = Conv<strides=[4,4]>(x, small)", 24, False),
+        ("y = ConvTranspose<strides=[4,4]>(x, small)", 3, False),  # 9 positions of the input, 81 rows
+        ("p = GlobalAveragePool(x) y = Conv(p, small)", 9, True),
+        ("p = GlobalAveragePool(x) a = Conv(x, small) b = Conv(p, small) y = Add(a, b)", 9, True),  # as one of them is
+    ],
+)
+def test_layers_that_all_samples_are_fed_to(text: str, side: int, scarce: bool):
+    weights = {"small": np.ones((2, 2, 1, 1)), "large": np.ones((2, 2, 7, 7))}
+    weights = {name: weight for name, weight in weights.items() if name in text}
+    model = build(f"(float[N,2,S,S] x) => (float[N,2,T,T] y) {{ {text} }}", **weights)
+    search, x = searched(model), np.ones((3, 2, side, side), np.float32)
+    assert search.plentiful() == set()
+    search.sort({"x": x, "p": x.mean((2, 3), keepdims=True)}, 3)
+    assert search.scarce() == (set(search.tensors()) if scarce else set())
+    assert search.plentiful() == (set() if scarce else set(search.tensors()))
+    assert bool(search.wanted(3)) != scarce
+    search.sort({"x": x, "p": x[..., :1, :1]}, 1)  # where an item does not count as its samples
+    assert search.plentiful() == set()
+
+
+def test_batches_do_not_matter_where_inputs_have_different_first_axes():
+    random = np.random.default_rng(0)
+    model = build(
+        """(float[N,64,8] x, float[3,8] c) => (float[N,64,4] y) {
+            s = ReduceSum<keepdims=0>(c) z = Add(x, s) y = MatMul(z, w)
+        }""",
+        w=random.standard_normal((8, 4)),
+    )
+    x, c = random.standard_normal((60, 64, 8), np.float32), np.ones((3, 8), np.float32)
+    x *= random.lognormal(0, 2, (60, 1, 8)).astype(np.float32)  # every sample counts
+    grid = WeightGrid(-7, 7, symmetric=True, per_channel=True)
+
+    def scales(size: int) -> list[float]:
+        items = [{"x": x[i : i + size], "c": c} for i in range(0, 60, size)]
+        layers, options = weight_layers(model), CalibrationSettings(ActivationRange(), grid)
+        found = calibrate(model, iter(items), lambda *_: False, [], layers, options, Engine(1))
+        return found.weights["w"].scale.tolist()
+
+    assert scales(1) == scales(2) == scales(3) == scales(5)
 
 
 def test_one_scale_per_tensor_has_no_axis():
@@ -309,25 +362,49 @@ def test_tensors_in_blocks_of_channels_have_the_same_ranges(weights: bool, monke
     shapes = {"wa": (16, 3, 3, 3), "wb": (16, 1, 3, 3), "wc": (32, 16, 1, 1)}
     random = np.random.default_rng(0)
     model = build(
-        """(float[N,3,9,9] x) => (float[N,32,5,5] y) {
+        """(float[N,3,12,12] x) => (float[N,32,8,8] y) {
             [a] u = Conv(x, wa) a = Relu(u) [b] v = Conv<group=16>(a, wb) b = Relu(v) [c] y = Conv(b, wc)
         }""",
         **{name: random.standard_normal(shape) for name, shape in shapes.items()},
     )
     data = samples(model, 50)
     grid = WeightGrid(-127, 127, symmetric=True, per_channel=True) if weights else None
-    options = CalibrationSettings(cutting(99.0), grid)
+    options, runs = CalibrationSettings(cutting(99.0), grid), []
 
-    def found() -> Calibration:
-        return calibrated(model, cut(data, *range(1, 50)), ["x", "a", "b", "y"], options, threads=2)
+    def found(blocks: Callable[..., Any]) -> Calibration:
+        def watched(*args: Any) -> Any:
+            opened = blocks(*args)
+            if opened is None:
+                return None
+            run, asked = opened
+            return SimpleNamespace(run=lambda *feed: runs.append(asked) or run.run(*feed)), asked
 
-    blocks = found()
-    monkeypatch.setattr(calibrate_module, "session_in_blocks", lambda *_: None)
-    ordered = found()
+        monkeypatch.setattr(calibrate_module, "session_in_blocks", watched)
+        layers, items = weight_layers(model), iter(cut(data, *range(1, 50)))
+        return calibrate(model, items, lambda *_: False, ["x", "a", "b", "y"], layers, options, Engine(2))
+
+    blocks = found(session_in_blocks)
+    if not runs and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("this onnxruntime holds no tensors in blocks")
+    assert len(runs) > (10 if weights else 50)
+    ordered = found(lambda *_: None)
     assert blocks.ranges == ordered.ranges
     assert {n: p.scale.tolist() for n, p in blocks.weights.items()} == {
         n: p.scale.tolist() for n, p in ordered.weights.items()
     }
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_model_without_blocks_is_opened_once(weights: bool, monkeypatch: pytest.MonkeyPatch):
+    """Sessions hold the model's weights."""
+    opened = []
+    monkeypatch.setattr(calibrate_module, "session", lambda *a, **k: opened.append(1) or session(*a, **k))
+    model = MODELS["mlp"]()
+    grid = WeightGrid(-127, 127, symmetric=True, per_channel=True) if weights else None
+    options = CalibrationSettings(cutting(99.0), grid)
+    layers, items = weight_layers(model), cut(samples(model, 60), *range(1, 60))
+    calibrate(model, iter(items), lambda *_: False, [layer.input for layer in layers], layers, options, Engine(1))
+    assert len(opened) == 1
 
 
 def test_the_model_stays():

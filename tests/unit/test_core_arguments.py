@@ -20,6 +20,12 @@ def ones(*shape: int, dtype: Any = np.float32) -> np.ndarray:
     return np.ones(shape, dtype)
 
 
+def test_the_extent_of_what_does_not_fit():
+    assert gemm_layer().extent(ones(5, 7, 3)) == (5, 7)
+    with pytest.raises(ValueError, match="extent"):
+        gemm_layer().extent(ones(5, 4))
+
+
 def gemm_layer(**options: Any) -> _core.Layer:
     return _core.Layer(3, 2, 10, 100, **options)
 

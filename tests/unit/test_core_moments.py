@@ -73,6 +73,7 @@ def assert_linear(found: Moments, weight: np.ndarray, bias: np.ndarray) -> None:
 def check_conv(case: ConvCase) -> None:
     y = onnx_output(case.model, case.x, has_reference=case.has_onnx_reference)
     layer = conv_layer(case)
+    assert layer.extent(case.x) == (len(case.x), np.prod(y.shape[2:]))
     layer.feed(case.x, y, ONE)
     found = moments(layer)
     groups = case.conv.groups
