@@ -45,6 +45,9 @@ def weight_scale(
 def unused_memory() -> int:
     """Bytes that the process has beside what it allocated: code, and what the C library keeps of freed memory."""
 
+def resident_memory() -> tuple[int, int]:
+    """(now, peak): bytes that the process has, and the most it has had; 0 where the system does not tell."""
+
 def return_memory() -> None:
     """Give back to the system what the C library keeps of freed memory."""
 

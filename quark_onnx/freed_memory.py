@@ -6,7 +6,8 @@ from quark.onnx import _core
 
 __all__ = ["FreedMemory"]
 
-_MOST_BYTES = 40 << 20  # less costs time, as the system clears each page that it hands out again
+_MOST_BYTES = 32 << 20  # less costs time, as the system clears each page that it hands out again
+_ROOM = 16 << 20  # below the most that the process has had: up to there it may keep all
 
 
 class FreedMemory:
@@ -16,7 +17,10 @@ class FreedMemory:
         self._before = _core.unused_memory()
 
     def keep_little(self) -> None:
-        """Give it back if it is much."""
+        """Give it back if it is much, and the process would soon have more memory than it has ever had."""
+        now, peak = _core.resident_memory()
+        if now + _ROOM < peak:
+            return
         unused = _core.unused_memory()
         if unused - self._before > _MOST_BYTES:
             _core.return_memory()

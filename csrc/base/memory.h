@@ -11,6 +11,12 @@
 static inline void *qk_calloc(int64_t n, size_t size) { return n < 0 ? NULL : calloc(n > 0 ? (size_t)n : 1, size); }
 #define QK_NEW(type, n) ((type *)qk_calloc((int64_t)(n), sizeof(type)))
 
+/* Bytes of memory that the process has, and the most it has had. 0 where the system does not tell. */
+typedef struct {
+    size_t now, peak;
+} qk_resident;
+qk_resident qk_resident_memory(void);
+
 /* Bytes of memory that the process has beside what it allocated: code, and what the C library keeps of freed memory,
  * which is what makes it grow. 0 where the system does not tell. */
 size_t qk_unused_memory(void);

@@ -83,12 +83,11 @@ static int64_t recent_size(int bins) { return 2 * (int64_t)bins + QK_ZERO_TURNS 
 /* Adds the counts of the last chunks to the range and clears them. */
 static void flush(qk_value_range *r, uint16_t *recent) {
     const int64_t bins = r->lo < 0 ? 2 * r->bins : r->bins; /* of both signs, or without the negative ones */
-    for (int half = 0; half < 2; half++, recent += recent_size(r->bins)) {
-        const uint16_t *others = recent + QK_ZERO_TURNS - 1;
-        for (int64_t i = 0; i < QK_ZERO_TURNS; i++) r->counts[0] += recent[i];
-        for (int64_t i = 1; i < bins; i++) r->counts[i] += others[i];
-        memset(recent, 0, (size_t)(bins + QK_ZERO_TURNS - 1) * sizeof *recent);
-    }
+    uint16_t *even = recent, *odd = recent + recent_size(r->bins);
+    for (int64_t i = 0; i < QK_ZERO_TURNS; i++) r->counts[0] += even[i] + odd[i];
+    qk_kernels_get()->add_counts(r->counts + 1, even + QK_ZERO_TURNS, odd + QK_ZERO_TURNS, (size_t)bins - 1);
+    memset(even, 0, (size_t)(bins + QK_ZERO_TURNS - 1) * sizeof *even);
+    memset(odd, 0, (size_t)(bins + QK_ZERO_TURNS - 1) * sizeof *odd);
 }
 
 /* Every other value is counted apart, as one bin twice in a row would stall. */

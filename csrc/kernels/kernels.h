@@ -63,6 +63,8 @@ typedef struct {
      * < 0; its bin is min(|x[i]| * inverse_width, last). */
     void (*bin_indices)(uint32_t *restrict index, const float *restrict x, size_t n, float inverse_width,
                         uint32_t last);
+    /* to[i] += a[i] + b[i] */
+    void (*add_counts)(uint64_t *restrict to, const uint16_t *restrict a, const uint16_t *restrict b, size_t n);
 
     /* sum and sum of squares of n values */
     double (*sum)(const float *x, size_t n);

@@ -88,6 +88,13 @@ static PyObject *module_unused_memory(PyObject *module, PyObject *args) {
     return PyLong_FromSize_t(qk_unused_memory());
 }
 
+static PyObject *module_resident_memory(PyObject *module, PyObject *args) {
+    (void)module;
+    (void)args;
+    const qk_resident resident = qk_resident_memory();
+    return Py_BuildValue("nn", (Py_ssize_t)resident.now, (Py_ssize_t)resident.peak);
+}
+
 static PyObject *module_return_memory(PyObject *module, PyObject *args) {
     (void)module;
     (void)args;
@@ -114,6 +121,10 @@ static PyMethodDef module_methods[] = {
     {"unused_memory", module_unused_memory, METH_NOARGS,
      "unused_memory()\n--\n\n"
      "Bytes that the process has beside what it allocated: code, and what the C library keeps of freed memory."},
+    {"resident_memory", module_resident_memory, METH_NOARGS,
+     "resident_memory()\n--\n\n(now, peak): bytes that the process has, and the most it has had; 0 where the system "
+     "does not "
+     "tell."},
     {"return_memory", module_return_memory, METH_NOARGS,
      "return_memory()\n--\n\nGive back to the system what the C library keeps of freed memory."},
     {NULL, NULL, 0, NULL}};

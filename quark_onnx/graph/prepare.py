@@ -109,9 +109,11 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     name_of_producer = {output: node.name for node in model.graph.node for output in node.output}
     slim = onnx.ModelProto()
     slim.CopyFrom(model)
+    slim.graph.ClearField("value_info")  # an old model's may be of another input size
     try:
+        slim = _with_shapes(slim)
         # Weight tying would make layers share a weight or bias that each of them should tune on its own.
-        slim = onnxslim.slim(slim, skip_optimizations=["weight_tying"])
+        slim = onnxslim.slim(slim, skip_optimizations=["weight_tying"], no_shape_infer=_shapes_are_known(slim))
     except Exception as error:
         raise ModelError(f"onnxslim cannot simplify the model: {type(error).__name__}: {error}") from error
     for node in slim.graph.node:
@@ -126,6 +128,21 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     needed = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     model.ir_version = max(model.ir_version, needed)
     return model
+
+
+def _shapes_are_known(model: onnx.ModelProto) -> bool:
+    """Whether every tensor has a shape, of numbers and of the inputs' names: then symbolic inference finds no more."""
+    graph = model.graph
+    names = {dim.dim_param for value in graph.input for dim in value.type.tensor_type.shape.dim} - {""}
+
+    def is_known(value: onnx.ValueInfoProto) -> bool:
+        tensor = value.type.tensor_type
+        dims = tensor.shape.dim
+        return tensor.HasField("shape") and all(dim.HasField("dim_value") or dim.dim_param in names for dim in dims)
+
+    known = {value.name for value in (*graph.input, *graph.value_info, *graph.output) if is_known(value)}
+    has_graphs = any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute)
+    return not has_graphs and known.issuperset(name for node in graph.node for name in node.output if name)
 
 
 def _part_inputs_from_outputs(graph: onnx.GraphProto) -> None:

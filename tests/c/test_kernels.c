@@ -90,7 +90,7 @@ static void check_gather(const qk_kernels *k, size_t n, size_t shift) {
 
 static void gathers_take_what_the_index_names(void) { for_every_tail(check_gather); }
 
-/* ---- min_max, bin_indices -------------------------------------------------------------------- */
+/* ---- min_max, bin_indices, add_counts -------------------------------------------------------- */
 
 static void check_min_max(const qk_kernels *k, size_t n, size_t shift) {
     float *x = values(n + shift, n + 7, 5), lo = 0.5f, hi = 0.75f, expected_lo = lo, expected_hi = hi;
@@ -126,6 +126,21 @@ static void check_bin_indices(const qk_kernels *k, size_t n, size_t shift) {
 }
 
 static void bin_indices_are_floors(void) { for_every_tail(check_bin_indices); }
+
+static void check_add_counts(const qk_kernels *k, size_t n, size_t shift) {
+    uint64_t to[TAILS + SHIFTS] = {0};
+    uint16_t a[TAILS + SHIFTS] = {0}, b[TAILS + SHIFTS] = {0};
+    for (size_t i = 0; i < n + shift; i++) {
+        to[i] = UINT32_MAX - i;
+        a[i] = UINT16_MAX;
+        b[i] = (uint16_t)(UINT16_MAX - i);
+    }
+    k->add_counts(to + shift, a + shift, b + shift, n);
+    for (size_t i = 0; i < n + shift; i++)
+        CHECK(to[i] == UINT32_MAX - i + (i < shift ? 0 : 2 * (uint64_t)UINT16_MAX - i));
+}
+
+static void add_counts_adds_two_full_counts(void) { for_every_tail(check_add_counts); }
 
 /* ---- sums ------------------------------------------------------------------------------------ */
 
@@ -406,7 +421,8 @@ static void the_cap_chooses_the_table(void) {
 
 QK_TESTS(QK_TEST(the_cap_chooses_the_table), QK_TEST(fake_quant_is_quantize_then_dequantize),
          QK_TEST(dequantize_subtracts_then_scales), QK_TEST(min_max_widens_and_finds_every_nan),
-         QK_TEST(bin_indices_are_floors), QK_TEST(sums_are_sums), QK_TEST(dot_and_axpy_in_float64),
-         QK_TEST(gram_panel_adds_both_triangles), QK_TEST(gathers_take_what_the_index_names),
-         QK_TEST(dot_f32_is_a_sum_of_products), QK_TEST(spread_adds_an_outer_product),
-         QK_TEST(descend_minimises_lane_by_lane), QK_TEST(round_carrying_carries_lane_by_lane))
+         QK_TEST(bin_indices_are_floors), QK_TEST(add_counts_adds_two_full_counts), QK_TEST(sums_are_sums),
+         QK_TEST(dot_and_axpy_in_float64), QK_TEST(gram_panel_adds_both_triangles),
+         QK_TEST(gathers_take_what_the_index_names), QK_TEST(dot_f32_is_a_sum_of_products),
+         QK_TEST(spread_adds_an_outer_product), QK_TEST(descend_minimises_lane_by_lane),
+         QK_TEST(round_carrying_carries_lane_by_lane))

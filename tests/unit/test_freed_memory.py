@@ -9,21 +9,56 @@ from quark.onnx import _core, freed_memory
 from quark.onnx.freed_memory import FreedMemory
 
 MIB = 1 << 20
+tells = pytest.mark.skipif(_core.unused_memory() == 0, reason="the system does not tell")
 
 
-@pytest.mark.skipif(_core.unused_memory() == 0, reason="the system does not tell")
+def small_arrays() -> list[np.ndarray]:
+    """125 MiB, too small for mappings of their own; the last one keeps the heap's end: nothing goes back by itself."""
+    return [np.ones(64 << 10, np.uint8) for _ in range(2001)]
+
+
+@tells
 def test_much_freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(freed_memory, "_ROOM", 1 << 60)  # whatever the process has had before
     freed, before = FreedMemory(), _core.unused_memory()
-    arrays = [np.ones(64 << 10, np.uint8) for _ in range(2000)]  # 125 MiB, too small for mappings of their own
-    last = np.ones(64 << 10, np.uint8)  # at the heap's end: nothing goes back by itself
+    arrays = small_arrays()
     assert _core.unused_memory() - before < 20 * MIB
-    arrays.clear()
+    del arrays[:-1]
     kept = _core.unused_memory()
     assert kept - before > 80 * MIB
-    monkeypatch.setattr(freed_memory, "_MOST_BYTES", 1000 * MIB)
-    freed.keep_little()
+    with monkeypatch.context() as patch:
+        patch.setattr(freed_memory, "_MOST_BYTES", 1000 * MIB)
+        freed.keep_little()
     assert _core.unused_memory() > kept - 20 * MIB
-    monkeypatch.undo()
     freed.keep_little()
     assert _core.unused_memory() < before + 40 * MIB
-    assert last.all()
+    assert arrays[0].all()
+
+
+@tells
+def test_what_the_process_has_had_before_it_may_keep():
+    freed = FreedMemory()
+    arrays = small_arrays()
+    now, peak = _core.resident_memory()
+    more = np.ones(peak - now + 64 * MIB, np.uint8)  # a mapping of its own
+    del arrays[:-1]
+    kept = _core.unused_memory()
+    freed.keep_little()
+    assert _core.unused_memory() < kept - 80 * MIB
+    arrays += small_arrays()
+    del more, arrays[:-1]
+    kept = _core.unused_memory()
+    freed.keep_little()
+    assert _core.unused_memory() > kept - 20 * MIB
+
+
+@tells
+def test_resident_memory_follows_what_is_used():
+    before, _ = _core.resident_memory()
+    array = np.ones(64 * MIB, np.uint8)
+    now, peak = _core.resident_memory()
+    assert 60 * MIB < now - before < 80 * MIB
+    del array
+    after, peak_after = _core.resident_memory()
+    assert after < now - 60 * MIB
+    assert peak_after >= peak >= now - MIB
