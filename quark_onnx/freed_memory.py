@@ -6,7 +6,7 @@ from quark.onnx import _core
 
 __all__ = ["FreedMemory"]
 
-_MOST_BYTES = 32 << 20  # less costs time, as the system clears each page that it hands out again
+_MOST_BYTES = 16 << 20  # less costs time, as the system clears each page that it hands out again
 _ROOM = 16 << 20  # below the most that the process has had: up to there it may keep all
 
 
