@@ -122,9 +122,8 @@ static PyMethodDef module_methods[] = {
      "unused_memory()\n--\n\n"
      "Bytes that the process has beside what it allocated: code, and what the C library keeps of freed memory."},
     {"resident_memory", module_resident_memory, METH_NOARGS,
-     "resident_memory()\n--\n\n(now, peak): bytes that the process has, and the most it has had; 0 where the system "
-     "does not "
-     "tell."},
+     "resident_memory()\n--\n\n"
+     "(now, peak): bytes that the process has, and the most it has had; 0 where the system does not tell."},
     {"return_memory", module_return_memory, METH_NOARGS,
      "return_memory()\n--\n\nGive back to the system what the C library keeps of freed memory."},
     {NULL, NULL, 0, NULL}};

@@ -12,7 +12,7 @@ import onnxruntime
 import onnxslim
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.editor import GraphEditor, constants_to_initializers, rename_tensors
+from quark.onnx.graph.editor import GraphEditor, constants_to_initializers, rename_tensors, subgraphs
 from quark.onnx.graph.float32 import in_float32
 from quark.onnx.graph.fuse import fuse_patterns
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
@@ -141,7 +141,7 @@ def _shapes_are_known(model: onnx.ModelProto) -> bool:
         return tensor.HasField("shape") and all(dim.HasField("dim_value") or dim.dim_param in names for dim in dims)
 
     known = {value.name for value in (*graph.input, *graph.value_info, *graph.output) if is_known(value)}
-    has_graphs = any(a.HasField("g") or a.graphs for node in graph.node for a in node.attribute)
+    has_graphs = any(True for node in graph.node for _ in subgraphs(node))
     return not has_graphs and known.issuperset(name for node in graph.node for name in node.output if name)
 
 
