@@ -18,8 +18,6 @@ from quark.onnx.quantization.config.algorithm import AdaQuantConfig, FastFinetun
 
 __all__ = ["choose_solver", "is_trained_in_steps"]
 
-_LOG = logging.getLogger(__name__)
-
 
 def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore) -> OpenSolver:
     """What opens the solver of a layer.
@@ -69,6 +67,7 @@ class _Both:
     def __init__(self, name: str, least_squares: LeastSquaresLayer, gradient: GradientLayer) -> None:
         self._name, self._least_squares = name, least_squares
         self._gradient: GradientLayer | None = gradient
+        self.messages = gradient.messages
 
     def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:
         self._least_squares.feed(x, y)
@@ -76,9 +75,8 @@ class _Both:
             if self._gradient is not None:
                 self._gradient.feed(x, y, x_float)
         except ValueError as error:
-            _LOG.info(
-                "layer %s: by least squares alone, as the published loop cannot take its data: %s", self._name, error
-            )
+            text = f"by least squares alone, as the published loop cannot take its data: {error}"
+            self.messages.append((logging.INFO, f"layer {self._name}: {text}"))
             self._gradient = None
 
     def solve(self) -> Solution:

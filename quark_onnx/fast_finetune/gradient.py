@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from quark.onnx import _core
 from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.batch_store import BatchStore
-from quark.onnx.fast_finetune.solver import LayerInput, Solution, quantized_layer
+from quark.onnx.fast_finetune.solver import LayerInput, Message, Solution, quantized_layer
 from quark.onnx.plan.layer_data import core_geometry, core_stage
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.quantization.config.algorithm import AdaRoundConfig, FastFinetuneConfig
 
 __all__ = ["GradientLayer"]
-
-_LOG = logging.getLogger(__name__)
 
 
 class GradientLayer:
@@ -53,6 +51,7 @@ class GradientLayer:
             x_zero_point=layer.input.zero_point,
             stage=core_stage(layer.stage),
         )
+        self.messages: list[Message] = []
         self._samples = self._values = 0
         self._shape: tuple[int, ...] | None = None
 
@@ -70,13 +69,13 @@ class GradientLayer:
 
     def solve(self, offered: Solution | None = None) -> Solution:
         """Train. Where another solution of the layer is offered, the result is the better one, output by output."""
-        config, name = self._config, self._plan.node
+        config = self._config
         holds_out = self._holdout > 0 and self._samples >= 2 * self._holdout
         held_out = self._samples // self._holdout if holds_out else 0
         fitted = self._samples - held_out
         batch_size = fitted if config.dynamic_batch else min(config.batch_size, fitted)
         if batch_size < config.batch_size:
-            _LOG.warning("layer %s: batch_size %d is %d, all there are", name, config.batch_size, fitted)
+            self._say(logging.WARNING, f"batch_size {config.batch_size} is {fitted}, all there are")
         window = config.num_batches if config.num_batches > 1 else max(1, config.num_iterations // 10)
         arrays, options = quantized_layer(self._plan)
         trained = self._data.train(
@@ -98,7 +97,7 @@ class GradientLayer:
             offered_bias=None if offered is None else offered.bias,
             pool=self._pool,
         )
-        self._log(trained)
+        self._say_losses(trained)
         outputs = len(self._plan.weight.rows)
         rows = self._values // (outputs * self._samples)
         how = f"{type(config).name}, {trained['iterations']} steps"
@@ -133,10 +132,13 @@ class GradientLayer:
             threshold, new_rate = adjust
             rate = new_rate if error > threshold else usual
         if rate != usual:
-            _LOG.info("layer %s: learning rate %g, as its error is %.6g", self._plan.node, rate, error)
+            self._say(logging.INFO, f"learning rate {rate:g}, as its error is {error:.6g}")
         return rate
 
-    def _log(self, trained: _core.TrainedLayer) -> None:
+    def _say_losses(self, trained: _core.TrainedLayer) -> None:
         period, losses = self._config.log_period, trained["losses"][: trained["iterations"]]
         for step in (*range(period - 1, len(losses) - 1, period), len(losses) - 1):
-            _LOG.info("layer %s: step %d, loss %.6g", self._plan.node, step + 1, losses[step])
+            self._say(logging.INFO, f"step {step + 1}, loss {losses[step]:.6g}")
+
+    def _say(self, level: int, text: str) -> None:
+        self.messages.append((level, f"layer {self._plan.node}: {text}"))

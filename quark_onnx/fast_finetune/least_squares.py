@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.fast_finetune.settings import HOLDOUT
-from quark.onnx.fast_finetune.solver import LayerInput, Solution, quantized_layer
+from quark.onnx.fast_finetune.solver import LayerInput, Message, Solution, quantized_layer
 from quark.onnx.plan.layer_data import core_geometry
 from quark.onnx.plan.types import LayerPlan
 
@@ -51,6 +51,7 @@ class LeastSquaresLayer:
         self, layer: LayerPlan, settings: LeastSquaresSettings, *, samples: int, pool: _core.ThreadPool
     ) -> None:
         self._plan, self._settings, self._pool = layer, settings, pool
+        self.messages: list[Message] = []
         outputs, inputs = layer.weight.rows.shape
         self._core = _core.Layer(
             inputs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -28,6 +29,8 @@ from quark.onnx.plan.types import LayerPlan, Plan
 from quark.onnx.report.layer_report import LayerReport
 
 __all__ = ["finetune_layers"]
+
+_LOG = logging.getLogger(__name__)
 
 _Initializers = dict[str, onnx.TensorProto]
 
@@ -69,6 +72,8 @@ def finetune_layers(
     def put_in(results: Generator[Solved, None, None], judge: Judge | None) -> None:
         with closing(results):
             for solved in results:
+                for level, text in solved.messages:
+                    _LOG.log(level, "%s", text)
                 report = _write_back(solved, initializers, judge)
                 reports[id(solved.layer)] = report
                 on_layer(report)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quark.onnx.errors import FinetuneError
-from quark.onnx.fast_finetune.solver import LayerInput, LayerSolver, Solution
+from quark.onnx.fast_finetune.solver import LayerInput, LayerSolver, Message, Solution
 from quark.onnx.plan.types import LayerPlan
 
 __all__ = ["Solved", "core_input", "solve"]
@@ -22,6 +23,7 @@ class Solved:
     layer: LayerPlan
     solution: Solution | None
     problem: str
+    messages: Sequence[Message]
     seconds: float
     solve_seconds: float
 
@@ -56,4 +58,4 @@ def solve(solver: LayerSolver, layer: LayerPlan, problem: str, started: float) -
             outputs, inputs = layer.weight.rows.shape
             raise FinetuneError(f"layer {layer.node!r} (K = {inputs}, {outputs} outputs): out of memory") from error
     ended = time.perf_counter()
-    return Solved(layer, solution, problem, ended - started, ended - solve_started)
+    return Solved(layer, solution, problem, solver.messages, ended - started, ended - solve_started)

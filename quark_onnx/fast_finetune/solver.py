@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from quark.onnx import _core
 from quark.onnx.plan.types import LayerPlan
 
-__all__ = ["LayerInput", "LayerSolver", "OpenSolver", "Solution", "quantized_layer"]
+__all__ = ["LayerInput", "LayerSolver", "Message", "OpenSolver", "Solution", "quantized_layer"]
 
 
 _WeightArrays = tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]
+Message = tuple[int, str]  # its level in logging, and the text
 LayerInput = NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.int8]
 
 
@@ -44,7 +45,14 @@ class Solution:
 
 
 class LayerSolver(Protocol):
-    """One layer from data to integers."""
+    """One layer from data to integers.
+
+    Attributes:
+        messages: for the log. They are only gathered here, as solvers run in threads: these would wait for ever for a
+            lock of logging that the main thread holds, and where Ctrl-C hits it, it may never give it back.
+    """
+
+    messages: list[Message]
 
     def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:
         """The next samples: x as the layer's quantized input gives it, y the float output; x_float the float graph's

@@ -129,6 +129,18 @@ def test_reports_and_progress_come_in_the_order_of_the_graph(
         assert line.endswith(name)
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+def test_messages_come_from_the_callers_thread_in_the_order_of_the_graph(
+    caplog: pytest.LogCaptureFixture, parallel: bool
+) -> None:
+    """A thread that logs waits for locks that an interrupted main thread may hold for ever."""
+    caplog.set_level(logging.INFO, "quark.onnx")
+    _, report = quantized(separable_cnn(), AdaRoundConfig(parallel=parallel, **SOLVERS["gradient"]), threads=3)
+    assert {record.thread for record in caplog.records} == {threading.get_ident()}
+    losses = [message.split(":")[0] for message in caplog.messages if ", loss " in message]
+    assert losses == [f"layer {layer.name}" for layer in report.layers]
+
+
 def test_a_foreign_model() -> None:
     model = separable_cnn()
     plain, _ = quantized(model, None)
