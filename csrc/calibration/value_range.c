@@ -91,15 +91,17 @@ static void flush(qk_value_range *r, uint16_t *recent) {
 }
 
 /* Every other value is counted apart, as one bin twice in a row would stall. */
-static void count_chunk(const qk_value_range *r, const float *x, size_t n, uint16_t *recent) {
+static void count_chunk(qk_value_range *r, const float *x, size_t n, uint16_t *recent) {
     uint32_t index[CHUNK];
     uint16_t *even = recent, *odd = recent + recent_size(r->bins);
     qk_kernels_get()->bin_indices(index, x, n, ldexpf(1.0f, -r->exponent), (uint32_t)r->bins - 1);
-    for (size_t i = 0; i + 1 < n; i += 2) {
+    const size_t kept = qk_kernels_get()->drop_zeros(index, n);
+    r->counts[0] += n - kept;
+    for (size_t i = 0; i + 1 < kept; i += 2) {
         even[index[i]]++;
         odd[index[i + 1]]++;
     }
-    if (n % 2) even[index[n - 1]]++;
+    if (kept % 2) even[index[kept - 1]]++;
 }
 
 /* recent: (2, recent_size) zeros, before and after. */

@@ -12,10 +12,11 @@ import onnxruntime
 import onnxslim
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.editor import GraphEditor, constants_to_initializers, rename_tensors, subgraphs
+from quark.onnx.graph.editor import GraphEditor, constants_to_initializers, rename_tensors
 from quark.onnx.graph.float32 import in_float32
 from quark.onnx.graph.fuse import fuse_patterns
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
+from quark.onnx.graph.known_shapes import name_batches, shapes_are_known
 from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.graph.opset import opset_of, raised, raised_if_possible
 from quark.onnx.graph.plain import plainly_written
@@ -112,8 +113,9 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     slim.graph.ClearField("value_info")  # an old model's may be of another input size
     try:
         slim = _with_shapes(slim)
+        name_batches(slim.graph)
         # Weight tying would make layers share a weight or bias that each of them should tune on its own.
-        slim = onnxslim.slim(slim, skip_optimizations=["weight_tying"], no_shape_infer=_shapes_are_known(slim))
+        slim = onnxslim.slim(slim, skip_optimizations=["weight_tying"], no_shape_infer=shapes_are_known(slim))
     except Exception as error:
         raise ModelError(f"onnxslim cannot simplify the model: {type(error).__name__}: {error}") from error
     for node in slim.graph.node:
@@ -128,21 +130,6 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     needed = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     model.ir_version = max(model.ir_version, needed)
     return model
-
-
-def _shapes_are_known(model: onnx.ModelProto) -> bool:
-    """Whether every tensor has a shape, of numbers and of the inputs' names: then symbolic inference finds no more."""
-    graph = model.graph
-    names = {dim.dim_param for value in graph.input for dim in value.type.tensor_type.shape.dim} - {""}
-
-    def is_known(value: onnx.ValueInfoProto) -> bool:
-        tensor = value.type.tensor_type
-        dims = tensor.shape.dim
-        return tensor.HasField("shape") and all(dim.HasField("dim_value") or dim.dim_param in names for dim in dims)
-
-    known = {value.name for value in (*graph.input, *graph.value_info, *graph.output) if is_known(value)}
-    has_graphs = any(True for node in graph.node for _ in subgraphs(node))
-    return not has_graphs and known.issuperset(name for node in graph.node for name in node.output if name)
 
 
 def _part_inputs_from_outputs(graph: onnx.GraphProto) -> None:

@@ -90,7 +90,7 @@ static void check_gather(const qk_kernels *k, size_t n, size_t shift) {
 
 static void gathers_take_what_the_index_names(void) { for_every_tail(check_gather); }
 
-/* ---- min_max, bin_indices, add_counts -------------------------------------------------------- */
+/* ---- min_max, bin_indices, drop_zeros, add_counts -------------------------------------------- */
 
 static void check_min_max(const qk_kernels *k, size_t n, size_t shift) {
     float *x = values(n + shift, n + 7, 5), lo = 0.5f, hi = 0.75f, expected_lo = lo, expected_hi = hi;
@@ -126,6 +126,22 @@ static void check_bin_indices(const qk_kernels *k, size_t n, size_t shift) {
 }
 
 static void bin_indices_are_floors(void) { for_every_tail(check_bin_indices); }
+
+static void check_drop_zeros(const qk_kernels *k, size_t n, size_t shift) {
+    uint32_t index[TAILS + SHIFTS], others[TAILS + SHIFTS];
+    size_t expected = 0, found = 0;
+    for (size_t i = 0; i < n; i++) {
+        index[shift + i] = i % 3 == shift % 3 ? (uint32_t)i % QK_ZERO_TURNS : QK_ZERO_TURNS + (uint32_t)(i * i);
+        if (index[shift + i] >= QK_ZERO_TURNS) others[expected++] = index[shift + i];
+    }
+    const size_t kept = k->drop_zeros(index + shift, n);
+    CHECK(kept <= n);
+    for (size_t i = shift; i < shift + kept; i++)
+        if (index[i] >= QK_ZERO_TURNS) CHECK(found < expected && index[i] == others[found++]);
+    CHECK(found == expected);
+}
+
+static void drop_zeros_keeps_all_others(void) { for_every_tail(check_drop_zeros); }
 
 static void check_add_counts(const qk_kernels *k, size_t n, size_t shift) {
     uint64_t to[TAILS + SHIFTS] = {0};
@@ -421,8 +437,8 @@ static void the_cap_chooses_the_table(void) {
 
 QK_TESTS(QK_TEST(the_cap_chooses_the_table), QK_TEST(fake_quant_is_quantize_then_dequantize),
          QK_TEST(dequantize_subtracts_then_scales), QK_TEST(min_max_widens_and_finds_every_nan),
-         QK_TEST(bin_indices_are_floors), QK_TEST(add_counts_adds_two_full_counts), QK_TEST(sums_are_sums),
-         QK_TEST(dot_and_axpy_in_float64), QK_TEST(gram_panel_adds_both_triangles),
-         QK_TEST(gathers_take_what_the_index_names), QK_TEST(dot_f32_is_a_sum_of_products),
-         QK_TEST(spread_adds_an_outer_product), QK_TEST(descend_minimises_lane_by_lane),
-         QK_TEST(round_carrying_carries_lane_by_lane))
+         QK_TEST(bin_indices_are_floors), QK_TEST(drop_zeros_keeps_all_others),
+         QK_TEST(add_counts_adds_two_full_counts), QK_TEST(sums_are_sums), QK_TEST(dot_and_axpy_in_float64),
+         QK_TEST(gram_panel_adds_both_triangles), QK_TEST(gathers_take_what_the_index_names),
+         QK_TEST(dot_f32_is_a_sum_of_products), QK_TEST(spread_adds_an_outer_product),
+         QK_TEST(descend_minimises_lane_by_lane), QK_TEST(round_carrying_carries_lane_by_lane))

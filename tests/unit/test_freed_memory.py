@@ -36,7 +36,8 @@ def test_much_freed_memory_goes_back(monkeypatch: pytest.MonkeyPatch):
 
 
 @tells
-def test_what_the_process_has_had_before_it_may_keep():
+def test_what_the_process_has_had_before_it_may_keep(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(freed_memory, "_SMALL", 0)
     freed = FreedMemory()
     arrays = small_arrays()
     now, peak = _core.resident_memory()
@@ -50,6 +51,22 @@ def test_what_the_process_has_had_before_it_may_keep():
     kept = _core.unused_memory()
     freed.keep_little()
     assert _core.unused_memory() > kept - 20 * MIB
+
+
+@tells
+def test_a_small_process_keeps_all(monkeypatch: pytest.MonkeyPatch):
+    _core.return_memory()  # that of other tests
+    freed, arrays = FreedMemory(), small_arrays()
+    more = np.ones(_core.resident_memory()[1] - _core.resident_memory()[0] + MIB, np.uint8)  # more than ever
+    del arrays[:-1]
+    kept = _core.unused_memory()
+    monkeypatch.setattr(freed_memory, "_SMALL", _core.resident_memory()[0] + 32 * MIB)
+    freed.keep_little()
+    assert _core.unused_memory() > kept - 20 * MIB
+    monkeypatch.setattr(freed_memory, "_SMALL", _core.resident_memory()[0] + 8 * MIB)
+    freed.keep_little()
+    assert _core.unused_memory() < kept - 80 * MIB
+    assert more.all()
 
 
 @tells
