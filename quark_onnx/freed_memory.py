@@ -7,8 +7,8 @@ from quark.onnx import _core
 __all__ = ["FreedMemory"]
 
 _MOST_BYTES = 16 << 20  # less costs time, as the system clears each page that it hands out again
-_SMALL = 320 << 20  # a process with less keeps all: the libraries alone take half of that
-_ROOM = 16 << 20  # below that, and below the most that the process has had: up to there it may keep all
+_SMALL = 320 << 20  # what any process may have: the libraries alone take half of it
+_ROOM = 16 << 20  # below that, or the most that the process has had: up to there all is kept
 
 
 class FreedMemory:
@@ -18,7 +18,7 @@ class FreedMemory:
         self._before = _core.unused_memory()
 
     def keep_little(self) -> None:
-        """Give it back if it is much, and the process would soon be large, with more memory than it has ever had."""
+        """Give it back if it is much, and the process within `_ROOM` of the most it has had (of `_SMALL` if that is more)."""
         now, peak = _core.resident_memory()
         if now + _ROOM < max(peak, _SMALL):
             return

@@ -63,8 +63,8 @@ typedef struct {
      * < 0; its bin is min(|x[i]| * inverse_width, last). */
     void (*bin_indices)(uint32_t *restrict index, const float *restrict x, size_t n, float inverse_width,
                         uint32_t last);
-    /* Moves the indices of other bins than bin 0 to the front and returns how many there are; some of bin 0 may be left
-     * among them, and all are where no instruction moves several at once. */
+    /* Moves the indices of other bins than bin 0 to the front, with some of bin 0 among them, and returns how many they
+     * are. Without AVX-512 nothing is moved, and n is returned. */
     size_t (*drop_zeros)(uint32_t *index, size_t n);
     /* to[i] += a[i] + b[i] */
     void (*add_counts)(uint64_t *restrict to, const uint16_t *restrict a, const uint16_t *restrict b, size_t n);

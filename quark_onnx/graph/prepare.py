@@ -16,7 +16,7 @@ from quark.onnx.graph.editor import GraphEditor, constants_to_initializers, rena
 from quark.onnx.graph.float32 import in_float32
 from quark.onnx.graph.fuse import fuse_patterns
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
-from quark.onnx.graph.known_shapes import name_batches, shapes_are_known
+from quark.onnx.graph.known_shapes import shapes_are_known, with_inferred_shapes
 from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.graph.opset import opset_of, raised, raised_if_possible
 from quark.onnx.graph.plain import plainly_written
@@ -108,14 +108,12 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     inputs = [value for value in model.graph.input if value.name not in initializers]
     names = {node.name for node in model.graph.node}
     name_of_producer = {output: node.name for node in model.graph.node for output in node.output}
-    slim = onnx.ModelProto()
-    slim.CopyFrom(model)
-    slim.graph.ClearField("value_info")  # an old model's may be of another input size
     try:
-        slim = _with_shapes(slim)
-        name_batches(slim.graph)
-        # Weight tying would make layers share a weight or bias that each of them should tune on its own.
-        slim = onnxslim.slim(slim, skip_optimizations=["weight_tying"], no_shape_infer=shapes_are_known(slim))
+        slim = with_inferred_shapes(model)
+        known = shapes_are_known(slim)
+        slim = _slim(slim, infer=not known)
+        if known and not shapes_are_known(slim):  # onnxslim made tensors, and may do more when it knows theirs
+            slim = _slim(slim, infer=True)
     except Exception as error:
         raise ModelError(f"onnxslim cannot simplify the model: {type(error).__name__}: {error}") from error
     for node in slim.graph.node:
@@ -130,6 +128,12 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
     needed = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     model.ir_version = max(model.ir_version, needed)
     return model
+
+
+def _slim(model: onnx.ModelProto, *, infer: bool) -> onnx.ModelProto:
+    # Weight tying would make layers share a weight or bias that each of them should tune on its own.
+    slim: onnx.ModelProto = onnxslim.slim(model, skip_optimizations=["weight_tying"], no_shape_infer=not infer)
+    return slim
 
 
 def _part_inputs_from_outputs(graph: onnx.GraphProto) -> None:
@@ -148,7 +152,7 @@ def _part_inputs_from_outputs(graph: onnx.GraphProto) -> None:
 def _ranks(graph: onnx.GraphProto) -> dict[str, int]:
     return {
         value.name: len(value.type.tensor_type.shape.dim)
-        for value in (*graph.input, *graph.value_info)
+        for value in (*graph.input, *graph.value_info, *graph.output)
         if value.type.tensor_type.HasField("shape")
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
 import pytest
 
@@ -12,9 +14,21 @@ MIB = 1 << 20
 tells = pytest.mark.skipif(_core.unused_memory() == 0, reason="the system does not tell")
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept_of_other_tests():
+    _core.return_memory()
+
+
 def small_arrays() -> list[np.ndarray]:
     """125 MiB, too small for mappings of their own; the last one keeps the heap's end: nothing goes back by itself."""
     return [np.ones(64 << 10, np.uint8) for _ in range(2001)]
+
+
+def mapped(size: int) -> np.ndarray:
+    """So many bytes outside the heap, in use until the array goes."""
+    array = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+    array[:] = 1
+    return array
 
 
 @tells
@@ -41,7 +55,7 @@ def test_what_the_process_has_had_before_it_may_keep(monkeypatch: pytest.MonkeyP
     freed = FreedMemory()
     arrays = small_arrays()
     now, peak = _core.resident_memory()
-    more = np.ones(peak - now + 64 * MIB, np.uint8)  # a mapping of its own
+    more = mapped(peak - now + 64 * MIB)
     del arrays[:-1]
     kept = _core.unused_memory()
     freed.keep_little()
@@ -55,9 +69,9 @@ def test_what_the_process_has_had_before_it_may_keep(monkeypatch: pytest.MonkeyP
 
 @tells
 def test_a_small_process_keeps_all(monkeypatch: pytest.MonkeyPatch):
-    _core.return_memory()  # that of other tests
     freed, arrays = FreedMemory(), small_arrays()
-    more = np.ones(_core.resident_memory()[1] - _core.resident_memory()[0] + MIB, np.uint8)  # more than ever
+    now, peak = _core.resident_memory()
+    more = mapped(peak - now + MIB)  # with it the process has more than ever
     del arrays[:-1]
     kept = _core.unused_memory()
     monkeypatch.setattr(freed_memory, "_SMALL", _core.resident_memory()[0] + 32 * MIB)
@@ -72,7 +86,7 @@ def test_a_small_process_keeps_all(monkeypatch: pytest.MonkeyPatch):
 @tells
 def test_resident_memory_follows_what_is_used():
     before, _ = _core.resident_memory()
-    array = np.ones(64 * MIB, np.uint8)
+    array = mapped(64 * MIB)
     now, peak = _core.resident_memory()
     assert 60 * MIB < now - before < 80 * MIB
     del array

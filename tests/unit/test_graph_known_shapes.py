@@ -1,4 +1,4 @@
-"""Shapes that ONNX's inference leaves open, and those that are as good as known."""
+"""Shapes as they follow from the inputs, and when there is nothing more to find."""
 
 from __future__ import annotations
 
@@ -8,42 +8,43 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quark.onnx.graph import prepare as preparing
-from quark.onnx.graph.known_shapes import name_batches, shapes_are_known
+from quark.onnx.graph.known_shapes import shapes_are_known, with_inferred_shapes
 from quark.onnx.graph.prepare import prepare
 
-
-def inferred(*nodes: onnx.NodeProto, x: list[int | str | None], **constants: list[int] | np.ndarray) -> onnx.ModelProto:
-    """x is the input; the last node's output is the model's, of unknown shape."""
-    graph = helper.make_graph(
-        list(nodes),
-        "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)],
-        [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return onnx.shape_inference.infer_shapes(model, data_prop=True)
+Shape = list[int | str | None]
 
 
-def reshape(x: str, shape: str, y: str) -> onnx.NodeProto:
-    return helper.make_node("Reshape", [x, shape], [y])
+def model_of(text: str, **constants: object) -> onnx.ModelProto:
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17, "com.example": 1]> g {text}')
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(c), name) for name, c in constants.items())
+    return model
 
 
-def relu(x: str, y: str) -> onnx.NodeProto:
-    return helper.make_node("Relu", [x], [y])
+def reshaped(x: Shape, *shapes: list[int]) -> onnx.ModelProto:
+    """x, reshaped to a0, Relu to b0, reshaped to a1, Relu to b1, and so on; the last one is the output."""
+    nodes, before = [], "x"
+    for i in range(len(shapes)):
+        nodes += [
+            helper.make_node("Reshape", [before, f"s{i}"], [f"a{i}"]),
+            helper.make_node("Relu", [f"a{i}"], [f"b{i}"]),
+        ]
+        before = f"b{i}"
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, x)]
+    outputs = [helper.make_tensor_value_info(before, TensorProto.FLOAT, None)]
+    constants = [numpy_helper.from_array(np.asarray(shape), f"s{i}") for i, shape in enumerate(shapes)]
+    graph = helper.make_graph(nodes, "g", inputs, outputs, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 def shape_of(model: onnx.ModelProto, name: str) -> list[int | str]:
-    (value,) = (value for value in model.graph.value_info if value.name == name)
+    (value,) = (value for value in (*model.graph.value_info, *model.graph.output) if value.name == name)
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
 def test_the_batch_keeps_its_name_behind_reshapes():
-    nodes = [reshape("x", "s", "a"), relu("a", "b"), reshape("b", "t", "c"), relu("c", "d"), relu("d", "y")]
-    model = inferred(*nodes, x=["batch", 6, 2, 2], s=[-1, 24], t=[-1, 4, 6])
-    assert shape_of(model, "d") != ["batch", 4, 6]
-    name_batches(model.graph)
-    assert [shape_of(model, name) for name in "abcd"] == 2 * [["batch", 24]] + 2 * [["batch", 4, 6]]
+    model = with_inferred_shapes(reshaped(["batch", 6, 2, 2], [-1, 24], [-1, 4, 6]))
+    assert [shape_of(model, name) for name in ("a0", "b0", "a1", "b1")] == 2 * [["batch", 24]] + 2 * [["batch", 4, 6]]
+    assert shapes_are_known(model)
 
 
 @pytest.mark.parametrize(
@@ -57,30 +58,88 @@ def test_the_batch_keeps_its_name_behind_reshapes():
         (["batch", 0, 2], [-1, 5]),
     ],
 )
-def test_other_axes_stay_open(x: list[int | str | None], shape: list[int]):
-    model = inferred(reshape("x", "s", "a"), relu("a", "b"), relu("b", "y"), x=x, s=shape)
-    before = shape_of(model, "b")
-    name_batches(model.graph)
-    assert shape_of(model, "b") == before
-    assert "batch" not in before
+def test_other_axes_stay_open(x: Shape, shape: list[int]):
+    model = with_inferred_shapes(reshaped(x, shape))
+    assert "batch" not in shape_of(model, "a0")
     assert not shapes_are_known(model)
 
 
 def test_numbers_stay_numbers():
-    model = inferred(reshape("x", "s", "a"), relu("a", "b"), relu("b", "y"), x=[3, 6, 2, 2], s=[-1, 24])
-    name_batches(model.graph)
-    assert [shape_of(model, name) for name in "ab"] == 2 * [[3, 24]]
+    model = with_inferred_shapes(reshaped([3, 6, 2, 2], [-1, 24]))
+    assert [shape_of(model, name) for name in ("a0", "b0")] == 2 * [[3, 24]]
 
 
-@pytest.mark.parametrize("shape", [[-1, 24], [-1, 12], [0, -1]])
-def test_symbolic_inference_would_not_change_what_is_prepared(shape: list[int], monkeypatch: pytest.MonkeyPatch):
-    nodes = [reshape("x", "s", "a"), helper.make_node("MatMul", ["a", "w"], ["b"]), relu("b", "y")]
-    rows = 12 if 12 in shape else 24
-    model = inferred(*nodes, x=["batch", 6, 2, 2], s=shape, w=np.ones((rows, 3), np.float32))
+def test_an_operator_of_another_domain_may_have_the_name_of_one():
+    model = model_of("(float[N,4] x) => (float[N,4] y) { a = com.example.Reshape(x) y = Relu(a) }")
+    assert not shapes_are_known(with_inferred_shapes(model))
+
+
+def test_of_what_cannot_be_inferred_the_number_of_axes_is_believed():
+    model = model_of(
+        "(float[N,4] x) => (float[N,3] y) { a = com.example.Twice(x) y = MatMul(a, w) }", w=np.ones((8, 3))
+    )
+    stated = helper.make_tensor_value_info("a", TensorProto.FLOAT, ["other", 8])
+    model.graph.value_info.append(stated)
+    result = with_inferred_shapes(model)
+    assert shape_of(result, "a") == [0, 0]
+    assert shape_of(result, "y")[1:] == [3]
+    assert model.graph.value_info[0] == stated
+
+
+DIVIDED_BY_HEIGHT = "s = Shape(r) h = Gather(s, two) d = Cast<to=1>(h)"
+
+
+@pytest.mark.parametrize("where", ["output", "inner", "body"])
+def test_stated_shapes_of_another_input_size_do_not_count(where: str):
+    text = {
+        "output": f"(float[N,4,8,8] x) => (float[N,4,16,16] p, float[N,4,8,8] y) {{"
+        f" p = Relu(x) r = Sigmoid(p) {DIVIDED_BY_HEIGHT} y = Div(r, d) }}",
+        "inner": f"(float[N,4,8,8] x) => (float[N,4,8,8] y) {{ r = Relu(x) {DIVIDED_BY_HEIGHT} y = Div(r, d) }}",
+        "body": f"(float[N,4,8,8] x, bool k) => (float[N,4,8,8] y) {{ y = If(k) <"
+        f" then_branch = t () => (float[N,4,8,8] ty) {{ r = Relu(x) {DIVIDED_BY_HEIGHT} ty = Div(r, d) }},"
+        f" else_branch = e () => (float[N,4,8,8] ey) {{ ey = Identity(x) }}> }}",
+    }[where]
+    model = model_of(text, two=np.int64(2))
+    stale = helper.make_tensor_value_info("r", TensorProto.FLOAT, ["N", 4, 16, 16])
+    if where != "output":
+        (model.graph if where == "inner" else model.graph.node[0].attribute[0].g).value_info.append(stale)
+    feeds = {"x": np.ones((2, 4, 8, 8), np.float32), "k": np.array(True)}
+    feeds = {value.name: feeds[value.name] for value in model.graph.input}
+    evaluators = map(onnx.reference.ReferenceEvaluator, (model, prepare(model)))
+    wanted, have = (evaluator.run(["y"], feeds)[0] for evaluator in evaluators)
+    np.testing.assert_allclose(have, wanted, rtol=1e-5)
+
+
+TWO_OUTPUTS = """(float[N,8] x) => (float[N,6] f, float[N,4] y) {
+    a = MatMul(x, w) f = Relu(a) b = MatMul(f, v) y = Add(b, c)
+}"""
+TWO_LINEARS = """(float[1,16,8] x) => (float[1,16,4] y) {
+    a = MatMul(x, w) b = Add(a, d) e = MatMul(b, v) y = Add(e, c)
+}"""
+RESHAPED = (
+    "(float[batch,6,2,2] x) => (float[rows,4] y) { a = Reshape(x, s) b = MatMul(a, w) e = MatMul(b, v) y = Add(e, c) }"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "shape", "operators"),
+    [
+        (TWO_OUTPUTS, [], "MatMul Relu Gemm"),
+        (TWO_LINEARS, [], "Reshape Gemm Gemm Reshape"),
+        (RESHAPED, [-1, 8], "Reshape MatMul Gemm"),
+        (RESHAPED, [0, 8], "Reshape MatMul Gemm"),
+        (RESHAPED, [-1, 24], "Reshape MatMul Gemm"),
+    ],
+)
+def test_symbolic_inference_would_not_change_what_is_prepared(
+    text: str, shape: list[int], operators: str, monkeypatch: pytest.MonkeyPatch
+):
+    weights = {"w": (shape[-1] if shape else 8, 6), "v": (6, 4), "d": 6, "c": 4}
+    constants = {name: np.ones(size, np.float32) for name, size in weights.items() if name in text}
+    model = model_of(text, **constants, **({"s": shape} if shape else {}))
     result = prepare(model)
+    assert " ".join(node.op_type for node in result.graph.node) == operators
     monkeypatch.setattr(preparing, "shapes_are_known", lambda _: False)
     other = prepare(model)
     assert list(result.graph.node) == list(other.graph.node)
     assert list(result.graph.initializer) == list(other.graph.initializer)
-    for name in "ab":
-        assert shape_of(result, name) == shape_of(other, name)

@@ -135,27 +135,6 @@ def test_batch_normalization_goes_into_the_layer_before_it(op, text, constants):
     assert names(result) == ["a"]  # so that the user can exclude it by the name it had
 
 
-@pytest.mark.parametrize("stale", ["c", "r"])
-def test_shapes_that_the_model_says_of_inner_tensors_may_be_of_another_input_size(stale: str):
-    original = model(
-        """(float[N,4,8,8] x) => (float[N,4,8,8] y) {
-            c = Conv <pads = [1, 1, 1, 1]> (x, w)
-            r = Relu(c)
-            s = Relu(r)
-            shape = Shape(s)
-            height = Gather(shape, two)
-            divisor = Cast <to = 1> (height)
-            y = Div(s, divisor)
-        }""",
-        w=normal(4, 4, 3, 3),
-    )
-    original.graph.initializer.append(numpy_helper.from_array(np.int64(2), "two"))
-    original.graph.value_info.append(helper.make_tensor_value_info(stale, TensorProto.FLOAT, ["N", 4, 16, 16]))
-    feeds = random_feeds(original)
-    (wanted,), (have,) = run(original, **feeds), run(prepare(original), **feeds)
-    np.testing.assert_allclose(have, wanted, rtol=1e-5, atol=1e-6)
-
-
 def test_batch_normalization_stays_where_its_input_is_needed():
     text = f"(float[N,6] x) => (float[N,8] y, float[N,8] h) {{ h = Gemm(x, w) y = BatchNormalization{NORM} }}"
     result = prepared_and_checked(model(text, w=normal(6, 8), **BATCH_NORM))
