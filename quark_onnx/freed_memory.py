@@ -18,7 +18,7 @@ class FreedMemory:
         self._before = _core.unused_memory()
 
     def keep_little(self) -> None:
-        """Give it back if it is much, and the process within `_ROOM` of the most it has had (of `_SMALL` if that is more)."""
+        """Give it back if it is much, and the process near the most it has had, or near `_SMALL` if that is more."""
         now, peak = _core.resident_memory()
         if now + _ROOM < max(peak, _SMALL):
             return
