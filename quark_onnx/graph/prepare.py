@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection
@@ -24,6 +25,7 @@ from quark.onnx.large_models import serialized_for, transformed
 
 __all__ = ["MIN_OPSET", "is_quantized", "prepare", "unprepared"]
 
+_LOG = logging.getLogger(__name__)
 MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-channel weights need
 
 _OPS_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm", *NORMALIZATIONS})
@@ -114,6 +116,9 @@ def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
         slim = _slim(slim, infer=not known)
         if known and not shapes_are_known(slim):  # onnxslim made tensors, and may do more when it knows theirs
             slim = _slim(slim, infer=True)
+        if not _is_whole(slim.graph):  # onnxslim can lose a tensor that a Reshape or Transpose without effect makes
+            _LOG.warning("onnxslim would lose tensors of the model, which is not simplified")
+            slim = with_inferred_shapes(model)
     except Exception as error:
         raise ModelError(f"onnxslim cannot simplify the model: {type(error).__name__}: {error}") from error
     for node in slim.graph.node:
@@ -134,6 +139,17 @@ def _slim(model: onnx.ModelProto, *, infer: bool) -> onnx.ModelProto:
     # Weight tying would make layers share a weight or bias that each of them should tune on its own.
     slim: onnx.ModelProto = onnxslim.slim(model, skip_optimizations=["weight_tying"], no_shape_infer=not infer)
     return slim
+
+
+def _is_whole(graph: onnx.GraphProto) -> bool:
+    """Whether all that nodes read, and all outputs, are there."""
+    there = {"", *(value.name for value in (*graph.input, *graph.initializer))}
+    there |= {tensor.values.name for tensor in graph.sparse_initializer}
+    for node in graph.node:
+        if not there.issuperset(node.input):
+            return False
+        there.update(node.output)
+    return there.issuperset(output.name for output in graph.output)
 
 
 def _part_inputs_from_outputs(graph: onnx.GraphProto) -> None:

@@ -135,6 +135,26 @@ def test_batch_normalization_goes_into_the_layer_before_it(op, text, constants):
     assert names(result) == ["a"]  # so that the user can exclude it by the name it had
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        """(float[N,1] x) => (float[N,1,1] y, float[1,N,1] z) {
+            a = Sigmoid(x) b = Reshape(a, shape) c = Reshape(b, shape)
+            y = Reshape(c, shape) z = Transpose<perm = [2, 0, 1]>(c)
+        }""",
+        """(float[N,1] x) => (float[N,1,1] y, float[N,1,1] z) {
+            a = Add(x, x) b = Reshape(a, shape) c = Reshape(b, shape) y = Sigmoid(c) z = Transpose<perm = [0, 1, 2]>(b)
+        }""",
+    ],
+)
+def test_what_onnxslim_would_lose_stays(text: str):
+    original = model(text)
+    original.graph.initializer.append(numpy_helper.from_array(np.int64([-1, 1, 1]), "shape"))
+    feeds = random_feeds(original)
+    for wanted, have in zip(run(original, **feeds), run(prepare(original), **feeds), strict=True):
+        np.testing.assert_allclose(have, wanted, rtol=1e-5)
+
+
 def test_batch_normalization_stays_where_its_input_is_needed():
     text = f"(float[N,6] x) => (float[N,8] y, float[N,8] h) {{ h = Gemm(x, w) y = BatchNormalization{NORM} }}"
     result = prepared_and_checked(model(text, w=normal(6, 8), **BATCH_NORM))
