@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx.shape_inference
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.editor import GraphEditor, constants_to_initializers
+from quark.onnx.graph.known_shapes import with_shapes
 from quark.onnx.graph.matcher import Match, Matcher
 from quark.onnx.graph.opset import opset_of, raised_and_checked
 from quark.onnx.graph.patterns import PATTERNS
@@ -192,4 +192,4 @@ def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | None:
         return None
     constants_to_initializers(result.graph)  # the axes of ReduceMean, ...
     _LOG.info("the model is raised from opset %d to %d, for %s", opset_of(model), opset, operator)
-    return onnx.shape_inference.infer_shapes(result, data_prop=True)
+    return with_shapes(result)

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from quark.onnx.graph.editor import all_nodes, subgraphs
 
-__all__ = ["shapes_are_known", "with_inferred_shapes"]
+__all__ = ["shapes_are_known", "with_inferred_shapes", "with_shapes"]
 
 
 def with_inferred_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -27,7 +27,7 @@ def with_inferred_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     for output in model.graph.output:
         if output.type.HasField("tensor_type"):
             output.type.tensor_type.ClearField("shape")
-    model = _inferred(model)
+    model = with_shapes(model)
     found = {value.name for value in (*model.graph.value_info, *model.graph.output)}
     unknown = [value for value in stated if value.name not in found and value.type.tensor_type.HasField("shape")]
     if unknown:
@@ -35,12 +35,13 @@ def with_inferred_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
         for value in model.graph.value_info[-len(unknown) :]:
             for dim in value.type.tensor_type.shape.dim:
                 dim.Clear()
-        model = _inferred(model)
+        model = with_shapes(model)
     _name_batches(model.graph)
     return model
 
 
-def _inferred(model: onnx.ModelProto) -> onnx.ModelProto:
+def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy with what ONNX's inference adds to the shapes that the model states."""
     return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 

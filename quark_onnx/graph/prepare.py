@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Collection
 
 import onnx
-import onnx.shape_inference
 import onnxruntime
 import onnxslim
 
@@ -17,7 +16,7 @@ from quark.onnx.graph.editor import GraphEditor, constants_to_initializers, rena
 from quark.onnx.graph.float32 import in_float32
 from quark.onnx.graph.fuse import fuse_patterns
 from quark.onnx.graph.gemm import fold_batch_normalization, fold_gemm_factors, write_matmul_as_gemm
-from quark.onnx.graph.known_shapes import shapes_are_known, with_inferred_shapes
+from quark.onnx.graph.known_shapes import shapes_are_known, with_inferred_shapes, with_shapes
 from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.graph.opset import opset_of, raised, raised_if_possible
 from quark.onnx.graph.plain import plainly_written
@@ -67,7 +66,7 @@ def prepare(model: onnx.ModelProto, *, opset: int = MIN_OPSET, unfused: Collecti
     constants_to_initializers(result.graph)  # onnxslim takes value_floats for float64
     result = in_float32(result)
     opset = max(opset, MIN_OPSET)
-    result = transformed(result, lambda given: _with_shapes(_simplified(_at_opset(given, opset))))
+    result = transformed(result, lambda given: with_shapes(_simplified(_at_opset(given, opset))))
     result = transformed(result, lambda given: fuse_patterns(given, but=unfused))
     _part_inputs_from_outputs(result.graph)
     editor = GraphEditor(result.graph)
@@ -78,7 +77,7 @@ def prepare(model: onnx.ModelProto, *, opset: int = MIN_OPSET, unfused: Collecti
     editor.remove_unused_initializers()
     _rename_clashes(editor)
     _name_nodes(result.graph)
-    result = transformed(result, _with_shapes)
+    result = transformed(result, with_shapes)
     _check_runs(result)
     return result
 
@@ -88,10 +87,6 @@ def unprepared(model: onnx.ModelProto) -> onnx.ModelProto:
     result = in_float32(plainly_written(model))
     _name_nodes(result.graph)
     return result
-
-
-def _with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    return onnx.shape_inference.infer_shapes(model, data_prop=True)
 
 
 def _at_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -89,20 +89,22 @@ def test_of_what_cannot_be_inferred_the_number_of_axes_is_believed():
 DIVIDED_BY_HEIGHT = "s = Shape(r) h = Gather(s, two) d = Cast<to=1>(h)"
 
 
-@pytest.mark.parametrize("where", ["output", "inner", "body"])
+@pytest.mark.parametrize("where", ["output", "inner", "before it", "body"])
 def test_stated_shapes_of_another_input_size_do_not_count(where: str):
     text = {
         "output": f"(float[N,4,8,8] x) => (float[N,4,16,16] p, float[N,4,8,8] y) {{"
         f" p = Relu(x) r = Sigmoid(p) {DIVIDED_BY_HEIGHT} y = Div(r, d) }}",
         "inner": f"(float[N,4,8,8] x) => (float[N,4,8,8] y) {{ r = Relu(x) {DIVIDED_BY_HEIGHT} y = Div(r, d) }}",
+        "before it": f"(float[N,4,8,8] x) => (float[N,4,8,8] y) {{"
+        f" p = Conv<pads = [1, 1, 1, 1]>(x, w) q = Relu(p) r = Relu(q) {DIVIDED_BY_HEIGHT} y = Div(r, d) }}",
         "body": f"(float[N,4,8,8] x, bool k) => (float[N,4,8,8] y) {{ y = If(k) <"
         f" then_branch = t () => (float[N,4,8,8] ty) {{ r = Relu(x) {DIVIDED_BY_HEIGHT} ty = Div(r, d) }},"
         f" else_branch = e () => (float[N,4,8,8] ey) {{ ey = Identity(x) }}> }}",
     }[where]
-    model = model_of(text, two=np.int64(2))
-    stale = helper.make_tensor_value_info("r", TensorProto.FLOAT, ["N", 4, 16, 16])
+    model = model_of(text, two=np.int64(2), w=np.ones((4, 4, 3, 3), np.float32))
+    stale = helper.make_tensor_value_info("p" if where == "before it" else "r", TensorProto.FLOAT, ["N", 4, 16, 16])
     if where != "output":
-        (model.graph if where == "inner" else model.graph.node[0].attribute[0].g).value_info.append(stale)
+        (model.graph.node[0].attribute[0].g if where == "body" else model.graph).value_info.append(stale)
     feeds = {"x": np.ones((2, 4, 8, 8), np.float32), "k": np.array(True)}
     feeds = {value.name: feeds[value.name] for value in model.graph.input}
     evaluators = map(onnx.reference.ReferenceEvaluator, (model, prepare(model)))
