@@ -57,6 +57,8 @@ class Report:
         corrections: what BiasCorrectionConfig did to each layer's bias.
         uncorrected: layers whose bias it left from the start, with the reason.
         ignored: options that were set and mean nothing here, with the reason.
+        warnings: what the user should look at; each was logged as well.
+        notes: what was done in another way than usual and needs no action, one line each.
         end_to_end: None without finetuning and bias correction.
         phases: seconds per phase.
         peak_rss_mib: the most memory the process has had, whatever used it; None where the system does not tell.
@@ -71,6 +73,7 @@ class Report:
     uncorrected: tuple[SkippedLayer, ...] = ()
     ignored: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     end_to_end: EndToEnd | None = None
     phases: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mib: float | None = None
@@ -102,7 +105,7 @@ class Report:
             console.print(f"left as it is: {layer.node} ({layer.op_type}): {layer.reason}", markup=False)
         if self.end_to_end is not None:
             console.print(_end_to_end_table(self.end_to_end))
-        for line in (*self.ignored, *self.warnings):
+        for line in (*self.ignored, *self.warnings, *self.notes):
             console.print(line, markup=False)
         phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in self.phases.items())
         memory = "" if self.peak_rss_mib is None else f"; peak memory of the process {self.peak_rss_mib:.0f} MiB"
