@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quark.onnx import _core
 from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.batch_store import BatchStore
-from quark.onnx.fast_finetune.solver import LayerInput, Message, Solution, quantized_layer
+from quark.onnx.fast_finetune.solver import LayerInput, Message, Solution, quantized_layer, told_by_the_core
 from quark.onnx.plan.layer_data import core_geometry, core_stage
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.quantization.config.algorithm import AdaRoundConfig, FastFinetuneConfig
@@ -78,25 +78,27 @@ class GradientLayer:
             self._say(logging.WARNING, f"batch_size {config.batch_size} is {fitted}, all there are")
         window = config.num_batches if config.num_batches > 1 else max(1, config.num_iterations // 10)
         arrays, options = quantized_layer(self._plan)
-        trained = self._data.train(
-            *arrays,
-            **options,
-            update_bias=self._update_bias,
-            adaround=isinstance(config, AdaRoundConfig),
-            batch_size=batch_size,
-            iterations=config.num_iterations,
-            learning_rate=self._learning_rate(),
-            reg_param=config.reg_param,
-            warm_start=config.warm_start,
-            beta_range=config.beta_range,
-            drop_ratio=config.drop_ratio,
-            window=window if config.early_stop else 0,
-            patience=config.patience,
-            seed=config.fixed_seed,
-            offered_weight=None if offered is None else offered.weight,
-            offered_bias=None if offered is None else offered.bias,
-            pool=self._pool,
-        )
+        learning_rate = self._learning_rate()
+        with told_by_the_core():
+            trained = self._data.train(
+                *arrays,
+                **options,
+                update_bias=self._update_bias,
+                adaround=isinstance(config, AdaRoundConfig),
+                batch_size=batch_size,
+                iterations=config.num_iterations,
+                learning_rate=learning_rate,
+                reg_param=config.reg_param,
+                warm_start=config.warm_start,
+                beta_range=config.beta_range,
+                drop_ratio=config.drop_ratio,
+                window=window if config.early_stop else 0,
+                patience=config.patience,
+                seed=config.fixed_seed,
+                offered_weight=None if offered is None else offered.weight,
+                offered_bias=None if offered is None else offered.bias,
+                pool=self._pool,
+            )
         self._say_losses(trained)
         outputs = len(self._plan.weight.rows)
         rows = self._values // (outputs * self._samples)
@@ -123,9 +125,15 @@ class GradientLayer:
             return usual
         arrays, options = quantized_layer(self._plan)
         outputs = len(self._plan.weight.rows)
-        error = float(self._plan.factor) ** 2 * self._data.start_loss(*arrays, options["bias"], self._pool) / outputs
+        with told_by_the_core():
+            loss = self._data.start_loss(*arrays, options["bias"], self._pool)
+        error = float(self._plan.factor) ** 2 * loss / outputs
         if callable(adjust):
-            rate = float(adjust(error))
+            given = adjust(error)  # what it raises ends the run
+            try:
+                rate = float(given)
+            except (TypeError, ValueError, OverflowError) as problem:
+                raise FinetuneError(f"lr_adjust gave no number for the error {error:.6g}: {problem}") from problem
             if not 0 < rate < math.inf:
                 raise FinetuneError(f"lr_adjust gave the rate {rate:g} for the error {error:.6g}: give one above 0")
         else:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.fast_finetune.settings import HOLDOUT
-from quark.onnx.fast_finetune.solver import LayerInput, Message, Solution, quantized_layer
+from quark.onnx.fast_finetune.solver import LayerInput, Message, Solution, quantized_layer, told_by_the_core
 from quark.onnx.plan.layer_data import core_geometry
 from quark.onnx.plan.types import LayerPlan
 
@@ -81,15 +81,16 @@ class LeastSquaresLayer:
     def solve(self) -> Solution:
         settings = self._settings
         arrays, options = quantized_layer(self._plan)
-        solved = self._core.least_squares(
-            *arrays,
-            **options,
-            update_bias=settings.update_bias,
-            free=settings.free,
-            damping=np.array(settings.damping),
-            max_sweeps=settings.max_sweeps,
-            pool=self._pool,
-        )
+        with told_by_the_core():
+            solved = self._core.least_squares(
+                *arrays,
+                **options,
+                update_bias=settings.update_bias,
+                free=settings.free,
+                damping=np.array(settings.damping),
+                max_sweeps=settings.max_sweeps,
+                pool=self._pool,
+            )
         return Solution(
             weight=solved["weight"],
             bias=solved["bias"],

@@ -142,9 +142,13 @@ class EvaluatorJudge(Judge):
 
     def _score(self) -> float:
         score = self._evaluator(session(self._quantized, self._engine))
-        if not isinstance(score, numbers.Real) or not math.isfinite(score):
+        try:
+            number = float(score) if isinstance(score, numbers.Real) else math.nan
+        except OverflowError:  # an int beyond all floats, whose digits may be more than str() gives
+            raise FinetuneError("the evaluator returned an int that is no float: return a finite number") from None
+        if not math.isfinite(number):
             raise FinetuneError(f"the evaluator returned {score!r}: return a finite number, the higher the better")
-        return float(score)
+        return number
 
 
 def judged_outputs(model: onnx.ModelProto, config: FastFinetuneConfig) -> tuple[int, ...]:

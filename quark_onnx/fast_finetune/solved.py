@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quark.onnx.errors import FinetuneError
-from quark.onnx.fast_finetune.solver import LayerInput, LayerSolver, Message, Solution
+from quark.onnx.fast_finetune.solver import LayerInput, LayerSolver, Message, NoSolution, Solution
 from quark.onnx.plan.types import LayerPlan
 
 __all__ = ["Solved", "core_input", "solve"]
@@ -52,7 +52,7 @@ def solve(solver: LayerSolver, layer: LayerPlan, problem: str, started: float) -
     if not problem:
         try:
             solution = solver.solve()
-        except ValueError as error:
+        except NoSolution as error:
             problem = str(error)
         except MemoryError as error:
             outputs, inputs = layer.weight.rows.shape

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -12,7 +13,16 @@ from numpy.typing import NDArray
 from quark.onnx import _core
 from quark.onnx.plan.types import LayerPlan
 
-__all__ = ["LayerInput", "LayerSolver", "Message", "OpenSolver", "Solution", "quantized_layer"]
+__all__ = [
+    "LayerInput",
+    "LayerSolver",
+    "Message",
+    "NoSolution",
+    "OpenSolver",
+    "Solution",
+    "quantized_layer",
+    "told_by_the_core",
+]
 
 
 _WeightArrays = tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float32], NDArray[np.int32]]
@@ -44,6 +54,23 @@ class Solution:
     rows: tuple[int, int]
 
 
+class NoSolution(Exception):
+    """The data allows none; says why. The layer stays as it is, unlike with an error of the caller's own functions."""
+
+
+@contextlib.contextmanager
+def told_by_the_core() -> Iterator[None]:
+    """Around calls of the core alone: a ValueError is about the layer's data.
+
+    Raises:
+        NoSolution: in its place.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise NoSolution(str(error)) from error
+
+
 class LayerSolver(Protocol):
     """One layer from data to integers.
 
@@ -66,7 +93,7 @@ class LayerSolver(Protocol):
         """Find integers.
 
         Raises:
-            ValueError: the data allows none; says why.
+            NoSolution: the data allows none; says why.
             MemoryError: there is not enough memory.
         """
 

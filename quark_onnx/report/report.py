@@ -61,7 +61,8 @@ class Report:
         notes: what was done in another way than usual and needs no action, one line each.
         end_to_end: None without finetuning and bias correction.
         phases: seconds per phase.
-        peak_rss_mib: the most memory the process has had, whatever used it; None where the system does not tell.
+        peak_rss_mib: the most memory the process has had since it began, whatever used it: libraries, this package, and
+            what the reader and the rest of the program hold; None where the system does not tell.
     """
 
     algorithm: str | None
@@ -92,7 +93,8 @@ class Report:
 
     def __str__(self) -> str:
         text = io.StringIO()
-        console = Console(file=text, width=140, emoji=False)
+        # In a notebook, rich would show what it is to write to the file.
+        console = Console(file=text, width=140, emoji=False, force_jupyter=False, force_terminal=False)
         if self.pairs:
             console.print(_pair_table(self.pairs))
         if self.corrections:

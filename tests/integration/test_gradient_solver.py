@@ -156,6 +156,25 @@ def test_lr_adjust(caplog: pytest.LogCaptureFixture) -> None:
         tuned(model, AdaRoundConfig(lr_adjust=lambda _: -1, **options))
 
 
+@pytest.mark.parametrize("parallel", [False, True])
+def test_what_lr_adjust_raises_ends_the_run(parallel: bool) -> None:
+    """A ValueError too, by which the core says that data does not fit."""
+    mine = ValueError("no such rate")
+
+    def rate(_: float) -> float:
+        raise mine
+
+    with pytest.raises(ValueError, match="no such rate") as caught:
+        tuned(separable_cnn(), AdaRoundConfig(lr_adjust=rate, solver="gradient", parallel=parallel))
+    assert caught.value is mine
+
+
+@pytest.mark.parametrize("given", ["fast", None, 10**400])
+def test_lr_adjust_that_gives_no_number(given: Any) -> None:
+    with pytest.raises(FinetuneError, match="lr_adjust gave no number for the error "):
+        tuned(separable_cnn(), AdaRoundConfig(lr_adjust=lambda _: given, solver="gradient"))
+
+
 def test_a_batch_larger_than_the_data(caplog: pytest.LogCaptureFixture) -> None:
     model = separable_cnn()
     options: dict[str, Any] = {"solver": "gradient", "num_iterations": 20}

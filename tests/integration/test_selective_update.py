@@ -387,6 +387,12 @@ def test_a_result_that_is_no_number(result: Any, when: int) -> None:
         quantized(separable_cnn(), AdaRoundConfig(selective_update=True, evaluator=evaluator))
 
 
+@pytest.mark.parametrize("digits", [400, 10_000])
+def test_an_int_beyond_all_floats_is_no_score(digits: int) -> None:
+    with pytest.raises(FinetuneError, match="the evaluator returned an int that is no float"):
+        quantized(separable_cnn(), AdaRoundConfig(selective_update=True, evaluator=lambda _: 10**digits))
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), LookupError("no such label")], ids=["ctrl-c", "error"])
 @pytest.mark.parametrize("when", [0, 1, 4])
 @pytest.mark.parametrize("level", [1, 2])
