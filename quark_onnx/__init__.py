@@ -17,6 +17,7 @@ from quark.onnx.errors import (
     DataError,
     FinetuneError,
     ModelError,
+    OutOfMemoryError,
     QuarkError,
     UnsupportedError,
 )
@@ -149,6 +150,7 @@ __all__ = [
     "MXInt8Spec",
     "ModelError",
     "ModelQuantizer",
+    "OutOfMemoryError",
     "PathDataReader",
     "QConfig",
     "QLayerConfig",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -21,8 +22,8 @@ _FALLBACK = "QUARK_ONNX_DEVICE_FALLBACK"  # environment variable; "1": the CPU i
 _PROBE = '<ir_version: 8, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Abs(x) }'
 
 
-def engine_on_device(config: FastFinetuneConfig, *, threads: int) -> tuple[Engine, tuple[IgnoredOption, ...]]:
-    """What runs the models of one finetuning.
+def engine_on_device(config: FastFinetuneConfig, engine: Engine) -> tuple[Engine, tuple[IgnoredOption, ...]]:
+    """What runs the models of one finetuning: an engine on the device that the options name.
 
     Returns:
         The engine, and the options in whose place the CPU is used, to be reported to the user.
@@ -30,7 +31,7 @@ def engine_on_device(config: FastFinetuneConfig, *, threads: int) -> tuple[Engin
     Raises:
         UnsupportedError: a device cannot be used, and the environment variable QUARK_ONNX_DEVICE_FALLBACK is not 1.
     """
-    engine = Engine(threads, config.infer_device)
+    engine = replace(engine, device=config.infer_device)
     reasons = {"optim_device": _why_no_solver(config.optim_device), "infer_device": _why_no_engine(engine)}
     unusable = {keyword: reason for keyword, reason in reasons.items() if reason}
     if unusable and os.environ.get(_FALLBACK) != "1":
@@ -38,7 +39,7 @@ def engine_on_device(config: FastFinetuneConfig, *, threads: int) -> tuple[Engin
         instead = f"'cpu': {reason}. {_FALLBACK}=1 makes this a warning and uses the CPU"
         raise UnsupportedError(problem(f"{type(config).__name__}.{keyword}", getattr(config, keyword), instead))
     if "infer_device" in unusable:
-        engine = Engine(threads)
+        engine = replace(engine, device="cpu")
     return engine, tuple(
         IgnoredOption(keyword, getattr(config, keyword), f"{reason}. The CPU is used")
         for keyword, reason in unusable.items()

@@ -8,6 +8,7 @@ __all__ = [
     "DataError",
     "FinetuneError",
     "ModelError",
+    "OutOfMemoryError",
     "QuarkError",
     "UnsupportedError",
 ]
@@ -39,3 +40,7 @@ class DataError(QuarkError, ValueError):
 
 class FinetuneError(QuarkError, RuntimeError):
     """Finetuning failed while it ran."""
+
+
+class OutOfMemoryError(QuarkError, MemoryError):
+    """There is not enough memory for what cannot be left out."""

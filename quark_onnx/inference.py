@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.errors import ModelError, UnsupportedError
 from quark.onnx.large_models import serialized_for
+from quark.onnx.memory_limit import MemoryLimit, unless_out_of_memory
 
 __all__ = [
     "CUDA",
@@ -43,10 +44,12 @@ class Engine:
     Attributes:
         threads: for all that runs at the same time.
         device: "cpu", "cuda" or "cuda:N".
+        memory: how much may be taken.
     """
 
     threads: int
     device: str = "cpu"
+    memory: MemoryLimit = MemoryLimit()  # noqa: RUF009 (it is frozen)
 
     def shared_out(self, runs: int) -> tuple[int, Engine]:
         """How many of `runs` independent runs go on at the same time, and the engine of each."""
@@ -80,6 +83,7 @@ def session(
 
     Raises:
         ModelError: the model is invalid.
+        OutOfMemoryError: there is too little memory for it.
         UnsupportedError: the device does not start.
     """
     options = ort.SessionOptions()
@@ -96,7 +100,7 @@ def session(
         content, kept = serialized_for(options, model)
         opened = ort.InferenceSession(content, options, providers=engine.providers(), enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
-        raise ModelError(f"onnxruntime cannot load the model: {error}") from error
+        raise unless_out_of_memory(error, ModelError(f"onnxruntime cannot load the model: {error}")) from error
     if engine.device != "cpu" and CUDA not in opened.get_providers():  # onnxruntime says so in its log only
         raise UnsupportedError(f"onnxruntime's {CUDA} does not start on {engine.device!r}")
     opened.tensors_in_use = kept  # they go with the session

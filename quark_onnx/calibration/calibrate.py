@@ -22,6 +22,7 @@ from quark.onnx.errors import DataError
 from quark.onnx.graph.weight_layers import WeightLayer
 from quark.onnx.graph.weight_params import WeightParams
 from quark.onnx.inference import Engine, in_order, session
+from quark.onnx.memory_limit import unless_out_of_memory
 
 __all__ = ["Calibration", "CalibrationSettings", "calibrate"]
 
@@ -168,7 +169,8 @@ class _Exposed:
             values = self._session.run(self._asked, batch)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             shapes = {name: array.shape for name, array in batch.items()}
-            raise DataError(f"the float model cannot run on calibration data of shape {shapes}: {error}") from error
+            otherwise = DataError(f"the float model cannot run on calibration data of shape {shapes}: {error}")
+            raise unless_out_of_memory(error, otherwise) from error
         return {**batch, **dict(zip(self._names, values, strict=True))}
 
 

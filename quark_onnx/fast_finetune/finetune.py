@@ -21,7 +21,8 @@ from quark.onnx.fast_finetune.run import finetune_layers
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.selective import EvaluatorJudge, Judge, OutputJudge, judged_outputs
 from quark.onnx.fast_finetune.settings import HOLDOUT
-from quark.onnx.inference import batch_is_free
+from quark.onnx.inference import Engine, batch_is_free
+from quark.onnx.memory_limit import unless_out_of_memory
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.shared_weights import leave_shared
 from quark.onnx.plan.types import Plan, SkippedLayer
@@ -55,7 +56,7 @@ class FastFinetune:
     Args:
         config: which algorithm, with which options; None: bias correction alone.
         correct_biases: correct biases first.
-        threads: of onnxruntime and of the core.
+        engine: what the run has: threads of onnxruntime and of the core, memory.
         clock: gets the phases' times.
 
     Attributes:
@@ -66,13 +67,13 @@ class FastFinetune:
     """
 
     def __init__(
-        self, config: FastFinetuneConfig | None, *, threads: int, clock: PhaseClock, correct_biases: bool = False
+        self, config: FastFinetuneConfig | None, *, engine: Engine, clock: PhaseClock, correct_biases: bool = False
     ) -> None:
         self._finetunes, self._corrects = config is not None, correct_biases
         config = config or AdaRoundConfig()  # whose samples, memory level and device are the defaults
         self._config, self._clock = config, clock
         self._role = "float" if config.ref_model_path is None else "reference"
-        self.engine, self._on_the_cpu = engine_on_device(config, threads=threads)
+        self.engine, self._on_the_cpu = engine_on_device(config, engine)
         self._store: BatchStore = FileStore(config.cache_dir) if config.mem_opt_level == 2 else MemoryStore()
         self._samples = KeptSamples(self._store, config.data_size, HOLDOUT)
 
@@ -228,7 +229,8 @@ class FastFinetune:
         except ModelError as error:
             raise ModelError(f"the {role} model is invalid: {error}") from error
         except Exception as error:  # onnxruntime's exceptions have no base of their own
-            raise DataError(f"the {role} model cannot run on the calibration data: {error}") from error
+            otherwise = DataError(f"the {role} model cannot run on the calibration data: {error}")
+            raise unless_out_of_memory(error, otherwise) from error
 
     def _before(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> _WholeModel:
         _core.return_memory()  # that of calibration

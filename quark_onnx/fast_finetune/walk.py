@@ -21,6 +21,7 @@ from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.batch_store import BatchStore
 from quark.onnx.graph.dataflow import Dataflow, Segment, is_random
 from quark.onnx.inference import Engine, session
+from quark.onnx.memory_limit import unless_out_of_memory
 
 __all__ = ["Ahead", "Arrays", "Step", "Walk"]
 
@@ -55,7 +56,8 @@ class Ahead:
             values = self._opened(feed).run(list(segment.outputs), feed)
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             wanted = ", ".join(map(repr, self._targets))
-            raise FinetuneError(f"onnxruntime cannot compute {wanted} of the {walk.name} graph: {error}") from error
+            otherwise = FinetuneError(f"onnxruntime cannot compute {wanted} of the {walk.name} graph: {error}")
+            raise unless_out_of_memory(error, otherwise) from error
         return dict(zip(segment.outputs, values, strict=True))
 
     def _targets_among(self, made: Arrays, batch: int) -> Arrays:

@@ -34,6 +34,7 @@ from quark.onnx.graph.model_file import ModelLike, check_output_path, load_model
 from quark.onnx.graph.prepare import is_quantized, prepare, unprepared
 from quark.onnx.graph.weight_layers import weight_layers
 from quark.onnx.inference import BatchMerging, Engine
+from quark.onnx.memory_limit import MemoryLimit
 from quark.onnx.plan.float_form import matching_form
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
@@ -70,7 +71,7 @@ class ModelQuantizer:
             raise ConfigTypeError(f"ModelQuantizer takes a QConfig, not {type(config).__name__}")
         check_supported(config)
         if config.fast_finetune is not None:
-            engine_on_device(config.fast_finetune, threads=_threads(config))
+            engine_on_device(config.fast_finetune, _engine(config))
         self.config = config
         self.report: Report | None = None
 
@@ -103,7 +104,7 @@ class ModelQuantizer:
         clock, config = PhaseClock(), self.config
         if calibration_data_path is None and not config.extra_options.get("UseRandomData", False):
             checked_reader(calibration_data_reader)  # before any work
-        engine = Engine(_threads(config))
+        engine = _engine(config)
         reference_path = config.fast_finetune.ref_model_path if config.fast_finetune is not None else None
         if model_output is not None:
             check_output_path(model_output, model_input, reference_path)
@@ -123,7 +124,7 @@ class ModelQuantizer:
             finetuning = None
             if config.fast_finetune is not None or config.corrects_biases:
                 finetuning = FastFinetune(
-                    config.fast_finetune, threads=engine.threads, clock=clock, correct_biases=config.corrects_biases
+                    config.fast_finetune, engine=engine, clock=clock, correct_biases=config.corrects_biases
                 )
                 engine = stack.enter_context(finetuning).engine
                 finetuning.check(model)
@@ -192,8 +193,8 @@ def finetune(
     if isinstance(config, QConfig) and config.equalisation is not None:
         raise UnsupportedError("CLEConfig changes the float model before it is quantized: leave it out of finetune()")
     corrects = isinstance(config, QConfig) and config.corrects_biases
-    threads = _threads(config if isinstance(config, QConfig) else None)
-    engine_on_device(algorithm, threads=threads)
+    engine = _engine(config if isinstance(config, QConfig) else None)
+    engine_on_device(algorithm, engine)
     checked_reader(reader)
     if output is not None:
         check_output_path(output, float_model, quantized_model, algorithm.ref_model_path)
@@ -208,7 +209,7 @@ def finetune(
     with clock.phase("prepare"):
         forms = reference_forms(algorithm.ref_model_path, model) or (prepare(model), unprepared(model))
         model = matching_form(forms, quantized, algorithm.target_op_type)
-    with FastFinetune(algorithm, threads=threads, clock=clock, correct_biases=corrects) as finetuning:
+    with FastFinetune(algorithm, engine=engine, clock=clock, correct_biases=corrects) as finetuning:
         finetuning.check(model)
         with clock.phase("read data"):
             items = checked_items(reader, model_inputs(model))
@@ -219,11 +220,12 @@ def finetune(
     return report if delivered is None else (delivered, report)
 
 
-def _threads(config: QConfig | None) -> int:
-    chosen = config.extra_options.get("NumThreads") if config is not None else None
-    if chosen is not None:
-        return chosen
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _engine(config: QConfig | None) -> Engine:
+    """Threads and memory as the options say: by default, what the machine has for this process."""
+    options = config.extra_options if config is not None else {}
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = options.get("MaxMemory")
+    return Engine(options.get("NumThreads", processors), memory=MemoryLimit(None if most is None else most << 20))
 
 
 def _unfused(config: QConfig) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ LAYERS = (
     "config",
     "large_models",
     "freed_memory",
+    "memory_limit",
     "inference",
     "devices",
     "graph",

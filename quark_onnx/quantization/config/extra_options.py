@@ -107,9 +107,12 @@ OpTypes = Annotated[tuple[str, ...] | list[str], strings("a list of op types")]
 
 
 class ExtraOptions(TypedDict, total=False):
-    """What is in effect of `QConfig.extra_options`. The names are AMD Quark's, except NumThreads and BlockSize.
+    """What is in effect of `QConfig.extra_options`. The names are AMD Quark's, except NumThreads, MaxMemory and
+    BlockSize.
 
     NumThreads: threads of onnxruntime and of the solvers; as many as there are cores when absent.
+    MaxMemory: MiB of resident memory that the process may have; when absent, what the machine, its control groups and
+        RLIMIT_AS leave. What does not fit is done in a way that takes less, or left out; the report says so.
     OpTypesToQuantize: the only op types to quantize; those of docs/compatibility.md when absent.
     ExtraOpTypesToQuantize: op types to quantize as well.
     QuantizeAllOpTypes: quantize all op types of the model.
@@ -144,6 +147,7 @@ class ExtraOptions(TypedDict, total=False):
     """
 
     NumThreads: Annotated[int, integer("an int >= 1", lambda n: n >= 1)]
+    MaxMemory: Annotated[int, integer("an int >= 1, of MiB", lambda n: n >= 1)]
     OpTypesToQuantize: OpTypes
     ExtraOpTypesToQuantize: OpTypes
     QuantizeAllOpTypes: Flag

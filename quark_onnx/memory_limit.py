@@ -1,0 +1,97 @@
+"""How much memory a run may take: `MaxMemory`, or what the machine, its control groups and RLIMIT_AS leave."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from quark.onnx import _core
+from quark.onnx.errors import OutOfMemoryError, QuarkError
+
+__all__ = ["MemoryLimit", "unless_out_of_memory"]
+
+_SHARE = 0.9  # of what the machine has left: other processes grow too
+_UNLIMITED = 1 << 60  # control groups of the first version write no limit as a number of this size
+_REFUSALS = ("bad_alloc", "Failed to allocate memory", "Available memory of", "Cannot allocate memory")
+
+
+@dataclass(frozen=True)
+class MemoryLimit:
+    """The limit of one run.
+
+    Attributes:
+        most: bytes of resident memory that the process may have; None: no limit but the system's.
+    """
+
+    most: int | None = None
+
+    def free(self) -> int:
+        """Bytes that may still be taken at this moment; at least 0. `sys.maxsize` where nothing is known."""
+        left = [_SHARE * available for available in (_available_on_machine(), *_left_in_control_groups())]
+        left.append(_left_of_address_space())
+        if self.most is not None:
+            left.append(self.most - _core.resident_memory()[0])
+        return max(0, int(min(left)))
+
+
+def unless_out_of_memory(error: BaseException, otherwise: QuarkError) -> QuarkError:
+    """The error to raise for one of onnxruntime's: `otherwise`, or OutOfMemoryError if memory is what it lacked."""
+    text = str(error)
+    if isinstance(error, MemoryError) or any(refusal in text for refusal in _REFUSALS):
+        return OutOfMemoryError(f"out of memory: {otherwise}. Give smaller items, or fewer threads (NumThreads)")
+    return otherwise
+
+
+def _available_on_machine() -> float:
+    for line in _lines(Path("/proc/meminfo")):
+        if line.startswith("MemAvailable:"):
+            return 1024 * int(line.split()[1])
+    return sys.maxsize
+
+
+def _left_in_control_groups() -> list[int]:
+    """The limit of each control group that this process is in, less what the group uses and cannot drop."""
+    left = []
+    for line in _lines(Path("/proc/self/cgroup")):
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = Path("/sys/fs/cgroup/memory")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents[: len(group.parts) - len(root.parts)]):  # all above it limit it too
+            limit, used, droppable = (_number(folder / names[0]), _number(folder / names[1]), 0)
+            if limit is None or used is None or limit >= _UNLIMITED:
+                continue
+            for stat in _lines(folder / "memory.stat"):
+                if stat.startswith(names[2] + " "):
+                    droppable = int(stat.split()[1])
+            left.append(limit - used + droppable)
+    return left
+
+
+def _left_of_address_space() -> int:
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return sys.maxsize
+    limit, pages = resource.getrlimit(resource.RLIMIT_AS)[0], _lines(Path("/proc/self/statm"))
+    if limit == resource.RLIM_INFINITY or not pages:
+        return sys.maxsize
+    return limit - int(pages[0].split()[0]) * resource.getpagesize()
+
+
+def _number(path: Path) -> int | None:
+    lines = _lines(path)
+    return int(lines[0]) if lines and lines[0].isdigit() else None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
