@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnx import numpy_helper
 from onnx.checker import MAXIMUM_PROTOBUF
 
-__all__ = ["is_large", "serialized_for", "transformed"]
+__all__ = ["copy_fields", "is_large", "serialized_for", "transformed"]
 
 _LIMIT = MAXIMUM_PROTOBUF - (64 << 20)  # of all tensors; the nodes need room too
 _PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.INT2, onnx.TensorProto.UINT2)
@@ -84,13 +84,13 @@ def _ort_value(tensor: onnx.TensorProto) -> ort.OrtValue:
 def _taken_apart(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
     """A copy of a model without its large tensors, and these, still the model's own."""
     shell = onnx.ModelProto()
-    _copy_fields(shell, model, but="graph")
-    _copy_fields(shell.graph, model.graph, but="initializer")
+    copy_fields(shell, model, but="graph")
+    copy_fields(shell.graph, model.graph, but="initializer")
     shell.graph.initializer.extend(tensor for tensor in model.graph.initializer if _size(tensor) < _LARGE)
     return shell, [tensor for tensor in model.graph.initializer if _size(tensor) >= _LARGE]
 
 
-def _copy_fields(to: Any, source: Any, *, but: str) -> None:
+def copy_fields(to: Any, source: Any, *, but: str) -> None:
     """Fields of a message, all but one."""
     for field, value in source.ListFields():
         if field.name == but:

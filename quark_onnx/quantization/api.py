@@ -30,8 +30,9 @@ from quark.onnx.fast_finetune.finetune import FastFinetune
 from quark.onnx.fast_finetune.reference import reference_forms
 from quark.onnx.graph.equalise import PairReport
 from quark.onnx.graph.insert_qdq import calibration_tensors, insert_qdq
-from quark.onnx.graph.model_file import ModelLike, check_output_path, load_model, save_model
+from quark.onnx.graph.model_file import ModelLike, load_model
 from quark.onnx.graph.prepare import is_quantized, prepare, unprepared
+from quark.onnx.graph.saved_model import check_output_path, save_model
 from quark.onnx.graph.weight_layers import weight_layers
 from quark.onnx.inference import BatchMerging, Engine
 from quark.onnx.memory_limit import MemoryLimit

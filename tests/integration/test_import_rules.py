@@ -17,6 +17,7 @@ CSRC = ROOT / "csrc"
 LAYERS = (
     "_preload",
     "errors",
+    "scratch_folder",
     "config",
     "large_models",
     "freed_memory",
