@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -71,7 +71,8 @@ class FastFinetune:
     ) -> None:
         self._finetunes, self._corrects = config is not None, correct_biases
         config = config or AdaRoundConfig()  # whose samples, memory level and device are the defaults
-        self._config, self._clock = config, clock
+        self._given, self._clock = config, clock
+        self._config = replace(config, drop_ratio=1.0) if config.parallel else config
         self._role = "float" if config.ref_model_path is None else "reference"
         self.engine, self._on_the_cpu = engine_on_device(config, engine)
         self._store: BatchStore = FileStore(config.cache_dir) if config.mem_opt_level == 2 else MemoryStore()
@@ -187,7 +188,7 @@ class FastFinetune:
         in_steps = any(is_trained_in_steps(layer, self._config) for layer in plan.layers)
         lines = tuple(
             f"{option.keyword}={option.value!r} has no effect: {option.reason}"
-            for option in (*ignored_options(self._config, in_steps=in_steps), *self._on_the_cpu)
+            for option in (*ignored_options(self._given, in_steps=in_steps), *self._on_the_cpu)
         )
         for line in lines:
             _LOG.warning(line)

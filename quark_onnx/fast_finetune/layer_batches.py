@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from quark.onnx.fast_finetune.float_layers import FloatLayer
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Arrays, Walk
 from quark.onnx.inference import Engine, in_order
@@ -27,7 +28,7 @@ class LayerData:
 
     Attributes:
         x: what the quantized graph feeds it.
-        y: the float graph's output.
+        y: the float graph's output; with float layers of their own, theirs for x.
         x_float: what the float graph feeds it, where solvers mix it in (`drop_ratio`).
     """
 
@@ -48,6 +49,7 @@ class LayerBatches:
         float_first: compute all that the float graph gives before the first layer, and keep it (memory level 0).
         float_inputs: give layers the float graph's inputs too.
         outputs: tensors of the quantized graph that `outputs` will be asked for.
+        float_layers: of the layers of the only stop, where targets are to be theirs. Then the float graph is not run.
 
     Raises:
         FinetuneError: onnxruntime cannot run a segment of a graph.
@@ -65,9 +67,10 @@ class LayerBatches:
         float_inputs: bool,
         keep_samples: bool = False,
         outputs: tuple[str, ...] = (),
+        float_layers: Sequence[FloatLayer] = (),
     ) -> None:
         self._stops, self._batches, self._outputs = stops, samples.batches, outputs
-        self._float_inputs = float_inputs
+        self._float_inputs, self._float_layers = float_inputs, float_layers
         self._at_once, each = engine.shared_out(samples.batches)
         targets = [[name for layer in layers for name in self._float_tensors(layer)] for layers in stops]
         inputs = [[layer.input.tensor for layer in layers] for layers in stops]
@@ -76,7 +79,7 @@ class LayerBatches:
         self._quantized = Walk("quantized", quantized, [*inputs, outputs], samples.store, each, most_growth=growth)
         for batch in range(samples.batches):
             arrays = samples.load(batch)
-            for walk in (self._float, self._quantized):
+            for walk in (self._quantized,) if float_layers else (self._float, self._quantized):
                 walk.put_inputs(batch, {name: arrays[name] for name in walk.dataflow.inputs})
             if not keep_samples:
                 samples.drop(batch)
@@ -89,6 +92,9 @@ class LayerBatches:
             FinetuneError: onnxruntime cannot run a segment of a graph.
         """
         layers = self._stops[stop]
+        if self._float_layers:
+            yield from self._in_order(self._of_float_layers(self._quantized.advance().run, layers))
+            return
         targets = self._float.advance().run if self._kept is None else self._kept[stop]
         inputs = self._quantized.advance().run
 
@@ -108,6 +114,16 @@ class LayerBatches:
             ]
 
         yield from self._in_order(data)
+
+    def _of_float_layers(
+        self, inputs: Callable[[int], Arrays], layers: Sequence[LayerPlan]
+    ) -> Callable[[int], list[LayerData]]:
+        def data(batch: int) -> list[LayerData]:
+            arrays = inputs(batch)
+            xs = [arrays[layer.input.tensor] for layer in layers]
+            return [LayerData(x, own.output(x), None) for x, own in zip(xs, self._float_layers, strict=True)]
+
+        return data
 
     def _float_tensors(self, layer: LayerPlan) -> tuple[str, ...]:
         return (layer.target, layer.float_input) if self._float_inputs else (layer.target,)

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 
 from quark.onnx import _core
+from quark.onnx.fast_finetune.float_layers import float_layers
 from quark.onnx.fast_finetune.layer_batches import LayerBatches, LayerData
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.selective import Judge
@@ -57,9 +58,11 @@ def finetune_layers(
         samples: the calibration data.
         solver: opens the solver of a layer, which works with the pool that it is given.
         float_first: compute all float targets before the first layer is solved, and keep them (memory level 0).
-        float_inputs: solvers mix the float graph's inputs in.
-        parallel: every layer sees the quantized model as it is now, and all are solved at the same time. Otherwise
-            each sees the outputs of the layers before it as they are after finetuning.
+        float_inputs: solvers mix the float graph's inputs in; not with `parallel`.
+        parallel: every layer sees the quantized model as it is now, and all are solved at the same time, each towards
+            its own float layer's output for what it sees: were it the float graph's, each would make up for the errors
+            that those before it make up for too. Otherwise each sees the outputs of the layers before it as they are
+            after finetuning, and makes up for what they leave.
         judge: decides whether a layer's integers stay; not with `parallel`, nor with layers that share a weight.
         on_layer: called after each layer; what it raises (a KeyboardInterrupt, say) ends the run.
         keep_samples: the data is needed again; else it is used up.
@@ -93,6 +96,7 @@ def finetune_layers(
             float_inputs=float_inputs,
             keep_samples=keep_samples,
             outputs=judge.outputs if judge is not None else (),
+            float_layers=float_layers(float_model, layers, engine.shared_out(samples.batches)[1]) if parallel else (),
         )
         if judge is not None:
             judge.start(batches.outputs)

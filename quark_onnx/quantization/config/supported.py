@@ -127,6 +127,8 @@ def ignored_options(config: FastFinetuneConfig, *, in_steps: bool) -> tuple[Igno
     meaningless = _NEVER if in_steps else {**_NO_MEANING, **_NEVER}
     if not config.selective_update or config.evaluator is not None:
         meaningless = {**meaningless, "output_index": "only selective_update without an evaluator looks at it"}
+    if config.parallel:
+        meaningless = {"drop_ratio": "with parallel=True layers see the quantized model's inputs alone", **meaningless}
     return tuple(
         IgnoredOption(keyword, value, meaningless[keyword])
         for keyword, value in config.changed().items()
