@@ -145,7 +145,8 @@ class FastFinetuneConfig(AlgoConfig):
             those of the model that is quantized.
         dynamic_batch: take all the data as one batch.
         parallel: gather all layers' inputs from the model as it is before finetuning, and tune layers side by
-            side, each towards the output of its float weight on these inputs. The gradient solver then keeps the data of all layers. Not with `selective_update`.
+            side, each towards the output of its float weight on these inputs. The gradient solver then keeps the
+            data of all layers. Not with `selective_update`.
         reg_param: weight of AdaRound's rounding regulariser.
         beta_range: (start, end) of the regulariser's exponent, annealed by a cosine.
         warm_start: share of the steps before the regulariser sets in.
