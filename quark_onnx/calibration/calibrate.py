@@ -21,7 +21,7 @@ from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
 from quark.onnx.errors import DataError
 from quark.onnx.graph.weight_layers import WeightLayer
 from quark.onnx.graph.weight_params import WeightParams
-from quark.onnx.inference import Engine, in_order, session
+from quark.onnx.inference import READY, Engine, in_order, session
 from quark.onnx.memory_limit import unless_out_of_memory
 
 __all__ = ["Calibration", "CalibrationSettings", "calibrate"]
@@ -89,7 +89,7 @@ def calibrate(
     Raises:
         DataError: a tensor becomes NaN or Inf, or the model cannot run on a batch.
     """
-    search = WeightScaleSearch(model, layers, settings.grid_of, _core.ThreadPool(engine.threads))
+    search = WeightScaleSearch(model, layers, settings.grid_of, _core.ThreadPool(engine.threads), engine.memory)
     # A reader may use its memory again. With few items, the processors are shared out among each item's operators.
     first = [{name: array.copy() for name, array in item.items()} for item in islice(items, engine.threads)]
     at_once, each = engine.shared_out(len(first))
@@ -99,6 +99,8 @@ def calibrate(
         model, tensors, search, first[0], replace(each, threads=1) if exact else each, exact=exact
     )
     made = input_bytes(unordered(first[0]))  # how much the model makes of an item
+    if made * (at_once + READY) > engine.memory.free():
+        at_once = 1  # then no batch waits for the one before it
     joiner = BatchJoiner((lambda *_: False) if exact else can_join, input_bytes(first[0]) * _EXPOSED_BYTES / made)
     statistics = _Statistics(tensors, at_once)
 

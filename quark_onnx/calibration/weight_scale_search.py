@@ -20,6 +20,7 @@ from quark.onnx.graph.one_scale import one_scale_weights
 from quark.onnx.graph.row_layout import RowLayout
 from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, also_data
 from quark.onnx.graph.weight_params import WeightParams
+from quark.onnx.memory_limit import MemoryLimit
 from quark.onnx.plan.layer_data import core_geometry
 
 __all__ = ["WeightScaleSearch"]
@@ -27,7 +28,8 @@ __all__ = ["WeightScaleSearch"]
 _LOG = logging.getLogger(__name__)
 _PLANNED_SAMPLES = 16  # that all give rows to the choice of weight scales; after them fewer and fewer do
 _FEWEST_ROWS, _MOST_ROWS = 32, 64  # of each of them
-# Gram matrices of all layers together, in bytes; beyond it a weight scale is left to minimum and maximum.
+# Gram matrices of all layers together, in bytes; beyond it, or a quarter of what is free, a
+# weight scale is left to minimum and maximum.
 _GRAM_BYTES = 1 << 30
 
 
@@ -105,11 +107,12 @@ class WeightScaleSearch:
         layers: Iterable[WeightLayer],
         grid_of: Callable[[str], WeightGrid | None],
         pool: _core.ThreadPool,
+        memory: MemoryLimit = MemoryLimit(),  # noqa: B008 (it is frozen)
     ) -> None:
         constants = {t.name: t for t in model.graph.initializer}
         self._pool = pool
         self._layers: list[_Searched] = []
-        budget = _GRAM_BYTES
+        budget = min(_GRAM_BYTES, memory.free() // 4)
         blocked, one_scale = input_axes(model.graph), one_scale_weights(model)
         layers = tuple(layer for layer in layers if grid_of(layer.weight) is not None)
         left = {layer.weight for layer in layers if not _searchable(layer)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx
 
 from quark.onnx import _core
+from quark.onnx.fast_finetune.choose_solver import as_far_as_memory_goes
 from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer, LeastSquaresSettings
 from quark.onnx.fast_finetune.solver import OpenSolver
 from quark.onnx.plan.build import build_plan
@@ -52,4 +53,4 @@ def bias_solver(samples: int, seed: int) -> OpenSolver:
     def opened(layer: LayerPlan, pool: _core.ThreadPool) -> LeastSquaresLayer:
         return LeastSquaresLayer(layer, settings, samples=samples, pool=pool)
 
-    return opened
+    return as_far_as_memory_goes(opened)

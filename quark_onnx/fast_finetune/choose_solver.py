@@ -10,48 +10,84 @@ from numpy.typing import NDArray
 from quark.onnx import _core
 from quark.onnx.fast_finetune.batch_store import BatchStore
 from quark.onnx.fast_finetune.gradient import GradientLayer
+from quark.onnx.fast_finetune.layer_memory import least_squares_bytes, training_bytes
 from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer, LeastSquaresSettings
 from quark.onnx.fast_finetune.settings import HOLDOUT
-from quark.onnx.fast_finetune.solver import LayerInput, LayerSolver, OpenSolver, Solution
+from quark.onnx.fast_finetune.solved import out_of_memory
+from quark.onnx.fast_finetune.solver import LayerInput, LayerSolver, LeftOut, OpenSolver, Solution
+from quark.onnx.inference import Engine
+from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.quantization.config.algorithm import AdaQuantConfig, FastFinetuneConfig
 
-__all__ = ["choose_solver", "is_trained_in_steps"]
+__all__ = ["as_far_as_memory_goes", "choose_solver", "is_trained_in_steps"]
+
+_MIB = 1 << 20
 
 
-def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore) -> OpenSolver:
+def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore, engine: Engine) -> OpenSolver:
     """What opens the solver of a layer.
 
     "auto" is least squares where the loss is quadratic in the weight. Behind an activation or the output's
     quantization, and with mixed inputs, it is least squares and the published loop: held-out samples choose, output by
     output, by the loss as it is. "gradient" is the loop as published: it trains on all samples.
 
+    Where least squares would take more memory than there is, "auto" is the published loop alone, and a layer that no
+    solver has the memory for is left out with its reason.
+
     Args:
         samples: how many each layer will be fed.
+        engine: whose memory is the limit.
     """
     settings = LeastSquaresSettings(
         free=isinstance(config, AdaQuantConfig), update_bias=config.update_bias is not False, seed=config.fixed_seed
     )
 
-    def least_squares(layer: LayerPlan, pool: _core.ThreadPool) -> LeastSquaresLayer:
+    promised = 0  # bytes of the layers before, where all are open at the same time
+
+    def least_squares(layer: LayerPlan, pool: _core.ThreadPool) -> LeastSquaresLayer | LeftOut:
+        nonlocal promised
+        needed = least_squares_bytes(layer, engine.threads)
+        free = engine.memory.free() - promised
+        if needed > free:
+            inputs = layer.weight.rows.shape[1]
+            return LeftOut(Reason.TOO_LARGE.why(inputs=inputs, needed=needed / _MIB, free=max(0, free) / _MIB))
+        promised += needed if config.parallel else 0
         return LeastSquaresLayer(layer, settings, samples=samples, pool=pool)
 
     def gradient(layer: LayerPlan, pool: _core.ThreadPool, *, update_bias: bool, holdout: int) -> GradientLayer:
         return GradientLayer(layer, config, store, update_bias=update_bias, holdout=holdout, pool=pool)
 
     def both(layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
-        if not is_trained_in_steps(layer, config):
-            return least_squares(layer, pool)
-        trained = gradient(layer, pool, update_bias=settings.update_bias, holdout=HOLDOUT)
-        return _Both(layer.node, least_squares(layer, pool), trained)
+        solved, in_steps = least_squares(layer, pool), is_trained_in_steps(layer, config)
+        if isinstance(solved, LeftOut):
+            in_place = not layer.shares and training_bytes(layer) <= engine.memory.free()
+            if not in_place:
+                return solved
+            trained = gradient(layer, pool, update_bias=settings.update_bias, holdout=HOLDOUT)
+            trained.messages.append((logging.WARNING, f"layer {layer.node}: by the published loop: {solved.problem}"))
+            return trained
+        if not in_steps:
+            return solved
+        return _Both(layer.node, solved, gradient(layer, pool, update_bias=settings.update_bias, holdout=HOLDOUT))
 
-    match config.solver:
-        case "least_squares":
-            return least_squares
-        case "gradient":
-            return lambda layer, pool: gradient(layer, pool, update_bias=bool(config.update_bias), holdout=0)
-        case _:
-            return both
+    ways: dict[str, OpenSolver] = {
+        "least_squares": least_squares,
+        "gradient": lambda layer, pool: gradient(layer, pool, update_bias=bool(config.update_bias), holdout=0),
+    }
+    return as_far_as_memory_goes(ways.get(config.solver, both))
+
+
+def as_far_as_memory_goes(solver: OpenSolver) -> OpenSolver:
+    """Opens what `solver` opens; a layer for which that takes more memory than there is, is left out."""
+
+    def opened(layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
+        try:
+            return solver(layer, pool)
+        except MemoryError as error:
+            return LeftOut(out_of_memory(error))
+
+    return opened
 
 
 def is_trained_in_steps(layer: LayerPlan, config: FastFinetuneConfig) -> bool:

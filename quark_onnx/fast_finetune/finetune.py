@@ -13,7 +13,7 @@ from quark.onnx.calibration.joining import BatchJoiner, CanJoin
 from quark.onnx.calibration.reader import Batch
 from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import DataError, ModelError
-from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
+from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore
 from quark.onnx.fast_finetune.bias_correction import bias_plan, bias_solver
 from quark.onnx.fast_finetune.choose_solver import choose_solver, is_trained_in_steps
 from quark.onnx.fast_finetune.largest_layer import with_largest_layer
@@ -21,6 +21,7 @@ from quark.onnx.fast_finetune.run import finetune_layers
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.selective import EvaluatorJudge, Judge, OutputJudge, judged_outputs
 from quark.onnx.fast_finetune.settings import HOLDOUT
+from quark.onnx.fast_finetune.spilling_store import SpillingStore
 from quark.onnx.inference import Engine, batch_is_free
 from quark.onnx.memory_limit import unless_out_of_memory
 from quark.onnx.plan.build import build_plan
@@ -75,7 +76,7 @@ class FastFinetune:
         self._config = replace(config, drop_ratio=1.0) if config.parallel else config
         self._role = "float" if config.ref_model_path is None else "reference"
         self.engine, self._on_the_cpu = engine_on_device(config, engine)
-        self._store: BatchStore = FileStore(config.cache_dir) if config.mem_opt_level == 2 else MemoryStore()
+        self._store = _store(config, self.engine)
         self._samples = KeptSamples(self._store, config.data_size, HOLDOUT)
 
     def __enter__(self) -> FastFinetune:
@@ -142,6 +143,7 @@ class FastFinetune:
             uncorrected=uncorrected,
             ignored=ignored,
             warnings=self._warnings(end_to_end, corrections),
+            notes=self._notes(),
             end_to_end=end_to_end,
             phases=self._clock.seconds,
             peak_rss_mib=peak_rss_mib(),
@@ -207,7 +209,7 @@ class FastFinetune:
                 quantized,
                 plan,
                 self._samples,
-                choose_solver(self._config, self._samples.samples, self._store),
+                choose_solver(self._config, self._samples.samples, self._store, self.engine),
                 self.engine,
                 float_inputs=self._config.drop_ratio < 1 and self._config.solver != "least_squares",
                 float_first=self._config.mem_opt_level == 0 and not self._config.parallel,
@@ -264,6 +266,12 @@ class FastFinetune:
             after_default=None if default is None else compare(whole.reference, default),
         )
 
+    def _notes(self) -> tuple[str, ...]:
+        spilled = self._store.spilled if isinstance(self._store, SpillingStore) else 0
+        if not spilled:
+            return ()
+        return (f"memory was short: {spilled >> 20} MiB of tensors went to files, as at mem_opt_level=2",)
+
     def _warnings(self, result: EndToEnd, corrections: tuple[LayerReport, ...]) -> tuple[str, ...]:
         """Logged too."""
         found, done = [], "finetuning" if self._finetunes else "bias correction"
@@ -286,6 +294,12 @@ class FastFinetune:
         for line in found:
             _LOG.warning(line)
         return tuple(found)
+
+
+def _store(config: FastFinetuneConfig, engine: Engine) -> BatchStore:
+    if config.mem_opt_level == 2:
+        return FileStore(config.cache_dir)
+    return SpillingStore(engine.memory.free() // 2, config.cache_dir)  # solvers and onnxruntime need the other half
 
 
 def _refuse_empty(plan: Plan, config: FastFinetuneConfig) -> None:

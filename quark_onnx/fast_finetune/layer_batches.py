@@ -83,7 +83,8 @@ class LayerBatches:
                 walk.put_inputs(batch, {name: arrays[name] for name in walk.dataflow.inputs})
             if not keep_samples:
                 samples.drop(batch)
-        self._kept = [self._kept_targets() for _ in stops] if float_first else None
+        self._store = samples.store
+        self._kept = [self._kept_targets(stop) for stop in range(len(stops))] if float_first else None
 
     def of(self, stop: int) -> Iterator[list[LayerData]]:
         """The data of each layer of a stop, batch by batch; to be asked for in order.
@@ -136,9 +137,21 @@ class LayerBatches:
         """
         return self._in_order(self._quantized.ahead(self._outputs).run)
 
-    def _kept_targets(self) -> Callable[[int], Arrays]:
-        arrays = dict(enumerate(self._in_order(self._float.advance().run)))
-        return arrays.pop
+    def _kept_targets(self, stop: int) -> Callable[[int], Arrays]:
+        """Takes what the float graph gives at a stop out of the store again, batch by batch."""
+        graph, names = f"float {stop}", tuple[str, ...]()
+        for batch, arrays in enumerate(self._in_order(self._float.advance().run)):
+            names = tuple(arrays)
+            for name, array in arrays.items():
+                self._store.put((graph, name, batch), array)
+
+        def taken(batch: int) -> Arrays:
+            arrays = {name: self._store.get((graph, name, batch)) for name in names}
+            for name in names:
+                self._store.drop((graph, name, batch))
+            return arrays
+
+        return taken
 
     def _in_order(self, run: Callable[[int], _Result]) -> Iterator[_Result]:
         return in_order(run, range(self._batches), threads=self._at_once)

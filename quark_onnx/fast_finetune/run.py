@@ -14,12 +14,13 @@ import numpy as np
 import onnx
 
 from quark.onnx import _core
+from quark.onnx.errors import OutOfMemoryError
 from quark.onnx.fast_finetune.float_layers import float_layers
 from quark.onnx.fast_finetune.layer_batches import LayerBatches, LayerData
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.selective import Judge
 from quark.onnx.fast_finetune.shared_weights import solve_shared_weights
-from quark.onnx.fast_finetune.solved import Solved, core_input, solve
+from quark.onnx.fast_finetune.solved import Solved, core_input, out_of_memory, solve
 from quark.onnx.fast_finetune.solver import LayerSolver, OpenSolver, Solution
 from quark.onnx.freed_memory import FreedMemory
 from quark.onnx.graph.editor import constant_tensors
@@ -114,10 +115,15 @@ def _one_by_one(
         started = time.perf_counter()
         freed.keep_little()
         opened, problem = solver(layer, pool), ""
-        for (data,) in batches.of(index):
-            problem = problem or _feed(opened, data, layer)
-            if index == 0:  # the model's inputs go
-                freed.keep_little()
+        try:
+            for (data,) in batches.of(index):
+                problem = problem or _feed(opened, data, layer)
+                if index == 0:  # the model's inputs go
+                    freed.keep_little()
+        except OutOfMemoryError as error:  # the walk cannot go on; what is finetuned is not lost
+            problem = out_of_memory(error)
+            yield from (solve(opened, left, problem, started) for left in layers[index:])
+            return
         yield solve(opened, layer, problem, started)
 
 
@@ -164,6 +170,8 @@ def _feed(solver: LayerSolver, data: LayerData, layer: LayerPlan) -> str:
         solver.feed(core_input(x, layer), np.ascontiguousarray(arrange.output(y)), mixed_in)
     except ValueError as error:
         return Reason.DATA_DOES_NOT_FIT.why(problem=f"{error} (input {x.shape}, float output {y.shape})")
+    except MemoryError as error:
+        return out_of_memory(error)
     return ""
 
 

@@ -11,8 +11,8 @@ import onnx
 from quark.onnx import _core
 from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer
 from quark.onnx.fast_finetune.samples import KeptSamples
-from quark.onnx.fast_finetune.solved import Solved, core_input, solve
-from quark.onnx.fast_finetune.solver import OpenSolver
+from quark.onnx.fast_finetune.solved import Solved, core_input, out_of_memory, solve
+from quark.onnx.fast_finetune.solver import LeftOut, OpenSolver
 from quark.onnx.fast_finetune.walk import Walk
 from quark.onnx.inference import Engine, in_order
 from quark.onnx.plan.reasons import Reason
@@ -20,7 +20,7 @@ from quark.onnx.plan.types import LayerPlan
 
 __all__ = ["solve_shared_weights"]
 
-_Fed = tuple[LayerPlan, LeastSquaresLayer, str]  # with what prevents a solution
+_Fed = tuple[LayerPlan, LeastSquaresLayer | LeftOut, str]  # with what prevents a solution
 
 
 def solve_shared_weights(
@@ -50,15 +50,18 @@ def solve_shared_weights(
         walk.put_inputs(batch, {name: arrays[name] for name in walk.dataflow.inputs})
     pool, fed = _core.ThreadPool(engine.threads), dict[str, list[_Fed]]()
     for layer in layers:
-        started, opened, problem = time.perf_counter(), solver(layer, pool), ""
-        assert isinstance(opened, LeastSquaresLayer)
+        started, opened = time.perf_counter(), solver(layer, pool)
+        assert isinstance(opened, (LeastSquaresLayer, LeftOut))
+        problem: str = opened.problem if isinstance(opened, LeftOut) else ""
         for arrays in in_order(walk.advance().run, range(samples.batches), threads=at_once):
             x = arrays[layer.input.tensor]
             try:
-                if not problem:
+                if not problem and isinstance(opened, LeastSquaresLayer):
                     opened.feed_input(core_input(x, layer))
             except ValueError as error:
                 problem = Reason.DATA_DOES_NOT_FIT.why(problem=f"{error} (input {x.shape})")
+            except MemoryError as error:
+                problem = out_of_memory(error)
         together = fed.setdefault(layer.weight.initializer, [])
         together.append((layer, opened, problem))
         if len(together) == 1 + len(layer.shares):
@@ -68,8 +71,13 @@ def solve_shared_weights(
 def _solve(together: list[_Fed], started: float) -> Generator[Solved, None, None]:
     first, solver, _ = together[0]
     problem = next((f"of {layer.node!r}: {why}" for layer, _, why in together if why), "")
-    for _, other, _ in together[1:]:
-        if not problem:
-            solver.join(other)
+    try:
+        for _, other, _ in together[1:]:
+            if not problem:
+                assert isinstance(solver, LeastSquaresLayer)
+                assert isinstance(other, LeastSquaresLayer)
+                solver.join(other)
+    except MemoryError as error:
+        problem = out_of_memory(error)
     solved = solve(solver, first, problem, started)
     yield from (replace(solved, layer=layer) for layer, _, _ in together)

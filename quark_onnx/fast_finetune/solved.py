@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.solver import LayerInput, LayerSolver, Message, NoSolution, Solution
+from quark.onnx.plan.reasons import Reason, Why
 from quark.onnx.plan.types import LayerPlan
 
-__all__ = ["Solved", "core_input", "solve"]
+__all__ = ["Solved", "core_input", "out_of_memory", "solve"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,14 +39,16 @@ def core_input(x: NDArray[np.generic], layer: LayerPlan) -> LayerInput:
     return np.ascontiguousarray(layer.arrangement.input(x))
 
 
+def out_of_memory(error: MemoryError) -> Why:
+    """Why a layer is left: Python's own error says nothing."""
+    return Reason.OUT_OF_MEMORY.why(problem=error or "there is no more to be had")
+
+
 def solve(solver: LayerSolver, layer: LayerPlan, problem: str, started: float) -> Solved:
     """Solve, if there is no problem so far.
 
     Args:
         started: when work on the layer began, by time.perf_counter().
-
-    Raises:
-        FinetuneError: out of memory.
     """
     solution, solve_started = None, time.perf_counter()
     if not problem:
@@ -55,7 +57,6 @@ def solve(solver: LayerSolver, layer: LayerPlan, problem: str, started: float) -
         except NoSolution as error:
             problem = str(error)
         except MemoryError as error:
-            outputs, inputs = layer.weight.rows.shape
-            raise FinetuneError(f"layer {layer.node!r} (K = {inputs}, {outputs} outputs): out of memory") from error
+            problem = out_of_memory(error)
     ended = time.perf_counter()
     return Solved(layer, solution, problem, solver.messages, ended - started, ended - solve_started)

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quark.onnx import _core
+from quark.onnx.plan.reasons import Why
 from quark.onnx.plan.types import LayerPlan
 
 __all__ = [
     "LayerInput",
     "LayerSolver",
+    "LeftOut",
     "Message",
     "NoSolution",
     "OpenSolver",
@@ -96,6 +98,24 @@ class LayerSolver(Protocol):
             NoSolution: the data allows none; says why.
             MemoryError: there is not enough memory.
         """
+
+
+class LeftOut:
+    """A layer that is not solved. (`LayerSolver`)
+
+    Args:
+        problem: why not.
+    """
+
+    def __init__(self, problem: Why) -> None:
+        self.problem = problem
+        self.messages: list[Message] = []
+
+    def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:
+        """Takes no data."""
+
+    def solve(self) -> Solution:
+        raise NoSolution(self.problem)
 
 
 OpenSolver = Callable[[LayerPlan, _core.ThreadPool], LayerSolver]  # of a layer; the pool is what it works with

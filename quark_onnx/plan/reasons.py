@@ -142,6 +142,14 @@ class Reason(Enum):
         "its data does not fit: {problem}",
         "The shapes at run time are not those of such a layer, or the gradient solver gets samples of several shapes.",
     )
+    TOO_LARGE = (
+        "least squares over its {inputs} inputs would take {needed:.0f} MiB of memory, and {free:.0f} MiB are free",
+        'Give more memory (`MaxMemory`), or let the published loop take it: `solver="auto"` or "gradient".',
+    )
+    OUT_OF_MEMORY = (
+        "out of memory: {problem}",
+        "What was finetuned before stays. Give fewer samples (`data_size`), smaller items, or `mem_opt_level=2`.",
+    )
     MODEL_NOT_BETTER = (
         "the whole model did not get better: {change}",
         "`selective_update` gave the layer its old integers back.",
