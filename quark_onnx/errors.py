@@ -8,6 +8,7 @@ __all__ = [
     "DataError",
     "FinetuneError",
     "ModelError",
+    "ModelTypeError",
     "OutOfMemoryError",
     "QuarkError",
     "UnsupportedError",
@@ -32,6 +33,10 @@ class UnsupportedError(QuarkError, NotImplementedError):
 
 class ModelError(QuarkError, ValueError):
     """A model cannot be read, or cannot be quantized or finetuned."""
+
+
+class ModelTypeError(ModelError, TypeError):
+    """What is given for a model is neither a path nor an onnx.ModelProto."""
 
 
 class DataError(QuarkError, ValueError):

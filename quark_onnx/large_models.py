@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnx import numpy_helper
 from onnx.checker import MAXIMUM_PROTOBUF
 
-__all__ = ["copy_fields", "is_large", "serialized_for", "transformed"]
+__all__ = ["copy_fields", "is_large", "serialized_for", "transformed", "without_weights"]
 
 _LIMIT = MAXIMUM_PROTOBUF - (64 << 20)  # of all tensors; the nodes need room too
 _PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.INT2, onnx.TensorProto.UINT2)
@@ -70,6 +70,16 @@ def serialized_for(options: ort.SessionOptions, model: onnx.ModelProto) -> tuple
     return shell.SerializeToString(), values
 
 
+def without_weights(model: onnx.ModelProto, largest: int = 1 << 10) -> onnx.ModelProto:
+    """A copy in which initializers of more than `largest` bytes are inputs without a value."""
+    shell, aside = _taken_apart(model, largest + 1)
+    inputs = {value.name for value in shell.graph.input}  # before IR version 4 initializers are inputs as well
+    for tensor in aside:
+        if tensor.name not in inputs:
+            shell.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return shell
+
+
 def _ort_value(tensor: onnx.TensorProto) -> ort.OrtValue:
     array = numpy_helper.to_array(tensor)
     if tensor.data_type not in _PACKED:
@@ -81,13 +91,13 @@ def _ort_value(tensor: onnx.TensorProto) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(padded, tensor.data_type)
 
 
-def _taken_apart(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
-    """A copy of a model without its large tensors, and these, still the model's own."""
+def _taken_apart(model: onnx.ModelProto, large: int = _LARGE) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """A copy of a model without its initializers of `large` bytes or more, and these, still the model's own."""
     shell = onnx.ModelProto()
     copy_fields(shell, model, but="graph")
     copy_fields(shell.graph, model.graph, but="initializer")
-    shell.graph.initializer.extend(tensor for tensor in model.graph.initializer if _size(tensor) < _LARGE)
-    return shell, [tensor for tensor in model.graph.initializer if _size(tensor) >= _LARGE]
+    shell.graph.initializer.extend(tensor for tensor in model.graph.initializer if _size(tensor) < large)
+    return shell, [tensor for tensor in model.graph.initializer if _size(tensor) >= large]
 
 
 def copy_fields(to: Any, source: Any, *, but: str) -> None:

@@ -11,6 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.errors import DataError
+from quark.onnx.own_errors import of_the_caller
 
 __all__ = [
     "Batch",
@@ -96,8 +97,8 @@ def checked_items(reader: DataReader, inputs: tuple[ModelInput, ...]) -> Iterato
     Raises:
         DataError: there is no item; or an item has a wrong name, type, dtype or shape, or NaN or Inf.
     """
-    index = 0
-    while not is_end(item := reader.get_next()):
+    index, get_next = 0, of_the_caller(reader.get_next)
+    while not is_end(item := get_next()):
         where = f"item {index} of the calibration data reader"
         if not isinstance(item, Mapping):
             raise DataError(f"{where} is a {type(item).__name__}: yield a dict from input name to NumPy array")

@@ -12,6 +12,7 @@ from quark.onnx import _core
 from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.batch_store import BatchStore
 from quark.onnx.fast_finetune.solver import LayerInput, Message, Solution, quantized_layer, told_by_the_core
+from quark.onnx.own_errors import of_the_caller
 from quark.onnx.plan.layer_data import core_geometry, core_stage
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.quantization.config.algorithm import AdaRoundConfig, FastFinetuneConfig
@@ -129,7 +130,7 @@ class GradientLayer:
             loss = self._data.start_loss(*arrays, options["bias"], self._pool)
         error = float(self._plan.factor) ** 2 * loss / outputs
         if callable(adjust):
-            given = adjust(error)  # what it raises ends the run
+            given = of_the_caller(adjust)(error)  # what it raises ends the run
             try:
                 rate = float(given)
             except (TypeError, ValueError, OverflowError) as problem:

@@ -19,6 +19,7 @@ from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Arrays, Walk
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.inference import Engine, in_order, session
+from quark.onnx.own_errors import of_the_caller
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.validate import problem
@@ -138,7 +139,7 @@ class EvaluatorJudge(Judge):
 
     def __init__(self, evaluator: Callable[..., float], quantized: onnx.ModelProto, engine: Engine) -> None:
         super().__init__()
-        self._evaluator, self._quantized, self._engine = evaluator, quantized, engine
+        self._evaluator, self._quantized, self._engine = of_the_caller(evaluator), quantized, engine
 
     def _score(self) -> float:
         score = self._evaluator(session(self._quantized, self._engine))

@@ -32,10 +32,12 @@ from quark.onnx.graph.equalise import PairReport
 from quark.onnx.graph.insert_qdq import calibration_tensors, insert_qdq
 from quark.onnx.graph.model_file import ModelLike, load_model
 from quark.onnx.graph.prepare import is_quantized, prepare, unprepared
+from quark.onnx.graph.quantizer_gate import check_quantizers
 from quark.onnx.graph.saved_model import check_output_path, save_model
 from quark.onnx.graph.weight_layers import weight_layers
 from quark.onnx.inference import BatchMerging, Engine
 from quark.onnx.memory_limit import MemoryLimit
+from quark.onnx.own_errors import only_own_errors
 from quark.onnx.plan.float_form import matching_form
 from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
@@ -76,6 +78,7 @@ class ModelQuantizer:
         self.config = config
         self.report: Report | None = None
 
+    @only_own_errors
     def quantize_model(
         self,
         model_input: ModelLike,
@@ -162,6 +165,7 @@ class ModelQuantizer:
         return returned
 
 
+@only_own_errors
 def finetune(
     float_model: ModelLike,
     quantized_model: ModelLike,
@@ -207,6 +211,7 @@ def finetune(
         raise ModelError("the float model is quantized: pass the model that the quantized one was made from")
     if not is_quantized(quantized):
         raise ModelError("the quantized model has no Q/DQ: quantize it first, with ModelQuantizer or another tool")
+    check_quantizers(quantized)
     with clock.phase("prepare"):
         forms = reference_forms(algorithm.ref_model_path, model) or (prepare(model), unprepared(model))
         model = matching_form(forms, quantized, algorithm.target_op_type)

@@ -19,6 +19,7 @@ LAYERS = (
     "errors",
     "scratch_folder",
     "config",
+    "own_errors",
     "large_models",
     "freed_memory",
     "memory_limit",

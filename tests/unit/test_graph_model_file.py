@@ -106,5 +106,5 @@ def test_external_data_short_or_missing(model, tmp_path):
 
 def test_a_proto_without_its_external_data(model, tmp_path):
     save_model(model, tmp_path / "m.onnx", external_data=True)
-    with pytest.raises(ModelError, match="pass its path"):
+    with pytest.raises(ModelError, match="pass the model's path"):
         load_model(onnx.load(tmp_path / "m.onnx", load_external_data=False), role="model")
