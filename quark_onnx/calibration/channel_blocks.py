@@ -6,7 +6,7 @@ To hand out such a tensor in its own order onnxruntime rearranges a copy. Statis
 from __future__ import annotations
 
 import logging
-import tempfile
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -35,22 +35,26 @@ def session_in_blocks(
         None where onnxruntime holds none of them in blocks.
     """
     has_blocks = engine.device == "cpu" and any(node.op_type == "Conv" for node in model.graph.node)
-    if not any_order or not has_blocks or is_large(model):
+    if not any_order or not has_blocks or is_large(model) or not hasattr(os, "memfd_create"):
         return None
     try:
-        with tempfile.TemporaryDirectory(prefix="quark_onnx_") as folder:
-            path = Path(folder, "optimised.onnx")
-            session(model, engine, save_as=path)
-            optimised = onnx.load(path)
+        optimised = _optimised(model, engine)
         held = _held_in_blocks(optimised.graph, any_order)
         if not held:
             return None
         _take_out(optimised.graph, held)
         opened = session(optimised, engine, optimise=False)  # it is
-    except (OSError, ModelError) as error:  # of a folder, or an onnxruntime that does not load what it saved
+    except (OSError, ModelError) as error:  # an onnxruntime that does not save or load it
         _LOG.debug("tensors are not taken in blocks of channels: %s", error)
         return None
     return opened, [held.get(output.name, output.name) for output in model.graph.output]
+
+
+def _optimised(model: onnx.ModelProto, engine: Engine) -> onnx.ModelProto:
+    """A model as onnxruntime runs it, which it writes to files only: here to one in memory, without a name."""
+    with os.fdopen(os.memfd_create("optimised"), "rb") as file:
+        session(model, engine, save_as=Path(f"/proc/self/fd/{file.fileno()}"))
+        return onnx.ModelProto.FromString(file.read())
 
 
 def _held_in_blocks(graph: onnx.GraphProto, names: Collection[str]) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -15,6 +14,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.onnx.fast_finetune.array_file import ArrayFile, KeptArray
 from quark.onnx.fast_finetune.mapped_file import Array, MappedFile
 
 __all__ = ["BatchStore", "FileStore", "MemoryStore"]
@@ -81,38 +81,38 @@ class MemoryStore(BatchStore):
 
 
 class FileStore(BatchStore):
-    """Memory level 2: one file per array in a new folder under `cache_dir` (default: the system's temporary folder)."""
+    """Memory level 2: files without names under `cache_dir` (default: the system's temporary folder)."""
 
     def __init__(self, cache_dir: str | os.PathLike[str] | None) -> None:
+        self._place = "the system's temporary folder" if cache_dir is None else f"cache_dir {os.fspath(cache_dir)!r}"
         try:
             if cache_dir is not None:
                 Path(cache_dir).mkdir(parents=True, exist_ok=True)
-            self._folder = tempfile.TemporaryDirectory(prefix="quark_onnx_", dir=cache_dir, ignore_cleanup_errors=True)
+            self._folder = tempfile.gettempdir() if cache_dir is None else cache_dir
+            self._arrays = ArrayFile(self._folder)
         except OSError as error:
-            where = "the system's temporary folder" if cache_dir is None else f"cache_dir {os.fspath(cache_dir)!r}"
-            raise OSError(error.errno, f"{where} cannot hold files: {error.strerror}") from error
-        self._paths: dict[Key, Path] = {}
-        self._file: MappedFile | None = None
+            raise OSError(error.errno, f"{self._place} cannot hold files: {error.strerror}") from error
+        self._kept: dict[Key, KeptArray] = {}
+        self._mapped: MappedFile | None = None
         self._mapping = Lock()
-        self._numbers = itertools.count()  # of files; threads may ask at the same time
 
     def put(self, key: Key, array: NDArray[np.generic]) -> None:
-        path = self._paths.get(key)
-        if path is None:
-            path = self._paths[key] = Path(self._folder.name, f"{next(self._numbers)}.npy")
         with self._writing():
-            np.save(path, array)
+            kept = self._arrays.add(array)
+        before = self._kept.get(key)
+        self._kept[key] = kept
+        if before is not None:
+            self._arrays.remove(before)
 
     def get(self, key: Key) -> NDArray[np.generic]:
-        array: NDArray[np.generic] = np.load(self._paths[key])
-        return array
+        return self._arrays.read(self._kept[key])
 
     def mapped(self, array: Array) -> Array:
         with self._mapping, self._writing():
-            kept = self._file.add(array) if self._file is not None else None
+            kept = self._mapped.add(array) if self._mapped is not None else None
             if kept is None:
-                self._file = MappedFile(self._folder.name, max(array.nbytes, _FILE_BYTES))
-                kept = self._file.add(array)
+                self._mapped = MappedFile(self._folder, max(array.nbytes, _FILE_BYTES))
+                kept = self._mapped.add(array)
             assert kept is not None
             return kept
 
@@ -121,14 +121,13 @@ class FileStore(BatchStore):
         try:
             yield
         except OSError as error:
-            where = f"the calibration data cannot be kept in {self._folder.name!r}"
+            where = f"the calibration data cannot be kept in {self._place}"
             raise OSError(f"{where}: {error}. Choose another cache_dir, or memory level 1") from error
 
     def drop(self, key: Key) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self._paths.pop(key).unlink()
+        self._arrays.remove(self._kept.pop(key))
 
     def close(self) -> None:
-        self._file = None
-        self._folder.cleanup()
-        self._paths.clear()
+        self._mapped = None
+        self._kept.clear()
+        self._arrays.close()

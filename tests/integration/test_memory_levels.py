@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from small_models import MODELS, Reader, residual_cnn, samples, separable_cnn
+from small_models import MODELS, Reader, Weights, build, residual_cnn, samples, separable_cnn
 
 import quark.onnx
 from quark.onnx import (
@@ -37,6 +39,30 @@ def quantize(model: onnx.ModelProto, algorithm: AdaRoundConfig, *, threads: int 
 def test_memory_levels_give_the_same_model(name: str, level: int) -> None:
     model = MODELS[name]()
     assert quantize(model, AdaRoundConfig(mem_opt_level=level)) == quantize(model, AdaRoundConfig())
+
+
+def test_memory_levels_give_the_same_model_of_strings() -> None:
+    """A tensor of strings that is kept from layer to layer."""
+    w = Weights(0)
+    model = build(
+        """(float[N,8] x, string[N,1] s) => (float[N,4] y, string[N,1] t) {
+            a = Gemm<transB=1>(x, w1, b1) r = Relu(a) b = Gemm<transB=1>(r, w2, b2)
+            e = Equal(s, yes) f = Cast<to=1>(e) m = Mul(b, f) y = Gemm<transB=1>(m, w3, b3) t = Identity(s)
+        }""",
+        opset=19,
+        w1=w.conv(8, 8), b1=w.bias(8), w2=w.conv(6, 8), b2=w.bias(6), w3=w.conv(4, 6), b3=w.bias(4),
+        yes=np.array(["yes"], object),
+    )  # fmt: skip
+    random = np.random.default_rng(0)
+    data = {
+        "x": random.standard_normal((40, 8), np.float32),
+        "s": random.choice(np.array(["yes", "no", ""], object), (40, 1)),
+    }
+    results = []
+    for level in (0, 1, 2):
+        config = QConfig(LAYER, algo_config=[AdaRoundConfig(mem_opt_level=level)])
+        results.append(ModelQuantizer(config).quantize_model(model, None, Reader(data)))
+    assert results[0] == results[1] == results[2]
 
 
 def test_memory_levels_give_the_same_model_for_several_batches() -> None:
@@ -77,14 +103,19 @@ def test_the_finetune_function_has_the_same_levels() -> None:
 
 
 class Watching(Reader):
-    """Notes the files below a folder while the data is read."""
+    """Notes the files below a folder while the data is read: those with names, and those of this process without."""
 
     def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
         super().__init__(samples(model, 40), batch=8)
-        self._folder, self.seen = folder, set[str]()
+        self._folder, self.named, self.nameless = folder, set[str](), set[str]()
 
     def get_next(self) -> dict[str, object] | None:
-        self.seen.update(str(path.relative_to(self._folder)) for path in self._folder.rglob("*"))
+        self.named.update(str(path.relative_to(self._folder)) for path in self._folder.rglob("*"))
+        for handle in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # that of this list
+                place = handle.readlink()
+                if place.is_relative_to(self._folder):
+                    self.nameless.add(str(place.parent.relative_to(self._folder)))
         return super().get_next()
 
 
@@ -97,13 +128,13 @@ def temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_level_two_keeps_files_in_cache_dir_and_removes_them(tmp_path: Path, temporary_folder: Path) -> None:
+def test_level_two_keeps_files_without_names_in_cache_dir(tmp_path: Path, temporary_folder: Path) -> None:
     model, cache = separable_cnn(), tmp_path / "new" / "cache"
     reader = Watching(model, tmp_path)
     config = QConfig(LAYER, algo_config=[AdaRoundConfig(mem_opt_level=2, cache_dir=str(cache))])
     ModelQuantizer(config).quantize_model(model, None, reader)
-    assert any(name.startswith("new/cache/") for name in reader.seen)
-    assert not any(name.startswith("temporary/") for name in reader.seen)
+    assert reader.named == {"temporary", "new", "new/cache"}
+    assert reader.nameless == {"new/cache"}
     assert os.listdir(cache) == []
     assert os.listdir(temporary_folder) == []
 
@@ -113,8 +144,8 @@ def test_level_two_uses_the_temporary_folder_without_cache_dir(temporary_folder:
     reader = Watching(model, temporary_folder)
     config = QConfig(LAYER, algo_config=[AdaRoundConfig(mem_opt_level=2)])
     ModelQuantizer(config).quantize_model(model, None, reader)
-    assert reader.seen
-    assert os.listdir(temporary_folder) == []
+    assert reader.nameless == {"."}
+    assert not reader.named
 
 
 @pytest.mark.usefixtures("temporary_folder")
@@ -124,7 +155,8 @@ def test_other_levels_write_no_file(level: int, tmp_path: Path) -> None:
     reader = Watching(model, tmp_path)
     config = QConfig(LAYER, algo_config=[AdaRoundConfig(mem_opt_level=level, cache_dir=str(tmp_path / "cache"))])
     ModelQuantizer(config).quantize_model(model, None, reader)
-    assert reader.seen == {"temporary"}
+    assert reader.named == {"temporary"}
+    assert not reader.nameless
     assert os.listdir(tmp_path) == ["temporary"]
 
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
+import inspect
 import io
 import logging
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
+import rich.live
+import rich.progress
 from rich.console import Console
 from small_models import Arrays, Reader, samples, separable_cnn
 
 from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec
 from quark.onnx.report import progress
+from quark.onnx.report.progress import PhaseProgress
+
+TraceFunction = Callable[[FrameType, str, Any], Any]
 
 LAYERS = ("stem", "dw1", "pw1", "dw2", "pw2", "classes")
 
@@ -92,6 +102,49 @@ def test_a_bar_ends_with_an_error(terminal: io.StringIO) -> None:
         quantize(Failing(samples(separable_cnn(), 4)))
     assert "\x1b[?25l" in terminal.getvalue()
     assert "\x1b[?25h" in terminal.getvalue().rpartition("\x1b[?25l")[2], "the cursor is back"
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(timeout=10)
+        assert not thread.is_alive(), thread
+
+
+def test_a_bar_ends_wherever_it_is_interrupted(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C ahead of any line that starts or stops it. Ahead of the first one of __exit__ it ends with the process."""
+    at_exit = list[Callable[[], None]]()
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(atexit, "unregister", lambda function: function in at_exit and at_exit.remove(function))
+    sources = {str(inspect.getsourcefile(module)) for module in (progress, rich.live, rich.progress)}
+    streams, threads, step, left, late = (sys.stdout, sys.stderr), set(threading.enumerate()), 0, -1, 0
+
+    def trace(frame: FrameType, event: str, _: object) -> TraceFunction | None:
+        nonlocal left
+        if frame.f_code.co_filename not in sources:
+            return None
+        if event == "line":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    while left <= 0:  # the last one came to its end
+        step, left = step + 1, step + 1
+        bar = PhaseProgress("Phase", 3)
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            with bar:
+                pass
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(before)
+        late += bool(at_exit)
+        while at_exit:
+            at_exit[-1]()
+        assert (sys.stdout, sys.stderr) == streams, step
+        _, hidden, after = terminal.getvalue().rpartition("\x1b[?25l")
+        assert not hidden or "\x1b[?25h" in after, step
+    assert step > 50
+    assert late <= 3
     for thread in set(threading.enumerate()) - threads:
         thread.join(timeout=10)
         assert not thread.is_alive(), thread

@@ -23,6 +23,9 @@ ARRAYS = [
     np.array(3, np.int64),
     np.zeros((0, 4), np.float16),
     np.float32([np.nan, np.inf, -0.0]),
+    np.array([["a", ""], ["\N{GREEK SMALL LETTER OMEGA}\0\ud800", "b" * 300]], object),
+    np.array("alone", object),
+    np.zeros((2, 0), object),
 ]
 
 STORES: dict[str, Callable[[], BatchStore]] = {"memory": MemoryStore, "files": lambda: FileStore(None)}
@@ -64,17 +67,15 @@ def test_what_is_read_does_not_change_with_the_store(name: str):
         np.testing.assert_array_equal(held, ARRAYS[0])
 
 
-def test_files_come_and_go_with_what_they_hold(tmp_path: Path):
+def test_files_have_no_names(tmp_path: Path):
     cache = tmp_path / "not" / "there" / "yet"
     with FileStore(str(cache)) as store:
-        (folder,) = cache.iterdir()
         for key in KEYS:
             store.put(key, ARRAYS[0])
         store.put(KEYS[0], ARRAYS[1])
-        assert len(list(folder.iterdir())) == len(KEYS)
-        store.drop(KEYS[0])
-        assert len(list(folder.iterdir())) == len(KEYS) - 1
-    assert not list(cache.iterdir())
+        store.mapped(ARRAYS[0])
+        assert cache.is_dir()
+        assert not list(cache.iterdir()), "what has no name need not be removed"
 
 
 def test_two_stores_share_a_folder(tmp_path: Path):
@@ -106,10 +107,11 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
 
 @pytest.mark.parametrize("name", STORES)
 def test_mapped_arrays_are_the_same_and_outlive_their_store(name: str):
+    arrays = [array for array in ARRAYS if array.dtype.kind != "O"]  # no solver takes strings
     with STORES[name]() as store:
-        mapped = [store.mapped(array) for array in ARRAYS]
+        mapped = [store.mapped(array) for array in arrays]
         again = store.mapped(mapped[0])
-    for array, found in zip([*ARRAYS, ARRAYS[0]], [*mapped, again], strict=True):
+    for array, found in zip([*arrays, arrays[0]], [*mapped, again], strict=True):
         assert found.dtype == array.dtype
         np.testing.assert_array_equal(found, array)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import tempfile
 
 import numpy as np
 import onnx
@@ -72,6 +73,14 @@ def test_some_are_held_in_blocks():
     r, t, p = found[1]
     assert r == "r"
     assert (t, p) != ("t", "p")
+
+
+def test_no_file_is_needed(monkeypatch: pytest.MonkeyPatch):
+    model = exposed(convolutions(16), ["t"])
+    if session_in_blocks(model, ["t"], Engine(1)) is None:
+        skip_without_blocks()
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    assert session_in_blocks(model, ["t"], Engine(1)) is not None
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv1d"])
