@@ -250,7 +250,11 @@ qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y,
     QK_TRY(layer->failed);
     if (layer->with_target != (y != NULL)) return QK_E_ARG;
     QK_TRY(qk_extent_of(&layer->geometry, x, y, &e));
-    if (e.positions == 0) return QK_E_SHAPE;
+    if (e.positions == 0 && e.x_sample > 0) return QK_E_SHAPE;
+    if (e.positions == 0) { /* nothing was detected, say: samples without rows, which have their turn all the same */
+        layer->next_sample += e.samples;
+        return QK_OK;
+    }
     return layer->failed = feed(layer, &e, x, y, pool);
 }
 

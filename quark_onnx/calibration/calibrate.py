@@ -173,7 +173,8 @@ class _Exposed:
             shapes = {name: array.shape for name, array in batch.items()}
             otherwise = DataError(f"the float model cannot run on calibration data of shape {shapes}: {error}")
             raise unless_out_of_memory(error, otherwise) from error
-        return {**batch, **dict(zip(self._names, values, strict=True))}
+        made = zip(self._names, values, strict=True)
+        return {**batch, **{name: value for name, value in made if isinstance(value, np.ndarray)}}
 
 
 def _open(

@@ -137,6 +137,7 @@ class WeightScaleSearch:
         self._leave(left)
         self._scarce = frozenset(layer.weight for layer in layers)
         self._seen = self._fed = 0  # samples
+        self._with_data = set[str]()  # weights
 
     def tensors(self) -> list[str]:
         return [searched.layer.input for searched in self._layers]
@@ -176,6 +177,7 @@ class WeightScaleSearch:
         """The tensors of a batch: of all samples, and of those that are wanted, if any is."""
         by_kind = ((one, scarce if one.layer.weight in self._scarce else plentiful) for one in self._layers)
         fed = [(one, values[one.layer.input]) for one, values in by_kind if values is not None]
+        self._with_data |= {one.layer.weight for one, x in fed if x.size}
         self._leave({one.layer.weight for one, x in fed if not self._fits(one, x)})
 
     def _leave(self, weights: Collection[str]) -> None:
@@ -202,6 +204,9 @@ class WeightScaleSearch:
         found = {}
         for first, *others in self._by_weight():
             layer = first.layer
+            if layer.weight not in self._with_data:
+                _LOG.warning("layer %s: its input is empty on all data: no scale to choose by it", layer.node_name)
+                continue
             try:
                 found[layer.weight] = first.choose(others, self._pool)
             except ValueError as error:

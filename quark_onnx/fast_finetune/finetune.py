@@ -17,11 +17,14 @@ from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore
 from quark.onnx.fast_finetune.bias_correction import bias_plan, bias_solver
 from quark.onnx.fast_finetune.choose_solver import choose_solver, is_trained_in_steps
 from quark.onnx.fast_finetune.largest_layer import with_largest_layer
+from quark.onnx.fast_finetune.nothing_to_tune import nothing_to_tune
 from quark.onnx.fast_finetune.run import finetune_layers
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.selective import EvaluatorJudge, Judge, OutputJudge, judged_outputs
 from quark.onnx.fast_finetune.settings import HOLDOUT
 from quark.onnx.fast_finetune.spilling_store import SpillingStore
+from quark.onnx.graph.no_tensors import not_compared
+from quark.onnx.graph.quantized_form import check_is_qdq
 from quark.onnx.inference import Engine, batch_is_free
 from quark.onnx.memory_limit import unless_out_of_memory
 from quark.onnx.plan.build import build_plan
@@ -48,6 +51,10 @@ class _WholeModel:
     reference: Outputs
     before: Outputs
     before_default: Outputs | None  # None: onnxruntime cannot load the optimised model
+
+    @property
+    def has_floats(self) -> bool:
+        return any(output.dtype.kind == "f" for output in self.reference[0])
 
 
 class FastFinetune:
@@ -106,17 +113,22 @@ class FastFinetune:
         *,
         samples_seen: int,
         reference: onnx.ModelProto | None = None,
+        needs_layers: bool = False,
     ) -> Report:
         """Finetune `quantized` in place; only integer weights and biases change.
 
         Args:
             float_model: that of ref_model_path, if there is one.
             reference: what the whole model is compared with; None: `float_model`.
+            needs_layers: refuse a model of which nothing can be tuned; else a warning says so.
 
         Raises:
-            ModelError: no layer can be tuned, or a model cannot run.
+            ModelError: a model cannot run, or nothing can be tuned where that is needed.
         """
         plan = self._plan(float_model, quantized) if self._finetunes else Plan((), ())
+        if needs_layers and not (plan.layers or self._corrects):
+            check_is_qdq(quantized, has_layers=False)
+            raise ModelError(nothing_to_tune(plan.skipped, self._config.target_op_type))
         ignored = self._ignored(plan) if self._finetunes else ()
         with self._clock.phase("compare"):
             whole = self._before(reference or float_model, quantized)
@@ -125,7 +137,7 @@ class FastFinetune:
         if self._corrects:
             corrections, uncorrected = self._correct(float_model, quantized)
             plan = self._plan(float_model, quantized) if self._finetunes else plan  # which holds the biases
-        if self._finetunes and self._config.select_max_mem_layer:
+        if plan.layers and self._config.select_max_mem_layer:
             with self._clock.phase("plan"):
                 plan = with_largest_layer(float_model, quantized, plan, self._samples, self.engine)
         layers: tuple[LayerReport, ...] = ()
@@ -133,7 +145,7 @@ class FastFinetune:
             with self._clock.phase("finetune"):
                 layers = self._tune(float_model, quantized, plan)
         with self._clock.phase("compare"):
-            end_to_end = self._after(quantized, whole)
+            end_to_end = self._after(quantized, whole) if whole.has_floats else None
         return Report(
             algorithm=type(self._config).name if self._finetunes else None,
             samples=samples_seen,
@@ -142,8 +154,8 @@ class FastFinetune:
             corrections=corrections,
             uncorrected=uncorrected,
             ignored=ignored,
-            warnings=self._warnings(end_to_end, corrections),
-            notes=self._notes(),
+            warnings=self._warnings(end_to_end, layers, corrections, plan.skipped),
+            notes=(*not_compared(quantized), *self._notes()),
             end_to_end=end_to_end,
             phases=self._clock.seconds,
             peak_rss_mib=peak_rss_mib(),
@@ -157,7 +169,6 @@ class FastFinetune:
             plan = leave_shared(plan, "the gradient solver tunes one layer at a time")
         if config.selective_update:
             plan = leave_shared(plan, "selective_update judges one layer at a time")
-        _refuse_empty(plan, config)
         return plan
 
     def _correct(
@@ -272,21 +283,32 @@ class FastFinetune:
             return ()
         return (f"memory was short: {spilled >> 20} MiB of tensors went to files, as at mem_opt_level=2",)
 
-    def _warnings(self, result: EndToEnd, corrections: tuple[LayerReport, ...]) -> tuple[str, ...]:
+    def _warnings(
+        self,
+        result: EndToEnd | None,
+        layers: tuple[LayerReport, ...],
+        corrections: tuple[LayerReport, ...],
+        skipped: tuple[SkippedLayer, ...],
+    ) -> tuple[str, ...]:
         """Logged too."""
         found, done = [], "finetuning" if self._finetunes else "bias correction"
+        if self._finetunes and not layers:
+            why = nothing_to_tune(skipped, self._config.target_op_type)
+            found.append(f"{type(self._config).__name__} has no effect: {why}")
         if self._corrects and not corrections:
             found.append("BiasCorrectionConfig has no effect: no layer has an integer bias of its own")
-        if (self._finetunes or corrections) and not result.after.l2 < result.before.l2:
+        if result is None:
+            found.append("whole models were not compared: none of the outputs is a tensor of floats")
+        elif (layers or corrections) and not result.after.l2 < result.before.l2:
             found.append(
                 f"{done} did not bring the whole model closer to the {result.reference}: L2 {result.before.l2:.4g} "
                 f"before, {result.after.l2:.4g} after"
             )
-        if result.after_default is None:
+        if result is not None and result.after_default is None:
             found.append(
                 "onnxruntime runs the model only without optimisation (ORT_DISABLE_ALL, session.disable_quant_qdq)"
             )
-        elif result.after_default.l2 > 1.1 * result.after.l2:
+        elif result is not None and result.after_default and result.after_default.l2 > 1.1 * result.after.l2:
             found.append(
                 "with onnxruntime's default optimisation the model computes something else than it defines: L2 "
                 f"{result.after_default.l2:.4g} instead of {result.after.l2:.4g}"
@@ -300,11 +322,3 @@ def _store(config: FastFinetuneConfig, engine: Engine) -> BatchStore:
     if config.mem_opt_level == 2:
         return FileStore(config.cache_dir)
     return SpillingStore(engine.memory.free() // 2, config.cache_dir)  # solvers and onnxruntime need the other half
-
-
-def _refuse_empty(plan: Plan, config: FastFinetuneConfig) -> None:
-    if plan.layers:
-        return
-    reasons = "; ".join(f"{layer.node} ({layer.op_type}): {layer.reason}" for layer in plan.skipped)
-    types = ", ".join(config.target_op_type)
-    raise ModelError(f"no layer can be finetuned: {reasons or f'the model has no node of the types {types}'}")

@@ -57,6 +57,8 @@ class GradientLayer:
         self._shape: tuple[int, ...] | None = None
 
     def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:
+        if y.size == 0 and self._holdout == 0:  # else the samples behind it would lose their turn to be held out
+            return
         if self._shape not in (None, x.shape[1:]):
             raise ValueError(
                 f"the gradient loops take samples of one shape, and the input's was {self._shape} before: "
@@ -71,6 +73,8 @@ class GradientLayer:
     def solve(self, offered: Solution | None = None) -> Solution:
         """Train. Where another solution of the layer is offered, the result is the better one, output by output."""
         config = self._config
+        if self._samples == 0:
+            raise ValueError("too little data: its input is empty on every sample")
         holds_out = self._holdout > 0 and self._samples >= 2 * self._holdout
         held_out = self._samples // self._holdout if holds_out else 0
         fitted = self._samples - held_out

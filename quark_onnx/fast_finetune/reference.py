@@ -13,7 +13,8 @@ import onnx
 
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.model_file import load_model
-from quark.onnx.graph.prepare import is_quantized, prepare, unprepared
+from quark.onnx.graph.prepare import prepare, unprepared
+from quark.onnx.graph.quantized_form import is_quantized
 
 __all__ = ["reference_forms"]
 

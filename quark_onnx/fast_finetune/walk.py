@@ -3,7 +3,8 @@
 The walk holds the frontier: for every batch, the tensors that later nodes still need. The next segment holds the nodes
 between the frontier and the tensors that are wanted next; onnxruntime runs it batch by batch, and what nobody needs any
 more is dropped at once. Where the frontier would become much larger the walk stays, and runs the nodes of this step a
-second time in the next.
+second time in the next. The frontier holds tensors only: nodes that make sequences, maps or optionals run in every step
+that needs these.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.batch_store import BatchStore
 from quark.onnx.graph.dataflow import Dataflow, Segment, is_random
+from quark.onnx.graph.no_tensors import no_tensors
 from quark.onnx.inference import Engine, session
 from quark.onnx.memory_limit import unless_out_of_memory
 
@@ -125,6 +127,7 @@ class Walk:
         self._frontiers: dict[int, frozenset[str]] = {}
         self._live: frozenset[str] = frozenset()
         self._most_growth = most_growth
+        self._no_tensors = no_tensors(model)
         self._to_run_again: set[int] = set()  # nodes, by id
 
     def put_inputs(self, batch: int, inputs: Arrays) -> None:
@@ -152,8 +155,9 @@ class Walk:
         nodes = self.dataflow.ancestors(targets, here)
         made = {name for node in nodes for name in node.output if name}
         later = set[str]().union(*self._stops)
-        rest = self.dataflow.ancestors(later, here | made)
-        live = frozenset(later.union(*map(self.dataflow.reads, rest))) & (here | made)
+        there = (here | made) - self._no_tensors
+        rest = self.dataflow.ancestors(later, there)
+        live = frozenset(later.union(*map(self.dataflow.reads, rest))) & there
         if self._bytes(live) - self._bytes(here) > self._most_growth and self._may_run_again(nodes):
             self._to_run_again.update(map(id, nodes))
             return Ahead(self, self._segment(nodes, here, frozenset(targets)), targets)

@@ -22,26 +22,18 @@ from quark.onnx.graph.opset import opset_of, raised, raised_if_possible
 from quark.onnx.graph.plain import plainly_written
 from quark.onnx.large_models import serialized_for, transformed
 
-__all__ = ["MIN_OPSET", "is_quantized", "prepare", "unprepared"]
+__all__ = ["MIN_OPSET", "prepare", "unprepared"]
 
 _LOG = logging.getLogger(__name__)
 MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-channel weights need
 
 _OPS_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm", *NORMALIZATIONS})
 
-_QUANTIZED_OP = re.compile(r"[Qq]uantize|Integer|^Q[A-Z]|NBits$|Bnb4$|FixNeuron")
-
 # What onnxruntime.quantization appends to a tensor's name for the parameters of its quantization. It takes an
 # initializer that already has such a name for its own, without a word.
 _QDQ_SUFFIX = re.compile(
     r"_(scale|zero_point|quantized|quantized_(scale|zero_point)|(Deq|Q)uantizeLinear_(In|Out)put)$"
 )
-
-
-def is_quantized(model: onnx.ModelProto) -> bool:
-    """Whether any node computes on, or makes, quantized tensors: Q/DQ, QLinear*, *Integer, in any domain."""
-    graphs = (model.graph, *model.functions)
-    return any(_QUANTIZED_OP.search(node.op_type) for graph in graphs for node in graph.node)
 
 
 def prepare(model: onnx.ModelProto, *, opset: int = MIN_OPSET, unfused: Collection[str] = ()) -> onnx.ModelProto:

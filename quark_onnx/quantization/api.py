@@ -31,7 +31,8 @@ from quark.onnx.fast_finetune.reference import reference_forms
 from quark.onnx.graph.equalise import PairReport
 from quark.onnx.graph.insert_qdq import calibration_tensors, insert_qdq
 from quark.onnx.graph.model_file import ModelLike, load_model
-from quark.onnx.graph.prepare import is_quantized, prepare, unprepared
+from quark.onnx.graph.prepare import prepare, unprepared
+from quark.onnx.graph.quantized_form import check_is_float, check_is_qdq, is_quantized
 from quark.onnx.graph.quantizer_gate import check_quantizers
 from quark.onnx.graph.saved_model import check_output_path, save_model
 from quark.onnx.graph.weight_layers import weight_layers
@@ -100,7 +101,7 @@ class ModelQuantizer:
 
         Raises:
             OSError: a path cannot be read or written.
-            ModelError: the model is not ONNX, is quantized already, cannot run, or has no layer to finetune.
+            ModelError: the model is not ONNX, is quantized already, or cannot run.
             DataError: the reader gives nothing, or data that does not fit the model.
             ConfigError, UnsupportedError: the configuration does not fit the model, or this version.
         """
@@ -114,8 +115,7 @@ class ModelQuantizer:
             check_output_path(model_output, model_input, reference_path)
         with clock.phase("load"):
             original = load_model(model_input, role="float model")
-        if is_quantized(original):
-            raise ModelError("the model is quantized already: to finetune it, call quark.onnx.finetune()")
+        check_is_float(original)
         reader = get_data_reader(original, calibration_data_reader, calibration_data_path, config.extra_options)
         with clock.phase("prepare"):
             reference = reference_forms(reference_path, original)
@@ -147,6 +147,7 @@ class ModelQuantizer:
                 calibration = _calibrate(model, items, tensors, finetuning, specs, engine)
             with clock.phase("insert Q/DQ"):
                 quantized = insert_qdq(model, calibration.ranges, calibration.weights, specs.qdq_options())
+            warnings += _warnings_of_nothing(quantized)
             if finetuning is not None:
                 target = reference[0] if reference else model
                 report = finetuning.run(
@@ -209,8 +210,7 @@ def finetune(
         quantized = load_model(quantized_model, role="quantized model")
     if is_quantized(model):
         raise ModelError("the float model is quantized: pass the model that the quantized one was made from")
-    if not is_quantized(quantized):
-        raise ModelError("the quantized model has no Q/DQ: quantize it first, with ModelQuantizer or another tool")
+    check_is_qdq(quantized, has_layers=True)
     check_quantizers(quantized)
     with clock.phase("prepare"):
         forms = reference_forms(algorithm.ref_model_path, model) or (prepare(model), unprepared(model))
@@ -221,7 +221,7 @@ def finetune(
             items = checked_items(reader, model_inputs(model))
             can_join = BatchMerging(model, finetuning.engine).is_exact
             seen = sum(map(sample_count, finetuning.keep(items, model, can_join)))
-        report = finetuning.run(model, quantized, samples_seen=seen)
+        report = finetuning.run(model, quantized, samples_seen=seen, needs_layers=True)
     delivered = _deliver(quantized, output, clock, external_data=False)
     return report if delivered is None else (delivered, report)
 
@@ -250,6 +250,15 @@ def _warnings_of_forms(
         f"prepared for quantization, the float model computes something else: {difference} on the first item. "
         "What comes out is near the prepared model: please report it"
     )
+    _LOG.warning(warning)
+    return (warning,)
+
+
+def _warnings_of_nothing(quantized: onnx.ModelProto) -> tuple[str, ...]:
+    """Whether nothing was quantized. Logged too."""
+    if is_quantized(quantized):
+        return ()
+    warning = "nothing is quantized: the model has none of the operators to quantize, or all of them are excluded"
     _LOG.warning(warning)
     return (warning,)
 

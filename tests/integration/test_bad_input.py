@@ -96,35 +96,6 @@ def test_already_quantized(folder: Path) -> None:
         quantize(quantized, folder / "q.onnx", good())
 
 
-def no_layer() -> onnx.ModelProto:
-    return build("(float[N,3,8,8] x) => (float[N,3,1,1] y) { t = Relu(x) y = GlobalAveragePool(t) }")
-
-
-def computed_weight() -> onnx.ModelProto:
-    return build("(float[N,4,4] x) => (float[N,4,4] y) { [product] y = MatMul(x, x) }")
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (no_layer, "no layer can be finetuned: the model has no node of the types Conv, .*MatMul"),
-        (
-            computed_weight,
-            r"no layer can be finetuned: product \(MatMul\): its weight is computed by the model",
-        ),
-    ],
-)
-def test_nothing_to_finetune(model: Callable[[], onnx.ModelProto], message: str, folder: Path) -> None:
-    float_model = model()
-    with pytest.raises(ModelError, match=message):
-        quantize(float_model, folder / "q.onnx", Reader(samples(float_model, 12)))
-
-
-def test_nothing_of_the_chosen_type_to_finetune(folder: Path) -> None:
-    with pytest.raises(ModelError, match="no layer can be finetuned: the model has no node of the types MatMul"):
-        quantize(folder / "float.onnx", folder / "q.onnx", good(), AdaRoundConfig(target_op_type=["MatMul"]))
-
-
 def test_a_model_that_onnxruntime_cannot_run(folder: Path) -> None:
     model = separable_cnn()
     model.graph.node[0].op_type = "Convolution"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.prepare import is_quantized, prepare
+from quark.onnx.graph.prepare import prepare
 
 RNG = np.random.default_rng(7)
 BATCH_NORM = {
@@ -384,21 +384,3 @@ def test_opset_that_cannot_be_raised_is_an_error():
     text = "(float[N,8] x) => (float[N,8] y) { y = com.microsoft.Gelu(x) z = Upsample<height_scale=2.0>(x) }"
     with pytest.raises(ModelError, match="opset 13"):
         prepare(model(text, opset=1))
-
-
-def test_is_quantized():
-    def one_op(op: str) -> onnx.ModelProto:
-        node = helper.make_node(op, ["x"], ["y"], domain="com.microsoft")
-        return helper.make_model(helper.make_graph([node], "g", [], []))
-
-    for op in (
-        "QuantizeLinear",
-        "DequantizeLinear",
-        "QLinearConv",
-        "ConvInteger",
-        "MatMulIntegerToFloat",
-        "QGemm",
-    ):
-        assert is_quantized(one_op(op)), op
-    for op in ("Conv", "Relu", "Add", "Cast", "Where", "Equal", "Sqrt"):
-        assert not is_quantized(one_op(op)), op
