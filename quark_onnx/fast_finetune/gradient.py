@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quark.onnx import _core
 from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.batch_store import BatchStore
-from quark.onnx.fast_finetune.solver import LayerInput, Message, Solution, quantized_layer, told_by_the_core
+from quark.onnx.fast_finetune.solver import LayerInput, Message, NoSolution, Solution, quantized_layer, told_by_the_core
 from quark.onnx.own_errors import of_the_caller
 from quark.onnx.plan.layer_data import core_geometry, core_stage
 from quark.onnx.plan.types import LayerPlan
@@ -74,7 +74,7 @@ class GradientLayer:
         """Train. Where another solution of the layer is offered, the result is the better one, output by output."""
         config = self._config
         if self._samples == 0:
-            raise ValueError("too little data: its input is empty on every sample")
+            raise NoSolution("too little data: its input is empty on every sample")
         holds_out = self._holdout > 0 and self._samples >= 2 * self._holdout
         held_out = self._samples // self._holdout if holds_out else 0
         fitted = self._samples - held_out
