@@ -31,7 +31,7 @@ from quark.onnx.graph.scaled_quantizer import ScaledQuantizer
 from quark.onnx.graph.weight_params import WeightParams
 from quark.onnx.quantization.config.spec import ScaleType
 
-__all__ = ["DEFAULT_OP_TYPES", "QdqOptions", "calibration_tensors", "insert_qdq"]
+__all__ = ["DEFAULT_OP_TYPES", "QdqModel", "QdqOptions", "calibration_tensors", "insert_qdq", "qdq_model"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -138,17 +138,41 @@ def calibration_tensors(model: onnx.ModelProto, options: QdqOptions) -> list[str
     return [name for name in ranges if name in needed]
 
 
+@dataclass(frozen=True, eq=False)
+class QdqModel:
+    """A quantized model.
+
+    Attributes:
+        model: its nodes are in topological order.
+        notes: what was done in another way than usual, a line each.
+    """
+
+    model: onnx.ModelProto
+    notes: tuple[str, ...]
+
+
 def insert_qdq(
     model: onnx.ModelProto,
     ranges: Mapping[str, tuple[float, float]],
     weight_params: Mapping[str, WeightParams],
     options: QdqOptions,
 ) -> onnx.ModelProto:
+    """The model that `qdq_model` makes."""
+    return qdq_model(model, ranges, weight_params, options).model
+
+
+def qdq_model(
+    model: onnx.ModelProto,
+    ranges: Mapping[str, tuple[float, float]],
+    weight_params: Mapping[str, WeightParams],
+    options: QdqOptions,
+) -> QdqModel:
     """Make the quantized model: Q/DQ on activations, integer weights, int32 biases.
 
     Scales and zero points are those of onnxruntime's quantize_static for the same ranges, or the next larger scales
-    of the kind that the options name; as there, the scale of a weight is enlarged where a bias would not fit into
-    32 bits. Before opset 21, Q and DQ of 4 and 16 bits are onnxruntime's, of the domain com.microsoft.
+    of the kind that the options name. The scale of a weight is enlarged where a bias would leave no room in 32 bits for
+    the layer's products (`bias_limit`); where that would cost much of the weight, the bias stays in float. Before opset
+    21, Q and DQ of 4 and 16 bits are onnxruntime's, of the domain com.microsoft.
 
     Args:
         model: a prepared float model; not changed.
@@ -157,11 +181,9 @@ def insert_qdq(
             of its minimum and maximum.
         options: what is quantized.
 
-    Returns:
-        A model whose nodes are in topological order.
-
     Raises:
-        ModelError: a range is missing or not finite, or a weight's parameters do not fit it.
+        ModelError: a range is missing or not finite, a weight's parameters do not fit it, or a scale would not be a
+            positive number.
     """
     options = _with_irremovable_excluded(model.graph, options)
     weight_formats = {name: options.formats.get(name, options.weight_format) for name in weight_params}
@@ -183,8 +205,9 @@ def insert_qdq(
     write_blocks(result.graph, _weights_in_blocks(model.graph, options), weight_params)
     _sort_nodes(result.graph)
     drop_qdq_before_activations(result, options.is_fused)
+    _check_scales(result.graph)
     result.producer_name, result.producer_version = "quark.onnx", ""
-    return result
+    return QdqModel(result, tuple(quantizer.notes))
 
 
 def _quantizer(
@@ -351,6 +374,18 @@ def _avoid_lowest_integer(graph: onnx.GraphProto, weights: Iterable[str]) -> Non
             integers = numpy_helper.to_array(tensor)
             lowest = np.array(-np.iinfo(integers.dtype).max, integers.dtype)
             tensor.CopyFrom(numpy_helper.from_array(np.maximum(integers, lowest), tensor.name))
+
+
+def _check_scales(graph: onnx.GraphProto) -> None:
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scale = numpy_helper.to_array(constants[node.input[1]])
+            if not (np.isfinite(scale).all() and (scale > 0).all()):
+                raise ModelError(
+                    f"tensor {node.input[0]!r} cannot be quantized: its scale would be {scale.min()} to {scale.max()}, "
+                    "as the values that it comes from are too large or too small. Exclude the node, or give it a range"
+                )
 
 
 def _sort_nodes(graph: onnx.GraphProto) -> None:

@@ -12,13 +12,24 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer, QDQQuantTensorT
 from onnxruntime.quantization.quant_utils import get_qmin_qmax_for_qType
 
 from quark.onnx import _core
+from quark.onnx.graph.int32_bias import bias_limit, costs_little, scales_for_bias
+from quark.onnx.graph.normalization import NormAttributes
+from quark.onnx.graph.weight_layers import WeightLayer, weight_layer
 from quark.onnx.quantization.config.spec import ScaleType
 
 __all__ = ["ScaledQuantizer"]
 
 
 class ScaledQuantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no types
-    """Takes the scale of every range to the next larger one of its kind, and the zero point along."""
+    """Takes the scale of every range to the next larger one of its kind, and the zero point along.
+
+    Attributes:
+        notes: what was done in another way than usual, a line each.
+    """
+
+    def __init__(self, **arguments: Any) -> None:
+        self.notes: list[str] = []
+        super().__init__(**arguments)
 
     def scales_of(self, tensor: str, *, weight: bool) -> ScaleType:
         """The kind of a tensor's scales. A constant that is no weight has the format of activations."""
@@ -83,28 +94,49 @@ class ScaledQuantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no
         return tensor
 
     def _adjust_weight_quant_params_for_bias_tensors(self) -> None:
-        """Enlarge scales where a bias would not fit; onnxruntime's only those of symmetric int8 and int16 weights."""
-        before = {name: params["scale"].copy() for name, params in self.initializer_quant_params.items()}
-        super()._adjust_weight_quant_params_for_bias_tensors()
-        if not self.qdq_disable_weight_adjust_for_int32_bias:
-            self._enlarge_for_biases()
-        for name, scale in before.items():
-            kind, params = self.scales_of(name, weight=True), self.initializer_quant_params[name]
-            if kind is not ScaleType.Float32 and not np.array_equal(params["scale"], scale):
-                params["scale"] = _rounded_up(params["scale"], kind)
+        """Enlarge the scales of weights whose bias would not fit, or leave the bias in float where that costs too much.
 
-    def _enlarge_for_biases(self) -> None:
-        for bias, where in self.bias_to_quantize.items():
-            params = self.initializer_quant_params.get(where.weight_name)
-            inputs = self.quantization_params.get(self.source_of(where.input_name))
-            if params is None or inputs is None:
-                continue
-            is_per_channel, tensor = params.get("axis") is not None, self.model.get_initializer(bias)
-            enlarged, enough = self._adjust_weight_scale_for_int32_bias(
-                inputs.original["scale"], params["scale"], where.weight_name, tensor, is_per_channel
-            )
-            if enlarged:
-                params["scale"] = enough
+        onnxruntime's enlarges those of symmetric int8 and int16 weights, whatever becomes of the weights, and leaves
+        no room for products.
+        """
+        if self.qdq_disable_weight_adjust_for_int32_bias:
+            return
+        constants = {tensor.name: tuple(tensor.dims) for tensor in self.model.initializer()}
+        nodes = {node.name: node for node in self.model.nodes()}
+        for bias, where in list(self.bias_to_quantize.items()):
+            layer = weight_layer(nodes[where.node_name], constants)
+            weight, inputs = self.initializer_quant_params.get(where.weight_name), self._params(where.input_name)
+            if layer is not None and weight is not None and inputs is not None:
+                self._fit_bias(bias, layer, weight, inputs)
+
+    def _fit_bias(self, bias: str, layer: WeightLayer, weight: Any, inputs: Any) -> None:
+        rows = layer.layout.rows(numpy_helper.to_array(self.model.get_initializer(layer.weight)))
+        tensor = self.model.get_initializer(bias)
+        values, scale = numpy_helper.to_array(tensor), weight["scale"]
+        input_bits = np.iinfo(inputs["zero_point"].dtype).bits
+        limit = bias_limit(rows.shape[1], _reach(inputs) if input_bits == 8 else 0, _reach(weight))
+        larger = scales_for_bias(values, float(inputs["scale"]), scale, limit)
+        if (larger <= scale).all():
+            return
+        is_norm = isinstance(layer.attributes, NormAttributes)  # what it multiplies has the variance 1
+        power = 1.0 if is_norm else max(map(abs, self.tensors_range[self.source_of(layer.input)].range_value)) ** 2
+        output = self._params(layer.output)
+        if costs_little(rows, scale, larger, float(power), 0.0 if output is None else float(output["scale"])):
+            kind = self.scales_of(layer.weight, weight=True)
+            weight["scale"] = _rounded_up(larger.astype(np.float32), kind)
+            return
+        beta = self.bias_to_quantize.pop(bias).beta  # it is a part of the scale that the bias would have
+        tensor.CopyFrom(numpy_helper.from_array(np.asarray(values * np.float32(beta), values.dtype), bias))
+        self.notes.append(
+            f"bias {bias!r} of node {layer.node_name!r} stays in float: it reaches {np.abs(values).max():.3g}, and in "
+            f"int32 would make the steps of the weight up to {(larger / scale).max():.3g} times as large"
+        )
+
+    def _params(self, tensor: str) -> Any:
+        """The parameters of an activation that is quantized, or None."""
+        tensor = self.source_of(tensor)
+        found = self.quantization_params.get(tensor) if tensor in self.tensors_to_quantize else None
+        return found and found.original
 
     @staticmethod
     def _set(params: Any, values: NDArray[np.floating], kind: ScaleType, *, symmetric: bool) -> None:
@@ -119,7 +151,17 @@ class ScaledQuantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no
         params["zero_point"] = np.array([zero for _, zero in found], params["zero_point"].dtype).reshape(shape)
 
 
+def _reach(params: Any) -> int:
+    """The largest distance of a quantizer's integers from its zero points."""
+    zero_points, is_signed = params["zero_point"].astype(np.int64), params["zero_point"].dtype.kind == "i"
+    symmetric = is_signed and not zero_points.any()  # then the lowest integer is not used
+    qmin, qmax = get_qmin_qmax_for_qType(params["quant_type"], symmetric=symmetric)
+    return int(max((int(qmax) - zero_points).max(), (zero_points - int(qmin)).max()))
+
+
 def _rounded_up(scales: NDArray[np.float32], kind: ScaleType) -> NDArray[np.float32]:
     """The next larger scales of a kind; those of that kind stay."""
+    if kind is ScaleType.Float32:
+        return scales
     found = [_core.affine_from_range(0.0, float(scale), 0, 1, False, kind.name)[0] for scale in scales.reshape(-1)]
     return np.array(found, np.float32).reshape(scales.shape)

@@ -13,6 +13,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
+from quark.onnx.graph.int32_bias import bias_limit
 from quark.onnx.graph.normalization import NormAttributes
 from quark.onnx.graph.weight_layers import (
     OTHER_OPERATORS,
@@ -173,7 +174,7 @@ def _layer_plan(
         float_input=counterpart.input,
         stage=stage,
         weight=weight,
-        bias=_quantized_bias(layer, graph, len(weight.rows), gemm.beta),
+        bias=_quantized_bias(layer, graph, weight, gemm.beta),
     )
 
 
@@ -283,8 +284,9 @@ def _is_near(weight: QuantizedWeight, kind: DataType) -> bool:
     return 2 * far <= int(distance.size)
 
 
-def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: float) -> QuantizedBias | None:
+def _quantized_bias(layer: WeightLayer, graph: Dataflow, weight: QuantizedWeight, beta: float) -> QuantizedBias | None:
     """The bias as the output sees it: beta is part of its scale."""
+    outputs = len(weight.rows)
     if beta == 0:
         return None
     if layer.has_dynamic_bias:
@@ -308,7 +310,23 @@ def _quantized_bias(layer: WeightLayer, graph: Dataflow, outputs: int, beta: flo
     if integers.dtype.kind not in "iu":  # 4 and 2 bits
         raise _Skip(Reason.BIAS_TYPE, type=integers.dtype)
     info = np.iinfo(integers.dtype)
-    return QuantizedBias(node.input[0], real, s, int(info.min), int(info.max))
+    if info.bits < 32:
+        return QuantizedBias(node.input[0], real, s, int(info.min), int(info.max))
+    # Tuning leaves room for the products, as far as there was any.
+    limit = bias_limit(weight.rows.shape[1], _input_reach(layer, graph), weight.reach)
+    return QuantizedBias(node.input[0], real, s, min(-limit, int(integers.min())), max(limit, int(integers.max())))
+
+
+def _input_reach(layer: WeightLayer, graph: Dataflow) -> int:
+    """The largest distance of a layer's integer input from its zero point; 0 where it is not of 8 bits."""
+    node = graph.producer.get(layer.input)
+    if node is None or node.op_type != "DequantizeLinear":
+        return 0
+    _, zero_point = dequantize_parameters(node, graph)
+    if zero_point.dtype not in (np.uint8, np.int8):
+        return 0
+    info, zeros = np.iinfo(zero_point.dtype), zero_point.astype(int)
+    return int(max((info.max - zeros).max(initial=0), (zeros - info.min).max(initial=0)))
 
 
 def _bias_values(layer: WeightLayer, tensor: onnx.TensorProto) -> NDArray[Any]:

@@ -62,6 +62,12 @@ class QuantizedWeight:
         return self.rows / self._of_every_weight(self.scale) + self.zero_points
 
     @property
+    def reach(self) -> int:
+        """The largest distance of an integer that may be used from its zero point."""
+        zeros = self.zero_point.astype(np.int64)
+        return int(max((self.qmax - zeros).max(initial=0), (zeros - self.qmin).max(initial=0)))
+
+    @property
     def zero_points(self) -> NDArray[np.int32]:
         """To be broadcast to (outputs, K)."""
         return self._of_every_weight(self.zero_point)

@@ -28,14 +28,16 @@ from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import ConfigTypeError, ModelError, UnsupportedError
 from quark.onnx.fast_finetune.finetune import FastFinetune
 from quark.onnx.fast_finetune.reference import reference_forms
+from quark.onnx.graph.bias_reach import with_biases_in_reach
 from quark.onnx.graph.equalise import PairReport
-from quark.onnx.graph.insert_qdq import calibration_tensors, insert_qdq
+from quark.onnx.graph.finite_constants import check_weights, with_finite_biases
+from quark.onnx.graph.insert_qdq import calibration_tensors, qdq_model
 from quark.onnx.graph.model_file import ModelLike, load_model
 from quark.onnx.graph.prepare import prepare, unprepared
 from quark.onnx.graph.quantized_form import check_is_float, check_is_qdq, is_quantized
 from quark.onnx.graph.quantizer_gate import check_quantizers
 from quark.onnx.graph.saved_model import check_output_path, save_model
-from quark.onnx.graph.weight_layers import weight_layers
+from quark.onnx.graph.weight_layers import WeightLayer, weight_layers
 from quark.onnx.inference import BatchMerging, Engine
 from quark.onnx.memory_limit import MemoryLimit
 from quark.onnx.own_errors import only_own_errors
@@ -116,10 +118,12 @@ class ModelQuantizer:
         with clock.phase("load"):
             original = load_model(model_input, role="float model")
         check_is_float(original)
+        check_weights(original)
         reader = get_data_reader(original, calibration_data_reader, calibration_data_path, config.extra_options)
         with clock.phase("prepare"):
             reference = reference_forms(reference_path, original)
             model = prepare(original, opset=needed_opset(config), unfused=_unfused(config))
+            model, notes = with_finite_biases(model)
             specs = tensor_specs(config, model, original)
         items, prepared = checked_items(reader, model_inputs(model)), model
         pairs: tuple[PairReport, ...] = ()
@@ -145,8 +149,11 @@ class ModelQuantizer:
             del first  # it may be all of the data
             with clock.phase("calibrate"):
                 calibration = _calibrate(model, items, tensors, finetuning, specs, engine)
+                model, clipped = with_biases_in_reach(model, calibration.ranges, specs.scope.quantized)
+                calibration = _with_own_scales(calibration, model, specs, engine)
             with clock.phase("insert Q/DQ"):
-                quantized = insert_qdq(model, calibration.ranges, calibration.weights, specs.qdq_options())
+                inserted = qdq_model(model, calibration.ranges, calibration.weights, specs.qdq_options())
+                quantized, warnings, notes = inserted.model, warnings + clipped, notes + inserted.notes
             warnings += _warnings_of_nothing(quantized)
             if finetuning is not None:
                 target = reference[0] if reference else model
@@ -160,7 +167,7 @@ class ModelQuantizer:
                 report = Report(
                     algorithm=None, samples=calibration.samples, phases=clock.seconds, peak_rss_mib=peak_rss_mib()
                 )
-            report = replace(report, pairs=pairs, warnings=(*warnings, *report.warnings))
+            report = replace(report, pairs=pairs, warnings=(*warnings, *report.warnings), notes=(*notes, *report.notes))
         returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
         self.report = _with_notes(report, config, reader)
         return returned
@@ -271,7 +278,7 @@ def _calibrate(
     specs: TensorSpecs,
     engine: Engine,
 ) -> Calibration:
-    layers = [layer for layer in weight_layers(model) if layer.node_name in specs.scope.quantized]
+    layers = _quantized_layers(model, specs)
     with PhaseProgress("Calibrating samples", None) as progress:
 
         def watched(items: Iterator[Batch]) -> Iterator[Batch]:
@@ -284,9 +291,18 @@ def _calibrate(
         if finetuning is not None:
             items = finetuning.keep(items, model, can_join)
         items = _first(items, specs.options.get("CalibDataSize"), drain=finetuning is not None)
-        found = calibrate(model, items, can_join, tensors, layers, specs.calibration_settings(), engine)
+        return calibrate(model, items, can_join, tensors, layers, specs.calibration_settings(), engine)
+
+
+def _with_own_scales(found: Calibration, model: onnx.ModelProto, specs: TensorSpecs, engine: Engine) -> Calibration:
+    """With the parameters that follow from weights and biases themselves."""
+    layers = _quantized_layers(model, specs)
     own = weight_scales(model, layers, specs.weight_ranges(layers), threads=engine.threads)
     return replace(found, weights=found.weights | own)
+
+
+def _quantized_layers(model: onnx.ModelProto, specs: TensorSpecs) -> list[WeightLayer]:
+    return [layer for layer in weight_layers(model) if layer.node_name in specs.scope.quantized]
 
 
 def _first(items: Iterator[Batch], samples: int | None, *, drain: bool) -> Iterator[Batch]:

@@ -129,7 +129,7 @@ def test_a_weight_scale_that_grows_for_its_bias_stays_of_its_kind(per_channel: b
     options = replace(OPTIONS["uint8"], weight_scales=ScaleType.PowerOf2, per_channel=per_channel)
     shape = (8,) if per_channel else (1,)
     params = WeightParams(np.full(shape, 2.0**-20, np.float32), np.zeros(shape, np.int8), 1 if per_channel else None)
-    result = insert_qdq(model, {"x": (-1, 1), "y": (-1, 1)}, {"w": params}, options)
+    result = insert_qdq(model, {"x": (-1, 1), "y": (0, 3e6)}, {"w": params}, options)
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
     scale = constants["w_scale"]
     assert (scale > 2.0**-20).all()
