@@ -16,6 +16,8 @@ from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.channel_blocks import session_in_blocks
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.calibration.reader import Batch, counts_samples, sample_count
+from quark.onnx.calibration.swallowed import Sampled, swallowed
+from quark.onnx.calibration.tensor_statistics import TensorStatistics
 from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
 from quark.onnx.errors import DataError
@@ -26,7 +28,6 @@ from quark.onnx.memory_limit import unless_out_of_memory
 
 __all__ = ["Calibration", "CalibrationSettings", "calibrate"]
 
-_BINS = 4096
 _EXPOSED_BYTES = 4 << 20  # of inner tensors that a batch makes; several batches are at work at the same time
 
 
@@ -60,14 +61,16 @@ class Calibration:
     """What the pass found.
 
     Attributes:
-        ranges: (lowest, highest) of each tensor.
+        ranges: (lowest, highest) of each tensor that has a range.
         weights: parameters of each weight initializer whose scale was chosen.
         samples: how many were seen.
+        without_range: why each of the other tensors has none: they cannot be quantized.
     """
 
     ranges: dict[str, tuple[float, float]]
     weights: dict[str, WeightParams]
     samples: int
+    without_range: dict[str, str] = field(default_factory=dict)
 
 
 def calibrate(
@@ -87,7 +90,7 @@ def calibrate(
         layers: layers whose weight scale is to be chosen, if the settings ask for it.
 
     Raises:
-        DataError: a tensor becomes NaN or Inf, or the model cannot run on a batch.
+        DataError: an output of the model becomes NaN or Inf, or the model cannot run on a batch.
     """
     search = WeightScaleSearch(model, layers, settings.grid_of, _core.ThreadPool(engine.threads), engine.memory)
     # A reader may use its memory again. With few items, the processors are shared out among each item's operators.
@@ -98,11 +101,13 @@ def calibrate(
     ordered, unordered = _open(
         model, tensors, search, first[0], replace(each, threads=1) if exact else each, exact=exact
     )
-    made = input_bytes(unordered(first[0]))  # how much the model makes of an item
+    values = unordered(first[0])
+    made, sampled = input_bytes(values), Sampled(values, tensors)  # how much the model makes of an item, and what
+    del values
     if made * (at_once + READY) > engine.memory.free():
         at_once = 1  # then no batch waits for the one before it
     joiner = BatchJoiner((lambda *_: False) if exact else can_join, input_bytes(first[0]) * _EXPOSED_BYTES / made)
-    statistics = _Statistics(tensors, at_once)
+    statistics = TensorStatistics(tensors, at_once)
 
     def look_at(task: tuple[Batch, list[int]]) -> tuple[int, Batch, Batch | None]:
         batch, searched = task
@@ -119,40 +124,28 @@ def calibrate(
         search.feed(scarce, some)
         samples += count
     _core.return_memory()  # that of inner tensors
-    ranges = statistics.all()
-    found = {name: settings.range_of(name).of(ranges, i) for i, name in enumerate(tensors)}
-    return Calibration(found, search.choose(), samples)
+    _check_outputs(model, statistics.not_finite)
+    ranges, without = statistics.choose({name: settings.range_of(name) for name in tensors})
+    coarse = swallowed(model, first[0], sampled, ranges, settings.range_of, each)
+    ranges = {name: limits for name, limits in ranges.items() if name not in coarse}
+    without.update(coarse)
+    return Calibration(ranges, search.choose(), samples, without)
+
+
+def _check_outputs(model: onnx.ModelProto, not_finite: Mapping[str, str]) -> None:
+    for output in model.graph.output:
+        if output.name in not_finite:
+            node = next((node for node in model.graph.node if output.name in node.output), None)
+            raise DataError(
+                f"the float model's output {output.name!r} becomes {not_finite[output.name]} on calibration data, so "
+                "that no quantized model can be compared with it: look at the model and the data"
+                + (f", or exclude the node {node.name!r}" if node is not None else "")
+            )
 
 
 def _samples(x: NDArray[np.generic], wanted: list[int], count: int) -> NDArray[np.generic]:
     """Some samples of a batch of so many; all of them where the tensor has not that many."""
     return x[wanted] if len(wanted) < count == len(x) else x
-
-
-class _Statistics:
-    """Value ranges of the tensors, gathered by several threads: each has its own, which add up to the same."""
-
-    def __init__(self, tensors: list[str], threads: int) -> None:
-        self._tensors = tensors
-        self._idle = [_core.ValueRanges(len(tensors), _BINS) for _ in range(threads)]
-
-    def update(self, values: Batch) -> None:
-        """Add the tensors of a batch. At most `threads` calls at the same time."""
-        ranges = self._idle.pop()
-        try:
-            ranges.update([np.ascontiguousarray(values[name]) for name in self._tensors])
-        except ValueError as error:
-            bad = next((n for n in self._tensors if not np.isfinite(values[n]).all()), "?")
-            raise DataError(f"the float model's tensor {bad!r} becomes NaN or Inf on calibration data") from error
-        finally:
-            self._idle.append(ranges)
-
-    def all(self) -> _core.ValueRanges:
-        """Of all batches together."""
-        whole, *others = self._idle
-        for ranges in others:
-            whole.add(ranges)
-        return whole
 
 
 class _Exposed:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.calibration.weight_grid import WeightGrid
-from quark.onnx.errors import DataError
 from quark.onnx.graph.blockwise import input_axes
 from quark.onnx.graph.one_scale import one_scale_weights
 from quark.onnx.graph.row_layout import RowLayout
@@ -209,8 +208,8 @@ class WeightScaleSearch:
                 continue
             try:
                 found[layer.weight] = first.choose(others, self._pool)
-            except ValueError as error:
-                raise DataError(f"input {layer.input!r} of layer {layer.node_name!r}: {error}") from error
+            except ValueError as error:  # its input has values that are no numbers, or whose squares are none
+                _LOG.warning("layer %s: its weight scale is left to minimum and maximum: %s", layer.node_name, error)
         return found
 
 

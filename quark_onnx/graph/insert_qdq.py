@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
@@ -28,7 +29,7 @@ from quark.onnx.graph.fused_activations import drop_qdq_before_activations
 from quark.onnx.graph.one_scale import one_scale_weights
 from quark.onnx.graph.quant_overrides import Overrides, TensorFormat, format_overrides
 from quark.onnx.graph.scaled_quantizer import ScaledQuantizer
-from quark.onnx.graph.weight_params import WeightParams
+from quark.onnx.graph.weight_params import WIDEST, WeightParams
 from quark.onnx.quantization.config.spec import ScaleType
 
 __all__ = ["DEFAULT_OP_TYPES", "QdqModel", "QdqOptions", "calibration_tensors", "insert_qdq", "qdq_model"]
@@ -66,6 +67,8 @@ class QdqOptions:
         overrides: what of single tensors stands above all this.
         quantize_biases: False leaves those in float that have no format of their own.
         quantize_views: quantize what a view (Transpose, Reshape, MaxPool, ...) reads even if nobody else does.
+        without_range: tensors that stay in float, on both sides, as no range is known for them. What shares their
+            parameters (Reshape, MaxPool, ...) stays in float too, and the bias of a layer that they feed.
         fused: by op type of an activation: whether there is no Q/DQ between it and the layer before it. Of the op types
             that are not here: where the quantizer behind it is symmetric and its scale a power of two.
     """
@@ -85,6 +88,7 @@ class QdqOptions:
     overrides: Overrides = field(default_factory=dict)
     quantize_biases: bool = True
     quantize_views: bool = False
+    without_range: frozenset[str] = frozenset()
     fused: Mapping[str, bool] = field(default_factory=dict)
 
     @property
@@ -276,8 +280,28 @@ class _Quantizer(ScaledQuantizer):
         known = upstream_output_name in self.quantization_params
         return known and bool(super().try_replacing_upstream_output(upstream_output_name, output_name))
 
+    def quantize_activation_tensor(self, tensor_name: str) -> None:
+        """Mark a tensor that can be quantized: one with a range, or a constant with a scale that float32 holds."""
+        constant, without = self.initializers.get(tensor_name), self._options.without_range
+        if constant is not None:
+            marked = constant.data_type != onnx.TensorProto.FLOAT or _has_scale(numpy_helper.to_array(constant))
+        else:
+            marked = not without or tensor_name in self.tensors_range
+        if marked and tensor_name not in without:
+            super().quantize_activation_tensor(tensor_name)
+
+    def quantize_bias_tensor(
+        self, node_name: str, bias_name: str, input_name: str, weight_name: str, beta: float = 1.0
+    ) -> None:
+        """Mark a bias, whose scale needs one of the input."""
+        if self.is_tensor_quantized(input_name) or not self._options.without_range:
+            super().quantize_bias_tensor(node_name, bias_name, input_name, weight_name, beta)
+
     def quantize_output_same_as_input(self, output_name: str, input_name: str, node_name: str) -> None:
         """Let the output of a view share the parameters of its input, unless it has others of its own."""
+        if self._options.without_range and not self.is_tensor_quantized(input_name):
+            self.quantize_activation_tensor(output_name)
+            return
         shared = self._format(input_name)
         if output_name in self._options.overrides or self._options.formats.get(output_name, shared) != shared:
             self.quantize_activation_tensor(output_name)
@@ -286,6 +310,10 @@ class _Quantizer(ScaledQuantizer):
 
     def _format(self, tensor: str) -> TensorFormat:
         return self._options.formats.get(self.source_of(tensor), self._options.activation_format)
+
+
+def _has_scale(values: NDArray[np.float32]) -> bool:
+    return values.size == 0 or bool(float(values.max()) - float(values.min()) <= WIDEST)  # NaN is no less
 
 
 def _tensor_data(lowest: float, highest: float) -> TensorData:

@@ -1,4 +1,4 @@
-"""The parameters of a quantized weight."""
+"""The parameters of a quantized weight, and the widest range that has any."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["WeightParams"]
+__all__ = ["WIDEST", "WeightParams"]
+
+WIDEST = 1e38  # of a range: float32 holds the difference of its ends, and what is rounded to them
 
 
 @dataclass(frozen=True, eq=False)

@@ -152,8 +152,10 @@ class ModelQuantizer:
                 model, clipped = with_biases_in_reach(model, calibration.ranges, specs.scope.quantized)
                 calibration = _with_own_scales(calibration, model, specs, engine)
             with clock.phase("insert Q/DQ"):
-                inserted = qdq_model(model, calibration.ranges, calibration.weights, specs.qdq_options())
+                options = replace(specs.qdq_options(), without_range=frozenset(calibration.without_range))
+                inserted = qdq_model(model, calibration.ranges, calibration.weights, options)
                 quantized, warnings, notes = inserted.model, warnings + clipped, notes + inserted.notes
+            notes += _notes_of_ranges(model, calibration)
             warnings += _warnings_of_nothing(quantized)
             if finetuning is not None:
                 target = reference[0] if reference else model
@@ -268,6 +270,18 @@ def _warnings_of_nothing(quantized: onnx.ModelProto) -> tuple[str, ...]:
     warning = "nothing is quantized: the model has none of the operators to quantize, or all of them are excluded"
     _LOG.warning(warning)
     return (warning,)
+
+
+def _notes_of_ranges(model: onnx.ModelProto, calibration: Calibration) -> tuple[str, ...]:
+    """The tensors that stay in float, as they have no range."""
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found = []
+    for tensor, why in calibration.without_range.items():
+        maker = f", which {makers[tensor].op_type} {makers[tensor].name!r} makes," if tensor in makers else ""
+        found.append(f"tensor {tensor!r}{maker} stays in float, and what shares its scale: {why}")
+    for line in found:
+        _LOG.info(line)
+    return tuple(found)
 
 
 def _calibrate(

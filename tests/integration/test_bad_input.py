@@ -175,7 +175,7 @@ def test_a_model_that_makes_nan_of_good_data(folder: Path) -> None:
         """(float[N,4] x) => (float[N,4] y) { [log] t = Log(x) [gemm] y = Gemm(t, w, b) }""",
         w=w.conv(4, 4), b=w.bias(4),
     )  # fmt: skip
-    with pytest.raises(DataError, match=r"the float model's tensor '.*' becomes NaN or Inf on calibration data"):
+    with pytest.raises(DataError, match=r"the float model's output 'y' becomes NaN on calibration data"):
         quantize(model, folder / "q.onnx", Reader({"x": -np.ones((8, 4), np.float32)}))
 
 

@@ -340,14 +340,36 @@ def test_minimum_and_maximum_are_those_of_the_graph_as_it_is_item_by_item(thread
 LOGARITHM = "(float[N,3] x) => (float[N,2] y) { s = Log(x) [layer] y = MatMul(s, w) }"
 
 
-@pytest.mark.parametrize("x", [0.0, -1.0], ids=["Inf", "NaN"])
-def test_a_tensor_that_is_not_finite_is_named(x: float):
+@pytest.mark.parametrize(("x", "what"), [(0.0, "Inf"), (-1.0, "NaN")])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_tensor_that_is_not_finite_has_no_range_and_the_others_have_theirs(
+    x: float, what: str, threads: int, caplog: pytest.LogCaptureFixture
+):
     model = build(LOGARITHM, w=np.ones((3, 2)))
-    batches = [{"x": np.full((2, 3), value, np.float32)} for value in (1.0, x)]
-    with pytest.raises(DataError, match="tensor 's' becomes NaN or Inf"):
-        calibrated(model, batches, ["x", "s"])
-    with pytest.raises(DataError, match=r"input 's' of layer 'layer': .* NaN or Inf"):
-        calibrated(model, batches, ["x"], searching(per_channel=True))
+    batches = [{"x": np.full((2, 3), value, np.float32)} for value in (1.0, x, 5.0, 3.0)]
+    found = calibrated(model, batches, ["x", "s"], threads=threads)
+    assert found.ranges == {"x": (x, 5)}
+    assert found.without_range == {"s": f"it becomes {what} on calibration data"}
+    searched = calibrated(model, batches, ["x"], searching(per_channel=True))
+    assert searched.weights == {}
+    assert "layer layer: its weight scale is left to minimum and maximum" in caplog.text
+
+
+def test_an_output_of_the_model_that_is_not_finite_is_refused():
+    model = build(LOGARITHM, w=np.ones((3, 2)))
+    with pytest.raises(DataError, match=r"output 'y' becomes Inf on calibration data.*exclude the node 'layer'"):
+        calibrated(model, [{"x": np.zeros((2, 3), np.float32)}], ["x", "s", "y"])
+
+
+def test_tensors_that_are_never_filled_or_too_wide_have_no_range():
+    model = build(
+        "(float[N,3] x) => (float[N,3] y, float[0,3] z) { z = Slice(x, a, a, a) y = Mul(x, w) }",
+        a=np.array([0]), w=np.float32([3e38, -3e38, 1]),
+    )  # fmt: skip
+    found = calibrated(model, [{"x": np.ones((2, 3), np.float32)}], ["x", "y", "z"])
+    assert found.ranges == {"x": (1, 1)}
+    assert found.without_range["z"].startswith("it is empty on all calibration data")
+    assert found.without_range["y"].startswith("its values lie from -3e+38 to 3e+38")
 
 
 def test_data_that_the_model_cannot_run_on_is_said_with_its_shape():
