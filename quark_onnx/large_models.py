@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,7 @@ import onnxruntime as ort
 from onnx import numpy_helper
 from onnx.checker import MAXIMUM_PROTOBUF
 
-__all__ = ["copy_fields", "is_large", "serialized_for", "transformed", "without_weights"]
+__all__ = ["copy_fields", "digest_of", "is_large", "serialized_for", "transformed", "without_weights"]
 
 _LIMIT = MAXIMUM_PROTOBUF - (64 << 20)  # of all tensors; the nodes need room too
 _PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.INT2, onnx.TensorProto.UINT2)
@@ -78,6 +79,15 @@ def without_weights(model: onnx.ModelProto, largest: int = 1 << 10) -> onnx.Mode
         if tensor.name not in inputs:
             shell.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return shell
+
+
+def digest_of(model: onnx.ModelProto) -> str:
+    """The same for the same model in every process."""
+    shell, aside = _taken_apart(model)
+    digest = hashlib.sha256(shell.SerializeToString(deterministic=True))
+    for tensor in aside:
+        digest.update(tensor.SerializeToString(deterministic=True))
+    return digest.hexdigest()
 
 
 def _ort_value(tensor: onnx.TensorProto) -> ort.OrtValue:

@@ -54,7 +54,9 @@ def _optimised(model: onnx.ModelProto, engine: Engine) -> onnx.ModelProto:
     """A model as onnxruntime runs it, which it writes to files only: here to one in memory, without a name."""
     with os.fdopen(os.memfd_create("optimised"), "rb") as file:
         session(model, engine, save_as=Path(f"/proc/self/fd/{file.fileno()}"))
-        return onnx.ModelProto.FromString(file.read())
+        optimised = onnx.ModelProto()
+        optimised.ParseFromString(file.read())
+        return optimised
 
 
 def _held_in_blocks(graph: onnx.GraphProto, names: Collection[str]) -> dict[str, str]:

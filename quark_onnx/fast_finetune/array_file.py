@@ -55,7 +55,7 @@ class ArrayFile:
             OSError: it cannot be written.
         """
         content = _packed(array) if array.dtype == object else np.ascontiguousarray(array)
-        left = memoryview(content.reshape(-1).view(np.uint8))
+        left = content.reshape(-1).view(np.uint8).data
         kept = KeptArray(self._room(len(left)), len(left), array.dtype, array.shape)
         try:
             position = kept.start
@@ -74,7 +74,7 @@ class ArrayFile:
             OSError: it cannot be read.
         """
         content = np.empty(kept.size, np.uint8)
-        left, position = memoryview(content), kept.start
+        left, position = content.data, kept.start
         while left:
             count = os.preadv(self._file.fileno(), [left], position)
             if not count:

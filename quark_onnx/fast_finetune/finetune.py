@@ -20,6 +20,7 @@ from quark.onnx.fast_finetune.largest_layer import with_largest_layer
 from quark.onnx.fast_finetune.nothing_to_tune import nothing_to_tune
 from quark.onnx.fast_finetune.run import finetune_layers
 from quark.onnx.fast_finetune.samples import KeptSamples
+from quark.onnx.fast_finetune.saved_run import NothingSaved
 from quark.onnx.fast_finetune.selective import EvaluatorJudge, Judge, OutputJudge, judged_outputs
 from quark.onnx.fast_finetune.settings import HOLDOUT
 from quark.onnx.fast_finetune.spilling_store import SpillingStore
@@ -66,6 +67,7 @@ class FastFinetune:
         correct_biases: correct biases first.
         engine: what the run has: threads of onnxruntime and of the core, memory.
         clock: gets the phases' times.
+        saved: what is kept of the run, to be taken up again.
 
     Attributes:
         engine: runs all models of this finetuning, calibration included.
@@ -75,9 +77,15 @@ class FastFinetune:
     """
 
     def __init__(
-        self, config: FastFinetuneConfig | None, *, engine: Engine, clock: PhaseClock, correct_biases: bool = False
+        self,
+        config: FastFinetuneConfig | None,
+        *,
+        engine: Engine,
+        clock: PhaseClock,
+        saved: NothingSaved,
+        correct_biases: bool = False,
     ) -> None:
-        self._finetunes, self._corrects = config is not None, correct_biases
+        self._finetunes, self._corrects, self._saved = config is not None, correct_biases, saved
         config = config or AdaRoundConfig()  # whose samples, memory level and device are the defaults
         self._given, self._clock = config, clock
         self._config = replace(config, drop_ratio=1.0) if config.parallel else config
@@ -185,7 +193,7 @@ class FastFinetune:
                 quantized,
                 plan,
                 self._samples,
-                bias_solver(self._samples.samples, self._config.fixed_seed),
+                self._saved.solver("bias", bias_solver(self._samples.samples, self._config.fixed_seed)),
                 self.engine,
                 float_inputs=False,
                 float_first=self._config.mem_opt_level == 0,
@@ -220,7 +228,9 @@ class FastFinetune:
                 quantized,
                 plan,
                 self._samples,
-                choose_solver(self._config, self._samples.samples, self._store, self.engine),
+                self._saved.solver(
+                    "tune", choose_solver(self._config, self._samples.samples, self._store, self.engine)
+                ),
                 self.engine,
                 float_inputs=self._config.drop_ratio < 1 and self._config.solver != "least_squares",
                 float_first=self._config.mem_opt_level == 0 and not self._config.parallel,
@@ -233,9 +243,14 @@ class FastFinetune:
         config = self._config
         if not config.selective_update:
             return None
+        judge: Judge
         if config.evaluator is not None:
-            return EvaluatorJudge(config.evaluator, quantized, self.engine)
-        return OutputJudge(float_model, quantized, judged_outputs(float_model, config), self._samples, self.engine)
+            judge = EvaluatorJudge(config.evaluator, quantized, self.engine)
+        else:
+            judged = judged_outputs(float_model, config)
+            judge = OutputJudge(float_model, quantized, judged, self._samples, self.engine)
+        judge.remember(self._saved.score)
+        return judge
 
     def _outputs(self, model: onnx.ModelProto, role: str = "quantized", *, fuse_qdq: bool = False) -> Outputs:
         try:

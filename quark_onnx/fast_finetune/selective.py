@@ -45,6 +45,11 @@ class Judge(ABC):
         self._core = _core.SelectiveUpdate()
         self._kept = math.nan
         self._outputs_now: Callable[[], Iterator[Arrays]] = lambda: iter(())
+        self._remembered: Callable[[Callable[[], float]], float] = lambda score: score()
+
+    def remember(self, by: Callable[[Callable[[], float]], float]) -> None:
+        """Each score is what this makes of the function that computes it: from now on."""
+        self._remembered = by
 
     def start(self, outputs_now: Callable[[], Iterator[Arrays]]) -> None:
         """Takes the score of the model before its first layer is changed.
@@ -56,7 +61,7 @@ class Judge(ABC):
             FinetuneError: the score is not a finite number.
         """
         self._outputs_now = outputs_now
-        self._kept = self._score()
+        self._kept = self._remembered(self._score)
         if not self._core.keep(self._sign * self._kept):
             raise FinetuneError(
                 f"selective_update has nothing to go by: before the first layer the {self._name} is {self._kept}, as "
@@ -69,7 +74,7 @@ class Judge(ABC):
         Raises:
             FinetuneError: the evaluator's result is not a finite number.
         """
-        before, score = self._kept, self._score()
+        before, score = self._kept, self._remembered(self._score)
         change = f"{self._name} {before:.6g} -> {score:.6g}"
         if not self._core.keep(self._sign * score):
             return Reason.MODEL_NOT_BETTER.why(change=change)

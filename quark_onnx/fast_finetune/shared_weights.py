@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from typing import cast
 
 import onnx
 
 from quark.onnx import _core
-from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.solved import Solved, core_input, out_of_memory, solve
-from quark.onnx.fast_finetune.solver import LeftOut, OpenSolver
+from quark.onnx.fast_finetune.solver import LayerSolver, LeftOut, OpenSolver, SharedSolver
 from quark.onnx.fast_finetune.walk import Walk
 from quark.onnx.inference import Engine, in_order
 from quark.onnx.plan.reasons import Reason
@@ -20,7 +20,7 @@ from quark.onnx.plan.types import LayerPlan
 
 __all__ = ["solve_shared_weights"]
 
-_Fed = tuple[LayerPlan, LeastSquaresLayer | LeftOut, str]  # with what prevents a solution
+_Fed = tuple[LayerPlan, LayerSolver, str]  # with what prevents a solution
 
 
 def solve_shared_weights(
@@ -38,7 +38,7 @@ def solve_shared_weights(
     Args:
         layers: those that share a weight, in graph order.
         samples: the calibration data; kept.
-        solver: opens a LeastSquaresLayer for them.
+        solver: opens a SharedSolver for them, or a LeftOut.
 
     Raises:
         FinetuneError: onnxruntime cannot run a segment of the graph.
@@ -51,13 +51,12 @@ def solve_shared_weights(
     pool, fed = _core.ThreadPool(engine.threads), dict[str, list[_Fed]]()
     for layer in layers:
         started, opened = time.perf_counter(), solver(layer, pool)
-        assert isinstance(opened, (LeastSquaresLayer, LeftOut))
         problem: str = opened.problem if isinstance(opened, LeftOut) else ""
         for arrays in in_order(walk.advance().run, range(samples.batches), threads=at_once):
             x = arrays[layer.input.tensor]
             try:
-                if not problem and isinstance(opened, LeastSquaresLayer):
-                    opened.feed_input(core_input(x, layer))
+                if not problem:
+                    cast(SharedSolver, opened).feed_input(core_input(x, layer))
             except ValueError as error:
                 problem = Reason.DATA_DOES_NOT_FIT.why(problem=f"{error} (input {x.shape})")
             except MemoryError as error:
@@ -74,9 +73,7 @@ def _solve(together: list[_Fed], started: float) -> Generator[Solved, None, None
     try:
         for _, other, _ in together[1:]:
             if not problem:
-                assert isinstance(solver, LeastSquaresLayer)
-                assert isinstance(other, LeastSquaresLayer)
-                solver.join(other)
+                cast(SharedSolver, solver).join(other)
     except MemoryError as error:
         problem = out_of_memory(error)
     solved = solve(solver, first, problem, started)

@@ -21,6 +21,7 @@ __all__ = [
     "Message",
     "NoSolution",
     "OpenSolver",
+    "SharedSolver",
     "Solution",
     "quantized_layer",
     "told_by_the_core",
@@ -98,6 +99,20 @@ class LayerSolver(Protocol):
             NoSolution: the data allows none; says why.
             MemoryError: there is not enough memory.
         """
+
+
+class SharedSolver(LayerSolver, Protocol):
+    """One of several layers that share a weight."""
+
+    def feed_input(self, x: LayerInput) -> None:
+        """The next samples.
+
+        Raises:
+            ValueError: they do not fit the layer.
+        """
+
+    def join(self, other: Any) -> None:
+        """Take over the data of another layer's solver."""
 
 
 class LeftOut:

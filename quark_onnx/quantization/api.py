@@ -28,6 +28,7 @@ from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import ConfigTypeError, ModelError, UnsupportedError
 from quark.onnx.fast_finetune.finetune import FastFinetune
 from quark.onnx.fast_finetune.reference import reference_forms
+from quark.onnx.fast_finetune.saved_run import NothingSaved, saved_run
 from quark.onnx.graph.bias_reach import with_biases_in_reach
 from quark.onnx.graph.equalise import PairReport
 from quark.onnx.graph.finite_constants import check_weights, with_finite_biases
@@ -88,6 +89,8 @@ class ModelQuantizer:
         model_output: str | os.PathLike[str] | None = None,
         calibration_data_reader: DataReader | None = None,
         calibration_data_path: str | os.PathLike[str] | None = None,
+        *,
+        save_dir: str | os.PathLike[str] | None = None,
     ) -> onnx.ModelProto | None:
         """Quantize a float model. The input is never changed; a failed run leaves no file.
 
@@ -97,6 +100,8 @@ class ModelQuantizer:
             calibration_data_reader: anything with get_next() that gives a dict of arrays for the model's inputs, and
                 None at the end. Read once.
             calibration_data_path: in place of a reader, a folder as for `PathDataReader`.
+            save_dir: a folder, made if it is not there, that keeps what is done so far: the same call goes on from
+                there, and gives the bits of a run without interruption. The records go when the result is saved.
 
         Returns:
             The quantized model if `model_output` is None, else None.
@@ -104,8 +109,10 @@ class ModelQuantizer:
         Raises:
             OSError: a path cannot be read or written.
             ModelError: the model is not ONNX, is quantized already, or cannot run.
-            DataError: the reader gives nothing, or data that does not fit the model.
-            ConfigError, UnsupportedError: the configuration does not fit the model, or this version.
+            DataError: the reader gives nothing, data that does not fit the model, or other data than the run in
+                `save_dir` had.
+            ConfigError, UnsupportedError: the configuration does not fit the model, or this version; `save_dir` is in
+                use, or holds another run.
         """
         self.report = None
         clock, config = PhaseClock(), self.config
@@ -125,14 +132,21 @@ class ModelQuantizer:
             model = prepare(original, opset=needed_opset(config), unfused=_unfused(config))
             model, notes = with_finite_biases(model)
             specs = tensor_specs(config, model, original)
-        items, prepared = checked_items(reader, model_inputs(model)), model
+        prepared = model
         pairs: tuple[PairReport, ...] = ()
         warnings: tuple[str, ...] = ()
         with ExitStack() as stack:
+            models = {"float model": original, "reference model": reference[-1] if reference else None}
+            saved = stack.enter_context(saved_run(save_dir, models, config))
+            items = saved.watched(checked_items(reader, model_inputs(model)))
             finetuning = None
             if config.fast_finetune is not None or config.corrects_biases:
                 finetuning = FastFinetune(
-                    config.fast_finetune, engine=engine, clock=clock, correct_biases=config.corrects_biases
+                    config.fast_finetune,
+                    engine=engine,
+                    clock=clock,
+                    saved=saved,
+                    correct_biases=config.corrects_biases,
                 )
                 engine = stack.enter_context(finetuning).engine
                 finetuning.check(model)
@@ -148,7 +162,7 @@ class ModelQuantizer:
             items = chain([first], items)
             del first  # it may be all of the data
             with clock.phase("calibrate"):
-                calibration = _calibrate(model, items, tensors, finetuning, specs, engine)
+                calibration = _calibrate(model, items, tensors, finetuning, specs, engine, saved)
                 model, clipped = with_biases_in_reach(model, calibration.ranges, specs.scope.quantized)
                 calibration = _with_own_scales(calibration, model, specs, engine)
             with clock.phase("insert Q/DQ"):
@@ -169,8 +183,14 @@ class ModelQuantizer:
                 report = Report(
                     algorithm=None, samples=calibration.samples, phases=clock.seconds, peak_rss_mib=peak_rss_mib()
                 )
-            report = replace(report, pairs=pairs, warnings=(*warnings, *report.warnings), notes=(*notes, *report.notes))
-        returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
+            report = replace(
+                report,
+                pairs=pairs,
+                warnings=(*warnings, *report.warnings),
+                notes=(*notes, *report.notes, *saved.notes),
+            )
+            returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
+            saved.finish()
         self.report = _with_notes(report, config, reader)
         return returned
 
@@ -182,6 +202,8 @@ def finetune(
     output: str | os.PathLike[str] | None,
     reader: DataReader,
     config: FastFinetuneConfig | QConfig,
+    *,
+    save_dir: str | os.PathLike[str] | None = None,
 ) -> Report | tuple[onnx.ModelProto, Report]:
     """Finetune a Q/DQ model that any tool made: its scales, zero points and structure stay as they are.
 
@@ -191,6 +213,7 @@ def finetune(
         output: where the finetuned model goes; None to get it back.
         reader: calibration data, as for `ModelQuantizer.quantize_model`.
         config: AdaRoundConfig or AdaQuantConfig, or a QConfig that lists one.
+        save_dir: as for `ModelQuantizer.quantize_model`.
 
     Returns:
         The report; with `output` None the finetuned model and the report.
@@ -198,9 +221,10 @@ def finetune(
     Raises:
         OSError: a path cannot be read or written.
         ModelError: a model is not ONNX, cannot run, has no Q/DQ, or no layer of it can be finetuned.
-        DataError: the reader gives nothing, or data that does not fit the model.
+        DataError: the reader gives nothing, data that does not fit the model, or other data than the run in `save_dir`
+            had.
         ConfigError, UnsupportedError: the configuration has no algorithm, or asks for what this version, or
-            this machine, cannot do.
+            this machine, cannot do; `save_dir` is in use, or holds another run.
     """
     algorithm = config.fast_finetune if isinstance(config, QConfig) else config
     if not isinstance(algorithm, FastFinetuneConfig):
@@ -222,16 +246,24 @@ def finetune(
     check_is_qdq(quantized, has_layers=True)
     check_quantizers(quantized)
     with clock.phase("prepare"):
-        forms = reference_forms(algorithm.ref_model_path, model) or (prepare(model), unprepared(model))
-        model = matching_form(forms, quantized, algorithm.target_op_type)
-    with FastFinetune(algorithm, engine=engine, clock=clock, correct_biases=corrects) as finetuning:
+        reference = reference_forms(algorithm.ref_model_path, model)
+        models = {"float model": model, "quantized model": quantized}
+        models |= {"reference model": reference[-1]} if reference else {}
+        model = matching_form(reference or (prepare(model), unprepared(model)), quantized, algorithm.target_op_type)
+    with (
+        saved_run(save_dir, models, config) as saved,
+        FastFinetune(algorithm, engine=engine, clock=clock, saved=saved, correct_biases=corrects) as finetuning,
+    ):
         finetuning.check(model)
         with clock.phase("read data"):
-            items = checked_items(reader, model_inputs(model))
+            items = saved.watched(checked_items(reader, model_inputs(model)))
             can_join = BatchMerging(model, finetuning.engine).is_exact
             seen = sum(map(sample_count, finetuning.keep(items, model, can_join)))
+            saved.data_was_read()
         report = finetuning.run(model, quantized, samples_seen=seen, needs_layers=True)
-    delivered = _deliver(quantized, output, clock, external_data=False)
+        report = replace(report, notes=(*report.notes, *saved.notes))
+        delivered = _deliver(quantized, output, clock, external_data=False)
+        saved.finish()
     return report if delivered is None else (delivered, report)
 
 
@@ -291,6 +323,7 @@ def _calibrate(
     finetuning: FastFinetune | None,
     specs: TensorSpecs,
     engine: Engine,
+    saved: NothingSaved,
 ) -> Calibration:
     layers = _quantized_layers(model, specs)
     with PhaseProgress("Calibrating samples", None) as progress:
@@ -305,7 +338,10 @@ def _calibrate(
         if finetuning is not None:
             items = finetuning.keep(items, model, can_join)
         items = _first(items, specs.options.get("CalibDataSize"), drain=finetuning is not None)
-        return calibrate(model, items, can_join, tensors, layers, specs.calibration_settings(), engine)
+        settings = specs.calibration_settings()
+        return saved.calibration(
+            items, lambda items: calibrate(model, items, can_join, tensors, layers, settings, engine)
+        )
 
 
 def _with_own_scales(found: Calibration, model: onnx.ModelProto, specs: TensorSpecs, engine: Engine) -> Calibration:

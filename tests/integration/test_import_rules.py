@@ -18,6 +18,7 @@ LAYERS = (
     "_preload",
     "errors",
     "scratch_folder",
+    "records",
     "config",
     "own_errors",
     "large_models",
