@@ -1,4 +1,12 @@
-"""The C core: calibration statistics, layer moments and solvers (csrc/python)."""
+"""The C core: calibration statistics, layer moments and solvers (csrc/python).
+
+Threads: each method has its object for itself until it returns. Another thread that calls a method of it meanwhile
+gets a RuntimeError; only ThreadPool may be shared. After fork() a child can use all objects but those that another
+thread was using, for which the same RuntimeError stays; a ThreadPool works there with one thread.
+
+Sizes beyond any memory raise MemoryError, others that make no sense ValueError. Importing the module raises ImportError
+when the environment variable QK_MAX_ISA is neither empty nor the name of an instruction set.
+"""
 
 from collections.abc import Sequence
 from typing import TypedDict, final, type_check_only
@@ -55,7 +63,9 @@ def return_memory() -> None:
 class ThreadPool:
     """Threads of the core. Results do not depend on how many there are."""
 
-    def __new__(cls, threads: int) -> ThreadPool: ...
+    def __new__(cls, threads: int) -> ThreadPool:
+        """ValueError unless threads is 1 to 1024."""
+
     @property
     def threads(self) -> int:
         """Number of threads, the caller's included."""
@@ -67,7 +77,9 @@ class ThreadPool:
 class ValueRanges:
     """Minimum, maximum and a histogram for each of many tensors, streaming."""
 
-    def __new__(cls, tensors: int, bins: int = 2048) -> ValueRanges: ...
+    def __new__(cls, tensors: int, bins: int = 2048) -> ValueRanges:
+        """ValueError unless bins is even, 2 to 2**24."""
+
     def update(self, arrays: Sequence[NDArray[np.float32]], /) -> None:
         """Adds one float32 array per tensor. ValueError on NaN or Inf."""
 
@@ -226,7 +238,8 @@ class TrainingData:
         /,
     ) -> None:
         """The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. y: float32. x_float: what the
-        float graph feeds the layer, float32; for drop_ratio below 1. None of them is copied."""
+        float graph feeds the layer, float32; for drop_ratio below 1. None of them is copied, and
+        NumPy refuses to resize them as long as the samples are here."""
 
     def start_loss(
         self,

@@ -2,6 +2,8 @@
 
 #include <math.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 
 #include <cblas.h>
 
@@ -13,30 +15,86 @@
 #define BLAS(name) name
 #endif
 
-static pthread_mutex_t section_lock = PTHREAD_MUTEX_INITIALIZER;
+/* ---- sections and fork() --------------------------------------------------------------------- */
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int open_sections, threads_outside;
+static bool is_borrowed; /* OpenBLAS's thread count is our 1; threads_outside was there before */
+static _Thread_local int own_sections;
+
+/* A child of fork() has only the thread that called it. OpenBLAS holds locks of its own inside of a call, so a fork
+ * waits until no other thread is in one; new calls wait for the fork. */
+static atomic_int calls;
+static atomic_bool is_forking;
+
+static void before_fork(void) {
+    pthread_mutex_lock(&lock);
+    atomic_store(&is_forking, true);
+    while (atomic_load(&calls) > 0) sched_yield();
+}
+
+static void after_fork(void) {
+    atomic_store(&is_forking, false);
+    pthread_mutex_unlock(&lock);
+}
+
+/* The sections of threads that do not exist here are over. OpenBLAS gets its thread count back by the next section, as
+ * threads cannot be started yet. */
+static void after_fork_in_child(void) {
+    open_sections = own_sections;
+    after_fork();
+}
+
+static void watch_forks(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
+
+static void begin_call(void) {
+    for (;;) {
+        atomic_fetch_add(&calls, 1);
+        if (!atomic_load(&is_forking)) return;
+        atomic_fetch_sub(&calls, 1);
+        pthread_mutex_lock(&lock); /* until the fork is over */
+        pthread_mutex_unlock(&lock);
+    }
+}
+
+static void end_call(void) { atomic_fetch_sub(&calls, 1); }
 
 void qk_blas_enter(void) {
-    pthread_mutex_lock(&section_lock);
-    if (open_sections++ == 0) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, watch_forks);
+    pthread_mutex_lock(&lock);
+    own_sections++;
+    open_sections++;
+    if (!is_borrowed) {
         threads_outside = BLAS(openblas_get_num_threads)();
         if (threads_outside != 1) BLAS(openblas_set_num_threads)(1);
+        is_borrowed = true;
     }
-    pthread_mutex_unlock(&section_lock);
+    pthread_mutex_unlock(&lock);
 }
 
 void qk_blas_leave(void) {
-    pthread_mutex_lock(&section_lock);
-    if (--open_sections == 0 && threads_outside != 1) BLAS(openblas_set_num_threads)(threads_outside);
-    pthread_mutex_unlock(&section_lock);
+    pthread_mutex_lock(&lock);
+    own_sections--;
+    if (--open_sections == 0) {
+        if (threads_outside != 1) BLAS(openblas_set_num_threads)(threads_outside);
+        is_borrowed = false;
+    }
+    pthread_mutex_unlock(&lock);
 }
 
 const char *qk_blas_config(void) { return BLAS(openblas_get_config)(); }
 
-#define GEMM(function, c, a, b, s)                                                                         \
-    BLAS(function)(CblasRowMajor, (s).a_transposed ? CblasTrans : CblasNoTrans,                            \
-                   (s).b_transposed ? CblasTrans : CblasNoTrans, (int)(s).m, (int)(s).n, (int)(s).k, 1, a, \
-                   (int)(s).lda, b, (int)(s).ldb, (s).accumulate ? 1 : 0, c, (int)(s).ldc)
+/* ---- calls ----------------------------------------------------------------------------------- */
+
+#define GEMM(function, c, a, b, s)                                                                             \
+    do {                                                                                                       \
+        begin_call();                                                                                          \
+        BLAS(function)(CblasRowMajor, (s).a_transposed ? CblasTrans : CblasNoTrans,                            \
+                       (s).b_transposed ? CblasTrans : CblasNoTrans, (int)(s).m, (int)(s).n, (int)(s).k, 1, a, \
+                       (int)(s).lda, b, (int)(s).ldb, (s).accumulate ? 1 : 0, c, (int)(s).ldc);                \
+        end_call();                                                                                            \
+    } while (0)
 
 void qk_sgemm(float *c, const float *a, const float *b, qk_gemm_shape s) { GEMM(cblas_sgemm, c, a, b, s); }
 void qk_dgemm(double *c, const double *a, const double *b, qk_gemm_shape s) { GEMM(cblas_dgemm, c, a, b, s); }
@@ -63,17 +121,21 @@ bool qk_cholesky(double *a, int64_t n) {
         double *diag = a + j * n + j, *below = diag + b * n;
         if (!cholesky_block(diag, b, n)) return false;
         if (!rest) break;
+        begin_call();
         BLAS(cblas_dtrsm)(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)rest, (int)b, 1, diag,
                           (int)n, below, (int)n);
         BLAS(cblas_dsyrk)(CblasRowMajor, CblasLower, CblasNoTrans, (int)rest, (int)b, -1, below, (int)n, 1, below + b,
                           (int)n);
+        end_call();
     }
     return true;
 }
 
 void qk_cholesky_solve(double *x, int64_t m, const double *l, int64_t n) {
+    begin_call();
     BLAS(cblas_dtrsm)(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)m, (int)n, 1, l, (int)n, x,
                       (int)n);
     BLAS(cblas_dtrsm)(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, (int)m, (int)n, 1, l, (int)n,
                       x, (int)n);
+    end_call();
 }

@@ -6,7 +6,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* OpenBLAS's thread count is process-wide: set to 1 while any section is open, restored after the last. */
+/* OpenBLAS's thread count is process-wide: set to 1 while any section is open, restored after the last. The products
+ * and factorisations below are called inside of a section. A fork() waits for those of other threads to return; in the
+ * child only the sections of the thread that forked are open. */
 void qk_blas_enter(void);
 void qk_blas_leave(void);
 /* "OpenBLAS 0.3.34 DYNAMIC_ARCH ..." */

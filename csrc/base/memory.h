@@ -5,11 +5,15 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "base/sizes.h"
 #include "qk.h"
 
 /* n zeroed elements of the given size; NULL when out of memory or n < 0. Never NULL for n == 0. */
-static inline void *qk_calloc(int64_t n, size_t size) { return n < 0 ? NULL : calloc(n > 0 ? (size_t)n : 1, size); }
-#define QK_NEW(type, n) ((type *)qk_calloc((int64_t)(n), sizeof(type)))
+static inline void *qk_calloc(int64_t n, size_t size) {
+    return n < 0 || n > INT64_MAX / (int64_t)size ? NULL : calloc(n > 0 ? (size_t)n : 1, size);
+}
+/* As many as the product of the sizes that follow the type says; NULL where that is no size. */
+#define QK_NEW(type, ...) ((type *)qk_calloc(QK_PRODUCT(__VA_ARGS__), sizeof(type)))
 
 /* Bytes of memory that the process has, and the most it has had. 0 where the system does not tell. */
 typedef struct {

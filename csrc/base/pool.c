@@ -2,12 +2,14 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 #include "base/memory.h"
 
 struct qk_pool {
-    int threads; /* the caller is worker 0 */
-    int started; /* helper threads that exist */
+    pid_t process; /* that has the helper threads; a child of fork() has none of them */
+    int threads;   /* the caller is worker 0 */
+    int started;   /* helper threads that exist */
     pthread_t *helpers;
     pthread_mutex_t run_lock; /* one run at a time: two Python threads may share a pool */
     pthread_mutex_t lock;
@@ -76,9 +78,10 @@ static void *help(void *argument) {
 }
 
 qk_pool *qk_pool_new(int threads) {
-    if (threads < 1) return NULL;
+    if (threads < 1 || threads > QK_MOST_THREADS) return NULL;
     qk_pool *pool = QK_NEW(qk_pool, 1);
     if (!pool) return NULL;
+    pool->process = getpid();
     pool->threads = threads;
     pthread_mutex_init(&pool->run_lock, NULL);
     pthread_mutex_init(&pool->lock, NULL);
@@ -103,8 +106,9 @@ qk_pool *qk_pool_new(int threads) {
     return pool;
 }
 
-void qk_pool_free(qk_pool *pool) {
-    if (!pool) return;
+static bool is_of_a_parent(const qk_pool *pool) { return pool->process != getpid(); }
+
+static void end_helpers(qk_pool *pool) {
     pthread_mutex_lock(&pool->lock);
     pool->stop = true;
     pthread_cond_broadcast(&pool->wake);
@@ -114,6 +118,12 @@ void qk_pool_free(qk_pool *pool) {
     pthread_cond_destroy(&pool->wake);
     pthread_mutex_destroy(&pool->lock);
     pthread_mutex_destroy(&pool->run_lock);
+}
+
+void qk_pool_free(qk_pool *pool) {
+    if (!pool) return;
+    /* In a child there is nobody to join, and a thread of the parent may have held any of the locks for ever. */
+    if (!is_of_a_parent(pool)) end_helpers(pool);
     free(pool->helpers);
     free(pool);
 }
@@ -124,6 +134,10 @@ int qk_pool_threads(const qk_pool *pool) { return pool->threads; }
 
 void qk_pool_run(qk_pool *pool, qk_task task, void *context, int64_t count) {
     if (count <= 0) return;
+    if (is_of_a_parent(pool)) {
+        for (int64_t i = 0; i < count; i++) task(context, i, 0);
+        return;
+    }
     pthread_mutex_lock(&pool->run_lock);
     pool->task = task;
     pool->context = context;

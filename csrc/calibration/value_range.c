@@ -9,14 +9,14 @@
 enum { FINEST = -120 }; /* the least exponent of a bin width: its inverse stays finite */
 
 qk_value_range *qk_value_range_new(int bins) {
-    if (bins < 2 || bins % 2) return NULL;
+    if (bins < 2 || bins % 2 || bins > QK_MOST_BINS) return NULL;
     qk_value_range *r = QK_NEW(qk_value_range, 1);
     if (!r) return NULL;
     r->bins = bins;
     r->lo = INFINITY;
     r->hi = -INFINITY;
     r->exponent = FINEST;
-    r->counts = QK_NEW(uint64_t, 2 * (int64_t)bins);
+    r->counts = QK_NEW(uint64_t, 2, bins);
     if (!r->counts) {
         free(r);
         return NULL;
@@ -129,7 +129,7 @@ qk_status qk_value_ranges_update(qk_value_range *const *ranges, const float *con
                                  size_t *bad) {
     int most_bins = 0;
     for (size_t i = 0; i < count; i++) most_bins = ranges[i]->bins > most_bins ? ranges[i]->bins : most_bins;
-    uint16_t *recent = QK_NEW(uint16_t, 2 * recent_size(most_bins));
+    uint16_t *recent = QK_NEW(uint16_t, 2, recent_size(most_bins));
     qk_status status = recent ? QK_OK : QK_E_NOMEM;
     for (size_t i = 0; i < count && status == QK_OK; i++) {
         status = update(ranges[i], x[i], n[i], recent);

@@ -161,10 +161,10 @@ static qk_status choose(const qk_quadratic *q, const float *gram, const qk_scale
                         qk_pool *pool) {
     const int64_t K = q->inputs, rows = q->groups * q->outputs;
     double *lo = QK_NEW(double, rows), *hi = QK_NEW(double, rows), *best = QK_NEW(double, rows);
-    double *best_error = QK_NEW(double, rows), *factors = QK_NEW(double, rows * MAX_FACTORS);
-    double *error = QK_NEW(double, rows * MAX_FACTORS), *power = QK_NEW(double, rows);
+    double *best_error = QK_NEW(double, rows), *factors = QK_NEW(double, rows, MAX_FACTORS);
+    double *error = QK_NEW(double, rows, MAX_FACTORS), *power = QK_NEW(double, rows);
     const int64_t block = rows_at_once(q);
-    float *scratch = QK_NEW(float, (int64_t)qk_pool_threads(pool) * 2 * block * K);
+    float *scratch = QK_NEW(float, qk_pool_threads(pool), 2, block, K);
     const bool ok = lo && hi && best && best_error && factors && error && power && scratch;
     if (ok) {
         ranges_of_weight(problem, rows, K, lo, hi);

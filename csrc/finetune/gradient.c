@@ -8,6 +8,7 @@
 #include "base/memory.h"
 #include "base/pool.h"
 #include "base/random.h"
+#include "base/sizes.h"
 #include "finetune/early_stop.h"
 #include "finetune/schedule.h"
 #include "finetune/trainer.h"
@@ -81,9 +82,7 @@ static void step_task(void *context, int64_t task, int worker) {
 }
 
 /* A step of all weights; a negative rate only brings `weight` up to date with the variables. */
-static void step_weights(qk_trainer *t) {
-    qk_pool_run(t->pool, step_task, t, (t->rows + ROWS_PER_TASK - 1) / ROWS_PER_TASK);
-}
+static void step_weights(qk_trainer *t) { qk_pool_run(t->pool, step_task, t, qk_ceil_div(t->rows, ROWS_PER_TASK)); }
 
 static void step_bias(qk_trainer *t) {
     for (int64_t r = 0; r < t->rows; r++) t->found.slope[r] *= t->per_unit[r];
@@ -182,12 +181,16 @@ static qk_status iterate(qk_trainer *t, qk_gradient_result *result) {
     return QK_OK;
 }
 
+/* Of AdaRound's regulariser. */
+static bool is_exponent(double beta) { return beta > 0 && beta <= 1e6; }
+
 qk_status qk_train_in_way(const qk_training_data *data, const qk_quantized_layer *start,
                           const qk_gradient_options *options, qk_pool *pool, qk_loss_way way,
                           qk_gradient_result *result) {
     qk_trainer t = {.data = data, .start = start, .options = options, .pool = pool};
     if (options->batch_size < 1 || options->iterations < 1 || !(options->learning_rate > 0)) return QK_E_ARG;
     if (!(options->drop_ratio >= 0 && options->drop_ratio <= 1)) return QK_E_ARG;
+    if (!is_exponent(options->beta_start) || !is_exponent(options->beta_end)) return QK_E_ARG;
     qk_blas_enter();
     qk_pool_keep_awake(pool, true);
     qk_status status = qk_trainer_init(&t);

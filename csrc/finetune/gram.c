@@ -122,7 +122,7 @@ static void short_panel_task(void *context, int64_t group, int worker) {
         cross[k] += kernels->dot_bytes(bytes + k * ld, job->layer->affine.zero_point, y, (size_t)s->used);
 }
 
-static int64_t strips_of(int64_t lines) { return (lines + STRIP - 1) / STRIP; }
+static int64_t strips_of(int64_t lines) { return qk_ceil_div(lines, STRIP); }
 
 qk_status qk_layer_add_panel(const qk_layer *layer, qk_sums *sums, qk_pool *pool) {
     if (sums->used == 0) return QK_OK;
@@ -135,7 +135,7 @@ qk_status qk_layer_add_panel(const qk_layer *layer, qk_sums *sums, qk_pool *pool
         if (layer->with_target && sums->inputs > 0)
             job.strips_c = layer->as_bytes ? job.strips_g : strips_of(g->outputs);
         job.scratch_size = layer->as_bytes ? STRIP * (COLUMNS + g->outputs) : STRIP * sums->inputs;
-        job.scratch = QK_NEW(float, (int64_t)qk_pool_threads(pool) * job.scratch_size);
+        job.scratch = QK_NEW(float, qk_pool_threads(pool), job.scratch_size);
         if (!job.scratch) return QK_E_NOMEM;
         qk_blas_enter();
         qk_pool_run(pool, panel_task, &job, g->groups * (job.strips_g + job.strips_c + 1));

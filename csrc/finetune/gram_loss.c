@@ -74,9 +74,9 @@ qk_status qk_gram_loss_init(qk_gram_loss *g, const qk_sample_grams *of, int64_t 
     *g = (qk_gram_loss){.of = of};
     cut(g, batch);
     g->scratch_size = v_size(g) + sums_size(g, batch);
-    g->moved = QK_NEW(float, on->rows * of->inputs);
-    g->change = QK_NEW(double, g->parts * on->rows);
-    g->scratch = QK_NEW(float, qk_pool_threads(on->pool) * g->scratch_size);
+    g->moved = QK_NEW(float, on->rows, of->inputs);
+    g->change = QK_NEW(double, g->parts, on->rows);
+    g->scratch = QK_NEW(float, qk_pool_threads(on->pool), g->scratch_size);
     return g->moved && g->change && g->scratch ? QK_OK : QK_E_NOMEM;
 }
 
@@ -195,7 +195,7 @@ void qk_gram_loss_find(qk_gram_loss *g, const float *weight, const float *bias, 
     const double columns = (double)(count * on->data->extent.positions);
     set_moved(g, weight, bias);
     qk_pool_run(on->pool, step_task, &(step){g, samples, count, (float)(2 / columns), result},
-                (groups + g->bundle - 1) / g->bundle * g->parts);
+                qk_ceil_div(groups, g->bundle) * g->parts);
     result->loss = 0;
     for (int64_t row = 0; row < rows; row++) {
         double squares = 0;

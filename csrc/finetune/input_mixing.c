@@ -10,7 +10,7 @@
 qk_status qk_input_mixing_init(qk_input_mixing *m, const qk_training_data *data, double ratio, uint64_t seed,
                                int64_t most) {
     *m = (qk_input_mixing){.data = data, .ratio = ratio, .seed = seed, .size = data->extent.x_sample, .most = most};
-    m->values = QK_NEW(float, most * m->size);
+    m->values = QK_NEW(float, most, m->size);
     m->samples = QK_NEW(qk_tensor, most);
     if (!m->values || !m->samples) return QK_E_NOMEM;
     for (int64_t i = 0; i < most; i++) {

@@ -13,7 +13,8 @@ static int64_t panel_capacity(const qk_layer *layer, int64_t inputs, int64_t out
     const int64_t column = layer->as_bytes ? inputs + 4 * outputs : 4 * (inputs + outputs);
     const int64_t bytes = layer->as_bytes ? 1 << 20 : 1 << 19, most = 2048 / layer->phases.count;
     const int64_t rows = bytes / column < most ? bytes / column : most;
-    return rows < 128 ? 128 : rows / QK_PANEL_BLOCK * QK_PANEL_BLOCK;
+    const int64_t least = layer->phases.count <= 256 ? 128 : QK_PANEL_BLOCK; /* each phase gets few rows anyhow */
+    return rows < least ? least : rows / QK_PANEL_BLOCK * QK_PANEL_BLOCK;
 }
 
 static int64_t tap_count(const qk_geometry *g) {
@@ -34,13 +35,12 @@ static qk_status sums_init(qk_sums *s, const qk_layer *layer, int64_t phase) {
         if (!s->which) return QK_E_NOMEM;
         qk_phase_taps(p, g, phase, s->which);
     }
-    s->gram = QK_NEW(double, inputs * s->inputs);
-    s->cross = QK_NEW(double, outputs * s->inputs);
+    s->gram = QK_NEW(double, inputs, s->inputs);
+    s->cross = QK_NEW(double, outputs, s->inputs);
     s->sum_x = QK_NEW(double, inputs);
     s->sum_y = QK_NEW(double, outputs);
     s->power = QK_NEW(double, outputs);
-    s->line = QK_NEW(double, s->inputs);
-    return s->gram && s->cross && s->sum_x && s->sum_y && s->power && s->line ? QK_OK : QK_E_NOMEM;
+    return s->gram && s->cross && s->sum_x && s->sum_y && s->power ? QK_OK : QK_E_NOMEM;
 }
 
 static qk_status panels_init(qk_sums *s, const qk_layer *layer) {
@@ -48,10 +48,10 @@ static qk_status panels_init(qk_sums *s, const qk_layer *layer) {
     const int64_t inputs = g->groups * s->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
     s->capacity = panel_capacity(layer, inputs, g->groups * g->outputs);
     if (layer->as_bytes)
-        s->bytes = QK_NEW(uint8_t, inputs * s->capacity);
+        s->bytes = QK_NEW(uint8_t, inputs, s->capacity);
     else
-        s->x = QK_NEW(float, inputs * s->capacity);
-    s->y = QK_NEW(float, outputs * s->capacity);
+        s->x = QK_NEW(float, inputs, s->capacity);
+    s->y = QK_NEW(float, outputs, s->capacity);
     if (!(s->bytes || s->x) || !s->y) return QK_E_NOMEM;
     QK_TRY(qk_row_table_init(&s->x_rows, s->taps, s->capacity));
     s->x_rows.which = s->which;
@@ -62,7 +62,7 @@ static void sets_destroy(qk_layer *layer) {
     for (int set = 0; set < 2; set++) {
         for (int64_t phase = 0; layer->sets[set] && phase < layer->phases.count; phase++) {
             qk_sums *s = &layer->sets[set][phase];
-            void *arrays[] = {s->which, s->x, s->bytes, s->y, s->gram, s->cross, s->sum_x, s->sum_y, s->power, s->line};
+            void *arrays[] = {s->which, s->x, s->bytes, s->y, s->gram, s->cross, s->sum_x, s->sum_y, s->power};
             for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
             qk_row_table_destroy(&s->x_rows);
             qk_row_table_destroy(&s->y_rows);
@@ -86,9 +86,10 @@ static qk_status sets_init(qk_layer *layer) {
 
 qk_status qk_layer_new(qk_layer **out, const qk_geometry *geometry, const qk_row_choice *rows, bool with_target) {
     *out = NULL;
-    if (!qk_geometry_is_sane(geometry) || rows->samples < 1 || rows->max_rows < 1 || rows->holdout < 0 ||
-        rows->holdout == 1)
-        return QK_E_ARG;
+    QK_TRY(qk_geometry_check(geometry));
+    if (rows->samples < 1 || rows->max_rows < 1 || rows->holdout < 0 || rows->holdout == 1) return QK_E_ARG;
+    const int64_t squares = QK_PRODUCT(geometry->groups, geometry->inputs, geometry->inputs);
+    if (squares < 0 || squares > QK_MOST_NUMBERS) return QK_E_NOMEM;
     qk_layer *layer = QK_NEW(qk_layer, 1);
     if (!layer) return QK_E_NOMEM;
     *layer = (qk_layer){
@@ -152,14 +153,14 @@ static qk_status cut_rows(const qk_layer *layer, qk_sums *s, const qk_extent *e,
         .x_channels = e->channels,
         .x_block = channels_per_task(count * s->x_rows.taps),
     };
-    c.x_tasks = (e->channels + c.x_block - 1) / c.x_block;
+    c.x_tasks = qk_ceil_div(e->channels, c.x_block);
     int64_t tasks = c.x_tasks;
     if (y) {
         qk_row_table_seal(&s->y_rows);
         c.y = (qk_panel_fill_job){s->y, s->capacity, s->used, y, e->y_output, &s->y_rows, NULL};
         c.y_channels = layer->geometry.groups * layer->geometry.outputs;
         c.y_block = channels_per_task(count);
-        tasks += (c.y_channels + c.y_block - 1) / c.y_block;
+        tasks += qk_ceil_div(c.y_channels, c.y_block);
     }
     qk_pool_run(pool, fill_task, &c, tasks);
     s->used += count;
@@ -236,7 +237,7 @@ static qk_status begin(qk_layer *layer, const qk_tensor *x, qk_pool *pool) {
 static qk_status feed(qk_layer *layer, const qk_extent *e, const qk_tensor *x, const qk_tensor *y, qk_pool *pool) {
     QK_TRY(begin(layer, x, pool));
     const int64_t most = qk_rows_per_sample(&layer->choice, e->positions), phases = layer->phases.count;
-    int64_t *scratch = QK_NEW(int64_t, 3 * most + phases + (e->positions + QK_RUN - 1) / QK_RUN);
+    int64_t *scratch = QK_NEW(int64_t, 3 * most + phases + qk_ceil_div(e->positions, QK_RUN));
     if (!scratch) return QK_E_NOMEM;
     const row_scratch s = {scratch, scratch + most, scratch + 2 * most, scratch + 3 * most,
                            scratch + 3 * most + phases};
@@ -286,69 +287,79 @@ static void add_line(double *to, const double *from, const qk_geometry *g, const
         for (int64_t t = 0; t < taps; t++) to[c * all + s->which[t]] += from[c * taps + t] / divisor;
 }
 
-/* Line i of G, of all groups: the real values, right of the diagonal too. */
-static const double *gram_line(const qk_layer *of, const qk_sums *from, int64_t i) {
+/* Line i of G, of all groups: the real values, right of the diagonal too. line (K'). */
+static void gram_line(double *line, const qk_layer *of, const qk_sums *from, int64_t i) {
     const int64_t K = from->inputs, group = i / K;
     const double *gram = from->gram + group * K * K, *sum = from->sum_x + group * K;
-    for (int64_t j = 0, k = i % K; j < K; j++) from->line[j] = j <= k ? gram[k * K + j] : gram[j * K + k];
-    if (!of->as_bytes) return from->line;
+    for (int64_t j = 0, k = i % K; j < K; j++) line[j] = j <= k ? gram[k * K + j] : gram[j * K + k];
+    if (!of->as_bytes) return;
     /* sum (a - z)(b - z) of sum a (b - 128), where the line of a is not above that of b */
     const double z = of->affine.zero_point, n = (double)from->rows, scale = of->affine.scale;
     for (int64_t j = 0, k = i % K; j < K; j++) {
         const double a = sum[j <= k ? k : j], b = sum[j <= k ? j : k];
-        from->line[j] = scale * scale * (from->line[j] + (128 - z) * a - z * b + n * z * z);
+        line[j] = scale * scale * (line[j] + (128 - z) * a - z * b + n * z * z);
     }
-    return from->line;
 }
 
-static const double *cross_line(const qk_layer *of, const qk_sums *from, int64_t output) {
+static void cross_line(double *line, const qk_layer *of, const qk_sums *from, int64_t output) {
     const double scale = of->as_bytes ? of->affine.scale : 1;
-    for (int64_t k = 0; k < from->inputs; k++) from->line[k] = scale * from->cross[output * from->inputs + k];
-    return from->line;
+    for (int64_t k = 0; k < from->inputs; k++) line[k] = scale * from->cross[output * from->inputs + k];
 }
 
-static const double *sum_line(const qk_layer *of, const qk_sums *from, int64_t group) {
+static void sum_line(double *line, const qk_layer *of, const qk_sums *from, int64_t group) {
     const double scale = of->as_bytes ? of->affine.scale : 1;
     const double zeros = of->as_bytes ? (double)from->rows * of->affine.zero_point : 0;
-    for (int64_t k = 0; k < from->inputs; k++) from->line[k] = scale * (from->sum_x[group * from->inputs + k] - zeros);
-    return from->line;
+    for (int64_t k = 0; k < from->inputs; k++) line[k] = scale * (from->sum_x[group * from->inputs + k] - zeros);
 }
 
-/* Adds the sums of a phase of `of`, divided: each goes where its taps belong among all. */
-static void add_sums(const qk_sums *to, const qk_layer *of, const qk_sums *from, double divisor) {
+/* Adds the sums of a phase of `of`, divided: each goes where its taps belong among all. line (K'): scratch. */
+static void add_sums(const qk_sums *to, const qk_layer *of, const qk_sums *from, double divisor, double *line) {
     const qk_geometry *g = &of->geometry;
     const int64_t K = g->inputs, outputs = of->with_target ? g->groups * g->outputs : 0, taps = from->taps;
     for (int64_t i = 0; i < g->groups * from->inputs; i++) {
-        const int64_t line = from->which ? i / taps * tap_count(g) + from->which[i % taps] : i;
-        add_line(to->gram + line * K, gram_line(of, from, i), g, from, divisor);
+        const int64_t at = from->which ? i / taps * tap_count(g) + from->which[i % taps] : i;
+        gram_line(line, of, from, i);
+        add_line(to->gram + at * K, line, g, from, divisor);
     }
-    for (int64_t i = 0; i < g->groups; i++) add_line(to->sum_x + i * K, sum_line(of, from, i), g, from, divisor);
+    for (int64_t i = 0; i < g->groups; i++) {
+        sum_line(line, of, from, i);
+        add_line(to->sum_x + i * K, line, g, from, divisor);
+    }
     for (int64_t o = 0; o < outputs; o++) {
-        add_line(to->cross + o * K, cross_line(of, from, o), g, from, divisor);
+        cross_line(line, of, from, o);
+        add_line(to->cross + o * K, line, g, from, divisor);
         to->sum_y[o] += from->sum_y[o] / divisor;
         to->power[o] += from->power[o] / divisor;
     }
 }
 
 /* Of another layer, whatever its phases, to one that has one phase. */
-static void add_layer(qk_layer *layer, const qk_layer *other) {
+static qk_status add_layer(qk_layer *layer, const qk_layer *other) {
+    double *line = QK_NEW(double, other->geometry.inputs);
+    if (!line) return QK_E_NOMEM;
     for (int set = 0; set < 2; set++)
         for (int64_t phase = 0; phase < phase_count(other, set); phase++) {
-            add_sums(layer->sets[set], other, &other->sets[set][phase], 1);
+            add_sums(layer->sets[set], other, &other->sets[set][phase], 1, line);
             layer->sets[set]->rows += other->sets[set][phase].rows;
         }
+    free(line);
+    return QK_OK;
 }
 
-/* Neither phases nor bytes of another layer need be the same: all becomes one, of real values. */
+/* Neither phases nor bytes of another layer need be the same: all becomes one, of real values. The geometry stays
+ * untouched, as others may read it meanwhile. */
 static qk_status leave_own_form(qk_layer *layer) {
     qk_layer whole = *layer;
     whole.phases = (qk_phases){1, 1, {1, 1, 1}};
     whole.begun = whole.as_bytes = false;
     for (int set = 0; set < 2; set++) whole.sets[set] = NULL;
     QK_TRY(sets_init(&whole));
-    add_layer(&whole, layer);
-    sets_destroy(layer);
-    *layer = whole;
+    const qk_status status = add_layer(&whole, layer);
+    sets_destroy(status == QK_OK ? layer : &whole);
+    if (status != QK_OK) return status;
+    layer->phases = whole.phases;
+    layer->begun = layer->as_bytes = false;
+    for (int set = 0; set < 2; set++) layer->sets[set] = whole.sets[set];
     return QK_OK;
 }
 
@@ -366,20 +377,23 @@ qk_status qk_layer_join(qk_layer *layer, const qk_layer *other) {
         has_waiting_rows(layer) || has_waiting_rows(other))
         return QK_E_ARG;
     if (layer->phases.count > 1 || layer->as_bytes) QK_TRY(leave_own_form(layer));
-    add_layer(layer, other);
-    return QK_OK;
+    return add_layer(layer, other);
 }
 
-void qk_layer_moments(const qk_layer *layer, qk_set set, double *gram, double *cross, double *mean_x, double *mean_y,
-                      double *power) {
+qk_status qk_layer_moments(const qk_layer *layer, qk_set set, double *gram, double *cross, double *mean_x,
+                           double *mean_y, double *power) {
     const qk_geometry *g = &layer->geometry;
     const int64_t inputs = g->groups * g->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
     const double rows = (double)qk_layer_rows(layer, set);
     const qk_sums to = {.gram = gram, .cross = cross, .sum_x = mean_x, .sum_y = mean_y, .power = power};
     double *arrays[] = {gram, mean_x, cross, mean_y, power};
     const int64_t sizes[] = {inputs * g->inputs, inputs, outputs * g->inputs, outputs, outputs};
+    double *line = QK_NEW(double, g->inputs);
+    if (!line) return QK_E_NOMEM;
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         if (sizes[i] > 0) memset(arrays[i], 0, (size_t)sizes[i] * sizeof **arrays);
     for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
-        add_sums(&to, layer, &layer->sets[set][phase], rows);
+        add_sums(&to, layer, &layer->sets[set][phase], rows, line);
+    free(line);
+    return QK_OK;
 }

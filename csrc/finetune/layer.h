@@ -20,7 +20,6 @@ typedef struct {
     /* Sums over rows, per group: (K',K') lower triangle, (O,K'), (K'), (O), (O). Of bytes q with zero point z they are
      * q (q - 128)', y (q - z)' and q, where that is of integers exact. */
     double *gram, *cross, *sum_x, *sum_y, *power;
-    double *line; /* (K'): scratch of reading */
 } qk_sums;
 
 struct qk_layer {

@@ -49,7 +49,7 @@ static qk_status damped_allocate(qk_damped *d, const qk_quadratic *q) {
     d->factored = QK_NEW(bool, q->groups);
     d->factor = QK_NEW(double, squares);
     d->l = QK_NEW(float, squares);
-    d->target = QK_NEW(double, q->groups * q->outputs * q->inputs);
+    d->target = QK_NEW(double, q->groups, q->outputs, q->inputs);
     return d->lam && d->gram && d->factored && d->factor && d->l && d->target ? QK_OK : QK_E_NOMEM;
 }
 
@@ -60,7 +60,7 @@ static void trial_destroy(qk_trial *t) {
 }
 
 static qk_status trial_allocate(qk_trial *t, const qk_integer_solver *s) {
-    t->q = QK_NEW(float, s->blocks * s->solving->inputs * QK_LANES);
+    t->q = QK_NEW(float, s->blocks, s->solving->inputs, QK_LANES);
     t->bias_q = QK_NEW(int32_t, s->rows);
     t->gain = QK_NEW(double, s->rows);
     return t->q && t->bias_q && t->gain ? QK_OK : QK_E_NOMEM;
@@ -92,21 +92,21 @@ static qk_status solver_allocate(qk_integer_solver *s) {
     double **by_row[] = {&s->bias_before, &s->bias_after, &s->best_gain, &s->error[0], &s->error[1]};
     bool ok = true;
     for (size_t i = 0; i < sizeof lanes / sizeof *lanes; i++)
-        ok &= (*lanes[i] = QK_NEW(float, s->blocks * K * QK_LANES)) != NULL;
+        ok &= (*lanes[i] = QK_NEW(float, s->blocks, K, QK_LANES)) != NULL;
     for (size_t i = 0; i < sizeof by_row / sizeof *by_row; i++) ok &= (*by_row[i] = QK_NEW(double, s->rows)) != NULL;
     s->slots = slots_of(s);
     s->damped = QK_NEW(qk_damped, s->slots);
-    s->trials = QK_NEW(qk_trial, 2 * s->slots);
+    s->trials = QK_NEW(qk_trial, 2, s->slots);
     for (int i = 0; i < s->slots && s->damped; i++) ok &= damped_allocate(&s->damped[i], s->solving) == QK_OK;
     for (int i = 0; i < 2 * s->slots && s->trials; i++) ok &= trial_allocate(&s->trials[i], s) == QK_OK;
     s->judge = QK_NEW(float, squares);
-    s->scale = QK_NEW(float, s->blocks * s->scales * QK_LANES);
-    s->zp = QK_NEW(float, s->blocks * s->scales * QK_LANES);
+    s->scale = QK_NEW(float, s->blocks, s->scales, QK_LANES);
+    s->zp = QK_NEW(float, s->blocks, s->scales, QK_LANES);
     s->best_bias_q = QK_NEW(int32_t, s->rows);
     s->winner = QK_NEW(qk_candidate, s->rows);
-    s->scratch = QK_NEW(float, threads * QK_LANE_ARRAYS * K * QK_LANES);
-    s->real = QK_NEW(double, threads * QK_ROW_BLOCK * K);
-    s->product = QK_NEW(double, threads * QK_ROW_BLOCK * K);
+    s->scratch = QK_NEW(float, threads, QK_LANE_ARRAYS, K, QK_LANES);
+    s->real = QK_NEW(double, threads, QK_ROW_BLOCK, K);
+    s->product = QK_NEW(double, threads, QK_ROW_BLOCK, K);
     ok &= s->damped && s->trials && s->judge && s->scale && s->zp && s->best_bias_q && s->winner && s->scratch &&
           s->real && s->product;
     return ok ? QK_OK : QK_E_NOMEM;
@@ -178,6 +178,7 @@ static int32_t start_bias_q(const qk_integer_solver *s, int64_t row) {
 static qk_status solver_init(qk_integer_solver *s) {
     const qk_quantized_layer *l = s->start;
     s->solving = &s->moments[QK_FITTED];
+    QK_TRY(qk_quantized_layer_check(l, s->solving->groups * s->solving->outputs, s->solving->inputs));
     s->bias_free = s->options->update_bias && l->bias && l->bias_scale;
     if (!s->bias_free) {
         QK_TRY(qk_quadratic_copy(&s->fixed, &s->moments[QK_FITTED]));
@@ -202,7 +203,7 @@ static qk_status solver_init(qk_integer_solver *s) {
 /* ---- candidates ------------------------------------------------------------------------------ */
 
 static int64_t tried_blocks(const qk_integer_solver *s, extent_of_trial extent) {
-    const int64_t part = (s->blocks + PART - 1) / PART;
+    const int64_t part = qk_ceil_div(s->blocks, PART);
     return extent == ALL_BLOCKS ? s->blocks : extent == A_PART ? part : s->blocks - part;
 }
 

@@ -15,11 +15,11 @@ static bool all_finite(const double *x, int64_t n) {
 
 qk_status qk_quadratic_new(qk_quadratic *q, int64_t groups, int64_t inputs, int64_t outputs) {
     *q = (qk_quadratic){.groups = groups, .inputs = inputs, .outputs = outputs};
-    q->gram = QK_NEW(double, groups * inputs * inputs);
-    q->mean_x = QK_NEW(double, groups * inputs);
-    q->cross = QK_NEW(double, groups * outputs * inputs);
-    q->mean_y = QK_NEW(double, groups * outputs);
-    q->power = QK_NEW(double, groups * outputs);
+    q->gram = QK_NEW(double, groups, inputs, inputs);
+    q->mean_x = QK_NEW(double, groups, inputs);
+    q->cross = QK_NEW(double, groups, outputs, inputs);
+    q->mean_y = QK_NEW(double, groups, outputs);
+    q->power = QK_NEW(double, groups, outputs);
     if (q->gram && q->mean_x && q->cross && q->mean_y && q->power) return QK_OK;
     qk_quadratic_destroy(q);
     return QK_E_NOMEM;
@@ -37,10 +37,10 @@ qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, 
     *q = (qk_quadratic){0};
     if (qk_layer_rows(layer, set) == 0) return QK_E_NO_ROWS;
     QK_TRY(qk_quadratic_new(q, g->groups, g->inputs, g->outputs));
-    qk_layer_moments(layer, set, q->gram, q->cross, q->mean_x, q->mean_y, q->power);
-    if (qk_quadratic_is_finite(q, with_target)) return QK_OK;
-    qk_quadratic_destroy(q);
-    return QK_E_NONFINITE;
+    qk_status status = qk_layer_moments(layer, set, q->gram, q->cross, q->mean_x, q->mean_y, q->power);
+    if (status == QK_OK && !qk_quadratic_is_finite(q, with_target)) status = QK_E_NONFINITE;
+    if (status != QK_OK) qk_quadratic_destroy(q);
+    return status;
 }
 
 qk_status qk_quadratic_copy(qk_quadratic *q, const qk_quadratic *from) {
@@ -66,7 +66,7 @@ void qk_quadratic_destroy(qk_quadratic *q) {
 qk_status qk_quadratic_aim(qk_quadratic *q, const float *weight) {
     const qk_kernels *kernels = qk_kernels_get();
     const int64_t K = q->inputs, O = q->outputs;
-    double *w = QK_NEW(double, O * K);
+    double *w = QK_NEW(double, O, K);
     if (!w) return QK_E_NOMEM;
     for (int64_t g = 0; g < q->groups; g++) {
         for (int64_t i = 0; i < O * K; i++) w[i] = weight[g * O * K + i];
@@ -105,7 +105,7 @@ void qk_quadratic_fix_bias(qk_quadratic *q, const float *bias) {
     }
 }
 
-static int64_t blocks_per_group(const qk_quadratic *q, int64_t size) { return (q->outputs + size - 1) / size; }
+static int64_t blocks_per_group(const qk_quadratic *q, int64_t size) { return qk_ceil_div(q->outputs, size); }
 
 int64_t qk_row_blocks(const qk_quadratic *q, int64_t size) { return q->groups * blocks_per_group(q, size); }
 

@@ -28,7 +28,7 @@ static int64_t samples_per_unit(const qk_reconstruction *r) {
 
 static int64_t unit_count(const qk_reconstruction *r, int64_t samples) {
     const int64_t each = samples_per_unit(r);
-    return (samples + each - 1) / each * (takes_whole_samples(r->data) ? 1 : r->pieces.count);
+    return qk_ceil_div(samples, each) * (takes_whole_samples(r->data) ? 1 : r->pieces.count);
 }
 
 qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *data, int64_t most_samples,
@@ -45,14 +45,14 @@ qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *d
     }
     QK_TRY(qk_pieces_init(&r->pieces, data, r->chunk));
     const int64_t units = unit_count(r, most_samples);
-    r->panels = QK_NEW(float, threads * (g->inputs + 2 * g->outputs) * r->chunk);
-    r->outputs = QK_NEW(float, takes_whole_samples(data) ? threads * 4 * rows * data->extent.positions : 1);
-    r->gradient = QK_NEW(float, unit_count(r, most_trained) * rows * g->inputs);
-    r->slope = QK_NEW(float, units * rows);
-    r->loss = QK_NEW(double, units * rows);
-    r->power = QK_NEW(double, units * g->groups * g->inputs);
-    r->target_power = QK_NEW(double, units * rows);
-    r->slope_power = QK_NEW(double, units * rows);
+    r->panels = QK_NEW(float, threads, g->inputs + 2 * g->outputs, r->chunk);
+    r->outputs = QK_NEW(float, takes_whole_samples(data) ? 4 : 0, threads, rows, data->extent.positions);
+    r->gradient = QK_NEW(float, unit_count(r, most_trained), rows, g->inputs);
+    r->slope = QK_NEW(float, units, rows);
+    r->loss = QK_NEW(double, units, rows);
+    r->power = QK_NEW(double, units, g->groups, g->inputs);
+    r->target_power = QK_NEW(double, units, rows);
+    r->slope_power = QK_NEW(double, units, rows);
     const bool ok =
         r->panels && r->outputs && r->gradient && r->slope && r->loss && r->power && r->target_power && r->slope_power;
     return ok ? QK_OK : QK_E_NOMEM;
@@ -218,7 +218,7 @@ static void run_sample(const batch *b, int64_t unit, float *panel, float *z) {
 }
 
 /* Tasks that share the outputs of a group. */
-static int64_t parts_of(const batch *b) { return (b->r->data->geometry.outputs + b->outputs - 1) / b->outputs; }
+static int64_t parts_of(const batch *b) { return qk_ceil_div(b->r->data->geometry.outputs, b->outputs); }
 
 static void unit_task(void *context, int64_t task, int worker) {
     const batch *b = context;
@@ -265,7 +265,7 @@ static void sum_task(void *context, int64_t task, int worker) {
     for (int64_t i = 0; i < count; i++) s->to[first + i] = (float)(s->factor * sum[i]);
 }
 
-static void add_units(qk_pool *pool, unit_sum s) { qk_pool_run(pool, sum_task, &s, (s.n + SUMMED - 1) / SUMMED); }
+static void add_units(qk_pool *pool, unit_sum s) { qk_pool_run(pool, sum_task, &s, qk_ceil_div(s.n, SUMMED)); }
 
 void qk_reconstruct(qk_reconstruction *r, const float *weight, const float *bias, const int64_t *samples, int64_t count,
                     qk_reconstruction_result *result) {

@@ -1,13 +1,14 @@
 #include "finetune/row_choice.h"
 
 #include "base/random.h"
+#include "base/sizes.h"
 
-static int64_t run_count(int64_t positions) { return (positions + QK_RUN - 1) / QK_RUN; }
+static int64_t run_count(int64_t positions) { return qk_ceil_div(positions, QK_RUN); }
 
 /* Runs drawn of a sample: all of them when it has few. More samples than were planned give fewer and fewer rows. */
 static int64_t runs_drawn(const qk_row_choice *c, int64_t sample, int64_t positions) {
     const int64_t runs = run_count(positions), samples = sample < c->samples ? c->samples : sample + 1;
-    const int64_t wanted = run_count((c->max_rows + samples - 1) / samples);
+    const int64_t wanted = run_count(qk_ceil_div(c->max_rows, samples));
     return wanted < runs ? wanted : runs;
 }
 
@@ -36,7 +37,7 @@ int64_t qk_choose_rows(const qk_row_choice *c, int64_t sample, int64_t positions
             }
     }
     /* Whole samples are held out where there are enough of them: rows of one image are alike. */
-    const bool by_sample = c->holdout > 0 && c->samples >= 2 * c->holdout;
+    const bool by_sample = c->holdout > 0 && c->samples / 2 >= c->holdout;
     int64_t n = 0;
     for (int pass = 0; pass < 2; pass++) {
         for (int64_t i = 0; i < wanted; i++) {

@@ -37,15 +37,15 @@ static qk_status allocate(qk_sample_grams *g, int64_t samples) {
     const qk_geometry *geometry = geometry_of(g);
     const int64_t K = geometry->inputs, rows = g->on->rows, threads = qk_pool_threads(g->on->pool);
     g->place = QK_NEW(int64_t, g->on->data->count);
-    g->weight = QK_NEW(float, rows * K);
+    g->weight = QK_NEW(float, rows, K);
     g->bias = QK_NEW(float, rows);
-    g->products = QK_NEW(float, samples * geometry->groups * qk_sample_gram_size(g));
-    g->squares = QK_NEW(double, samples * rows);
-    g->target = QK_NEW(double, samples * 2 * rows);
-    g->scratch = QK_NEW(float, threads * g->scratch_size);
-    g->bytes = QK_NEW(uint8_t, g->as_bytes ? threads * K * g->columns : 0);
-    g->exact = QK_NEW(double, g->as_bytes ? threads * exact_size(g) : 0);
-    g->sums = QK_NEW(double, g->as_bytes ? geometry->groups * exact_size(g) : 0);
+    g->products = QK_NEW(float, samples, geometry->groups, qk_sample_gram_size(g));
+    g->squares = QK_NEW(double, samples, rows);
+    g->target = QK_NEW(double, samples, 2, rows);
+    g->scratch = QK_NEW(float, threads, g->scratch_size);
+    g->bytes = QK_NEW(uint8_t, g->as_bytes, threads, K, g->columns);
+    g->exact = QK_NEW(double, g->as_bytes, threads, exact_size(g));
+    g->sums = QK_NEW(double, g->as_bytes, geometry->groups, exact_size(g));
     const bool ok = g->place && g->weight && g->bias && g->products && g->squares && g->target && g->scratch &&
                     g->bytes && g->exact && g->sums;
     return ok ? QK_OK : QK_E_NOMEM;
@@ -259,7 +259,7 @@ static void set_outputs(const qk_sample_grams *g, qk_quadratic *q, int64_t group
 qk_status qk_sample_grams_moments(const qk_sample_grams *g, qk_quadratic *q) {
     const int64_t K = geometry_of(g)->inputs, O = g->outputs;
     QK_TRY(qk_quadratic_new(q, geometry_of(g)->groups, K, O));
-    double *w = QK_NEW(double, O * K);
+    double *w = QK_NEW(double, O, K);
     if (!w) return QK_E_NOMEM;
     for (int64_t group = 0; group < q->groups; group++) {
         set_inputs(g, q, group);

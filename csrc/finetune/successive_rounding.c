@@ -1,12 +1,13 @@
 #include <string.h>
 
 #include "base/blas.h"
+#include "base/sizes.h"
 #include "finetune/integer_rows.h"
 
 /* The objective in d = w - target is |L' d|^2; line j of L' d is L_jj d_j + sum_{i>j} L_ij d_i. With the later inputs
  * fixed, input j is best where that line is zero. `carried` holds the sums, `d` the errors made. */
 void qk_successive_rounding(qk_integer_rows *rows, const float *target, const float *l, float *scratch) {
-    const int64_t K = rows->inputs, blocks = (K + QK_COLUMN_BLOCK - 1) / QK_COLUMN_BLOCK;
+    const int64_t K = rows->inputs, blocks = qk_ceil_div(K, QK_COLUMN_BLOCK);
     float *carried = scratch, *d = scratch + K * QK_LANES;
     memset(carried, 0, (size_t)(K * QK_LANES) * sizeof *carried);
     for (int64_t block = blocks - 1; block >= 0; block--) {

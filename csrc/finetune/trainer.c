@@ -34,7 +34,7 @@ static qk_status trainer_allocate(qk_trainer *t) {
     t->order = QK_NEW(int64_t, t->data->count);
     t->weight_q = QK_NEW(int32_t, t->weights);
     t->bias_q = QK_NEW(int32_t, t->rows);
-    t->found.mean_power = QK_NEW(double, t->data->geometry.groups * t->inputs);
+    t->found.mean_power = QK_NEW(double, t->data->geometry.groups, t->inputs);
     t->rounding = QK_NEW(double, t->rows);
     t->row_loss = QK_NEW(double, t->rows);
     t->row_best = QK_NEW(double, t->rows);
@@ -67,6 +67,7 @@ qk_status qk_trainer_init(qk_trainer *t) {
     t->rows = g->groups * g->outputs;
     t->inputs = g->inputs;
     t->weights = t->rows * g->inputs;
+    QK_TRY(qk_quantized_layer_check(t->start, t->rows, t->inputs));
     QK_TRY(trainer_allocate(t));
     for (int64_t s = 0; s < t->data->count; s++) {
         const qk_set set = qk_is_held_out(t->data, s) ? QK_HELD_OUT : QK_FITTED;

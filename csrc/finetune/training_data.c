@@ -8,7 +8,8 @@
 qk_status qk_training_data_new(qk_training_data **out, const qk_geometry *geometry, const qk_output_stage *stage,
                                int holdout) {
     *out = NULL;
-    if (!qk_geometry_is_sane(geometry) || holdout < 0 || holdout == 1) return QK_E_ARG;
+    QK_TRY(qk_geometry_check(geometry));
+    if (holdout < 0 || holdout == 1) return QK_E_ARG;
     if (stage && stage->activation.kind == QK_SOFTMAX && stage->folded) return QK_E_ARG;
     if (stage && stage->quantized && !(stage->affine.scale > 0 && stage->grid.qmin < stage->grid.qmax)) return QK_E_ARG;
     qk_training_data *d = QK_NEW(qk_training_data, 1);
@@ -32,6 +33,7 @@ static bool grow(qk_training_data *d, int64_t more) {
     if (d->count + more <= d->room) return true;
     const int64_t room = 2 * (d->count + more);
     qk_tensor **arrays[] = {&d->x, &d->x_float, &d->y};
+    if (QK_PRODUCT(room, sizeof(qk_tensor)) < 0) return false;
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) {
         qk_tensor *larger = realloc(*arrays[i], (size_t)room * sizeof *larger);
         if (!larger) return false;
@@ -93,14 +95,14 @@ bool qk_samples_are_finite(const qk_training_data *d) {
 }
 
 bool qk_is_held_out(const qk_training_data *d, int64_t sample) {
-    return d->holdout > 0 && d->count >= 2 * d->holdout && sample % d->holdout == d->holdout - 1;
+    return d->holdout > 0 && d->count / 2 >= d->holdout && sample % d->holdout == d->holdout - 1;
 }
 
 int64_t qk_channels_per_group(const qk_training_data *d) { return d->geometry.inputs / d->extent.taps; }
 
 qk_status qk_pieces_init(qk_pieces *p, const qk_training_data *d, int64_t size) {
     const int64_t all = d->extent.positions;
-    *p = (qk_pieces){.size = size, .tables = QK_NEW(qk_row_table, (all + size - 1) / size)};
+    *p = (qk_pieces){.size = size, .tables = QK_NEW(qk_row_table, qk_ceil_div(all, size))};
     int64_t *positions = QK_NEW(int64_t, size);
     qk_status status = p->tables && positions ? QK_OK : QK_E_NOMEM;
     for (int64_t first = 0; first < all && status == QK_OK; first += size) {

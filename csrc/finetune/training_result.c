@@ -90,7 +90,7 @@ static double step_power(const qk_trainer *t, int64_t r, const double *power) {
 
 static qk_status make_moments(qk_trainer *t) {
     if (!qk_set_moments_apply(t->data)) return QK_OK;
-    t->real = QK_NEW(double, 2 * qk_pool_threads(t->pool) * QK_ROW_BLOCK * t->inputs);
+    t->real = QK_NEW(double, 2, qk_pool_threads(t->pool), QK_ROW_BLOCK, t->inputs);
     if (!t->real) return QK_E_NOMEM;
     for (int set = 0; set < 2; set++)
         if (t->by_grams && t->grams.as_bytes && set == QK_FITTED)
@@ -181,7 +181,7 @@ static int64_t offer(qk_trainer *t, const int32_t *weight_q, const int32_t *bias
  * lower the loss that it was fitted to, in the end not taken. */
 static qk_status fit_bias(qk_trainer *t) {
     enum { TRIES = 4 };
-    double *step = QK_NEW(double, 4 * t->rows);
+    double *step = QK_NEW(double, 4, t->rows);
     if (!step) return QK_E_NOMEM;
     double *slope_power = step + t->rows, *before = slope_power + t->rows, *after = before + t->rows;
     float *start = t->best_bias; /* not needed any more */

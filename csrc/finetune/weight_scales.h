@@ -4,6 +4,9 @@
 
 #include "qk.h"
 
+/* QK_E_ARG unless the weight's integers can be computed with in float32: at most 2^24 in size, qmin <= qmax. */
+qk_status qk_quantized_layer_check(const qk_quantized_layer *l, int64_t rows, int64_t inputs);
+
 /* Neighbouring inputs that share a scale; divides K. */
 static inline int64_t qk_scale_block(const qk_quantized_layer *l, int64_t inputs) {
     return l->scale_block > 0 ? l->scale_block : inputs;

@@ -110,9 +110,9 @@ qk_status qk_winograd_init(qk_winograd *w, const qk_training_data *d, const qk_w
     w->distance = distance_of(O * C);
     w->scratch_size = (C + block_of(w)) * ELEMENTS * l.tiles + ELEMENTS * distance_of(block) + TILE * TILE * l.tiles +
                       l.samples * l.in_size;
-    w->filters = QK_NEW(float, d->geometry.groups * ELEMENTS * w->distance);
-    w->scratch = QK_NEW(float, threads * w->scratch_size);
-    w->places = QK_NEW(int32_t, threads * 2 * l.tiles);
+    w->filters = QK_NEW(float, d->geometry.groups, ELEMENTS, w->distance);
+    w->scratch = QK_NEW(float, threads, w->scratch_size);
+    w->places = QK_NEW(int32_t, threads, 2, l.tiles);
     w->nines = QK_NEW(int32_t, block);
     for (int64_t i = 0; i < block && w->nines; i++) w->nines[i] = (int32_t)(TAPS * i);
     return w->filters && w->scratch && w->places && w->nines ? QK_OK : QK_E_NOMEM;

@@ -30,7 +30,9 @@ const char *qk_strerror(qk_status status);
 
 /* ---- threads --------------------------------------------------------------------------------- */
 typedef struct qk_pool qk_pool;
-/* threads >= 1, the caller included. NULL when out of memory. */
+/* threads, the caller included, from 1 to QK_MOST_THREADS. NULL when out of memory. In a child of fork() a pool goes on
+ * to work, with the caller's thread alone. */
+enum { QK_MOST_THREADS = 1024 };
 qk_pool *qk_pool_new(int threads);
 void qk_pool_free(qk_pool *pool);
 int qk_pool_threads(const qk_pool *pool);
@@ -62,8 +64,11 @@ qk_affine qk_affine_from_range(double rmin, double rmax, qk_grid grid);
 /* ONNX QuantizeLinear then DequantizeLinear: y = (clip(round_half_even(x / scale) + zp) - zp) * scale. */
 void qk_fake_quant(float *y, const float *x, size_t n, qk_affine affine, qk_grid grid);
 
-/* The instruction set of the kernels in use: "scalar", "avx2", "avx512" or "avx512vnni" (QK_MAX_ISA caps it). */
+/* The instruction set of the kernels in use: "scalar", "avx2", "avx512" or "avx512vnni". The environment variable
+ * QK_MAX_ISA caps it, with one of these names; empty or absent: no cap. */
 const char *qk_isa(void);
+/* Whether QK_MAX_ISA is one of these. Where it is not it caps nothing: whoever starts the core refuses it. */
+bool qk_isa_cap_is_known(void);
 
 typedef enum { QK_F32, QK_U8, QK_I8 } qk_dtype;
 
@@ -81,6 +86,8 @@ enum { QK_MAX_DIMS = 8, QK_MAX_SPATIAL = 3 };
 /* Minimum, maximum and a histogram, `bins` bins on each side of 0. The bin width is a power of two that doubles as
  * larger values arrive, so neither memory nor the result depends on how the data is cut into batches. */
 typedef struct qk_value_range qk_value_range;
+enum { QK_MOST_BINS = 1 << 24 };
+/* bins: even, 2 .. QK_MOST_BINS. NULL when out of memory. */
 qk_value_range *qk_value_range_new(int bins);
 void qk_value_range_free(qk_value_range *range);
 /* Adds n[i] values x[i] to ranges[i]. QK_E_NONFINITE on NaN or Inf: *bad is then the index i. */
@@ -165,9 +172,9 @@ qk_status qk_layer_join(qk_layer *layer, const qk_layer *other);
 typedef enum { QK_FITTED = 0, QK_HELD_OUT = 1 } qk_set;
 int64_t qk_layer_rows(const qk_layer *layer, qk_set set);
 /* Moments of one set, divided by its rows: per group gram (K,K), cross (O,K), mean_x (K), mean_y (O), power (O).
- * Without target cross, mean_y and power are left alone. */
-void qk_layer_moments(const qk_layer *layer, qk_set set, double *gram, double *cross, double *mean_x, double *mean_y,
-                      double *power);
+ * Without target cross, mean_y and power are left alone. QK_E_NOMEM. Several threads may read one layer at a time. */
+qk_status qk_layer_moments(const qk_layer *layer, qk_set set, double *gram, double *cross, double *mean_x,
+                           double *mean_y, double *power);
 const qk_geometry *qk_layer_geometry(const qk_layer *layer);
 
 /* ---- weight scale by output error (CalibMethod.MinOutputMSE) --------------------------------- */
@@ -190,7 +197,8 @@ typedef enum {
     QK_BOX_FREE        /* AdaQuant: any integer of the grid */
 } qk_box;
 
-/* The quantized layer at the start. Rows are output channels, groups * O of them. */
+/* The quantized layer at the start. Rows are output channels, groups * O of them. Weights, zero points and the ends of
+ * the grid are integers that float32 holds, at most 2^24 in size: else QK_E_ARG. */
 typedef struct {
     const float *weight;       /* float weight (rows, K) */
     const int32_t *weight_q;   /* (rows, K) */

@@ -20,8 +20,8 @@ qk_affine qk_affine_from_range(double rmin, double rmax, qk_grid grid) {
         rmin = -rmax;
     }
     double scale = (rmax - rmin) / ((double)grid.qmax - grid.qmin);
-    if (scale < FLT_MIN) return (qk_affine){1.0f, 0};
+    if (!(scale >= FLT_MIN)) return (qk_affine){1.0f, 0};
     if (grid.scale_type != QK_SCALE_FLOAT32) scale = round_up(scale, grid.scale_type);
-    const double zero_point = grid.symmetric ? (double)(grid.qmin + grid.qmax) / 2 : grid.qmin - rmin / scale;
-    return (qk_affine){(float)scale, (int32_t)rint(zero_point)};
+    const double zero_point = grid.symmetric ? ((double)grid.qmin + grid.qmax) / 2 : grid.qmin - rmin / scale;
+    return (qk_affine){(float)fmin(scale, FLT_MAX), (int32_t)fmin(fmax(rint(zero_point), INT32_MIN), INT32_MAX)};
 }

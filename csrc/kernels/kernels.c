@@ -1,32 +1,44 @@
 #include "kernels/kernels.h"
 
 #include <math.h>
-#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-static const qk_kernels *chosen;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
+/* The instruction sets in ascending order; QK_MAX_ISA names one of them. */
+typedef enum { SCALAR, AVX2, AVX512, AVX512VNNI, SETS } isa;
+static const char *const isa_names[SETS] = {"scalar", "avx2", "avx512", "avx512vnni"};
 
-static void choose(void) {
-    chosen = &qk_kernels_scalar;
-#ifdef QK_HAVE_X86
+/* SETS where the variable names none. */
+static isa most(void) {
     const char *cap = getenv("QK_MAX_ISA");
-    if (cap && strcmp(cap, "scalar") == 0) return;
+    if (!cap || !*cap) return SETS - 1;
+    isa named = SCALAR;
+    while (named < SETS && strcmp(cap, isa_names[named]) != 0) named++;
+    return named;
+}
+
+bool qk_isa_cap_is_known(void) { return most() < SETS; }
+
+static const qk_kernels *choose(void) {
+#ifdef QK_HAVE_X86
+    const isa cap = most();
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2")) chosen = &qk_kernels_avx2;
-    if (cap && strcmp(cap, "avx2") == 0) return;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        chosen = &qk_kernels_avx512;
-    if (cap && strcmp(cap, "avx512") == 0) return;
-    if (chosen == &qk_kernels_avx512 && __builtin_cpu_supports("avx512vnni")) chosen = &qk_kernels_avx512vnni;
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (cap >= AVX512VNNI && avx512 && __builtin_cpu_supports("avx512vnni")) return &qk_kernels_avx512vnni;
+    if (cap >= AVX512 && avx512) return &qk_kernels_avx512;
+    if (cap >= AVX2 && __builtin_cpu_supports("avx2")) return &qk_kernels_avx2;
 #endif
+    return &qk_kernels_scalar;
 }
 
 const qk_kernels *qk_kernels_get(void) {
-    pthread_once(&once, choose);
-    return chosen;
+    /* Every thread would choose the same, so a lock, which a child of fork() might find locked, is not needed. */
+    static _Atomic(const qk_kernels *) chosen;
+    const qk_kernels *kernels = atomic_load_explicit(&chosen, memory_order_acquire);
+    if (!kernels) atomic_store_explicit(&chosen, kernels = choose(), memory_order_release);
+    return kernels;
 }
 
 qk_adam qk_adam_at(double learning_rate, int64_t t) {

@@ -1,15 +1,28 @@
 #include "ops/extent.h"
 
-bool qk_geometry_is_sane(const qk_geometry *g) {
-    if (g->spatial < 0 || g->spatial > QK_MAX_SPATIAL || g->groups < 1 || g->inputs < 1 || g->outputs < 1) return false;
+#include <stdlib.h>
+
+#include "base/sizes.h"
+
+static bool is_within(int64_t size, int64_t least) { return size >= least && size <= INT32_MAX; }
+
+static bool are_sizes_sane(const qk_geometry *g) {
+    if (g->spatial < 0 || g->spatial > QK_MAX_SPATIAL) return false;
+    if (!is_within(g->groups, 1) || !is_within(g->inputs, 1) || !is_within(g->outputs, 1)) return false;
     if (g->spatial == 0 && (g->groups != 1 || g->transposed)) return false;
     int64_t channels = g->inputs; /* per group, times the sizes of the kernel that are still to come */
     for (int i = 0; i < g->spatial; channels /= g->kernel[i++])
-        if (g->kernel[i] < 1 || channels % g->kernel[i] || g->stride[i] < 1 || g->dilation[i] < 1 ||
-            g->stride[i] > INT32_MAX || g->dilation[i] > INT32_MAX || g->pad_begin[i] < 0 || g->pad_end[i] < 0 ||
-            g->pad_begin[i] > INT32_MAX || g->output_padding[i] < 0 || g->output_shape[i] < 0)
+        if (!is_within(g->kernel[i], 1) || channels % g->kernel[i] || !is_within(g->stride[i], 1) ||
+            !is_within(g->dilation[i], 1) || !is_within(g->pad_begin[i], 0) || !is_within(g->pad_end[i], 0) ||
+            !is_within(g->output_padding[i], 0) || !is_within(g->output_shape[i], 0))
             return false;
     return true;
+}
+
+qk_status qk_geometry_check(const qk_geometry *g) {
+    if (!are_sizes_sane(g)) return QK_E_ARG;
+    const int64_t weights = QK_PRODUCT(g->groups, g->inputs, g->outputs);
+    return weights < 0 || weights > QK_MOST_NUMBERS ? QK_E_NOMEM : QK_OK;
 }
 
 static int64_t element_count(const qk_tensor *t) {
@@ -50,7 +63,7 @@ static void resolve_conv_axis(const qk_geometry *g, int axis, qk_extent *e) {
     case QK_PAD_VALID: e->pad[axis] = 0; break;
     case QK_PAD_SAME_UPPER:
     case QK_PAD_SAME_LOWER: {
-        const int64_t out = (in + stride - 1) / stride;
+        const int64_t out = qk_ceil_div(in, stride);
         total = (out - 1) * stride + window - in;
         if (total < 0) total = 0;
         e->pad[axis] = g->auto_pad == QK_PAD_SAME_UPPER ? total / 2 : total - total / 2;
@@ -85,6 +98,7 @@ qk_status qk_extent_of(const qk_geometry *g, const qk_tensor *x, const qk_tensor
     *e = (qk_extent){0};
     /* offsets are 32-bit: feed fewer samples at a time */
     if (element_count(x) > INT32_MAX || (y && element_count(y) > INT32_MAX)) return QK_E_SHAPE;
+    if (x->dtype != QK_F32 && abs(x->affine.zero_point / 2) > 1 << 23) return QK_E_ARG; /* no float32 integer */
     if (g->spatial == 0) return rows_extent(g, x, y, e);
     if (x->ndim != g->spatial + 2) return QK_E_SHAPE;
     e->samples = x->dims[0];
@@ -100,9 +114,10 @@ qk_status qk_extent_of(const qk_geometry *g, const qk_tensor *x, const qk_tensor
             resolve_conv_axis(g, i, e);
         if (e->in[i] == 0) e->out[i] = 0; /* nothing but padding to read */
         e->taps *= g->kernel[i];
-        e->positions *= e->out[i];
+        e->positions = QK_PRODUCT(e->positions, e->out[i]);
         e->x_channel *= e->in[i];
     }
+    if (e->positions < 0 || e->positions > INT32_MAX) return QK_E_SHAPE;
     if (e->channels % g->groups || e->channels / g->groups * e->taps != g->inputs) return QK_E_SHAPE;
     e->x_sample = e->channels * e->x_channel;
     e->y_output = e->positions;

@@ -15,10 +15,12 @@ typedef struct {
     int64_t x_sample, x_channel, y_sample, y_output, y_position;
 } qk_extent;
 
-/* Whether every size can be: at least one group, input and output, kernels and strides of at least 1, … */
-bool qk_geometry_is_sane(const qk_geometry *g);
+/* QK_E_ARG unless every size can be: at least one group, input and output, kernels and strides of at least 1, …, none
+ * above INT32_MAX. QK_E_NOMEM where the weight is beyond any memory. */
+qk_status qk_geometry_check(const qk_geometry *g);
 
-/* y may be NULL. QK_E_SHAPE when the arrays do not fit the geometry or each other. */
+/* y may be NULL. QK_E_SHAPE when the arrays do not fit the geometry or each other, QK_E_ARG on a zero point far from
+ * any byte. */
 qk_status qk_extent_of(const qk_geometry *g, const qk_tensor *x, const qk_tensor *y, qk_extent *e);
 
 #endif

@@ -7,12 +7,12 @@
 
 qk_status qk_row_table_init(qk_row_table *t, int64_t taps, int64_t capacity) {
     *t = (qk_row_table){.taps = taps, .capacity = capacity};
-    t->offsets = QK_NEW(int32_t, taps * capacity);
-    t->runs = QK_NEW(int32_t, taps * capacity);
-    t->padding = QK_NEW(int32_t, taps * capacity);
+    t->offsets = QK_NEW(int32_t, taps, capacity);
+    t->runs = QK_NEW(int32_t, taps, capacity);
+    t->padding = QK_NEW(int32_t, taps, capacity);
     t->padding_count = QK_NEW(int64_t, taps);
-    t->coordinates = QK_NEW(int32_t, QK_MAX_SPATIAL * capacity);
-    t->phases = QK_NEW(int32_t, QK_MAX_SPATIAL * capacity);
+    t->coordinates = QK_NEW(int32_t, QK_MAX_SPATIAL, capacity);
+    t->phases = QK_NEW(int32_t, QK_MAX_SPATIAL, capacity);
     const bool ok = t->offsets && t->runs && t->padding && t->padding_count && t->coordinates && t->phases;
     return ok ? QK_OK : QK_E_NOMEM;
 }

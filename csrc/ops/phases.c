@@ -1,5 +1,7 @@
 #include "ops/phases.h"
 
+#include "base/sizes.h"
+
 static int64_t greatest_divisor(int64_t a, int64_t b) { return b ? greatest_divisor(b, a % b) : a; }
 
 /* Tap k sees the outputs with the remainder k * dilation % stride (plus the padding), which repeats after
@@ -17,21 +19,30 @@ qk_phases qk_phases_of(const qk_geometry *g) {
     return p;
 }
 
+/* Along an axis the phase sees the taps first, first + classes, ...; so many of them. */
+static int64_t taps_along(const qk_phases *p, const qk_geometry *g, int axis, int64_t first) {
+    return qk_ceil_div(g->kernel[axis] - first, p->classes[axis]);
+}
+
 int64_t qk_phase_taps(const qk_phases *p, const qk_geometry *g, int64_t phase, int64_t *which) {
-    int64_t taps = 1, n = 0;
-    for (int i = 0; i < g->spatial; i++) taps *= g->kernel[i];
-    for (int64_t tap = 0; tap < taps; tap++) {
-        int64_t of_tap = 0, scale = 1, rest = tap;
-        for (int i = g->spatial - 1; i >= 0; i--) {
-            of_tap += rest % g->kernel[i] % p->classes[i] * scale;
-            scale *= p->classes[i];
-            rest /= g->kernel[i];
-        }
-        if (of_tap != phase) continue;
-        if (which) which[n] = tap;
-        n++;
+    int64_t first[QK_MAX_SPATIAL], taps = 1, rest = phase;
+    if (phase >= p->tap_phases) return 0;
+    for (int i = g->spatial - 1; i >= 0; i--) {
+        first[i] = rest % p->classes[i];
+        rest /= p->classes[i];
+        taps *= taps_along(p, g, i, first[i]);
     }
-    return n;
+    for (int64_t n = 0; n < taps && which; n++) {
+        int64_t tap = 0, scale = 1, line = n;
+        for (int i = g->spatial - 1; i >= 0; i--) {
+            const int64_t count = taps_along(p, g, i, first[i]);
+            tap += (first[i] + line % count * p->classes[i]) * scale;
+            scale *= g->kernel[i];
+            line /= count;
+        }
+        which[n] = tap;
+    }
+    return taps;
 }
 
 static int64_t phase_of(const qk_phases *p, const qk_geometry *g, const qk_extent *e, int64_t position) {

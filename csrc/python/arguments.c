@@ -52,13 +52,20 @@ bool qk_tensor_from(PyObject *object, const char *name, qk_affine affine, qk_ten
     return true;
 }
 
+PyObject *qk_items_of(PyObject *sequence, const char *name) {
+    PyObject *items = PySequence_Tuple(sequence);
+    if (!items && PyErr_ExceptionMatches(PyExc_TypeError))
+        PyErr_Format(PyExc_TypeError, "%s: a sequence is needed, not %s", name, Py_TYPE(sequence)->tp_name);
+    return items;
+}
+
 bool qk_integers_from(PyObject *sequence, const char *name, Py_ssize_t count, int64_t *out) {
-    PyObject *items = PySequence_Fast(sequence, "a sequence of integers is needed");
+    PyObject *items = qk_items_of(sequence, name);
     if (!items) return false;
-    bool ok = PySequence_Fast_GET_SIZE(items) == count;
+    bool ok = PyTuple_GET_SIZE(items) == count;
     if (!ok) PyErr_Format(PyExc_ValueError, "%s: %zd integers are needed", name, count);
     for (Py_ssize_t i = 0; ok && i < count; i++) {
-        out[i] = PyLong_AsLongLong(PySequence_Fast_GET_ITEM(items, i));
+        out[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(items, i));
         ok = !PyErr_Occurred();
     }
     Py_DECREF(items);

@@ -34,6 +34,8 @@ PyObject *qk_raise(qk_status status, const char *what);
 PyArrayObject *qk_array(PyObject *object, const char *name, int numpy_type, npy_intp count);
 /* A tensor of float32, uint8 or int8, C-contiguous. false with an exception set. */
 bool qk_tensor_from(PyObject *object, const char *name, qk_affine affine, qk_tensor *tensor);
+/* A new tuple of the items of a sequence, which other code can then no longer change; NULL with an exception set. */
+PyObject *qk_items_of(PyObject *sequence, const char *name);
 /* A sequence of `count` integers. */
 bool qk_integers_from(PyObject *sequence, const char *name, Py_ssize_t count, int64_t *out);
 /* The place of `name` among the count names of `what`; -1 with ValueError that lists them. */
@@ -54,8 +56,8 @@ PyObject *qk_new_array(int ndim, const npy_intp *dims, int type);
  * core. */
 bool qk_cancelled(void *pool);
 
-/* Methods that release the GIL and change their object take it first: false with RuntimeError when another thread has
- * it. The flag is read and written with the GIL held. */
+/* Methods take their object until they return, those that only read it too: false with RuntimeError when another thread
+ * has it, which so much as reads it while the GIL is released. The flag is read and written with the GIL held. */
 bool qk_take(bool *in_use, const char *name);
 
 /* ---- pool.c ---- */

@@ -27,7 +27,10 @@ static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     layer_object *self = (layer_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->x_affine = affine;
-    const qk_status status = qk_layer_new(&self->layer, &geometry, &rows, target);
+    qk_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = qk_layer_new(&self->layer, &geometry, &rows, target);
+    Py_END_ALLOW_THREADS
     if (status != QK_OK) {
         Py_DECREF(self);
         return qk_raise(status, "Layer");
@@ -74,38 +77,45 @@ static PyObject *layer_extent(PyObject *object, PyObject *argument) {
                            : qk_raise(status, "extent");
 }
 
-static bool flush(PyObject *object, qk_pool *pool) {
-    layer_object *self = (layer_object *)object;
+/* Takes the Layer and adds what waits. The caller gives it back with `in_use = false` unless this is false. */
+static bool take_flushed(layer_object *self, qk_pool *pool) {
     if (!qk_take(&self->in_use, "Layer")) return false;
     qk_status status;
     Py_BEGIN_ALLOW_THREADS
     status = qk_layer_flush(self->layer, pool);
     Py_END_ALLOW_THREADS
+    if (status == QK_OK) return true;
     self->in_use = false;
-    return status == QK_OK || qk_raise(status, "Layer");
+    qk_raise(status, "Layer");
+    return false;
 }
 
 static PyObject *layer_join(PyObject *object, PyObject *args) {
     PyObject *other, *pool_argument;
     if (!PyArg_ParseTuple(args, "O!O:join", Py_TYPE(object), &other, &pool_argument)) return NULL;
     qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
-    if (!pool || !flush(object, pool) || !flush(other, pool)) return NULL;
-    const qk_status status = qk_layer_join(((layer_object *)object)->layer, ((layer_object *)other)->layer);
+    layer_object *self = (layer_object *)object, *from = (layer_object *)other;
+    if (self == from) return qk_raise(QK_E_ARG, "join: the layers are not alike");
+    if (!pool || !take_flushed(self, pool)) return NULL;
+    qk_status status = QK_OK;
+    const bool both = take_flushed(from, pool);
+    if (both) {
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_layer_join(self->layer, from->layer);
+        Py_END_ALLOW_THREADS
+        from->in_use = false;
+    }
+    self->in_use = false;
+    if (!both) return NULL;
     return status == QK_OK ? Py_NewRef(Py_None) : qk_raise(status, "join: the layers are not alike");
 }
 
 /* ---- moments, for tests and reports ---------------------------------------------------------- */
 
-static PyObject *layer_moments(PyObject *object, PyObject *args) {
-    layer_object *self = (layer_object *)object;
-    PyObject *pool_argument;
-    int held_out = 0;
-    if (!PyArg_ParseTuple(args, "Op:moments", &pool_argument, &held_out)) return NULL;
-    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
-    if (!pool || !flush(object, pool)) return NULL;
-    const qk_geometry *g = qk_layer_geometry(self->layer);
-    const qk_set set = held_out ? QK_HELD_OUT : QK_FITTED;
-    const int64_t rows = qk_layer_rows(self->layer, set);
+/* The moments of a Layer that is taken. */
+static PyObject *moments_of(const qk_layer *layer, qk_set set) {
+    const qk_geometry *g = qk_layer_geometry(layer);
+    const int64_t rows = qk_layer_rows(layer, set);
     if (rows == 0) return qk_raise(QK_E_NO_ROWS, "moments");
     const npy_intp gram_dims[] = {g->groups, g->inputs, g->inputs}, cross_dims[] = {g->groups, g->outputs, g->inputs};
     const npy_intp x_dims[] = {g->groups, g->inputs}, y_dims[] = {g->groups, g->outputs};
@@ -116,16 +126,32 @@ static PyObject *layer_moments(PyObject *object, PyObject *args) {
         PyArray_FILLWBYTE((PyArrayObject *)cross, 0);
         PyArray_FILLWBYTE((PyArrayObject *)mean_y, 0);
         PyArray_FILLWBYTE((PyArrayObject *)power, 0);
-        qk_layer_moments(self->layer, set, PyArray_DATA((PyArrayObject *)gram), PyArray_DATA((PyArrayObject *)cross),
-                         PyArray_DATA((PyArrayObject *)mean_x), PyArray_DATA((PyArrayObject *)mean_y),
-                         PyArray_DATA((PyArrayObject *)power));
-        result = Py_BuildValue("(LOOOOO)", (long long)rows, gram, cross, mean_x, mean_y, power);
+        qk_status status;
+        Py_BEGIN_ALLOW_THREADS
+        status = qk_layer_moments(layer, set, PyArray_DATA((PyArrayObject *)gram), PyArray_DATA((PyArrayObject *)cross),
+                                  PyArray_DATA((PyArrayObject *)mean_x), PyArray_DATA((PyArrayObject *)mean_y),
+                                  PyArray_DATA((PyArrayObject *)power));
+        Py_END_ALLOW_THREADS
+        result = status == QK_OK ? Py_BuildValue("(LOOOOO)", (long long)rows, gram, cross, mean_x, mean_y, power)
+                                 : qk_raise(status, "moments");
     }
     Py_XDECREF(gram);
     Py_XDECREF(cross);
     Py_XDECREF(mean_x);
     Py_XDECREF(mean_y);
     Py_XDECREF(power);
+    return result;
+}
+
+static PyObject *layer_moments(PyObject *object, PyObject *args) {
+    layer_object *self = (layer_object *)object;
+    PyObject *pool_argument;
+    int held_out = 0;
+    if (!PyArg_ParseTuple(args, "Op:moments", &pool_argument, &held_out)) return NULL;
+    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
+    if (!pool || !take_flushed(self, pool)) return NULL;
+    PyObject *result = moments_of(self->layer, held_out ? QK_HELD_OUT : QK_FITTED);
+    self->in_use = false;
     return result;
 }
 
@@ -151,14 +177,19 @@ static PyObject *layer_weight_scale(PyObject *object, PyObject *args, PyObject *
     const qk_geometry *g = qk_layer_geometry(self->layer);
     const npy_intp rows = g->groups * g->outputs, count = per_channel ? rows : 1;
     PyArrayObject *weight = pool ? qk_array(weight_argument, "weight", NPY_FLOAT32, rows * g->inputs) : NULL;
-    if (!weight || !flush(object, pool)) return NULL;
+    if (!weight) return NULL;
     problem.weight = PyArray_DATA(weight);
     qk_affine *affine = PyMem_Calloc((size_t)count, sizeof *affine);
     if (!affine) return PyErr_NoMemory();
+    if (!take_flushed(self, pool)) {
+        PyMem_Free(affine);
+        return NULL;
+    }
     qk_status status;
     Py_BEGIN_ALLOW_THREADS
     status = qk_choose_weight_scale(self->layer, &problem, affine, pool);
     Py_END_ALLOW_THREADS
+    self->in_use = false;
     PyObject *result = status == QK_OK ? qk_affine_arrays(affine, count) : qk_raise(status, "weight_scale");
     PyMem_Free(affine);
     return result;
@@ -210,8 +241,7 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
         !qk_quantized_layer_from((PyObject *[]){weight, weight_q, scale, zp, bias, bias_scale}, rows, g->inputs,
                                  &start) ||
         !(d = qk_array(damping, "damping", NPY_FLOAT64,
-                       PyArray_Check(damping) ? PyArray_SIZE((PyArrayObject *)damping) : 0)) ||
-        !flush(object, pool))
+                       PyArray_Check(damping) ? PyArray_SIZE((PyArrayObject *)damping) : 0)))
         return NULL;
     options.user = pool_argument;
     options.box = is_free ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL;
@@ -223,7 +253,7 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
     PyObject *new_bias =
         start.bias && start.bias_scale && update_bias ? qk_new_array(1, &rows, NPY_INT32) : Py_NewRef(Py_None);
     PyObject *result = NULL;
-    if (new_weight && new_bias) {
+    if (new_weight && new_bias && take_flushed(self, pool)) {
         qk_least_squares_result r = {.weight_q = PyArray_DATA((PyArrayObject *)new_weight)};
         if (new_bias != Py_None) {
             PyArray_FILLWBYTE((PyArrayObject *)new_bias, 0);
@@ -235,6 +265,7 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
         Py_END_ALLOW_THREADS
         result =
             status == QK_OK ? result_dict(self->layer, &r, new_weight, new_bias) : qk_raise(status, "least_squares");
+        self->in_use = false;
     }
     Py_XDECREF(new_weight);
     Py_XDECREF(new_bias);

@@ -137,6 +137,12 @@ static bool add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type) {
 
 static int module_exec(PyObject *module) {
     import_array1(-1);
+    if (!qk_isa_cap_is_known()) {
+        PyErr_Format(PyExc_ImportError,
+                     "the environment variable QK_MAX_ISA is '%s': use scalar, avx2, avx512 or avx512vnni, or unset it",
+                     getenv("QK_MAX_ISA"));
+        return -1;
+    }
     qk_module_state *state = state_of_module(module);
     return add_type(module, &qk_pool_spec, &state->pool_type) &&
                    add_type(module, &qk_ranges_spec, &state->ranges_type) &&

@@ -11,7 +11,8 @@ static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
     static char *names[] = {"threads", NULL};
     int threads;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i:ThreadPool", names, &threads)) return NULL;
-    if (threads < 1) return PyErr_Format(PyExc_ValueError, "threads: at least 1 is needed, not %d", threads);
+    if (threads < 1 || threads > QK_MOST_THREADS)
+        return PyErr_Format(PyExc_ValueError, "threads: 1 to %d are needed, not %d", QK_MOST_THREADS, threads);
     pool_object *self = (pool_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->pool = qk_pool_new(threads);

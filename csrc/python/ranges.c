@@ -14,8 +14,10 @@ static PyObject *ranges_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     Py_ssize_t count;
     int bins = 2048;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "n|i:ValueRanges", names, &count, &bins)) return NULL;
-    if (count < 0 || bins < 2 || bins % 2)
-        return PyErr_Format(PyExc_ValueError, "ValueRanges: tensors >= 0 and an even number of bins >= 2 are needed");
+    if (count < 0 || bins < 2 || bins % 2 || bins > QK_MOST_BINS)
+        return PyErr_Format(PyExc_ValueError,
+                            "ValueRanges: tensors >= 0 and an even number of bins from 2 to %d are needed",
+                            QK_MOST_BINS);
     ranges_object *self = (ranges_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->count = count;
@@ -41,18 +43,18 @@ static void ranges_dealloc(PyObject *object) {
 
 static PyObject *ranges_update(PyObject *object, PyObject *arrays) {
     ranges_object *self = (ranges_object *)object;
-    PyObject *items = PySequence_Fast(arrays, "update: a sequence of arrays is needed");
+    PyObject *items = qk_items_of(arrays, "update");
     if (!items) return NULL;
     const float **x = PyMem_Calloc((size_t)self->count + 1, sizeof *x);
     size_t *n = PyMem_Calloc((size_t)self->count + 1, sizeof *n), bad = 0;
     bool ok = x && n;
     if (!ok) PyErr_NoMemory();
-    if (ok && PySequence_Fast_GET_SIZE(items) != self->count) {
+    if (ok && PyTuple_GET_SIZE(items) != self->count) {
         PyErr_Format(PyExc_ValueError, "update: %zd arrays are needed, one per tensor", self->count);
         ok = false;
     }
     for (Py_ssize_t i = 0; ok && i < self->count; i++) {
-        PyObject *item = PySequence_Fast_GET_ITEM(items, i);
+        PyObject *item = PyTuple_GET_ITEM(items, i);
         PyArrayObject *array =
             qk_array(item, "update", NPY_FLOAT32, PyArray_Check(item) ? PyArray_SIZE((PyArrayObject *)item) : 0);
         ok = array != NULL;
@@ -95,17 +97,24 @@ static PyObject *ranges_add(PyObject *object, PyObject *argument) {
     Py_RETURN_NONE;
 }
 
+/* NULL with an exception set, also where another thread has the object. */
 static qk_value_range *range_at(ranges_object *self, Py_ssize_t i) {
-    if (i >= 0 && i < self->count) return self->ranges[i];
-    PyErr_Format(PyExc_IndexError, "tensor %zd of %zd", i, self->count);
+    if (i < 0 || i >= self->count)
+        PyErr_Format(PyExc_IndexError, "tensor %zd of %zd", i, self->count);
+    else if (qk_take(&self->in_use, "ValueRanges"))
+        return self->ranges[i];
     return NULL;
 }
 
 static PyObject *ranges_min_max(PyObject *object, PyObject *args) {
     Py_ssize_t i;
     if (!PyArg_ParseTuple(args, "n:min_max", &i)) return NULL;
-    const qk_value_range *r = range_at((ranges_object *)object, i);
-    return r ? Py_BuildValue("(ff)", qk_value_range_min(r), qk_value_range_max(r)) : NULL;
+    ranges_object *self = (ranges_object *)object;
+    const qk_value_range *r = range_at(self, i);
+    if (!r) return NULL;
+    const float lo = qk_value_range_min(r), hi = qk_value_range_max(r);
+    self->in_use = false;
+    return Py_BuildValue("(ff)", lo, hi);
 }
 
 static PyObject *ranges_percentile(PyObject *object, PyObject *args) {
@@ -114,30 +123,39 @@ static PyObject *ranges_percentile(PyObject *object, PyObject *args) {
     if (!PyArg_ParseTuple(args, "nd:percentile", &i, &percentile)) return NULL;
     if (!(percentile > 0 && percentile <= 100))
         return PyErr_Format(PyExc_ValueError, "percentile: a number in (0, 100] is needed");
-    const qk_value_range *r = range_at((ranges_object *)object, i);
-    return r ? PyFloat_FromDouble(qk_value_range_percentile(r, percentile)) : NULL;
+    ranges_object *self = (ranges_object *)object;
+    const qk_value_range *r = range_at(self, i);
+    if (!r) return NULL;
+    const float edge = qk_value_range_percentile(r, percentile);
+    self->in_use = false;
+    return PyFloat_FromDouble(edge);
 }
 
 static PyObject *ranges_histogram(PyObject *object, PyObject *args) {
     Py_ssize_t i;
     if (!PyArg_ParseTuple(args, "n:histogram", &i)) return NULL;
-    const qk_value_range *r = range_at((ranges_object *)object, i);
-    const npy_intp size = 2 * (npy_intp)((ranges_object *)object)->bins;
-    PyObject *counts = r ? qk_new_array(1, &size, NPY_UINT64) : NULL;
-    if (!counts) return NULL;
+    ranges_object *self = (ranges_object *)object;
+    const npy_intp size = 2 * (npy_intp)self->bins;
+    PyObject *counts = qk_new_array(1, &size, NPY_UINT64);
+    const qk_value_range *r = counts ? range_at(self, i) : NULL;
+    if (!r) {
+        Py_XDECREF(counts);
+        return NULL;
+    }
     const double width = qk_value_range_histogram(r, PyArray_DATA((PyArrayObject *)counts));
+    self->in_use = false;
     return Py_BuildValue("(dN)", width, counts);
 }
 
 /* A sequence of numbers in (0, 100]; NULL with an exception set. The caller frees it. */
 static double *percentiles_from(PyObject *sequence, int *count) {
-    PyObject *items = PySequence_Fast(sequence, "percentiles: a sequence of numbers is needed");
+    PyObject *items = qk_items_of(sequence, "percentiles");
     if (!items) return NULL;
-    const Py_ssize_t n = PySequence_Fast_GET_SIZE(items);
+    const Py_ssize_t n = PyTuple_GET_SIZE(items);
     double *out = PyMem_Calloc((size_t)n + 1, sizeof *out);
     if (!out) PyErr_NoMemory();
     for (Py_ssize_t i = 0; out && i < n; i++) {
-        out[i] = PyFloat_AsDouble(PySequence_Fast_GET_ITEM(items, i));
+        out[i] = PyFloat_AsDouble(PyTuple_GET_ITEM(items, i));
         if (!PyErr_Occurred() && !(out[i] > 0 && out[i] <= 100))
             PyErr_SetString(PyExc_ValueError, "percentiles: numbers in (0, 100] are needed");
         if (PyErr_Occurred()) {
@@ -165,31 +183,31 @@ static PyObject *ranges_choose(PyObject *object, PyObject *args, PyObject *kwarg
                                      &choice.grid.qmax, &symmetric, &scale_type, &two_sided, &percentiles, &squared,
                                      &choice.levels))
         return NULL;
-    const qk_value_range *r = range_at((ranges_object *)object, i);
-    const int place = r ? qk_place_of(method, methods, 6, "method") : -1;
+    ranges_object *self = (ranges_object *)object;
+    const int place = qk_place_of(method, methods, 6, "method");
     if (place < 0 || !qk_scale_type_from(scale_type, &choice.grid.scale_type)) return NULL;
     choice.method = (qk_range_method)place;
     choice.grid.symmetric = symmetric;
     choice.two_sided = two_sided;
     choice.squared = squared;
-    if (choice.levels < 2 || choice.levels % 2 || choice.levels > 2 * ((ranges_object *)object)->bins)
-        return PyErr_Format(PyExc_ValueError, "levels: an even number from 2 to %d is needed",
-                            2 * ((ranges_object *)object)->bins);
+    if (choice.levels < 2 || choice.levels % 2 || choice.levels > 2 * self->bins)
+        return PyErr_Format(PyExc_ValueError, "levels: an even number from 2 to %d is needed", 2 * self->bins);
     double *candidates = percentiles_from(percentiles, &choice.percentile_count);
     if (!candidates) return NULL;
     choice.percentiles = candidates;
+    const bool by_percentile = choice.method == QK_RANGE_PERCENTILE || choice.method == QK_RANGE_LAYERWISE_PERCENTILE;
+    if (by_percentile && choice.percentile_count == 0)
+        PyErr_SetString(PyExc_ValueError, "percentiles: at least one is needed");
+    const qk_value_range *r = PyErr_Occurred() ? NULL : range_at(self, i);
     float lo = 0, hi = 0;
-    const bool enough = choice.percentile_count > 0 ||
-                        (choice.method != QK_RANGE_PERCENTILE && choice.method != QK_RANGE_LAYERWISE_PERCENTILE);
-    if (enough) {
+    if (r) {
         Py_BEGIN_ALLOW_THREADS
         qk_value_range_choose(r, &choice, &lo, &hi);
         Py_END_ALLOW_THREADS
-    } else {
-        PyErr_SetString(PyExc_ValueError, "percentiles: at least one is needed");
+        self->in_use = false;
     }
     PyMem_Free(candidates);
-    return enough ? Py_BuildValue("(ff)", lo, hi) : NULL;
+    return r ? Py_BuildValue("(ff)", lo, hi) : NULL;
 }
 
 #define KEYWORDS(function) (PyCFunction)(void (*)(void))(function)

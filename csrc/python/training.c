@@ -1,6 +1,8 @@
 /* TrainingData: the samples of one layer, and the gradient loops on them. */
 #include "bindings.h"
 
+#include "base/sizes.h"
+
 typedef struct {
     PyObject_HEAD
     qk_training_data *data;
@@ -59,6 +61,15 @@ static bool stage_from(PyObject *argument, npy_intp rows, qk_output_stage *stage
                             &stage->affine.zero_point, &stage->grid.qmin, &stage->grid.qmax);
 }
 
+/* Keeps an array's memory alive and where it is: NumPy moves none that a weak reference points to, not even with
+ * resize(refcheck=False). */
+static bool keep_array(PyObject *list, PyObject *array) {
+    PyObject *reference = PyWeakref_NewRef(array, NULL);
+    const bool ok = reference && PyList_Append(list, array) == 0 && PyList_Append(list, reference) == 0;
+    Py_XDECREF(reference);
+    return ok;
+}
+
 static PyObject *training_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"inputs", "outputs", "groups", "conv", "holdout", "x_scale", "x_zero_point", "stage", NULL};
     long long inputs, outputs, groups = 1;
@@ -70,21 +81,21 @@ static PyObject *training_new(PyTypeObject *type, PyObject *args, PyObject *kwar
         return NULL;
     qk_geometry geometry = {.inputs = inputs, .outputs = outputs, .groups = groups};
     qk_output_stage stage;
-    if (!qk_conv_from(conv, &geometry) || !stage_from(stage_argument, (npy_intp)(groups * outputs), &stage))
-        return NULL;
+    const int64_t rows = QK_PRODUCT(groups, outputs);
+    if (rows < 0) return qk_raise(QK_E_ARG, "TrainingData");
+    if (!qk_conv_from(conv, &geometry) || !stage_from(stage_argument, rows, &stage)) return NULL;
     training_object *self = (training_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->x_affine = affine;
-    self->rows = (npy_intp)(groups * outputs);
+    self->rows = rows;
     self->inputs = (npy_intp)inputs;
     self->arrays = PyList_New(0);
-    qk_status status = self->arrays && PyList_Append(self->arrays, stage_argument) == 0 ? QK_OK : QK_E_NOMEM;
-    if (status == QK_OK) status = qk_training_data_new(&self->data, &geometry, &stage, holdout);
-    if (status != QK_OK) {
-        Py_DECREF(self);
-        return qk_raise(status, "TrainingData");
-    }
-    return (PyObject *)self;
+    const bool kept = self->arrays && PyList_Append(self->arrays, stage_argument) == 0 &&
+                      (!stage.slopes || keep_array(self->arrays, PyTuple_GET_ITEM(stage_argument, 3)));
+    const qk_status status = kept ? qk_training_data_new(&self->data, &geometry, &stage, holdout) : QK_OK;
+    if (kept && status == QK_OK) return (PyObject *)self;
+    Py_DECREF(self);
+    return kept ? qk_raise(status, "TrainingData") : NULL;
 }
 
 static void training_dealloc(PyObject *object) {
@@ -106,13 +117,16 @@ static PyObject *training_add(PyObject *object, PyObject *args) {
         (float_argument != Py_None && !qk_tensor_from(float_argument, "x_float", none, &x_float)) ||
         !qk_take(&self->in_use, "TrainingData"))
         return NULL;
-    const qk_status status = qk_training_data_add(self->data, &x, float_argument != Py_None ? &x_float : NULL, &y);
+    const Py_ssize_t before = PyList_GET_SIZE(self->arrays);
+    /* First kept, then added: what cannot be kept must not be read later. */
+    const bool kept = keep_array(self->arrays, x_argument) && keep_array(self->arrays, y_argument) &&
+                      (float_argument == Py_None || keep_array(self->arrays, float_argument));
+    const qk_status status =
+        kept ? qk_training_data_add(self->data, &x, float_argument != Py_None ? &x_float : NULL, &y) : QK_OK;
     self->in_use = false;
-    if (status != QK_OK) return qk_raise(status, "add");
-    PyObject *kept = PyTuple_Pack(3, x_argument, y_argument, float_argument);
-    const bool ok = kept && PyList_Append(self->arrays, kept) == 0;
-    Py_XDECREF(kept);
-    return ok ? Py_NewRef(Py_None) : NULL;
+    if (status != QK_OK) PyList_SetSlice(self->arrays, before, PyList_GET_SIZE(self->arrays), NULL);
+    if (!kept) return NULL;
+    return status == QK_OK ? Py_NewRef(Py_None) : qk_raise(status, "add");
 }
 
 static PyObject *result_dict(const qk_gradient_result *r, PyObject *weight, PyObject *bias, PyObject *losses) {

@@ -9,6 +9,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/types.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "base/random.h"
 #include "qk.h"
@@ -58,6 +61,19 @@ static inline int qk_run_tests(const char *file, const qk_test *tests, size_t co
     }
     printf("%.*s: %zu passed, %d failed\n", (int)strcspn(name, "."), name, count - (size_t)failed, failed);
     return failed > 0;
+}
+
+/* ---- fork ------------------------------------------------------------------------------------ */
+
+/* Whether a child of this process, in which `work` runs, ends by itself within a minute, and `work` is true there. */
+static inline bool qk_child_succeeds(bool (*work)(void *), void *context) {
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(60);
+        _exit(work(context) ? 0 : 1);
+    }
+    int status = -1;
+    return child > 0 && waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
 /* ---- data ------------------------------------------------------------------------------------ */

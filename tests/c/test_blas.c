@@ -72,6 +72,7 @@ static void gemm_multiplies_row_major(void) {
 }
 
 static void cholesky_gives_the_factor(void) {
+    qk_blas_enter(); /* OpenBLAS's own threads hand over work in ways that ThreadSanitizer does not see */
     const int64_t sizes[] = {1, 2, 7, 63, 64, 65, 130, 200}; /* around the block of 64 */
     for (int s = 0; s < 8; s++) {
         const int64_t n = sizes[s];
@@ -101,9 +102,11 @@ static void cholesky_gives_the_factor(void) {
         free(l);
         free(a);
     }
+    qk_blas_leave();
 }
 
 static void cholesky_refuses_what_is_not_positive_definite(void) {
+    qk_blas_enter();
     for (int64_t n = 1; n <= 130; n += 43) {
         qk_random r = {7};
         for (int kind = 0; kind < 3; kind++) {
@@ -114,6 +117,7 @@ static void cholesky_refuses_what_is_not_positive_definite(void) {
             free(a);
         }
     }
+    qk_blas_leave();
 }
 
 static void a_section_borrows_the_thread_count(void) {
@@ -129,5 +133,45 @@ static void a_section_borrows_the_thread_count(void) {
     CHECK(strstr(qk_blas_config(), "OpenBLAS") != NULL);
 }
 
+/* Products in sections of its own, until told to stop. */
+static void *multiply_for_ever(void *stop) {
+    enum { N = 16 };
+    float a[N * N] = {1}, c[N * N];
+    while (!atomic_load((atomic_bool *)stop)) {
+        qk_blas_enter();
+        qk_sgemm(c, a, a, (qk_gemm_shape){.m = N, .n = N, .k = N, .lda = N, .ldb = N, .ldc = N});
+        qk_blas_leave();
+    }
+    return NULL;
+}
+
+static bool multiply_in_child(void *threads_outside) {
+    const float a[4] = {1, 2, 3, 4};
+    float c[4];
+    qk_blas_enter();
+    qk_sgemm(c, a, a, (qk_gemm_shape){.m = 2, .n = 2, .k = 2, .lda = 2, .ldb = 2, .ldc = 2});
+    qk_blas_leave();
+    return c[0] == 7 && c[3] == 22 && BLAS(openblas_get_num_threads)() == *(int *)threads_outside;
+}
+
+static void a_child_is_not_kept_out_by_threads_that_it_does_not_have(void) {
+    int outside = BLAS(openblas_get_num_threads)();
+    atomic_bool stop = false;
+    pthread_t other;
+    CHECK(pthread_create(&other, NULL, multiply_for_ever, &stop) == 0);
+    for (int i = 0; i < 300; i++) CHECK(qk_child_succeeds(multiply_in_child, &outside));
+    atomic_store(&stop, true);
+    pthread_join(other, NULL);
+    CHECK(BLAS(openblas_get_num_threads)() == outside);
+}
+
+static void a_section_goes_on_in_a_child(void) {
+    int one = 1;
+    qk_blas_enter();
+    CHECK(qk_child_succeeds(multiply_in_child, &one));
+    qk_blas_leave();
+}
+
 QK_TESTS(QK_TEST(gemm_multiplies_row_major), QK_TEST(cholesky_gives_the_factor),
-         QK_TEST(cholesky_refuses_what_is_not_positive_definite), QK_TEST(a_section_borrows_the_thread_count))
+         QK_TEST(cholesky_refuses_what_is_not_positive_definite), QK_TEST(a_section_borrows_the_thread_count),
+         QK_TEST(a_child_is_not_kept_out_by_threads_that_it_does_not_have), QK_TEST(a_section_goes_on_in_a_child))

@@ -1,28 +1,7 @@
 /* Moments of a layer's rows against sums in float64, and what they must not depend on. */
 #include "finetune/row_choice.h"
+#include "moments.h"
 #include "reference.h"
-
-typedef struct {
-    int64_t rows;
-    double *gram, *cross, *mean_x, *mean_y, *power;
-} moments;
-
-static moments moments_new(const qk_geometry *g) {
-    const int64_t inputs = g->groups * g->inputs, outputs = g->groups * g->outputs;
-    return (moments){.gram = MEMORY(double, inputs * g->inputs),
-                     .cross = MEMORY(double, outputs * g->inputs),
-                     .mean_x = MEMORY(double, inputs),
-                     .mean_y = MEMORY(double, outputs),
-                     .power = MEMORY(double, outputs)};
-}
-
-static void moments_free(moments m) {
-    free(m.gram);
-    free(m.cross);
-    free(m.mean_x);
-    free(m.mean_y);
-    free(m.power);
-}
 
 /* The same, by obvious loops over the chosen rows. */
 static moments naive_moments(const qk_geometry *g, const qk_tensor *x, const qk_tensor *y, const qk_row_choice *choice,

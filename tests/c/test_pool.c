@@ -2,7 +2,6 @@
 #include "base/pool.h"
 
 #include <time.h>
-#include <unistd.h>
 
 #include "qk_test.h"
 
@@ -143,9 +142,49 @@ static void a_system_without_threads_leaves_the_caller(void) {
     qk_pool_free(pool);
 }
 
+static bool use_and_free(void *pool) {
+    qk_failures = 0;
+    check_every_task_runs_once(pool, 100);
+    qk_pool_keep_awake(pool, true);
+    check_every_task_runs_once(pool, 3);
+    qk_pool_free(pool);
+    return qk_failures == 0;
+}
+
+static void a_child_can_use_and_free_a_pool(void) {
+    qk_pool *pool = qk_pool_new(3);
+    for (int i = 0; i < 20; i++) {
+        check_every_task_runs_once(pool, 50);
+        CHECK(qk_child_succeeds(use_and_free, pool));
+    }
+    check_every_task_runs_once(pool, 50);
+    qk_pool_free(pool);
+}
+
+static void *run_for_ever(void *context) {
+    qk_pool *pool = ((void **)context)[0];
+    atomic_bool *stop = ((void **)context)[1];
+    while (!atomic_load(stop)) run_many(pool);
+    return NULL;
+}
+
+/* Whoever forks does not know what other threads are in the middle of. */
+static void a_child_can_use_a_pool_that_another_thread_was_using(void) {
+    qk_pool *pool = qk_pool_new(3);
+    atomic_bool stop = false;
+    void *context[] = {pool, &stop};
+    pthread_t other;
+    CHECK(pthread_create(&other, NULL, run_for_ever, context) == 0);
+    for (int i = 0; i < 40; i++) CHECK(qk_child_succeeds(use_and_free, pool));
+    atomic_store(&stop, true);
+    pthread_join(other, NULL);
+    qk_pool_free(pool);
+}
+
 static void bad_or_refused_pools_are_null(void) {
     CHECK(qk_pool_new(0) == NULL);
     CHECK(qk_pool_new(-1) == NULL);
+    CHECK(qk_pool_new(QK_MOST_THREADS + 1) == NULL);
     for (long refused = 1; refused <= 2; refused++) { /* the pool itself, its list of threads */
         atomic_store(&qk_allocations, 0);
         atomic_store(&qk_refused, refused);
@@ -159,4 +198,5 @@ static void bad_or_refused_pools_are_null(void) {
 QK_TESTS(QK_TEST(every_task_runs_once), QK_TEST(a_run_ends_with_its_slowest_task),
          QK_TEST(results_of_one_run_are_seen_by_the_next), QK_TEST(helpers_that_do_not_come_are_not_waited_for),
          QK_TEST(helpers_come_to_every_run), QK_TEST(two_callers_may_share_a_pool),
+         QK_TEST(a_child_can_use_and_free_a_pool), QK_TEST(a_child_can_use_a_pool_that_another_thread_was_using),
          QK_TEST(a_system_without_threads_leaves_the_caller), QK_TEST(bad_or_refused_pools_are_null))

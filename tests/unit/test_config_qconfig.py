@@ -207,7 +207,7 @@ REJECTED = [
     (
         {"extra_options": {"NumThreads": 0}},
         ValueError,
-        r"extra_options\['NumThreads'\]: got 0, expected an int >= 1",
+        r"extra_options\['NumThreads'\]: got 0, expected an int from 1 to 1024",
     ),
     (
         {"extra_options": {"NumThreads": True}},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +16,7 @@ import pytest
 from reference.training import Options
 from reference.training_cases import CASES, train
 
-from quark.onnx import _core
+from quark.onnx import ConfigError, Int8Spec, QConfig, QLayerConfig, UInt8Spec, _core
 
 ENDLESS = Options(batch_size=4, iterations=5_000_000, learning_rate=0.01)
 
@@ -59,3 +62,24 @@ def test_what_runs_in_another_thread_ends(threads: int) -> None:
         with pytest.raises(KeyboardInterrupt):
             future.result()
     assert training(other, replace(ENDLESS, iterations=3))["iterations"] == 3, "other pools go on"
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025, 100_000])
+def test_as_many_threads_as_can_be_of_use(threads: int) -> None:
+    with pytest.raises(ValueError, match=f"threads: 1 to 1024 are needed, not {threads}"):
+        _core.ThreadPool(threads)
+    with pytest.raises(ConfigError, match=r"NumThreads.*an int from 1 to 1024"):
+        QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec()), extra_options={"NumThreads": threads})
+
+
+@pytest.mark.parametrize(("cap", "known"), [("", True), ("avx2", True), ("AVX2", False), ("sse2", False)])
+def test_an_instruction_set_that_does_not_exist_is_refused(cap: str, known: bool) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "import quark.onnx"],
+        env={**os.environ, "QK_MAX_ISA": cap},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode == 0) == known
+    message = f"ImportError: the environment variable QK_MAX_ISA is '{cap}': use scalar, avx2, avx512 or avx512vnni"
+    assert known or message in done.stderr

@@ -110,7 +110,7 @@ class ExtraOptions(TypedDict, total=False):
     """What is in effect of `QConfig.extra_options`. The names are AMD Quark's, except NumThreads, MaxMemory and
     BlockSize.
 
-    NumThreads: threads of onnxruntime and of the solvers; as many as there are cores when absent.
+    NumThreads: threads of onnxruntime and of the solvers, 1 to 1024; as many as there are cores when absent.
     MaxMemory: MiB of resident memory that the process may have; when absent, what the machine, its control groups and
         RLIMIT_AS leave. What does not fit is done in a way that takes less, or left out; the report says so.
     OpTypesToQuantize: the only op types to quantize; those of docs/compatibility.md when absent.
@@ -146,7 +146,7 @@ class ExtraOptions(TypedDict, total=False):
         here comes before what the algorithm in `algo_config` says.
     """
 
-    NumThreads: Annotated[int, integer("an int >= 1", lambda n: n >= 1)]
+    NumThreads: Annotated[int, integer("an int from 1 to 1024", lambda n: 1 <= n <= 1024)]
     MaxMemory: Annotated[int, integer("an int >= 1, of MiB", lambda n: n >= 1)]
     OpTypesToQuantize: OpTypes
     ExtraOpTypesToQuantize: OpTypes
