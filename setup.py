@@ -18,7 +18,6 @@ DEPENDENCIES = [  # why each is there, and at least this version: docs/decisions
     "numpy>=1.26",
     "onnx>=1.19",
     "onnxruntime>=1.22",
-    "onnxslim>=0.1.98",
     "rich>=13",
 ]
 

@@ -8,41 +8,69 @@ pulls towards them. The float model as its own reference changes nothing.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import onnx
 
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.model_file import load_model
-from quark.onnx.graph.prepare import prepare, unprepared
+from quark.onnx.graph.prepare import prepared_forms
 from quark.onnx.graph.quantized_form import is_quantized
+from quark.onnx.inference import Batch, Engine
 
-__all__ = ["reference_forms"]
+__all__ = ["ReferenceModel", "reference_forms", "reference_model"]
 
 _ROLE = "reference model (ref_model_path)"
 
 
-def reference_forms(path: str | os.PathLike[str] | None, model: onnx.ModelProto) -> tuple[onnx.ModelProto, ...]:
-    """The model at ref_model_path, prepared and as it is; nothing without a path.
+@dataclass(frozen=True, eq=False)
+class ReferenceModel:
+    """What is at ref_model_path; where: for messages."""
+
+    model: onnx.ModelProto
+    where: str
+
+
+def reference_model(path: str | os.PathLike[str] | None, model: onnx.ModelProto) -> ReferenceModel | None:
+    """The model at ref_model_path; None without a path.
 
     Args:
         model: the float model whose place it takes, as it is.
 
     Raises:
         OSError: the path cannot be read.
-        ModelError: it is not ONNX, is quantized, cannot be prepared, or has other inputs, or outputs of other shapes,
-            than `model`.
+        ModelError: it is not ONNX, is quantized, or has other inputs, or outputs of other shapes, than `model`.
     """
     if path is None:
-        return ()
+        return None
     reference, where = load_model(path, role=_ROLE), f"the {_ROLE} {os.fspath(path)!r}"
     if is_quantized(reference):
         raise ModelError(f"{where} is quantized: give a float model")
     if difference := _first_difference(reference.graph, model.graph):
         raise ModelError(f"{where} cannot stand for the float model: {difference}")
+    return ReferenceModel(reference, where)
+
+
+def reference_forms(
+    reference: ReferenceModel | None, items: Sequence[Batch], engine: Engine
+) -> tuple[tuple[onnx.ModelProto, ...], tuple[str, ...]]:
+    """A reference model prepared and as it is, and notes on how; nothing of None.
+
+    Args:
+        items: as for `prepared_on`.
+
+    Raises:
+        ModelError: it cannot be prepared.
+        DataError: it cannot run on the items.
+    """
+    if reference is None:
+        return (), ()
     try:
-        return prepare(reference), unprepared(reference)
+        forms, notes = prepared_forms(reference.model, items, engine)
     except ModelError as error:
-        raise ModelError(f"{where}: {error}") from error
+        raise ModelError(f"{reference.where}: {error}") from error
+    return forms, tuple(f"{_ROLE}: {note}" for note in notes)
 
 
 def _first_difference(reference: onnx.GraphProto, model: onnx.GraphProto) -> str:

@@ -198,7 +198,7 @@ class SavedRun(NothingSaved):
 
     def finish(self) -> None:
         """The result is where it belongs: the records go."""
-        self._records.clear(last="run")
+        self._records.clear()
 
 
 def saved_run(

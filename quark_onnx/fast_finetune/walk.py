@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune.batch_store import BatchStore
-from quark.onnx.graph.dataflow import Dataflow, Segment, is_random
+from quark.onnx.graph.dataflow import Dataflow, Segment
 from quark.onnx.graph.no_tensors import no_tensors
+from quark.onnx.graph.random_nodes import is_random
 from quark.onnx.inference import Engine, session
 from quark.onnx.memory_limit import unless_out_of_memory
 

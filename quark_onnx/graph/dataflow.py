@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import onnx
 
 from quark.onnx.graph.editor import constant_tensors, reads
+from quark.onnx.graph.random_nodes import is_random
 
-__all__ = ["Dataflow", "Segment", "is_random"]
+__all__ = ["Dataflow", "Segment"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Dataflow:
         return math.prod(lengths) * onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).itemsize
 
     def reads(self, node: onnx.NodeProto) -> tuple[str, ...]:
-        """What a node reads; all that its subgraphs read, their own tensors included, are among it."""
+        """What a node reads; what its subgraphs read from outside is among it."""
         return self._reads[id(node)]
 
     def readers(self, tensor: str) -> list[onnx.NodeProto]:
@@ -131,8 +132,3 @@ class Dataflow:
         model.opset_import.extend(self.model.opset_import)
         model.functions.extend(self.model.functions)
         return model
-
-
-def is_random(node: onnx.NodeProto) -> bool:
-    """Whether a node gives something else each time."""
-    return node.op_type.startswith("Random") or node.op_type in ("Bernoulli", "Multinomial")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx
@@ -41,12 +41,23 @@ def all_nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
             yield from all_nodes(body)
 
 
+def _names(graph: onnx.GraphProto) -> Iterator[str]:
+    """All names of tensors in a graph and its bodies; some come more than once."""
+    yield from (value.name for value in (*graph.input, *graph.initializer, *graph.output))
+    for node in graph.node:
+        yield from filter(None, (*node.input, *node.output))
+        for body in subgraphs(node):
+            yield from _names(body)
+
+
 def reads(node: onnx.NodeProto) -> Iterator[str]:
-    """The tensors that a node reads; all that its subgraphs read are among them."""
+    """The tensors that a node reads; those of outside that its subgraphs read are among them."""
     yield from filter(None, node.input)
     for graph in subgraphs(node):
-        yield from (name for inner in graph.node for name in reads(inner))
-        yield from (output.name for output in graph.output)
+        own = {value.name for value in (*graph.input, *graph.initializer)}  # they may have a name of outside
+        own.update(name for inner in graph.node for name in inner.output)
+        inside = (name for inner in graph.node for name in reads(inner))
+        yield from (name for name in (*inside, *(output.name for output in graph.output)) if name not in own)
 
 
 def constant_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
@@ -116,12 +127,17 @@ class GraphEditor:
         self.graph = graph
         self.interface = frozenset(value.name for value in (*graph.input, *graph.output))
         self.initializers = {tensor.name: tensor for tensor in graph.initializer}
-        self._readers: dict[str, list[onnx.NodeProto | None]] = {value.name: [None] for value in graph.output}
-        for node in graph.node:
+        self._readers: dict[str, list[onnx.NodeProto | None]] = {}
+        self._index()
+        self.names = set(_names(graph))
+        self._gone: dict[int, onnx.NodeProto] = {}
+        self._around: dict[int, tuple[onnx.NodeProto, onnx.NodeProto]] = {}
+
+    def _index(self) -> None:
+        self._readers = {value.name: [None] for value in self.graph.output}
+        for node in self.graph.node:
             for name in reads(node):
                 self._readers.setdefault(name, []).append(node)
-        self.names = {*self.interface, *self.initializers, *self._readers}
-        self.names.update(name for node in graph.node for name in node.output)
 
     def constant(self, node: onnx.NodeProto, index: int) -> NDArray[np.float32] | None:
         """Input `index` of a node, or None where it is absent, not constant or not float32."""
@@ -144,6 +160,19 @@ class GraphEditor:
             node.input.append(name)
         self._readers[name] = [node]
 
+    def set_input(self, node: onnx.NodeProto, index: int, tensor: str) -> None:
+        """Let a node read another tensor."""
+        self._readers[node.input[index]].remove(node)
+        node.input[index] = tensor
+        self._readers.setdefault(tensor, []).append(node)
+
+    def add_integers(self, values: Iterable[int], *, like: str) -> str:
+        """The name of a new int64 initializer."""
+        name = self.fresh_name(like)
+        self.graph.initializer.append(numpy_helper.from_array(np.array(list(values), np.int64), name))
+        self.initializers[name] = self.graph.initializer[-1]
+        return name
+
     def drop_last_input(self, node: onnx.NodeProto) -> None:
         """Take the last input of a node away."""
         self._readers[node.input.pop()].remove(node)
@@ -158,18 +187,39 @@ class GraphEditor:
         return readers[0] if len(readers) == 1 else None
 
     def absorb(self, node: onnx.NodeProto, after: onnx.NodeProto) -> None:
-        """Remove `after`, the sole reader of `node`, which makes its output from now on."""
-        for name in after.input:
+        """Remove `after`, the sole reader of `node`, which makes its output from now on. `sweep` takes it away."""
+        for name in filter(None, after.input):
             self._readers[name].remove(after)
         node.output[0] = after.output[0]
-        self.graph.node.remove(after)
+        self._gone[id(after)] = after
 
     def insert_after(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
         """Put a copy of `new` right behind `node`."""
-        index = list(self.graph.node).index(node) + 1
+        index = 1 + next(i for i, other in enumerate(self.graph.node) if other is node)
         self.graph.node.insert(index, new)
         for name in reads(new):
             self._readers.setdefault(name, []).append(self.graph.node[index])
+
+    def surround(self, node: onnx.NodeProto, before: onnx.NodeProto, behind: onnx.NodeProto) -> None:
+        """Put copies of two nodes around one, with the next `sweep`."""
+        self._around[id(node)] = before, behind
+
+    def sweep(self) -> None:
+        """Do what `absorb` and `surround` left to do: once for all nodes, as it takes a pass over the graph."""
+        if not self._gone and not self._around:
+            return
+        kept = list[onnx.NodeProto]()
+        for node in self.graph.node:
+            if id(node) in self._around:
+                before, behind = self._around[id(node)]
+                kept += before, node, behind
+            elif id(node) not in self._gone:
+                kept.append(node)
+        self.graph.ClearField("node")
+        self.graph.node.extend(kept)
+        self._gone.clear()
+        self._around.clear()
+        self._index()
 
     def fresh_name(self, like: str) -> str:
         """`like` itself, or with the first number that makes it the name of no tensor here."""

@@ -6,7 +6,6 @@ scale and bias of a LayerNormalization that is a node can be tuned.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,15 +17,12 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.graph.editor import GraphEditor, constants_to_initializers
-from quark.onnx.graph.known_shapes import with_shapes
+from quark.onnx.graph.editor import GraphEditor
 from quark.onnx.graph.matcher import Match, Matcher
-from quark.onnx.graph.opset import opset_of, raised_and_checked
+from quark.onnx.graph.opset import opset_of
 from quark.onnx.graph.patterns import PATTERNS
 
-__all__ = ["FIRST_OPSET", "fuse_patterns"]
-
-_LOG = logging.getLogger(__name__)
+__all__ = ["FIRST_OPSET", "fuse_patterns", "has_pattern_of"]
 
 # The operators that take the place of a pattern, with the first opset that has them.
 FIRST_OPSET = {"HardSigmoid": 6, "PRelu": 7, "HardSwish": 14, "LayerNormalization": 17, "Gelu": 20}
@@ -42,32 +38,26 @@ class _Fused:
     constants: Mapping[str, NDArray[np.float32]]
     attributes: Mapping[str, Any]
 
-    @property
-    def first_opset(self) -> int:
-        return FIRST_OPSET[self.match.pattern.stands_for]
-
 
 def fuse_patterns(model: onnx.ModelProto, *, but: Collection[str] = ()) -> onnx.ModelProto:
-    """A float model with one node in place of each pattern that an ONNX operator computes.
+    """A float model with one node in place of each pattern that an operator of its opset computes.
 
-    A node has the name of its pattern's last one. The opset is raised if an operator needs it, and onnx's converter and
-    onnxruntime can.
+    A node has the name of its pattern's last one.
 
     Args:
-        model: with shapes; changed, or a copy of it is.
+        model: with shapes; changed, and returned.
         but: operators whose graphs stay.
     """
-    found = _find(model, but)
-    newer = {fused.first_opset for fused in found if fused.first_opset > opset_of(model)}
-    for opset in sorted(newer, reverse=True):
-        newest = _raised(model, opset)
-        if newest is not None:
-            model, found = newest, _find(newest, but)
-            break
-    usable = [fused for fused in found if fused.first_opset <= opset_of(model)]
-    if usable:
-        _replace(model.graph, usable)
+    newer = {name for name, first in FIRST_OPSET.items() if first > opset_of(model)}
+    found = _find(model, newer.union(but))
+    if found:
+        _replace(model.graph, found)
     return model
+
+
+def has_pattern_of(model: onnx.ModelProto, operator: str) -> bool:
+    """Whether graphs in a model, which has shapes, compute what a node of the operator could."""
+    return bool(_find(model, FIRST_OPSET.keys() - {operator}))
 
 
 def _find(model: onnx.ModelProto, but: Collection[str]) -> list[_Fused]:
@@ -149,20 +139,21 @@ def _replace(graph: onnx.GraphProto, fused: Iterable[_Fused]) -> None:
     editor = GraphEditor(graph)
     at_output = {one.match.output: one for one in fused}
     gone = set[str]().union(*(one.match.nodes for one in at_output.values()))
-    read = [(node.output[0], name) for node in graph.node for name in node.input if name in editor.initializers]
+    position = {node.output[0]: (index, node) for index, node in enumerate(graph.node)}
     nodes = []
     for node in graph.node:
         one = at_output.get(node.output[0])
         if one is not None:
-            nearby = [name for output, name in read if output in one.match.nodes]
+            inner = sorted((position[output] for output in one.match.nodes), key=lambda found: found[0])
+            nearby = [name for _, part in inner for name in part.input if name in editor.initializers]
             inputs = [_initializer(editor, nearby, one, ending) for ending in one.constants]
             operator, output = one.match.pattern.stands_for, one.match.output
             nodes.append(helper.make_node(operator, [one.match.x, *inputs], [output], node.name, **one.attributes))
         elif node.output[0] not in gone:
             nodes.append(node)
-    inner_values = [value for value in graph.value_info if value.name in gone - at_output.keys()]
-    for value in inner_values:
-        graph.value_info.remove(value)
+    values = [value for value in graph.value_info if value.name not in gone or value.name in at_output]
+    graph.ClearField("value_info")
+    graph.value_info.extend(values)
     graph.ClearField("node")
     graph.node.extend(nodes)
     editor.remove_unused_initializers()
@@ -180,16 +171,3 @@ def _initializer(editor: GraphEditor, nearby: list[str], fused: _Fused, ending: 
     name = editor.fresh_name(f"{fused.match.output}_{ending}")
     editor.graph.initializer.append(numpy_helper.from_array(wanted, name))
     return name
-
-
-def _raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto | None:
-    """The model at a newer opset, with shapes; None, and a warning, where that cannot be had."""
-    operator = next(name for name, first in FIRST_OPSET.items() if first == opset)
-    try:
-        result = raised_and_checked(model, opset)
-    except Exception as error:  # neither the converter's nor onnxruntime's have a base of their own
-        _LOG.warning("the model stays below opset %d, and graphs of %s in it as they are: %s", opset, operator, error)
-        return None
-    constants_to_initializers(result.graph)  # the axes of ReduceMean, ...
-    _LOG.info("the model is raised from opset %d to %d, for %s", opset_of(model), opset, operator)
-    return with_shapes(result)

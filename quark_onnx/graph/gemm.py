@@ -14,30 +14,51 @@ import onnx
 
 from quark.onnx.graph.editor import GraphEditor, attribute
 
-__all__ = ["fold_batch_normalization", "fold_gemm_factors", "write_matmul_as_gemm"]
+__all__ = ["fold_gemm_factors", "write_matmul_as_gemm"]
 
 
-def write_matmul_as_gemm(editor: GraphEditor, ranks: Mapping[str, int]) -> None:
-    """A MatMul of a matrix by a constant, if Add or BatchNormalization alone reads it, becomes a Gemm.
+def write_matmul_as_gemm(editor: GraphEditor, shapes: Mapping[str, list[int | None]]) -> None:
+    """A MatMul by a constant matrix, if Add of a bias or BatchNormalization alone reads it, becomes a Gemm.
+
+    One of more axes than two gets a Reshape before and behind, where all lengths are known.
 
     Args:
         editor: the graph.
-        ranks: tensor -> number of dimensions, where known.
+        shapes: of the tensors whose number of axes is known; None for a length that is open.
     """
-    for node in list(editor.graph.node):
-        weight = editor.constant(node, 1) if node.op_type == "MatMul" else None
-        after = editor.sole_reader(node.output[0])
-        if weight is None or weight.ndim != 2 or ranks.get(node.input[0]) != 2 or after is None:
+    for node in editor.graph.node:
+        weight = editor.constant(node, 1) if node.op_type == "MatMul" and not node.domain else None
+        after = editor.sole_reader(node.output[0]) if weight is not None else None
+        if weight is None or weight.ndim != 2 or after is None or after.domain:
             continue
-        if after.op_type == "BatchNormalization":
+        shape = shapes.get(node.input[0])
+        if shape is None:
+            continue
+        if after.op_type == "BatchNormalization" and len(shape) == 2:
             node.op_type = "Gemm"
-        elif after.op_type == "Add":
+        elif after.op_type == "Add" and (len(shape) == 2 or (len(shape) > 2 and None not in shape)):
             index = 1 - list(after.input).index(node.output[0])
             bias = editor.constant(after, index)
-            if bias is not None and bias.shape in (weight.shape[1:], (1, weight.shape[1])):
+            if bias is not None and 0 < bias.ndim <= len(shape) and bias.size == bias.shape[-1] == weight.shape[1]:
                 node.op_type = "Gemm"
                 editor.set_constant(node, 2, bias.reshape(-1), like=after.input[index])
                 editor.absorb(node, after)
+                if len(shape) > 2:
+                    _in_rows(editor, node, [length or 0 for length in shape], *weight.shape)
+    editor.sweep()
+
+
+def _in_rows(editor: GraphEditor, node: onnx.NodeProto, shape: list[int], inputs: int, outputs: int) -> None:
+    """Let a Gemm see the rows of a tensor of this shape."""
+    stem, output = node.name or node.output[0], node.output[0]
+    rows, product = editor.fresh_name(f"{output}_rows"), editor.fresh_name(f"{output}_product")
+    shapes = [editor.add_integers(dims, like=f"{output}_shape") for dims in ([-1, inputs], [*shape[:-1], outputs])]
+    editor.surround(
+        node,
+        onnx.helper.make_node("Reshape", [node.input[0], shapes[0]], [rows], f"{stem}_rows"),
+        onnx.helper.make_node("Reshape", [product, shapes[1]], [output], f"{stem}_shape"),
+    )
+    node.input[0], node.output[0] = rows, product
 
 
 def fold_gemm_factors(editor: GraphEditor) -> None:
@@ -46,7 +67,7 @@ def fold_gemm_factors(editor: GraphEditor) -> None:
     A bias that differs from row to row becomes an Add of its own.
     """
     for node in list(editor.graph.node):
-        if node.op_type != "Gemm":
+        if node.op_type != "Gemm" or node.domain:
             continue
         weight, bias = editor.constant(node, 1), editor.constant(node, 2)
         alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
@@ -68,32 +89,7 @@ def fold_gemm_factors(editor: GraphEditor) -> None:
             if weight is not None and scaled.ndim != 1:
                 _split_off_bias(editor, node)
         _remove_attribute(node, "beta")
-
-
-def fold_batch_normalization(editor: GraphEditor) -> None:
-    """Fold BatchNormalization at inference into the Gemm before it, whose factors are folded already.
-
-    onnxslim does the same for Conv and ConvTranspose.
-    """
-    for node in list(editor.graph.node):
-        after = editor.sole_reader(node.output[0])
-        if node.op_type != "Gemm" or after is None or after.op_type != "BatchNormalization":
-            continue
-        if any(after.output[1:]) or attribute(after, "training_mode", 0):
-            continue
-        weight, bias = editor.constant(node, 1), editor.constant(node, 2)
-        gamma, shift, mean, variance = (editor.constant(after, index) for index in range(1, 5))
-        if weight is None or gamma is None or shift is None or mean is None or variance is None:
-            continue
-        if bias is None:
-            if len(node.input) > 2:
-                continue
-            bias = np.zeros_like(mean)
-        gain = gamma / np.sqrt(variance.astype(np.float64) + attribute(after, "epsilon", 1e-5))
-        gain_of_weight = gain[:, None] if attribute(node, "transB", 0) else gain
-        editor.set_constant(node, 1, weight * gain_of_weight, like=node.input[1])
-        editor.set_constant(node, 2, (bias - mean) * gain + shift, like=after.input[2])
-        editor.absorb(node, after)
+    editor.sweep()
 
 
 def _split_off_bias(editor: GraphEditor, node: onnx.NodeProto) -> None:

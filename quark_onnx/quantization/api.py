@@ -14,6 +14,7 @@ import onnx
 
 from quark.onnx.calibration.calibrate import Calibration, calibrate
 from quark.onnx.calibration.data_source import get_data_reader
+from quark.onnx.calibration.first_items import first_items
 from quark.onnx.calibration.reader import (
     Batch,
     DataReader,
@@ -27,14 +28,14 @@ from quark.onnx.calibration.weight_range import weight_scales
 from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import ConfigTypeError, ModelError, UnsupportedError
 from quark.onnx.fast_finetune.finetune import FastFinetune
-from quark.onnx.fast_finetune.reference import reference_forms
+from quark.onnx.fast_finetune.reference import reference_forms, reference_model
 from quark.onnx.fast_finetune.saved_run import NothingSaved, saved_run
 from quark.onnx.graph.bias_reach import with_biases_in_reach
 from quark.onnx.graph.equalise import PairReport
 from quark.onnx.graph.finite_constants import check_weights, with_finite_biases
 from quark.onnx.graph.insert_qdq import calibration_tensors, qdq_model
 from quark.onnx.graph.model_file import ModelLike, load_model
-from quark.onnx.graph.prepare import prepare, unprepared
+from quark.onnx.graph.prepare import prepared_forms, prepared_on
 from quark.onnx.graph.quantized_form import check_is_float, check_is_qdq, is_quantized
 from quark.onnx.graph.quantizer_gate import check_quantizers
 from quark.onnx.graph.saved_model import check_output_path, save_model
@@ -48,7 +49,6 @@ from quark.onnx.quantization.config.config import QConfig
 from quark.onnx.quantization.config.supported import check_supported, ignored_extra_options
 from quark.onnx.quantization.equalised_model import equalised_model
 from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tensor_specs
-from quark.onnx.report.end_to_end import difference_of_forms
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
 from quark.onnx.report.resources import PhaseClock, peak_rss_mib
@@ -127,18 +127,21 @@ class ModelQuantizer:
         check_is_float(original)
         check_weights(original)
         reader = get_data_reader(original, calibration_data_reader, calibration_data_path, config.extra_options)
+        other = reference_model(reference_path, original)
         with clock.phase("prepare"):
-            reference = reference_forms(reference_path, original)
-            model = prepare(original, opset=needed_opset(config), unfused=_unfused(config))
-            model, notes = with_finite_biases(model)
-            specs = tensor_specs(config, model, original)
-        prepared = model
+            few, items = first_items(original, checked_items(reader, model_inputs(original)))
+            reference, reference_notes = reference_forms(other, few, engine)
+            ready = prepared_on(original, few, engine, opset=needed_opset(config), unfused=_unfused(config))
+            model, notes = with_finite_biases(ready.model)
+            notes = (*reference_notes, *ready.notes, *notes)
+            specs, prepared = tensor_specs(config, model, original), model
+            del few, ready
         pairs: tuple[PairReport, ...] = ()
         warnings: tuple[str, ...] = ()
         with ExitStack() as stack:
-            models = {"float model": original, "reference model": reference[-1] if reference else None}
+            models = {"float model": original, "reference model": other.model if other else None}
             saved = stack.enter_context(saved_run(save_dir, models, config))
-            items = saved.watched(checked_items(reader, model_inputs(model)))
+            items = saved.watched(items)
             finetuning = None
             if config.fast_finetune is not None or config.corrects_biases:
                 finetuning = FastFinetune(
@@ -157,7 +160,6 @@ class ModelQuantizer:
                 model, specs = equalised.model, specs.with_twins(equalised.twins)
                 pairs, warnings = equalised.pairs, equalised.warnings
             with clock.phase("prepare"):
-                warnings += _warnings_of_forms(original, model, first, engine)
                 tensors = calibration_tensors(model, specs.qdq_options())
             items = chain([first], items)
             del first  # it may be all of the data
@@ -245,23 +247,27 @@ def finetune(
         raise ModelError("the float model is quantized: pass the model that the quantized one was made from")
     check_is_qdq(quantized, has_layers=True)
     check_quantizers(quantized)
+    other = reference_model(algorithm.ref_model_path, model)
     with clock.phase("prepare"):
-        reference = reference_forms(algorithm.ref_model_path, model)
-        models = {"float model": model, "quantized model": quantized}
-        models |= {"reference model": reference[-1]} if reference else {}
-        model = matching_form(reference or (prepare(model), unprepared(model)), quantized, algorithm.target_op_type)
+        few, items = first_items(model, checked_items(reader, model_inputs(model)))
+        models = {"float model": model, "quantized model": quantized} | (
+            {"reference model": other.model} if other else {}
+        )
+        forms, notes = reference_forms(other, few, engine) if other else prepared_forms(model, few, engine)
+        model = matching_form(forms, quantized, algorithm.target_op_type)
+        del few, forms
     with (
         saved_run(save_dir, models, config) as saved,
         FastFinetune(algorithm, engine=engine, clock=clock, saved=saved, correct_biases=corrects) as finetuning,
     ):
         finetuning.check(model)
         with clock.phase("read data"):
-            items = saved.watched(checked_items(reader, model_inputs(model)))
+            items = saved.watched(items)
             can_join = BatchMerging(model, finetuning.engine).is_exact
             seen = sum(map(sample_count, finetuning.keep(items, model, can_join)))
             saved.data_was_read()
         report = finetuning.run(model, quantized, samples_seen=seen, needs_layers=True)
-        report = replace(report, notes=(*report.notes, *saved.notes))
+        report = replace(report, notes=(*notes, *report.notes, *saved.notes))
         delivered = _deliver(quantized, output, clock, external_data=False)
         saved.finish()
     return report if delivered is None else (delivered, report)
@@ -278,21 +284,6 @@ def _engine(config: QConfig | None) -> Engine:
 def _unfused(config: QConfig) -> tuple[str, ...]:
     operators = {"FuseGelu": "Gelu", "FuseLayerNorm": "LayerNormalization"}
     return tuple(name for option, name in operators.items() if not config.extra_options.get(option, True))
-
-
-def _warnings_of_forms(
-    original: onnx.ModelProto, model: onnx.ModelProto, item: Batch, engine: Engine
-) -> tuple[str, ...]:
-    """Whether the model still computes what it was made from does."""
-    difference = difference_of_forms(original, model, item, engine)
-    if not difference:
-        return ()
-    warning = (
-        f"prepared for quantization, the float model computes something else: {difference} on the first item. "
-        "What comes out is near the prepared model: please report it"
-    )
-    _LOG.warning(warning)
-    return (warning,)
 
 
 def _warnings_of_nothing(quantized: onnx.ModelProto) -> tuple[str, ...]:

@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 
 from quark.onnx.calibration.reader import Batch
-from quark.onnx.graph.dataflow import is_random
 from quark.onnx.graph.equalise import PairReport, equalise
+from quark.onnx.graph.random_nodes import is_random
 from quark.onnx.inference import Engine, alike
 from quark.onnx.quantization.config.algorithm import CLEConfig
 from quark.onnx.report.end_to_end import outputs_of

@@ -10,12 +10,10 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.calibration.reader import Batch
-from quark.onnx.graph.dataflow import is_random
 from quark.onnx.inference import Engine, in_order, session
 
-__all__ = ["Deviation", "compare", "difference_of_forms", "outputs_of"]
+__all__ = ["Deviation", "compare", "outputs_of"]
 
-_ALIKE_DB = 30.0  # above the noise of another order of additions, and of float32 in place of float16
 Outputs = list[list[NDArray[np.generic]]]  # by batch, by model output
 
 
@@ -45,24 +43,6 @@ def outputs_of(model: onnx.ModelProto, batches: Sequence[Batch], engine: Engine,
         return [value for output, value in values if output.type.startswith("tensor(")]
 
     return list(in_order(run, batches, threads=at_once))
-
-
-def difference_of_forms(given: onnx.ModelProto, prepared: onnx.ModelProto, batch: Batch, engine: Engine) -> str:
-    """What a prepared model does otherwise than the model that it was made from; "" if all is well.
-
-    Nothing is said of models that onnxruntime does not run on the batch, or whose outputs are random.
-    """
-    if any(map(is_random, given.graph.node)):
-        return ""
-    try:
-        wanted, have = (outputs_of(model, [batch], engine, fuse_qdq=False) for model in (given, prepared))
-    except Exception:  # onnxruntime's exceptions have no base of their own
-        return ""
-    shapes = [[output.shape for output in outputs[0]] for outputs in (wanted, have)]
-    if shapes[0] != shapes[1]:
-        return f"its outputs have the shapes {shapes[1]} instead of {shapes[0]}"
-    sqnr = compare(wanted, have).sqnr_db
-    return f"its outputs are off by {sqnr:.0f} dB" if sqnr < _ALIKE_DB else ""
 
 
 def compare(reference: Outputs, outputs: Outputs) -> Deviation:

@@ -40,7 +40,7 @@ def quantizer(algorithm: AdaRoundConfig | AdaQuantConfig | None = None, **weight
 
 
 def shrinks(case: ConvCase) -> bool:
-    """onnx infers a wrong rank where output_shape is smaller than the input; onnxslim then fails."""
+    """onnx infers a wrong rank where output_shape is smaller than the input."""
     shape = getattr(case.conv, "output_shape", None) or case.x.shape[2:]
     return any(n < size for n, size in zip(shape, case.x.shape[2:], strict=True))
 

@@ -92,7 +92,7 @@ def test_configuration_and_errors_need_no_model_library(path: Path) -> None:
     if layer_of(dotted_name(path)) > LAYERS.index("config"):
         return
     libraries = {n.split(".")[0] for n in imports(path)}
-    assert not libraries & {"onnx", "onnxruntime", "onnxslim"}
+    assert not libraries & {"onnx", "onnxruntime"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)

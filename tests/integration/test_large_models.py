@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import onnxslim
 import pytest
 from foreign import in_floats, statically_quantized, with_constant_nodes
 from onnx import numpy_helper
@@ -43,7 +42,7 @@ from quark.onnx.graph.prepare import prepare
 from quark.onnx.graph.saved_model import save_model
 
 LIMIT, LARGE = 700, 40
-TOOLS = ((onnxslim, "slim"), (onnx.shape_inference, "infer_shapes"), (onnx.version_converter, "convert_version"),
+TOOLS = ((onnx.shape_inference, "infer_shapes"), (onnx.version_converter, "convert_version"),
          (onnx.inliner, "inline_local_functions"), (onnxruntime, "InferenceSession"))  # fmt: skip
 
 

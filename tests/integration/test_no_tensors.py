@@ -118,7 +118,7 @@ def sequence_of_a_body() -> onnx.ModelProto:
     return model_of(nodes, {"y": FLOATS, "h2": FLOATS, "t": SEQUENCE})
 
 
-MODELS = [zip_map, sequence_beside_a_tensor, sequence_past_a_layer, sequence_of_a_body]
+MODELS = [zip_map, sequence_beside_a_tensor, sequence_past_a_layer, sequence_of_a_body, optional]
 KINDS = {
     "adaround": AdaRoundConfig(),
     "adaquant": AdaQuantConfig(),
