@@ -104,13 +104,14 @@ class Records:
         """Of all records, damaged ones too."""
         return sorted(path.name[len(_PREFIX) : -len(_SUFFIX)] for path in self._paths(_SUFFIX))
 
-    def clear(self) -> None:
-        """Remove all records.
+    def clear(self, *, last: str) -> None:
+        """Remove all records, and the one that tells what the others are of when these are gone.
 
         Raises:
             OSError: one cannot be removed.
         """
-        for path in self._paths(_SUFFIX):
+        telling = self._path(last)
+        for path in (*(path for path in self._paths(_SUFFIX) if path != telling), telling):
             path.unlink(missing_ok=True)
 
     def close(self) -> None:

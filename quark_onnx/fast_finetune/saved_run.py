@@ -198,7 +198,7 @@ class SavedRun(NothingSaved):
 
     def finish(self) -> None:
         """The result is where it belongs: the records go."""
-        self._records.clear()
+        self._records.clear(last="run")
 
 
 def saved_run(

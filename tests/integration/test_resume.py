@@ -325,6 +325,27 @@ def test_records_without_their_run_are_refused(stopped: Path) -> None:
         quantizing(separable_cnn(), QConfig(LAYER, algo_config=[AdaRoundConfig()]))(stopped)
 
 
+@pytest.mark.parametrize("removed", range(5))
+def test_stopped_while_the_records_go(removed: int, stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink, left = Path.unlink, removed
+
+    def counted(self: Path, missing_ok: bool = False) -> None:
+        nonlocal left
+        if left == 0:
+            raise Stopped
+        left -= 1
+        unlink(self, missing_ok)
+
+    run = quantizing(separable_cnn(), QConfig(LAYER, algo_config=[AdaRoundConfig()]))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", counted)
+        with pytest.raises(Stopped):
+            run(stopped)
+    found, _ = run(stopped)
+    assert found == run(None)[0]
+    assert os.listdir(stopped) == []
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
