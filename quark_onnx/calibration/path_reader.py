@@ -89,13 +89,21 @@ class PathDataReader(IndexedReader):
 
 def _places(folder: Path, inputs: list[str]) -> dict[str, Path]:
     """The folder of each input's files."""
-    below = {name: folder / name for name in inputs}
-    missing = [name for name, place in below.items() if not place.is_dir()]
+    below = {name: folder / name for name in inputs if not _leaves(name)}
+    missing = [name for name in inputs if name not in below or not below[name].is_dir()]
     if len(inputs) == 1 and missing:
         return {inputs[0]: folder}
+    if odd := [name for name in inputs if name not in below]:
+        raise DataError(f"the model's input {odd[0]!r} is the name of no folder below {os.fspath(folder)!r}: rename it")
     if missing:
         raise FileNotFoundError(f"{os.fspath(folder)!r} has no folder {missing[0]!r}: the model's inputs are {inputs}")
     return below
+
+
+def _leaves(name: str) -> bool:
+    """Whether a folder of this name may lie elsewhere: a model must not choose what is read."""
+    path = Path(name)
+    return not name or "\0" in name or path.is_absolute() or ".." in path.parts
 
 
 def _files(folder: Path, *, with_images: bool) -> list[Path]:

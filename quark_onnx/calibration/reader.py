@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -21,10 +22,14 @@ __all__ = [
     "checked_items",
     "checked_reader",
     "counts_samples",
+    "first_samples",
     "is_end",
     "model_inputs",
     "sample_count",
 ]
+
+_LOG = logging.getLogger(__name__)
+_MANY = 10_000  # items: more than most ranges need
 
 Batch = dict[str, NDArray[np.generic]]
 
@@ -33,7 +38,7 @@ class DataReader(Protocol):
     """Anything with get_next(), as onnxruntime's CalibrationDataReader."""
 
     def get_next(self) -> Mapping[str, NDArray[np.generic]] | None:
-        """The next item: an array for every model input; None (or {}) at the end."""
+        """The next item: an array for every model input; None (or {}, or StopIteration) at the end."""
 
 
 def checked_reader(reader: object) -> DataReader:
@@ -42,6 +47,9 @@ def checked_reader(reader: object) -> DataReader:
     Raises:
         DataError: it is none.
     """
+    if isinstance(reader, type) and hasattr(reader, "get_next"):
+        name = reader.__name__
+        raise DataError(f"a calibration data reader is needed, and {name} is a class: give an instance, {name}()")
     if not callable(getattr(reader, "get_next", None)):
         raise DataError(f"a calibration data reader is needed: an object with get_next(), not {type(reader).__name__}")
     return cast(DataReader, reader)
@@ -98,14 +106,40 @@ def checked_items(reader: DataReader, inputs: tuple[ModelInput, ...]) -> Iterato
         DataError: there is no item; or an item has a wrong name, type, dtype or shape, or NaN or Inf.
     """
     index, get_next = 0, of_the_caller(reader.get_next)
-    while not is_end(item := get_next()):
+    while not is_end(item := _next(get_next)):
         where = f"item {index} of the calibration data reader"
         if not isinstance(item, Mapping):
             raise DataError(f"{where} is a {type(item).__name__}: yield a dict from input name to NumPy array")
         yield {spec.name: checked_array(item[spec.name], spec, where) for spec in _same_names(item, inputs, where)}
         index += 1
+        if index == _MANY:
+            _LOG.warning(
+                "%d items of the calibration data reader were read: does it end? CalibDataSize is how many samples "
+                "calibration takes, data_size how many finetuning does",
+                index,
+            )
     if index == 0:
-        raise DataError("the calibration data reader yields nothing: its first get_next() returned no item")
+        raise DataError(
+            "the calibration data reader yields nothing: its first get_next() returned no item. Where it was used "
+            "before, it is at its end: give a new one"
+        )
+
+
+def _next(get_next: Callable[[], object]) -> object:
+    try:
+        return get_next()
+    except StopIteration:  # a get_next() that is a bare next()
+        return None
+
+
+def first_samples(items: Iterator[Batch], limit: int | None) -> Iterator[Batch]:
+    """The items that hold the first `limit` samples; all where it is None. No item behind them is read."""
+    seen = 0
+    for item in items:
+        yield item
+        seen += sample_count(item)
+        if limit is not None and seen >= limit:
+            return
 
 
 def is_end(item: object) -> bool:
@@ -131,17 +165,53 @@ def checked_array(array: NDArray[np.generic], spec: ModelInput, where: str) -> N
     """
     what = f"{where}: input {spec.name!r}"
     if not isinstance(array, np.ndarray):
-        raise DataError(f"{what} is a {type(array).__name__}: yield a NumPy array")
+        raise DataError(f"{what} is a {type(array).__name__}: yield a NumPy array{_how_to_convert(array)}")
+    if isinstance(array, np.ma.MaskedArray):
+        raise DataError(f"{what} is a masked array, and no model takes masks: fill it, by .filled(value)")
     if array.dtype != spec.dtype:
-        raise DataError(f"{what} is {array.dtype}: the model takes {spec.dtype}, convert it with astype")
-    if spec.shape is not None and (
-        array.ndim != len(spec.shape)
-        or any(want is not None and want != have for want, have in zip(spec.shape, array.shape, strict=True))
-    ):
+        raise DataError(
+            f"{what} is {array.dtype}: the model takes {spec.dtype}, convert it with astype{_as_images(array, spec)}"
+        )
+    if spec.shape is not None and not _fits(array.shape, spec.shape):
         wanted = ", ".join("?" if d is None else str(d) for d in spec.shape)
-        raise DataError(f"{what} has the shape {array.shape}: the model takes ({wanted})")
+        hint = _how_to_fit(array.shape, spec.shape)
+        raise DataError(f"{what} has the shape {array.shape}: the model takes ({wanted}){hint}")
     if array.size == 0:
         raise DataError(f"{what} has the shape {array.shape} and is empty")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{what} contains NaN or Inf: clean the data first")
     return array
+
+
+def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
+    return len(shape) == len(wanted) and all(
+        want is None or want == have for want, have in zip(wanted, shape, strict=True)
+    )
+
+
+def _how_to_convert(array: object) -> str:
+    if hasattr(array, "detach") and hasattr(array, "numpy"):
+        return ", x.detach().cpu().numpy()"
+    if hasattr(array, "numpy"):
+        return ", x.numpy()"
+    return ", np.asarray(x)" if isinstance(array, (list, tuple, int, float)) or hasattr(array, "__array__") else ""
+
+
+def _as_images(array: NDArray[np.generic], spec: ModelInput) -> str:
+    if array.dtype != np.uint8 or spec.dtype.kind != "f" or array.ndim < 3:
+        return ""
+    return ", and scale it as in training: images of 0 to 255 are most often divided by 255 and normalized"
+
+
+def _how_to_fit(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> str:
+    """What makes the model's shape of a usual other one."""
+    if len(wanted) > 2 and len(shape) == len(wanted):
+        last = len(shape) - 1
+        for order in ((0, last, *range(1, last)), (0, *range(2, last + 1), 1)):  # channels to the front, to the end
+            if _fits(tuple(shape[axis] for axis in order), wanted):
+                return f". If its axes are in another order: x.transpose{order}"
+    if _fits((1, *shape), wanted):
+        return ". If the axis of the batch is missing: x[None]"
+    if shape[:1] == (1,) and _fits(shape[1:], wanted):
+        return ". If there is an axis too many: x[0]"
+    return ""

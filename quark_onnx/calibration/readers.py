@@ -192,7 +192,10 @@ class CachedDataReader:
         """Keep one more item of the other reader; whether there was one."""
         if self._ended or (self._most is not None and len(self._kept) >= self._most):
             return False
-        item = self._source.get_next()
+        try:
+            item = self._source.get_next()
+        except StopIteration:  # a get_next() that is a bare next()
+            item = None
         self._ended = is_end(item)
         if self._ended:
             return False
@@ -205,6 +208,8 @@ class CachedDataReader:
     def _converted(self, array: NDArray[np.generic], where: str) -> NDArray[np.generic]:
         if not isinstance(array, np.ndarray):
             raise DataError(f"{where} is a {type(array).__name__}: yield a NumPy array")
+        if isinstance(array, np.ma.MaskedArray):
+            raise DataError(f"{where} is a masked array, and no model takes masks: fill it, by .filled(value)")
         if self._to_nhwc and array.ndim == 4:
             array = array.transpose(0, 2, 3, 1)
         to_half = self._to_fp16 and array.dtype == np.float32

@@ -110,6 +110,8 @@ class _Search:
     def _of_head(self, head: WeightLayer) -> Iterator[str]:
         if head.has_dynamic_bias:
             yield f"the bias of {head.node_name!r} is computed by the model"
+        if head.bias and [*self.graph.initializers[head.bias].dims][-1:] not in ([], [1], [_outputs(head)]):
+            yield f"the bias of {head.node_name!r} does not fit its outputs"
         if isinstance(head.attributes, GemmAttributes) and head.attributes.weight_first:
             yield f"{head.node_name!r} has its weight as the first input"
         for name in filter(None, (head.weight, head.bias)):

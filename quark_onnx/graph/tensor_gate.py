@@ -62,7 +62,7 @@ def check_tensor(tensor: onnx.TensorProto, what: str) -> None:
         raise ModelError(f"{what} is stored in segments, which nothing reads")
     if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
         raise ModelError(f"{what} keeps its data in a file that is not loaded: pass the model's path instead")
-    if tensor.HasField("raw_data") and (tensor.raw_data or not size):
+    if tensor.HasField("raw_data"):
         if tensor.data_type == onnx.TensorProto.STRING:
             raise ModelError(f"{what} holds strings as raw data")
         _compare(len(tensor.raw_data), size, "bytes", tensor, what)

@@ -21,6 +21,8 @@ __all__ = [
 
 MAX_SPATIAL = 3  # axes of a Conv, as in the core
 
+_REACH = 2**31  # of strides, dilations and pads in the core
+
 _OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
 
 # The operators that may be layers, with the attributes that are understood: a node with any other is no layer.
@@ -179,7 +181,7 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         return None
     shape = constants[weight]
     given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-    if not given.keys() <= {*ATTRIBUTES.get(node.op_type, ())}:
+    if 0 in shape or not given.keys() <= {*ATTRIBUTES.get(node.op_type, ())}:
         return None
     attributes: ConvAttributes | GemmAttributes | NormAttributes
     is_of_a_conv = 1 <= len(shape) - 2 <= MAX_SPATIAL
@@ -202,6 +204,8 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         attributes, channel_axis = norm_attributes(node, given), 0
     else:
         return None
+    if isinstance(attributes, ConvAttributes) and not _is_in_reach(attributes, shape):
+        return None
     bias = node.input[2] if len(node.input) > 2 else ""
     return WeightLayer(
         node_name=node.name,
@@ -217,6 +221,23 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
     )
 
 
+def _is_in_reach(conv: ConvAttributes, shape: tuple[int, ...]) -> bool:
+    """Whether a convolution is one that can be carried out, with numbers that the core counts with."""
+    axes = len(conv.kernel_shape)
+    steps, edges = (*conv.strides, *conv.dilations), list(conv.pads)
+    if isinstance(conv, ConvTransposeAttributes):
+        edges += [*conv.output_padding, *(conv.output_shape or ())]
+    return (
+        len(conv.strides) == len(conv.dilations) == axes
+        and len(conv.pads) == 2 * axes
+        and conv.auto_pad in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
+        and all(0 < step < _REACH for step in steps)
+        and all(-_REACH < edge < _REACH for edge in edges)
+        and conv.group > 0
+        and shape[0] % conv.group == 0
+    )
+
+
 def _conv_transpose_attributes(given: dict[str, Any], kernel_shape: tuple[int, ...]) -> ConvTransposeAttributes:
     return ConvTransposeAttributes(
         **_conv_attributes(given, kernel_shape),
@@ -227,7 +248,7 @@ def _conv_transpose_attributes(given: dict[str, Any], kernel_shape: tuple[int, .
 
 def _conv_attributes(given: dict[str, Any], kernel_shape: tuple[int, ...]) -> dict[str, Any]:
     ones = (1,) * len(kernel_shape)
-    auto_pad = given.get("auto_pad", b"NOTSET").decode()
+    auto_pad = given.get("auto_pad", b"").decode(errors="replace") or "NOTSET"  # as onnxruntime takes it
     explicit_pads = tuple(given.get("pads", ())) if auto_pad == "NOTSET" else ()
     return {
         "kernel_shape": kernel_shape,

@@ -20,6 +20,7 @@ from quark.onnx.calibration.reader import (
     DataReader,
     checked_items,
     checked_reader,
+    first_samples,
     model_inputs,
     sample_count,
 )
@@ -129,7 +130,8 @@ class ModelQuantizer:
         reader = get_data_reader(original, calibration_data_reader, calibration_data_path, config.extra_options)
         other = reference_model(reference_path, original)
         with clock.phase("prepare"):
-            few, items = first_items(original, checked_items(reader, model_inputs(original)))
+            needed = first_samples(checked_items(reader, model_inputs(original)), _samples_needed(config))
+            few, items = first_items(original, needed)
             reference, reference_notes = reference_forms(other, few, engine)
             ready = prepared_on(original, few, engine, opset=needed_opset(config), unfused=_unfused(config))
             model, notes = with_finite_biases(ready.model)
@@ -249,7 +251,7 @@ def finetune(
     check_quantizers(quantized)
     other = reference_model(algorithm.ref_model_path, model)
     with clock.phase("prepare"):
-        few, items = first_items(model, checked_items(reader, model_inputs(model)))
+        few, items = first_items(model, first_samples(checked_items(reader, model_inputs(model)), algorithm.data_size))
         models = {"float model": model, "quantized model": quantized} | (
             {"reference model": other.model} if other else {}
         )
@@ -279,6 +281,14 @@ def _engine(config: QConfig | None) -> Engine:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = options.get("MaxMemory")
     return Engine(options.get("NumThreads", processors), memory=MemoryLimit(None if most is None else most << 20))
+
+
+def _samples_needed(config: QConfig) -> int | None:
+    """How many samples of the reader calibration and finetuning take together; None: all there are."""
+    calibrated = config.extra_options.get("CalibDataSize")
+    if calibrated is None or (config.corrects_biases and config.fast_finetune is None):
+        return None
+    return calibrated if config.fast_finetune is None else max(calibrated, config.fast_finetune.data_size)
 
 
 def _unfused(config: QConfig) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from quark.onnx import (
     AdaQuantConfig,
     AdaRoundConfig,
     AlgoConfig,
+    BiasCorrectionConfig,
     CalibMethod,
     ConfigError,
     ConfigTypeError,
@@ -201,10 +202,14 @@ class Endless:
         return self._arrays if self.read < 1000 else None
 
 
-def test_no_more_is_read_than_is_needed() -> None:
+TWENTY = AdaRoundConfig(data_size=20)
+
+
+@pytest.mark.parametrize("algorithms", [[], [TWENTY], [BiasCorrectionConfig(), TWENTY]])
+def test_no_more_is_read_than_is_needed(algorithms: list[AlgoConfig]) -> None:
     reader = Endless(samples(mlp(), 4))
-    ModelQuantizer(QConfig(LAYER, CalibDataSize=8)).quantize_model(mlp(), None, reader)
-    assert reader.read < 50
+    ModelQuantizer(QConfig(LAYER, CalibDataSize=8, algo_config=algorithms)).quantize_model(mlp(), None, reader)
+    assert reader.read == (5 if algorithms else 2)
 
 
 def test_fast_finetune_under_amd_quarks_names() -> None:

@@ -11,7 +11,17 @@ from onnx import numpy_helper
 from small_models import Reader, samples, separable_cnn
 
 import quark.onnx.quantization.api
-from quark.onnx import AdaRoundConfig, Int8Spec, ModelError, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec, finetune
+from quark.onnx import (
+    AdaRoundConfig,
+    DataError,
+    Int8Spec,
+    ModelError,
+    ModelQuantizer,
+    QConfig,
+    QLayerConfig,
+    UInt8Spec,
+    finetune,
+)
 
 
 def reader(count: int = 12) -> Reader:
@@ -74,6 +84,25 @@ class Raising:
         return self._reader.get_next()
 
 
+def test_finetune_reads_no_more_than_it_needs() -> None:
+    class Endless:
+        read = 0
+
+        def get_next(self) -> dict[str, np.ndarray]:
+            self.read += 1
+            return samples(separable_cnn(), 2, seed=self.read)
+
+    endless, model = Endless(), separable_cnn()
+    _, report = finetune(model, quantize(model, reader()), None, endless, AdaRoundConfig(data_size=15))
+    assert (endless.read, report.samples) == (8, 16)
+    assert {sum(layer.rows) > 0 for layer in report.layers} == {True}
+
+
+def test_the_class_of_a_reader() -> None:
+    with pytest.raises(DataError, match=r"Reader is a class: give an instance, Reader\(\)"):
+        finetune(separable_cnn(), separable_cnn(), None, Reader, AdaRoundConfig())
+
+
 @pytest.mark.parametrize("error", [KeyError("mine"), ValueError("mine"), RuntimeError("mine"), ModelError("mine")])
 def test_what_the_reader_raises_comes_through(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
@@ -113,3 +142,14 @@ def test_an_error_of_ours_names_the_node_and_asks_for_a_report(monkeypatch: pyte
     with pytest.raises(ModelError, match=r"^at node 'stem' \(Conv\): KeyError: 'Conv'.*please report it") as caught:
         quantize(separable_cnn(), reader(), AdaRoundConfig())
     assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_convolution_whose_strides_the_core_cannot_count_is_left_with_its_reason() -> None:
+    model = separable_cnn()
+    next(node for node in model.graph.node if node.name == "pw2").attribute.append(
+        onnx.helper.make_attribute("strides", [2**31, 2**31])
+    )
+    config = QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec()), algo_config=[AdaRoundConfig()])
+    quantizer = ModelQuantizer(config)
+    quantizer.quantize_model(model, None, reader())
+    assert {layer.node: "not tuned yet" in layer.reason for layer in quantizer.report.skipped} == {"pw2": True}

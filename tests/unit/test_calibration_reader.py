@@ -14,6 +14,8 @@ from small_models import build
 from quark.onnx.calibration.reader import (
     ModelInput,
     checked_items,
+    checked_reader,
+    first_samples,
     model_inputs,
     sample_count,
 )
@@ -98,8 +100,71 @@ def test_what_is_wrong_is_said_with_its_place(wrong: Any, message: str):
 
 
 def test_a_reader_that_yields_nothing():
-    with pytest.raises(DataError, match="yields nothing"):
+    with pytest.raises(DataError, match=r"yields nothing.*it is at its end: give a new one"):
         list(checked_items(Yields(), INPUTS))
+
+
+def test_a_class_in_place_of_a_reader():
+    with pytest.raises(DataError, match=r"Yields is a class: give an instance, Yields\(\)"):
+        checked_reader(Yields)
+
+
+def test_stop_iteration_is_the_end():
+    class Bare:
+        get_next = staticmethod(iter([item(), item()]).__next__)
+
+    assert len(list(checked_items(Bare(), INPUTS))) == 2
+
+
+@pytest.mark.parametrize(("limit", "read"), [(1, 1), (4, 2), (5, 3), (None, 4)])
+def test_no_item_is_read_behind_the_first_samples(limit: int | None, read: int):
+    reader = Yields(item(2), item(2), item(2), item(2))
+    assert len(list(first_samples(checked_items(reader, INPUTS), limit))) == read
+    assert len(list(reader._items)) == 4 - read
+
+
+def test_a_reader_that_does_not_end_is_warned_of(caplog: pytest.LogCaptureFixture):
+    one = item()
+    reader = Yields(*[one] * 10_001)
+    assert len(list(checked_items(reader, INPUTS))) == 10_001
+    assert [record.message[:11] for record in caplog.records] == ["10000 items"]
+
+
+class Tensor:
+    """What PyTorch's looks like from outside."""
+
+    def detach(self) -> Tensor:
+        return self
+
+    def numpy(self) -> np.ndarray:
+        return np.ones((1, 3), np.float32)
+
+
+IMAGE = (ModelInput("x", np.dtype(np.float32), (None, 3, 8, 9)),)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "array", "message"),
+    [
+        (INPUTS[:1], Tensor(), r"is a Tensor: yield a NumPy array, x\.detach\(\)\.cpu\(\)\.numpy\(\)$"),
+        (INPUTS[:1], [[1.0, 2, 3]], r"is a list: yield a NumPy array, np\.asarray\(x\)$"),
+        (INPUTS[:1], np.ma.masked_invalid(np.float32([[1, np.nan, 3]])), "is a masked array.* by .filled"),
+        (IMAGE, np.ones((1, 8, 9, 3), np.float32), r"x\.transpose\(0, 3, 1, 2\)$"),
+        (IMAGE, np.ones((3, 8, 9), np.float32), r"If the axis of the batch is missing: x\[None\]$"),
+        (IMAGE, np.ones((1, 1, 3, 8, 9), np.float32), r"If there is an axis too many: x\[0\]$"),
+        (IMAGE, np.ones((1, 3, 9, 8), np.float32), r"the model takes \(\?, 3, 8, 9\)$"),
+        (IMAGE, np.ones((1, 3, 8, 9), np.uint8), r"is uint8: .* images of 0 to 255 are most often divided by 255"),
+    ],
+)
+def test_the_message_says_what_to_do(inputs: tuple[ModelInput, ...], array: Any, message: str):
+    with pytest.raises(DataError, match=message):
+        list(checked_items(Yields({"x": array}), inputs))
+
+
+def test_channels_that_the_model_wants_last():
+    inputs = (ModelInput("x", np.dtype(np.float32), (None, 8, 9, 3)),)
+    with pytest.raises(DataError, match=r"x\.transpose\(0, 2, 3, 1\)$"):
+        list(checked_items(Yields({"x": np.ones((1, 3, 8, 9), np.float32)}), inputs))
 
 
 def test_an_unknown_rank_takes_any_shape():

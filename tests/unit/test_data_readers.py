@@ -215,6 +215,29 @@ def test_a_folder_for_each_input(tmp_path: Path) -> None:
     assert items[0]["tokens"].dtype == np.int64
 
 
+@pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "..", ""])
+def test_the_models_names_lead_nowhere_else(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "data"
+    for place in (folder, folder / "a", folder / "b", tmp_path / "outside"):
+        place.mkdir()
+        np.save(place / "0.npy", np.zeros((1, 3), np.float32))
+    given = name if name != "/outside" else str(tmp_path / "outside")
+    model = build("(float[N,3] x, float[N,3] b) => (float[N,3] y) { y = Add(x, b) }")
+    model.graph.input[0].name = model.graph.node[0].input[0] = given
+    with pytest.raises(DataError, match="is the name of no folder below"):
+        PathDataReader(model, folder)
+
+
+def test_a_cache_of_masked_arrays_and_of_a_bare_next() -> None:
+    class Bare:
+        get_next = staticmethod(iter([{"x": np.ones(1)}, {"x": np.ma.masked_less(np.ones(1), 2)}]).__next__)
+
+    with pytest.raises(DataError, match=r"item 1 .*masked array"):
+        len(CachedDataReader(Bare()))
+    Bare.get_next = staticmethod(iter([{"x": np.ones(1)}]).__next__)
+    assert len(CachedDataReader(Bare())) == 1
+
+
 def test_a_folder_of_the_name_of_the_only_input(tmp_path: Path) -> None:
     saved(tmp_path / "x", {"0": np.ones((1, 12), np.float32)})
     assert len(drained(PathDataReader(mlp(), tmp_path))) == 1

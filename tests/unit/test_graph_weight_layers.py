@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import pytest
 from onnx import numpy_helper
 
 from quark.onnx.graph.weight_layers import (
@@ -158,3 +159,27 @@ def test_a_bias_that_is_computed_is_not_the_layers_own():
     (layer,) = weight_layers(model("(float[N,4] x, float[4] c) => (float[N,4] y) { y = Gemm(x, w, c) }", w=(4, 4)))
     assert layer.bias is None
     assert layer.has_dynamic_bias
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "strides=[2147483648]", "dilations=[2147483648]", "pads=[2147483648,0]", "strides=[0]", "strides=[1,1]",
+        "pads=[1]", "group=0", "group=4", 'auto_pad="SIDEWAYS"',
+    ],
+)  # fmt: skip
+def test_convolutions_out_of_reach_are_no_layers(attributes: str):
+    assert (
+        weight_layers(model(f"(float[N,4,9] x) => (float[N,6,9] y) {{ y = Conv<{attributes}>(x, w) }}", w=(6, 4, 3)))
+        == ()
+    )
+
+
+def test_a_weight_without_elements_is_no_layer():
+    assert weight_layers(model("(float[N,0] x) => (float[N,6] y) { y = MatMul(x, w) }", w=(0, 6))) == ()
+
+
+def test_no_auto_pad_as_onnxruntime_takes_it():
+    text = '(float[N,4,9] x) => (float[N,6,9] y) { y = Conv<auto_pad="", pads=[1,1]>(x, w) }'
+    (layer,) = weight_layers(model(text, w=(6, 4, 3)))
+    assert layer.attributes.auto_pad == "NOTSET"
