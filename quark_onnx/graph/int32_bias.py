@@ -55,8 +55,8 @@ def costs_little(
 ) -> bool:
     """Whether larger weight scales add little to the error of a layer's output.
 
-    That is where no scale is more than twice as large, or the rounding of the weights makes less error than a quarter
-    of what the output's own rounding does, step**2 / 12.
+    That is, for each output, where its scale is at most twice as large, or the rounding of its weights makes less error
+    than a thousandth of what the weights make at all, or than a quarter of the output's own rounding, step**2 / 12.
 
     Args:
         rows: (outputs, K), the float weight.
@@ -69,4 +69,5 @@ def costs_little(
     much_larger = larger > 2 * scale.astype(np.float64)
     power = np.square(rows, dtype=np.float64).sum(axis=1)  # weights that become 0 lose no more than they were
     error = np.minimum(rows.shape[1] * np.square(larger) / 12, power) * input_power
-    return bool((~much_larger | (error <= output_step**2 / 48)).all())
+    enough = np.maximum(power * input_power / 1000, output_step**2 / 48)
+    return bool((~much_larger | (error <= enough)).all())

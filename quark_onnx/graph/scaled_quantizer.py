@@ -129,7 +129,8 @@ class ScaledQuantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no
         tensor.CopyFrom(numpy_helper.from_array(np.asarray(values * np.float32(beta), values.dtype), bias))
         self.notes.append(
             f"bias {bias!r} of node {layer.node_name!r} stays in float: it reaches {np.abs(values).max():.3g}, and in "
-            f"int32 would make the steps of the weight up to {(larger / scale).max():.3g} times as large"
+            f"int32 would make the steps of the weight up to {(larger / scale).max():.3g} times as large; run it "
+            "with session.disable_quant_qdq=1, or onnxruntime's optimisation makes it int32 all the same"
         )
 
     def _params(self, tensor: str) -> Any:

@@ -14,7 +14,9 @@ import onnx
 
 from quark.onnx.calibration.calibrate import Calibration, calibrate
 from quark.onnx.calibration.data_source import get_data_reader
+from quark.onnx.calibration.data_warnings import DataWatch
 from quark.onnx.calibration.first_items import first_items
+from quark.onnx.calibration.lost_parts import lost_parts
 from quark.onnx.calibration.reader import (
     Batch,
     DataReader,
@@ -138,12 +140,13 @@ class ModelQuantizer:
             notes = (*reference_notes, *ready.notes, *notes)
             specs, prepared = tensor_specs(config, model, original), model
             del few, ready
+        watch = DataWatch()
         pairs: tuple[PairReport, ...] = ()
         warnings: tuple[str, ...] = ()
         with ExitStack() as stack:
             models = {"float model": original, "reference model": other.model if other else None}
             saved = stack.enter_context(saved_run(save_dir, models, config))
-            items = saved.watched(items)
+            items = watch.over(saved.watched(items))
             finetuning = None
             if config.fast_finetune is not None or config.corrects_biases:
                 finetuning = FastFinetune(
@@ -172,8 +175,10 @@ class ModelQuantizer:
             with clock.phase("insert Q/DQ"):
                 options = replace(specs.qdq_options(), without_range=frozenset(calibration.without_range))
                 inserted = qdq_model(model, calibration.ranges, calibration.weights, options)
-                quantized, warnings, notes = inserted.model, warnings + clipped, notes + inserted.notes
+                quantized, warnings, notes = inserted.model, warnings + _logged(clipped), notes + inserted.notes
             notes += _notes_of_ranges(model, calibration)
+            lost = lost_parts(model, specs.scope.quantized, calibration.ranges, specs.calibration_settings().range_of)
+            warnings += _logged((*watch.warnings(model, calibration.ranges), *lost))
             warnings += _warnings_of_nothing(quantized)
             if finetuning is not None:
                 target = reference[0] if reference else model
@@ -264,12 +269,14 @@ def finetune(
     ):
         finetuning.check(model)
         with clock.phase("read data"):
-            items = saved.watched(items)
+            watch = DataWatch()
+            items = watch.over(saved.watched(items))
             can_join = BatchMerging(model, finetuning.engine).is_exact
             seen = sum(map(sample_count, finetuning.keep(items, model, can_join)))
             saved.data_was_read()
         report = finetuning.run(model, quantized, samples_seen=seen, needs_layers=True)
-        report = replace(report, notes=(*notes, *report.notes, *saved.notes))
+        warnings = (*_logged(watch.warnings(model, {})), *report.warnings)
+        report = replace(report, warnings=warnings, notes=(*notes, *report.notes, *saved.notes))
         delivered = _deliver(quantized, output, clock, external_data=False)
         saved.finish()
     return report if delivered is None else (delivered, report)
@@ -303,6 +310,12 @@ def _warnings_of_nothing(quantized: onnx.ModelProto) -> tuple[str, ...]:
     warning = "nothing is quantized: the model has none of the operators to quantize, or all of them are excluded"
     _LOG.warning(warning)
     return (warning,)
+
+
+def _logged(warnings: tuple[str, ...]) -> tuple[str, ...]:
+    for line in warnings:
+        _LOG.warning(line)
+    return warnings
 
 
 def _notes_of_ranges(model: onnx.ModelProto, calibration: Calibration) -> tuple[str, ...]:

@@ -57,8 +57,9 @@ def test_a_bias_fits_with_the_scales_for_it(
 def test_the_error_of_the_weights_is_weighed_against_the_rounding_of_the_output() -> None:
     rows, scale = np.ones((2, 12), np.float32), np.float32([1 / 127, 1 / 127])
     assert costs_little(rows, scale, 2 * scale.astype(float), 1.0, 0.0)  # twice as large: always
-    larger = scale.astype(float) * [1, 10]
-    error = 12 * (10 / 127) ** 2 / 12
+    assert costs_little(rows, scale, 10 * scale.astype(float), 1.0, 0.0)  # of 12 that the weights make, 0.006
+    larger = scale.astype(float) * [1, 20]
+    error = 12 * (20 / 127) ** 2 / 12
     assert costs_little(rows, scale, larger, 1.0, float(np.sqrt(48 * error)) * 1.01)
     assert not costs_little(rows, scale, larger, 1.0, float(np.sqrt(48 * error)) * 0.99)
     assert not costs_little(rows, scale, larger, 1.0, 0.0)
