@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from typing import cast
 
 import numpy as np
@@ -40,14 +41,17 @@ class SavedLayers:
 
     def __init__(self, records: Records, run: str) -> None:
         self._records, self._run = records, run
+        self._begun = Counter[str]()
         self.taken = 0
 
     def solver(self, stage: str, opener: OpenSolver) -> OpenSolver:
         """Opens what gives a layer's kept solution; or what `opener` opens, whose solution is kept then.
 
         Args:
-            stage: of the run: each has its own solution of a layer.
+            stage: of the run: each has its own solution of a layer, and so has one that begins a second time.
         """
+        self._begun[stage] += 1
+        stage = f"{stage}{self._begun[stage]}"
 
         def opened(layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
             start = _digest_of_start(layer)

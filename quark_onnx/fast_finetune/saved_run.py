@@ -95,7 +95,7 @@ class SavedRun(NothingSaved):
         self._about = json.dumps(dict(about), sort_keys=True)
         self._data = hashlib.sha256()
         self._layers: SavedLayers | None = None
-        self._calibrated = False
+        self._asked = self._calibrated = False
         self._scores = 0
 
     def __enter__(self) -> SavedRun:
@@ -135,7 +135,9 @@ class SavedRun(NothingSaved):
         Raises:
             DataError: they are other ones.
         """
-        kept = self._records.get("data")
+        if self._asked:  # a second calibration of a run is not kept
+            return compute(items)
+        self._asked, kept = True, self._records.get("data")
         if kept is None:
             found = compute(items)
             self._keep_data(_written(found))

@@ -1,4 +1,5 @@
-"""SIGKILL at any moment: the output is old or new, the same call goes on to the same bits, and nothing is left behind.
+"""SIGKILL, or another signal, at any moment: the output is old or new, the same call goes on to the same bits, and
+nothing is left behind.
 
 QK_KILLS=1000 kills that often.
 """
@@ -165,3 +166,21 @@ def test_killed_with_a_judge(place: Place) -> None:
         os.kill(process, signal.SIGKILL)
         place.end()
     assert finished(place, 0, selective=True) == expected
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "SIGTERM"])
+def test_signals_leave_nothing_in_the_temporary_folder(place: Place, sent: signal.Signals) -> None:
+    """And no handler of ours is needed: SIGTERM ends a Python program at once."""
+    results, started = [finished(place, 0, selective=False)], time.monotonic()
+    results.append(finished(place, 1, selective=False))
+    duration = time.monotonic() - started
+    for share in (0.1, 0.3, 0.5, 0.7):
+        process = place.start(0)
+        time.sleep(share * duration)
+        os.kill(process, sent)
+        assert place.end() in (0, sent, 256), "256: a KeyboardInterrupt"
+        assert place.model() in results
+        assert os.listdir(place.cache) == os.listdir(place.temporary) == []
+        if sent == signal.SIGINT:
+            assert sorted(os.listdir(place.output)) == sorted(place.model())
+    assert finished(place, 0, selective=False) == results[0]

@@ -303,7 +303,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_half_written_or_damaged_is_not_read(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
-    layers = sorted(stopped.glob("quark_onnx.tune-*"))
+    layers = sorted(stopped.glob("quark_onnx.tune1-*"))
     assert len(layers) == 3
     layers[0].write_bytes(layers[0].read_bytes()[:-1])
     broken = bytearray(layers[1].read_bytes())
