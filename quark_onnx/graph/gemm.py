@@ -75,6 +75,8 @@ def fold_gemm_factors(editor: GraphEditor) -> None:
             editor.set_constant(node, 1, alpha * weight.astype(np.float64), like=node.input[1])
             _remove_attribute(node, "alpha")
         if bias is None:
+            if not any(node.input[2:]):
+                _remove_attribute(node, "beta")  # a bias that it gets later counts in full
             continue
         if beta == 0.0:
             editor.drop_last_input(node)

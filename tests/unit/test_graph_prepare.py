@@ -109,6 +109,11 @@ NORM = "(h, gamma, beta, mean, var)"
             {"w": (8, 6), "c": (1, 8)},
         ),
         ("Gemm", "(float[N,6] x) => (float[N,8] y) {{ [a] h = Gemm(x, w) [b] y = {bn} }}", {"w": (6, 8)}),
+        (
+            "Gemm",
+            "(float[N,6] x) => (float[N,8] y) {{ [a] h = Gemm<alpha=0.5, beta=0.0>(x, w) [b] y = {bn} }}",
+            {"w": (6, 8)},
+        ),
         ("Gemm", "(float[N,6] x) => (float[N,8] y) {{ [a] h = MatMul(x, w) [b] y = {bn} }}", {"w": (6, 8)}),
         (
             "Gemm",
@@ -123,6 +128,7 @@ NORM = "(h, gamma, beta, mean, var)"
         "Gemm",
         "Gemm factors",
         "no bias",
+        "no bias, and a factor of it",
         "MatMul",
         "MatMul Add",
     ],
