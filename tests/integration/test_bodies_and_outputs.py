@@ -20,8 +20,6 @@ from quark.onnx import (
     finetune,
 )
 
-W = Weights(0)
-
 
 def quantized_and_report(model: onnx.ModelProto, data: Arrays) -> tuple[onnx.ModelProto, Report]:
     quantizer = ModelQuantizer(QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec()), algo_config=[AdaRoundConfig()]))
@@ -36,6 +34,7 @@ def error(float_model: onnx.ModelProto, model: onnx.ModelProto, data: Arrays) ->
 
 def two_towers() -> onnx.ModelProto:
     """Two inputs, three outputs; two outputs are layer inputs too, one through Add; t feeds a layer and a Relu."""
+    w = Weights(0)
     return build(
         """(float[N,3,8,8] a, float[N,3,8,8] b) => (float[N,8,8,8] p, float[N,8,8,8] q, float[N,4] r) {
             [first] p = Conv<pads=[1,1,1,1]>(a, first_w, first_b)
@@ -50,8 +49,8 @@ def two_towers() -> onnx.ModelProto:
             [flat] f = Flatten(g)
             [fifth] r = Gemm(f, fifth_w, fifth_b)
         }""",
-        first_w=W.conv(8, 3, 3, 3), first_b=W.bias(8), second_w=W.conv(8, 3, 3, 3), second_b=W.bias(8),
-        third_w=W.conv(8, 8, 1, 1), fourth_w=W.conv(8, 8, 1, 1), fifth_w=W.conv(8, 4), fifth_b=W.bias(4),
+        first_w=w.conv(8, 3, 3, 3), first_b=w.bias(8), second_w=w.conv(8, 3, 3, 3), second_b=w.bias(8),
+        third_w=w.conv(8, 8, 1, 1), fourth_w=w.conv(8, 8, 1, 1), fifth_w=w.conv(8, 4), fifth_b=w.bias(4),
     )  # fmt: skip
 
 
@@ -80,18 +79,19 @@ def body(text: str, **constants: np.ndarray) -> onnx.GraphProto:
 
 def branches() -> onnx.ModelProto:
     """A layer before an If, with layers of all kinds in its branches, and one behind it."""
+    w = Weights(0)
     yes = body("yes () => (float[N,8] o) { [outer_weight] o = MatMul(h, outside) }")
     deep = body("deep () => (float[N,8] o) { [deepest] o = Gemm(q, inside) }")
     no = body("no () => (float[N,8] o) { [inner_weight] m = Gemm(h, inside) [products] k = MatMul(m, square) }",
-              inside=W.conv(8, 8))  # fmt: skip
-    no.node.insert(0, helper.make_node("Constant", [], ["t"], value=numpy_helper.from_array(W.conv(8, 8).astype("f"))))
+              inside=w.conv(8, 8))  # fmt: skip
+    no.node.insert(0, helper.make_node("Constant", [], ["t"], value=numpy_helper.from_array(w.conv(8, 8).astype("f"))))
     no.node.append(helper.make_node("MatMul", ["k", "t"], ["q"], name="constant_node"))
     no.node.append(helper.make_node("If", ["c"], ["o"], name="if again", then_branch=deep, else_branch=deep))
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> g (float[N,8] x, float[8,8] square) => (float[N,8] y) '
         "{ [before] h = Gemm(x, before_w) s = ReduceSum<keepdims=0>(x) c = Greater(s, zero) }"
     )
-    constants = {"before_w": W.conv(8, 8), "behind_w": W.conv(8, 8), "outside": W.conv(8, 8), "zero": np.array(0.0)}
+    constants = {"before_w": w.conv(8, 8), "behind_w": w.conv(8, 8), "outside": w.conv(8, 8), "zero": np.array(0.0)}
     model.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), k) for k, v in constants.items())
     model.graph.node.append(helper.make_node("If", ["c"], ["i"], name="if", then_branch=yes, else_branch=no))
     model.graph.node.append(helper.make_node("Gemm", ["i", "behind_w"], ["y"], name="behind"))
@@ -140,7 +140,7 @@ def test_a_model_whose_layers_are_all_in_a_loop() -> None:
     step = body(
         "step (int64 i, bool go, float[N,8] s) => (bool more, float[N,8] t) "
         "{ more = Identity(go) [recurrent] t = Gemm(s, recurrent_w) }",
-        recurrent_w=W.conv(8, 8),
+        recurrent_w=Weights(0).conv(8, 8),
     )
     model = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> g (float[N,8] x) => (float[N,8] y) { h = Relu(x) }'

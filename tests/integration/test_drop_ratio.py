@@ -13,10 +13,17 @@ from small_models import Reader, build
 from quark.onnx import AdaQuantConfig, AdaRoundConfig, finetune
 
 SAMPLES, INPUTS, OUTPUTS, STEP = 600, 32, 4, 0.5
-RNG = np.random.default_rng(0)
-X = (RNG.standard_normal((SAMPLES, INPUTS)) + 0.3).astype(np.float32)
-WEIGHT_Q = RNG.integers(-7, 8, (INPUTS, OUTPUTS)).astype(np.int8)
-WEIGHT = (0.1 * (WEIGHT_Q + RNG.uniform(-0.45, 0.45, WEIGHT_Q.shape))).astype(np.float32)
+
+
+def data_and_weight() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """x (samples, inputs), the integer weight and the float one, both (inputs, outputs)."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((SAMPLES, INPUTS)) + 0.3).astype(np.float32)
+    weight_q = rng.integers(-7, 8, (INPUTS, OUTPUTS)).astype(np.int8)
+    return x, weight_q, (0.1 * (weight_q + rng.uniform(-0.45, 0.45, weight_q.shape))).astype(np.float32)
+
+
+X, WEIGHT_Q, WEIGHT = data_and_weight()
 
 FLOAT = build(f"(float[N,{INPUTS}] x) => (float[N,{OUTPUTS}] y) {{ [layer] y = MatMul(x, w) }}", w=WEIGHT)
 QUANTIZED = build(

@@ -27,8 +27,6 @@ from quark.onnx import (
 from quark.onnx.plan.build import build_plan
 
 SOLVERS = [AdaRoundConfig(), AdaRoundConfig(solver="gradient", num_iterations=3)]
-W = Weights(0)
-GAINS = W.gains(16)
 PER_TENSOR, PER_CHANNEL = Int8Spec(), Int8Spec(quant_granularity=QuantGranularity.Channel)
 
 
@@ -64,13 +62,15 @@ def test_a_product_with_any_attributes(case: ProductCase) -> None:
 
 def left() -> onnx.ModelProto:
     """Products with their weight first, as of models that were turned around: x (N, 12, 5) to y (N, 6, 5)."""
+    w = Weights(0)
+    gains = w.gains(16)
     return build(
         """(float[N,12,5] x) => (float[N,6,5] y) {
             [first] t1 = MatMul(first_w, x)
             [prelu] t2 = PRelu(t1, slopes)
             [second] y = MatMul(second_w, t2)
         }""",
-        first_w=scaled(W.conv(16, 12), GAINS), second_w=W.conv(6, 16, gains=GAINS),
+        first_w=scaled(w.conv(16, 12), gains), second_w=w.conv(6, 16, gains=gains),
         slopes=np.linspace(0, 0.3, 16)[:, None],
     )  # fmt: skip
 
@@ -104,7 +104,7 @@ def test_a_weight_that_comes_first_quantized_by_another_tool() -> None:
 
 
 def test_the_error_of_a_weight_that_comes_first_is_that_of_its_output() -> None:
-    weight = W.conv(4, 6)
+    weight = Weights(0).conv(4, 6)
     model = build("(float[N,6,5] x) => (float[N,4,5] y) { [layer] y = MatMul(w, x) }", w=weight)
     quantized = build(
         """(float[N,6,5] x) => (float[N,4,5] y) {
@@ -125,6 +125,7 @@ def test_the_error_of_a_weight_that_comes_first_is_that_of_its_output() -> None:
 
 def test_products_with_and_without_bias() -> None:
     """Two axes: MatMul and Add are a Gemm, whose bias is tuned. More: the Add stays, and its constant."""
+    w = Weights(0)
     model = build(
         """(float[N,12] x) => (float[N,1,6] y) {
             [plus] m1 = MatMul(x, plus_w) t1 = Add(plus_b, m1) r1 = Relu(t1)
@@ -133,8 +134,8 @@ def test_products_with_and_without_bias() -> None:
             u = Unsqueeze(r3, axis)
             [deep] m4 = MatMul(u, deep_w) y = Add(m4, deep_b)
         }""",
-        plus_w=W.conv(16, 12).T, plus_b=W.bias(16), bare_w=W.conv(16, 16).T, gemm_w=W.conv(16, 16).T,
-        deep_w=W.conv(6, 16).T, deep_b=W.bias(6), axis=np.array([1]),
+        plus_w=w.conv(16, 12).T, plus_b=w.bias(16), bare_w=w.conv(16, 16).T, gemm_w=w.conv(16, 16).T,
+        deep_w=w.conv(6, 16).T, deep_b=w.bias(6), axis=np.array([1]),
     )  # fmt: skip
     data, unseen = samples(model, 320), samples(model, 240, seed=1)  # one row each
     tuned, report = quantized_and_report(model, data)
@@ -167,11 +168,12 @@ def test_products_with_and_without_bias() -> None:
 )  # fmt: skip
 def test_what_is_not_tuned_has_its_reason(text: str, weight: tuple[int, ...], reason: str) -> None:
     """Behind a layer that is: MatMul by a square weight."""
-    constants = {"w": W.conv(*weight) if len(weight) > 1 else W.bias(8), "zero": np.array([0])}
+    w = Weights(0)
+    constants = {"w": w.conv(*weight) if len(weight) > 1 else w.bias(8), "zero": np.array([0])}
     if "zero" not in text:
         del constants["zero"]
     first = "[first] h = MatMul(first_w, x)" if "MatMul(w, h)" in text else "[first] h = MatMul(x, first_w)"
-    model = build(text.format(first), first_w=W.conv(8, 8), **constants)
+    model = build(text.format(first), first_w=w.conv(8, 8), **constants)
     data = {"x": np.random.default_rng(0).standard_normal((40, *samples(model, 1)["x"].shape[1:])).astype("f")}
     if "float[8,8]" in text:
         data = {"x": np.random.default_rng(0).standard_normal((80, 8)).astype("f")}

@@ -25,9 +25,8 @@ from quark.onnx import (
 )
 from quark.onnx.plan.reasons import Reason
 
-SEED = Weights(0)
-W, SQUARE, B = SEED.conv(4, 3).T, SEED.conv(4, 4).T, SEED.bias(4)  # (inputs, outputs)
-KERNEL, SECOND = SEED.conv(4, 3, 3, 3), SEED.conv(4, 4, 3, 3)
+W, SQUARE, B = Weights(0).conv(4, 3).T, Weights(1).conv(4, 4).T, Weights(2).bias(4)  # (inputs, outputs)
+KERNEL, SECOND = Weights(3).conv(4, 3, 3, 3), Weights(4).conv(4, 4, 3, 3)
 SCALE, VARIANCE = np.linspace(0.5, 1, 4), np.linspace(0.6, 1.2, 4)
 COUNT = 60
 NOT_QUANTIZED = Reason.WEIGHT_NOT_QUANTIZED.why()

@@ -24,8 +24,6 @@ from quark.onnx import (
     finetune,
 )
 
-W = Weights(5)
-GAINS = W.gains(8)
 SPEC = Int8Spec()
 
 
@@ -45,7 +43,9 @@ def error(float_model: onnx.ModelProto, model: onnx.ModelProto, data: Arrays) ->
 
 def pyramid() -> onnx.ModelProto:
     """A detector's head on three scales: one weight; biases, strides and pads of each scale's own."""
-    head_w = scaled(W.conv(8, 6, 3, 3), GAINS)
+    w = Weights(5)
+    gains = w.gains(8)
+    head_w = scaled(w.conv(8, 6, 3, 3), gains)
     return build(
         """(float[N,6,9,9] x) => (float[N,4,9,9] y, float[N,8,5,5] z, float[N,8,7,7] u) {
             [stem] s = Conv<pads=[1,1,1,1]>(x, stem_w, stem_b)
@@ -58,15 +58,16 @@ def pyramid() -> onnx.ModelProto:
             [negative] n = Neg(r)
             [bare] u = Conv(n, head_w)
         }""",
-        stem_w=W.conv(6, 6, 3, 3), stem_b=W.bias(6), head_w=head_w, large_b=W.bias(8) * GAINS,
-        half_b=W.bias(8) * GAINS, behind_w=W.conv(4, 8, 1, 1, gains=GAINS), slopes=np.full((8, 1, 1), 0.3),
+        stem_w=w.conv(6, 6, 3, 3), stem_b=w.bias(6), head_w=head_w, large_b=w.bias(8) * gains,
+        half_b=w.bias(8) * gains, behind_w=w.conv(4, 8, 1, 1, gains=gains), slopes=np.full((8, 1, 1), 0.3),
     )  # fmt: skip
 
 
 def recurrent() -> onnx.ModelProto:
     """One step three times, with one weight and bias, on channels of very different ranges: x (N, 12) to y (N, 4)."""
-    gains = W.gains(12)
-    step = scaled(W.conv(12, 12, gains=gains), gains).T
+    w = Weights(5)
+    gains = w.gains(12)
+    step = scaled(w.conv(12, 12, gains=gains), gains).T
     return build(
         """(float[N,12] x) => (float[N,4] y) {
             [start] t0 = Gemm(x, start_w) r0 = Relu(t0)
@@ -76,8 +77,8 @@ def recurrent() -> onnx.ModelProto:
             [three] t4 = Gemm(r3, w, b) r4 = Relu(t4)
             [end] y = Gemm(r4, end_w)
         }""",
-        start_w=scaled(W.conv(12, 12), gains).T, w=2 * step, b=np.abs(W.bias(12)) * gains,
-        v=2 * scaled(W.conv(12, 12, gains=gains), gains).T, end_w=W.conv(4, 12, gains=gains).T,
+        start_w=scaled(w.conv(12, 12), gains).T, w=2 * step, b=np.abs(w.bias(12)) * gains,
+        v=2 * scaled(w.conv(12, 12, gains=gains), gains).T, end_w=w.conv(4, 12, gains=gains).T,
     )  # fmt: skip
 
 
@@ -92,7 +93,7 @@ def test_layers_that_share_a_weight(
     model: onnx.ModelProto, shared: list[str], granularity: QuantGranularity, algorithm: AdaRoundConfig
 ) -> None:
     weight = Int8Spec(quant_granularity=granularity)
-    data, unseen = samples(model, 80), samples(model, 60, seed=1)
+    data, unseen = samples(model, 160), samples(model, 240, seed=1)
     plain, _ = quantized_and_report(model, data, weight=weight)
     tuned, report = quantized_and_report(model, data, algorithm, weight=weight)
     assert not report.skipped
@@ -115,7 +116,7 @@ def test_layers_that_share_a_weight(
 @pytest.mark.parametrize("method", [CalibMethod.MinMax, CalibMethod.MinOutputMSE], ids=lambda m: m.name)
 def test_shared_scales_of_blocks(method: CalibMethod) -> None:
     model, weight = recurrent(), Int4Spec(quant_granularity=QuantGranularity.Group, calibration_method=method)
-    data, unseen = samples(model, 80), samples(model, 60, seed=1)
+    data, unseen = samples(model, 160), samples(model, 240, seed=1)
     plain, _ = quantized_and_report(model, data, weight=weight, BlockSize=4)
     tuned, report = quantized_and_report(model, data, AdaRoundConfig(), weight=weight, BlockSize=4)
     assert initializers(plain)["w_scale"].shape == (3, 12)
@@ -125,11 +126,12 @@ def test_shared_scales_of_blocks(method: CalibMethod) -> None:
 
 def two_inputs() -> tuple[onnx.ModelProto, onnx.ModelProto, np.ndarray]:
     """Float and quantized model of y = W a + b, z = W c + d with nothing else quantized; the weight (outputs, K)."""
-    weight = W.conv(5, 9)
+    w = Weights(5)
+    weight = w.conv(5, 9)
     text = """(float[N,9] a, float[N,9] c) => (float[N,5] y, float[N,5] z) {{
         {} [first] y = Gemm<transB=1>(a, w, b) [second] z = Gemm<transB=1, alpha=2.0>(c, w, d)
     }}"""
-    constants = {"b": W.bias(5), "d": W.bias(5)}
+    constants = {"b": w.bias(5), "d": w.bias(5)}
     quantized = build(
         text.format("w = DequantizeLinear(w_q, w_scale)"), **constants,
         w_q=np.clip(np.rint(weight / 0.05), -127, 127).astype(np.int8), w_scale=0.05,
@@ -233,7 +235,8 @@ def test_one_that_cannot_be_tuned_holds_the_others() -> None:
         [hidden] h = MatMul(e, hidden_w)
         [tied] y = MatMul(h, table)
     }"""
-    model = build(text, table=3 * W.conv(12, 12), hidden_w=W.conv(12, 12))
+    w = Weights(5)
+    model = build(text, table=3 * w.conv(12, 12), hidden_w=w.conv(12, 12))
     data = {"words": np.random.default_rng(0).integers(0, 12, (40, 6))}
     _, report = quantized_and_report(model, data, AdaRoundConfig())
     assert [layer.name for layer in report.layers] == ["hidden"]
@@ -242,7 +245,7 @@ def test_one_that_cannot_be_tuned_holds_the_others() -> None:
     assert "is read by Gather 'look_up' too, which is not tuned" in skipped.reason
 
     turned = build(
-        "(float[N,12] x) => (float[N,12] y) { [a] t = Gemm(x, w) [b] y = Gemm<transB=1>(t, w) }", w=W.conv(12, 12)
+        "(float[N,12] x) => (float[N,12] y) { [a] t = Gemm(x, w) [b] y = Gemm<transB=1>(t, w) }", w=w.conv(12, 12)
     )
     with pytest.raises(ModelError, match=r"a \(Gemm\): its weight is arranged in another way in 'a' than in 'b'; b "):
         quantized_and_report(turned, samples(turned, 20), AdaRoundConfig())
@@ -250,7 +253,7 @@ def test_one_that_cannot_be_tuned_holds_the_others() -> None:
 
 def test_the_scale_of_a_shared_weight_is_that_of_the_least_error() -> None:
     """On inputs that use other parts of the weight than its largest element."""
-    weight = W.conv(8, 8)
+    weight = Weights(5).conv(8, 8)
     weight[0, 0] = 20
     model = build(
         "(float[N,8] a, float[N,8] c) => (float[N,8] y, float[N,8] z) { y = MatMul(a, w) z = MatMul(c, w) }",

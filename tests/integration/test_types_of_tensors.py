@@ -21,7 +21,6 @@ from quark.onnx import (
     finetune,
 )
 
-W = Weights(0)
 DTYPES = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -89,13 +88,14 @@ def test_a_float16_model_that_another_tool_quantized() -> None:
 
 
 def test_inputs_of_many_types() -> None:
+    w = Weights(0)
     model = build(
         """(int32[N,8] a, bool[N,8] b, int64[N] unused, uint8[N,8] c, double[N,8] d) => (float[N,4] y, int64[N,4] z) {
             a_real = Cast<to=1>(a) b_real = Cast<to=1>(b) c_real = Cast<to=1>(c) d_real = Cast<to=1>(d)
             t1 = Mul(a_real, b_real) t2 = Add(t1, c_real) t3 = Add(t2, d_real)
             [layer] y = Gemm(t3, w, bias) z = Cast<to=7>(y)
         }""",
-        w=W.conv(4, 8).T, bias=W.bias(4),
+        w=w.conv(4, 8).T, bias=w.bias(4),
     )  # fmt: skip
     random = np.random.default_rng(0)
 
@@ -124,7 +124,7 @@ def test_text_as_input() -> None:
             t = Add(i, x) [layer] y = Gemm(t, w)
         }"""
     )
-    model.graph.initializer.append(numpy_helper.from_array(W.conv(4, 3).astype("f"), "w"))
+    model.graph.initializer.append(numpy_helper.from_array(Weights(0).conv(4, 3).astype("f"), "w"))
     random = np.random.default_rng(0)
     data = {
         "word": random.choice(np.array(["a", "b", "other"], object), (60, 4)),

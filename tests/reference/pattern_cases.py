@@ -14,11 +14,10 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-_RNG = np.random.default_rng(11)
 SIZES = (4, 6)  # of x behind its first axis
-SCALE, BIAS = (_RNG.normal(1, 0.5, 6).astype(np.float32) for _ in range(2))
-WIDE_SCALE, WIDE_BIAS = (_RNG.normal(1, 0.5, SIZES).astype(np.float32) for _ in range(2))
-SLOPE = _RNG.uniform(-0.5, 0.8, 6).astype(np.float32)
+SCALE, BIAS = np.random.default_rng(11).normal(1, 0.5, (2, 6)).astype(np.float32)
+WIDE_SCALE, WIDE_BIAS = np.random.default_rng(12).normal(1, 0.5, (2, *SIZES)).astype(np.float32)
+SLOPE = np.random.default_rng(13).uniform(-0.5, 0.8, 6).astype(np.float32)
 ROOT = np.sqrt(2 / np.pi)
 
 

@@ -11,12 +11,16 @@ from onnx import TensorProto, helper, numpy_helper
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.prepare import prepare
 
-RNG = np.random.default_rng(7)
+
+def normal(*shape: int, seed: int = 7) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape)
+
+
 BATCH_NORM = {
-    "gamma": RNG.uniform(0.5, 1.5, 8),
-    "beta": RNG.standard_normal(8),
-    "mean": RNG.standard_normal(8),
-    "var": RNG.uniform(0.5, 1.5, 8),
+    "gamma": np.linspace(0.5, 1.5, 8),
+    "beta": normal(8, seed=1),
+    "mean": normal(8, seed=2),
+    "var": np.linspace(1.4, 0.6, 8),
 }
 
 
@@ -26,10 +30,6 @@ def model(text: str, *, opset: int = 17, **initializers: np.ndarray) -> onnx.Mod
     for name, value in initializers.items():
         parsed.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
     return parsed
-
-
-def normal(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape)
 
 
 def run(model: onnx.ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
@@ -42,8 +42,9 @@ def run(model: onnx.ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
 
 def random_feeds(model: onnx.ModelProto, batch: int = 2) -> dict[str, np.ndarray]:
     constants = {tensor.name for tensor in model.graph.initializer}
+    rng = np.random.default_rng(0)
     return {
-        value.name: RNG.standard_normal([d.dim_value or batch for d in value.type.tensor_type.shape.dim]).astype("f")
+        value.name: rng.standard_normal([d.dim_value or batch for d in value.type.tensor_type.shape.dim]).astype("f")
         for value in model.graph.input
         if value.name not in constants
     }
@@ -349,16 +350,16 @@ def test_new_opsets_stay():
 
 
 LAYERS = {
-    "conv": lambda: ("Conv<pads=[1,1,1,1]>", [normal(8, 8, 3, 3) / 8, normal(8)]),
-    "depthwise": lambda: ("Conv<group=8>", [normal(8, 1, 1, 1)]),
-    "bn": lambda: ("BatchNormalization", [*BATCH_NORM.values()]),
-    "relu": lambda: ("Relu", []),
-    "clip": lambda: ("Clip", [np.array(-1.0), np.array(2.0)]),
-    "add": lambda: ("Add", [normal(8, 1, 1)]),
-    "mul": lambda: ("Mul", [normal(1, 8, 1, 1)]),
-    "pool": lambda: ("MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>", []),
-    "sigmoid": lambda: ("Sigmoid", []),
-    "identity": lambda: ("Identity", []),
+    "conv": lambda seed: ("Conv<pads=[1,1,1,1]>", [normal(8, 8, 3, 3, seed=seed) / 8, normal(8, seed=seed)]),
+    "depthwise": lambda seed: ("Conv<group=8>", [normal(8, 1, 1, 1, seed=seed)]),
+    "bn": lambda _: ("BatchNormalization", [*BATCH_NORM.values()]),
+    "relu": lambda _: ("Relu", []),
+    "clip": lambda _: ("Clip", [np.array(-1.0), np.array(2.0)]),
+    "add": lambda seed: ("Add", [normal(8, 1, 1, seed=seed)]),
+    "mul": lambda seed: ("Mul", [normal(1, 8, 1, 1, seed=seed)]),
+    "pool": lambda _: ("MaxPool<kernel_shape=[3,3], pads=[1,1,1,1]>", []),
+    "sigmoid": lambda _: ("Sigmoid", []),
+    "identity": lambda _: ("Identity", []),
 }
 
 
@@ -371,7 +372,7 @@ LAYERS = {
 def test_random_networks_compute_the_same(layers, opset, data):
     lines, constants, tensors = [], {}, ["x"]
     for i, layer in enumerate(layers):
-        op, values = LAYERS[layer]()
+        op, values = LAYERS[layer](i)
         source = data.draw(st.sampled_from(tensors), label="input")
         parameters = [f"c{i}_{k}" for k in range(len(values))]
         constants.update(zip(parameters, values, strict=True))

@@ -14,7 +14,6 @@ from quark.onnx.plan.types import LayerPlan, Plan
 
 TYPES = ["int2", "uint2", "int4", "uint4", "int8", "uint8", "int16", "uint16"]
 SYMMETRIC_LEAST = {"int8": -127, "int16": -32767}  # onnxruntime's quantizer leaves one integer out
-RANDOM = np.random.default_rng(0)
 
 
 def dtype_of(name: str) -> np.dtype:
@@ -68,7 +67,7 @@ def only(plan: Plan) -> LayerPlan:
 @pytest.mark.parametrize("name", TYPES)
 def test_a_weight_may_use_all_integers_of_its_type(name: str, domain: str):
     limits = ml_dtypes.iinfo(dtype_of(name))
-    numbers = RANDOM.integers(int(limits.min), int(limits.max) + 1, (6, 5))
+    numbers = np.random.default_rng(0).integers(int(limits.min), int(limits.max) + 1, (6, 5))
     zero = np.array([int(limits.max) // 2 + 1] * 5).astype(dtype_of(name))
     scale = np.linspace(0.5, 1, 5, dtype=np.float32)
     weight = (numbers - zero.astype(int)) * scale

@@ -12,8 +12,16 @@ from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayer
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.prepare import prepare
 
-RNG = np.random.default_rng(11)
-BATCH_NORM = {"g": 1 + RNG.random(6), "b": RNG.random(6), "m": RNG.random(6), "v": 1 + RNG.random(6)}
+
+def uniform(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).random(shape)
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape)
+
+
+BATCH_NORM = {"g": 1 + uniform(6), "b": uniform(6, seed=1), "m": uniform(6, seed=2), "v": 1 + uniform(6, seed=3)}
 DOUBLED = {"scales": np.array([1.0, 1.0, 2.0, 2.0])}
 IMAGE = "(float[N,6,8,8] x) => (float[N,C,H,W] y)"
 
@@ -48,8 +56,8 @@ def agree(model: onnx.ModelProto) -> onnx.ModelProto:
     assert {entry.domain: entry.version for entry in result.opset_import}[""] >= 13
     assert first_axis(result) == first_axis(model)
     shape = [d.dim_value or 2 for d in model.graph.input[0].type.tensor_type.shape.dim]
-    for _ in range(3):
-        x = RNG.standard_normal(shape).astype("f")
+    for seed in range(3):
+        x = normal(*shape, seed=seed).astype("f")
         for want, have in zip(outputs(model, x), outputs(result, x), strict=True):
             np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-5 * max(1.0, float(np.abs(want).max())))
     return result
@@ -57,7 +65,7 @@ def agree(model: onnx.ModelProto) -> onnx.ModelProto:
 
 OLD = {
     "BatchNormalization 7": (7, IMAGE + "{ h = Conv(x, w) y = BatchNormalization<spatial=1>(h, g, b, m, v) }",
-                             {"w": RNG.random((6, 6, 3, 3)), **BATCH_NORM}),
+                             {"w": uniform(6, 6, 3, 3), **BATCH_NORM}),
     "BatchNormalization 8": (8, IMAGE + "{ h = Relu(x) y = BatchNormalization<epsilon=0.1>(h, g, b, m, v) }",
                              BATCH_NORM),
     "Dropout 7": (7, IMAGE + "{ h, mask = Dropout<ratio=0.5>(x) y = Relu(h) }", {}),
@@ -87,13 +95,13 @@ OLD = {
     "Softmax 11, axis 0": (11, "(float[3,6] x) => (float[3,6] y) { y = Softmax<axis=0>(x) }", {}),
     "LogSoftmax 11": (11, "(float[N,6,4] x) => (float[N,6,4] y) { y = LogSoftmax<axis=1>(x) }", {}),
     "Flatten, Gemm 7": (7, "(float[N,6,2,2] x) => (float[N,5] y) { f = Flatten(x) y = Gemm<transB=1>(f, w, b) }",
-                        {"w": RNG.random((5, 24)), "b": RNG.random(5)}),
+                        {"w": uniform(5, 24), "b": uniform(5)}),
     "Gemm 9, a bias of one row": (9, "(float[N,6] x) => (float[N,5] y) { y = Gemm(x, w, b) }",
-                                  {"w": RNG.random((6, 5)), "b": RNG.random((1, 5))}),
+                                  {"w": uniform(6, 5), "b": uniform(1, 5)}),
     "AveragePool 7": (7, IMAGE + "{ y = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(x) }", {}),
     "MaxPool 8": (8, IMAGE + "{ y = MaxPool<kernel_shape=[2,2], strides=[2,2]>(x) }", {}),
-    "PRelu 7": (7, IMAGE + "{ y = PRelu(x, slope) }", {"slope": RNG.random((6, 1, 1))}),
-    "ConvTranspose 8": (8, IMAGE + "{ y = ConvTranspose<strides=[2,2]>(x, w) }", {"w": RNG.random((6, 4, 2, 2))}),
+    "PRelu 7": (7, IMAGE + "{ y = PRelu(x, slope) }", {"slope": uniform(6, 1, 1)}),
+    "ConvTranspose 8": (8, IMAGE + "{ y = ConvTranspose<strides=[2,2]>(x, w) }", {"w": uniform(6, 4, 2, 2)}),
     "InstanceNormalization 8": (8, IMAGE + "{ y = InstanceNormalization(x, g, b) }",
                                 {"g": BATCH_NORM["g"], "b": BATCH_NORM["b"]}),
     "TopK 9": (9, "(float[N,9] x) => (float[N,3] y) { y, i = TopK<k=3>(x) }", {}),
@@ -102,14 +110,14 @@ OLD = {
                             s = Shape(x) t = Slice<axes=[0], starts=[0], ends=[1]>(s)
                             u = Concat<axis=0>(t, rest) y = Reshape(x, u) }""", {"rest": np.array([24])}),
     "LSTM 7": (7, "(float[5,N,3] x) => (float[5,1,N,4] y) { y = LSTM<hidden_size=4>(x, w, r) }",
-               {"w": RNG.random((1, 16, 3)), "r": RNG.random((1, 16, 4))}),
+               {"w": uniform(1, 16, 3), "r": uniform(1, 16, 4)}),
     "onnxruntime's own": (9, """(float[N,8] x) => (float[N,8] y) {
                              f = com.microsoft.FusedGemm<activation="Relu">(x, w, b) h = Gemm(f, w, b)
                              i = com.microsoft.BiasGelu(h, b) y = com.microsoft.QuickGelu(i) }""",
-                          {"w": RNG.random((8, 8)), "b": RNG.random(8)}),
+                          {"w": uniform(8, 8), "b": uniform(8)}),
     "ai.onnx.ml": (9, """(float[N,8] x) => (float[N,8] y) {
                       s = ai.onnx.ml.Scaler<offset=[0.5], scale=[2.0]>(x) y = MatMul(s, w) }""",
-                   {"w": RNG.random((8, 8))}),
+                   {"w": uniform(8, 8)}),
 }  # fmt: skip
 
 
@@ -134,7 +142,7 @@ def test_branches_are_raised_too() -> None:
     model = old_model(
         9,
         "(float[N,8] x) => (float[N,8] y) { h = MatMul(x, w) s = ReduceSum<keepdims=0>(x) c = Greater(s, zero) }",
-        w=RNG.random((8, 8)),
+        w=uniform(8, 8),
         zero=np.array(0.0),
     )
     model.graph.node.append(onnx.helper.make_node("If", ["c"], ["y"], then_branch=yes, else_branch=no))
@@ -160,8 +168,8 @@ def test_a_model_that_would_compute_something_else_is_refused(tuned: bool, monke
     text = """(float[N,3,8,8] x) => (float[N,6,16,16] y) {
         h = Conv<pads=[1,1,1,1]>(x, w) y = Upsample<mode="linear">(h, scales)
     }"""
-    model = old_model(9, text, w=RNG.standard_normal((6, 3, 3, 3)), **DOUBLED)
-    x = RNG.standard_normal((10, 3, 8, 8)).astype("f")
+    model = old_model(9, text, w=normal(6, 3, 3, 3), **DOUBLED)
+    x = normal(10, 3, 8, 8).astype("f")
     algorithms = [AdaRoundConfig()] if tuned else []
     quantizer = ModelQuantizer(QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec()), algo_config=algorithms))
 
