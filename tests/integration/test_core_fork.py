@@ -17,8 +17,8 @@ from quark.onnx import _core
 
 SECONDS = 60  # far more than a child needs; one that hangs is killed
 FORKS = int(os.environ.get("QK_FORKS", "60"))
-RANDOM = np.random.default_rng(0)
-X, Y = RANDOM.standard_normal((40, 9, 64), np.float32), RANDOM.standard_normal((40, 9, 24), np.float32)
+X = np.random.default_rng(0).standard_normal((40, 9, 64), np.float32)
+Y = np.random.default_rng(1).standard_normal((40, 9, 24), np.float32)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork() is needed")
 
@@ -100,7 +100,7 @@ def test_a_child_is_told_that_another_thread_has_the_layer() -> None:
     layer = _core.Layer(64, 24, 40, 1 << 20, holdout=5)
     pool = _core.ThreadPool(1)
     layer.feed(X, Y, pool)
-    weight = RANDOM.standard_normal((24, 64), np.float32)
+    weight = np.random.default_rng(2).standard_normal((24, 64), np.float32)
     inside, go_on = threading.Event(), threading.Event()
 
     def is_refused() -> bool:

@@ -125,3 +125,15 @@ def test_no_file_is_long(folder: str) -> None:
     files = [p for p in (ROOT / folder).rglob("*") if p.suffix in kinds]
     lengths = {name(p): len(p.read_text().splitlines()) for p in files}
     assert {file: n for file, n in lengths.items() if n > 500} == {}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.name)
+def test_no_module_of_the_tests_holds_a_random_stream(path: Path):
+    """What a test draws from it would depend on the tests before it."""
+    streams = {"default_rng", "Generator", "RandomState", "Random", "Weights"}
+    for statement in ast.parse(path.read_text()).body:
+        value = statement.value if isinstance(statement, (ast.Assign, ast.AnnAssign)) else None
+        for made in value.elts if isinstance(value, (ast.Tuple, ast.List)) else [value]:
+            if isinstance(made, ast.Call):
+                name = made.func.attr if isinstance(made.func, ast.Attribute) else getattr(made.func, "id", "")
+                assert name not in streams, f"{path.name}:{statement.lineno}: give each test a generator of its own"

@@ -14,10 +14,10 @@ from quark.onnx import _core
 
 POOL = _core.ThreadPool(1)
 INPUTS, OUTPUTS, N = 384, 16, 40
-RANDOM = np.random.default_rng(0)
-WEIGHT = RANDOM.standard_normal((OUTPUTS, INPUTS), np.float32)
-BYTES, Y = RANDOM.integers(0, 256, (N, 25, INPUTS), np.uint8), RANDOM.standard_normal((N, 25, OUTPUTS), np.float32)
-FLOATS = RANDOM.standard_normal((1, 25, INPUTS), np.float32)
+WEIGHT = np.random.default_rng(0).standard_normal((OUTPUTS, INPUTS), np.float32)
+BYTES = np.random.default_rng(1).integers(0, 256, (N, 25, INPUTS), np.uint8)
+Y = np.random.default_rng(2).standard_normal((N, 25, OUTPUTS), np.float32)
+FLOATS = np.random.default_rng(3).standard_normal((1, 25, INPUTS), np.float32)
 IN_USE = "this Layer is in use by another thread: give each thread its own"
 
 

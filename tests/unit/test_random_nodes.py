@@ -19,10 +19,15 @@ from quark.onnx.graph.random_nodes import is_random, with_seeds
 from quark.onnx.inference import Engine
 
 HEADER = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1, "mine": 1]>'
-RNG = np.random.default_rng(0)
-ITEMS = [{"x": RNG.standard_normal((4, 6)).astype(np.float32)} for _ in range(2)]
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
+
+
+ITEMS = [{"x": normal(4, 6, seed=seed)} for seed in range(2)]
 CONSTANTS = {
-    "w": RNG.standard_normal((6, 6)).astype(np.float32), "p": np.full((4, 6), 0.5, np.float32),
+    "w": normal(6, 6), "p": np.full((4, 6), 0.5, np.float32),
     "zeros": np.zeros((4, 6), np.float32), "ratio": np.float32(0.5), "yes": np.array(True), "three": np.int64(3),
     "shape": np.array([4, 6]),
 }  # fmt: skip
