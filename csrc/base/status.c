@@ -7,6 +7,7 @@ const char *qk_strerror(qk_status status) {
     case QK_E_ARG: return "an argument is out of range";
     case QK_E_SHAPE: return "the shape of the data does not fit the layer";
     case QK_E_NONFINITE: return "the data contains NaN or Inf";
+    case QK_E_TOO_LARGE: return "the values are too large to be squared, from about 1e18 on";
     case QK_E_CANCELLED: return "cancelled";
     case QK_E_NO_ROWS: return "too little data: no row to fit on or none to hold out";
     }

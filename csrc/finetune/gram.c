@@ -7,7 +7,7 @@
 
 enum {
     STRIP = 64,    /* lines of G or C: the unit of work, the same for any number of threads */
-    COLUMNS = 512, /* of bytes that are made floats at a time */
+    COLUMNS = 256, /* of a panel that are made float64 at a time, and so stay in a cache */
     SHORT_K = 32,  /* up to here, with one output per group (depthwise), the panel kernel beats BLAS */
 };
 
@@ -15,59 +15,61 @@ typedef struct {
     const qk_layer *layer;
     qk_sums *sums;
     int64_t strips_g, strips_c; /* per group */
-    float *scratch;             /* (threads, scratch_size) */
+    double *scratch;            /* (threads, scratch_size) */
     int64_t scratch_size;
 } panel_job;
 
+static void to_double(double *to, const float *from, int64_t ld, int64_t lines, int64_t n) {
+    for (int64_t line = 0; line < lines; line++)
+        for (int64_t i = 0; i < n; i++) to[line * COLUMNS + i] = from[line * ld + i];
+}
+
+/* c (m,n) = a b', or += that, of k columns; lines of a and b are COLUMNS apart. */
+static void multiply(double *c, const double *a, const double *b, int64_t m, int64_t n, int64_t k, bool accumulate) {
+    qk_dgemm(c, a, b,
+             (qk_gemm_shape){.m = m,
+                             .n = n,
+                             .k = k,
+                             .lda = COLUMNS,
+                             .ldb = COLUMNS,
+                             .ldc = n,
+                             .b_transposed = true,
+                             .accumulate = accumulate});
+}
+
 /* Lines of the lower triangle of G. */
-static void add_gram_strip(const panel_job *job, int64_t group, int64_t strip, float *scratch) {
+static void add_gram_strip(const panel_job *job, int64_t group, int64_t strip, double *scratch) {
     qk_sums *s = job->sums;
     const int64_t K = s->inputs, first = strip * STRIP, ld = s->capacity;
     const int64_t n = first + STRIP < K ? first + STRIP : K, count = n - first;
-    double *g = s->gram + group * K * K;
+    double *g = s->gram + group * K * K, *x = scratch, *product = x + n * COLUMNS;
     if (job->layer->as_bytes) {
         qk_kernels_get()->gram_bytes(g, s->bytes + group * K * ld, K, first, n, ld, (size_t)s->used);
         return;
     }
-    const float *x = s->x + group * K * ld;
-    qk_sgemm(scratch, x + first * ld, x,
-             (qk_gemm_shape){.m = count, .n = n, .k = s->used, .lda = ld, .ldb = ld, .ldc = n, .b_transposed = true});
-    for (int64_t i = 0; i < count; i++)
-        for (int64_t j = 0; j <= first + i; j++) g[(first + i) * K + j] += scratch[i * n + j];
-}
-
-/* Outputs against all inputs. */
-static void add_cross_strip(const panel_job *job, int64_t group, int64_t strip, float *scratch) {
-    const qk_sums *s = job->sums;
-    const int64_t K = s->inputs, O = job->layer->geometry.outputs, first = strip * STRIP, ld = s->capacity;
-    const int64_t count = O - first < STRIP ? O - first : STRIP;
-    qk_sgemm(scratch, s->y + (group * O + first) * ld, s->x + group * K * ld,
-             (qk_gemm_shape){.m = count, .n = K, .k = s->used, .lda = ld, .ldb = ld, .ldc = K, .b_transposed = true});
-    double *c = s->cross + (group * O + first) * K;
-    for (int64_t i = 0; i < count * K; i++) c[i] += scratch[i];
-}
-
-/* All outputs against inputs that are bytes: some columns at a time as floats, which stay in a cache. */
-static void add_byte_cross_strip(const panel_job *job, int64_t group, int64_t strip, float *scratch) {
-    const qk_sums *s = job->sums;
-    const qk_affine whole = {1, job->layer->affine.zero_point};
-    const int64_t K = s->inputs, O = job->layer->geometry.outputs, first = strip * STRIP, ld = s->capacity;
-    const int64_t count = K - first < STRIP ? K - first : STRIP;
-    const uint8_t *bytes = s->bytes + (group * K + first) * ld;
-    float *x = scratch, *product = scratch + STRIP * COLUMNS;
     for (int64_t at = 0; at < s->used; at += COLUMNS) {
-        const int64_t n = s->used - at < COLUMNS ? s->used - at : COLUMNS;
-        for (int64_t k = 0; k < count; k++)
-            qk_kernels_get()->dequantize_u8(x + k * COLUMNS, bytes + k * ld + at, (size_t)n, whole);
-        qk_sgemm(product, s->y + group * O * ld + at, x,
-                 (qk_gemm_shape){.m = O,
-                                 .n = count,
-                                 .k = n,
-                                 .lda = ld,
-                                 .ldb = COLUMNS,
-                                 .ldc = count,
-                                 .b_transposed = true,
-                                 .accumulate = at > 0});
+        const int64_t columns = qk_smaller(COLUMNS, s->used - at);
+        to_double(x, s->x + group * K * ld + at, ld, n, columns);
+        multiply(product, x + first * COLUMNS, x, count, n, columns, at > 0);
+    }
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t j = 0; j <= first + i; j++) g[(first + i) * K + j] += product[i * n + j];
+}
+
+/* All outputs against some inputs. */
+static void add_cross_strip(const panel_job *job, int64_t group, int64_t strip, double *scratch) {
+    const qk_sums *s = job->sums;
+    const int32_t zero_point = job->layer->affine.zero_point; /* of bytes */
+    const int64_t K = s->inputs, O = job->layer->geometry.outputs, first = strip * STRIP, ld = s->capacity;
+    const int64_t count = qk_smaller(STRIP, K - first), line = group * K + first;
+    double *x = scratch, *y = x + STRIP * COLUMNS, *product = y + O * COLUMNS;
+    for (int64_t at = 0; at < s->used; at += COLUMNS) {
+        const int64_t n = qk_smaller(COLUMNS, s->used - at);
+        to_double(y, s->y + group * O * ld + at, ld, O, n);
+        if (!job->layer->as_bytes) to_double(x, s->x + line * ld + at, ld, count, n);
+        for (int64_t k = 0; k < count && job->layer->as_bytes; k++)
+            for (int64_t i = 0; i < n; i++) x[k * COLUMNS + i] = s->bytes[(line + k) * ld + at + i] - zero_point;
+        multiply(product, y, x, O, count, n, at > 0);
     }
     for (int64_t o = 0; o < O; o++)
         for (int64_t k = 0; k < count; k++) s->cross[(group * O + o) * K + first + k] += product[o * count + k];
@@ -79,12 +81,12 @@ static void add_vector_sums(const panel_job *job, int64_t group) {
     const int64_t K = s->inputs, O = job->layer->geometry.outputs, ld = s->capacity;
     const size_t n = (size_t)s->used;
     for (int64_t k = group * K; k < (group + 1) * K; k++)
-        s->sum_x[k] +=
-            job->layer->as_bytes ? (double)kernels->sum_bytes(s->bytes + k * ld, n) : kernels->sum(s->x + k * ld, n);
+        s->sum_x[k] += job->layer->as_bytes ? (double)kernels->sum_bytes(s->bytes + k * ld, n)
+                                            : kernels->exact_sum(s->x + k * ld, n);
     if (!job->layer->with_target) return;
     for (int64_t o = group * O; o < (group + 1) * O; o++) {
-        s->sum_y[o] += kernels->sum(s->y + o * ld, n);
-        s->power[o] += kernels->sum_squares(s->y + o * ld, n);
+        s->sum_y[o] += kernels->exact_sum(s->y + o * ld, n);
+        s->power[o] += kernels->exact_product(s->y + o * ld, s->y + o * ld, n);
     }
 }
 
@@ -92,13 +94,11 @@ static void add_vector_sums(const panel_job *job, int64_t group) {
 static void panel_task(void *context, int64_t task, int worker) {
     const panel_job *job = context;
     const int64_t per_group = job->strips_g + job->strips_c + 1, group = task / per_group, t = task % per_group;
-    float *scratch = job->scratch + worker * job->scratch_size;
+    double *scratch = job->scratch + worker * job->scratch_size;
     if (t < job->strips_g)
         add_gram_strip(job, group, job->strips_g - 1 - t, scratch);
     else if (t == per_group - 1)
         add_vector_sums(job, group);
-    else if (job->layer->as_bytes)
-        add_byte_cross_strip(job, group, t - job->strips_g, scratch);
     else
         add_cross_strip(job, group, t - job->strips_g, scratch);
 }
@@ -132,10 +132,10 @@ qk_status qk_layer_add_panel(const qk_layer *layer, qk_sums *sums, qk_pool *pool
         qk_pool_run(pool, short_panel_task, &job, g->groups);
     } else {
         job.strips_g = strips_of(sums->inputs);
-        if (layer->with_target && sums->inputs > 0)
-            job.strips_c = layer->as_bytes ? job.strips_g : strips_of(g->outputs);
-        job.scratch_size = layer->as_bytes ? STRIP * (COLUMNS + g->outputs) : STRIP * sums->inputs;
-        job.scratch = QK_NEW(float, qk_pool_threads(pool), job.scratch_size);
+        if (layer->with_target && sums->inputs > 0) job.strips_c = job.strips_g;
+        const int64_t lines = layer->as_bytes ? 0 : sums->inputs; /* of G's product */
+        job.scratch_size = (COLUMNS + STRIP) * qk_larger(lines, STRIP + g->outputs);
+        job.scratch = QK_NEW(double, qk_pool_threads(pool), job.scratch_size);
         if (!job.scratch) return QK_E_NOMEM;
         qk_blas_enter();
         qk_pool_run(pool, panel_task, &job, g->groups * (job.strips_g + job.strips_c + 1));

@@ -7,12 +7,6 @@
 #include "base/memory.h"
 #include "kernels/kernels.h"
 
-static bool all_finite(const double *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        if (!isfinite(x[i])) return false;
-    return true;
-}
-
 qk_status qk_quadratic_new(qk_quadratic *q, int64_t groups, int64_t inputs, int64_t outputs) {
     *q = (qk_quadratic){.groups = groups, .inputs = inputs, .outputs = outputs};
     q->gram = QK_NEW(double, groups, inputs, inputs);
@@ -25,11 +19,20 @@ qk_status qk_quadratic_new(qk_quadratic *q, int64_t groups, int64_t inputs, int6
     return QK_E_NOMEM;
 }
 
-/* A NaN or Inf in the data reaches the mean of its input and the power of its output. */
-bool qk_quadratic_is_finite(const qk_quadratic *q, bool with_target) {
-    const int64_t inputs = q->groups * q->inputs, rows = q->groups * q->outputs;
-    return all_finite(q->mean_x, inputs) && all_finite(q->gram, inputs * q->inputs) &&
-           (!with_target || all_finite(q->power, rows));
+/* Infinite where a number is NaN. */
+static double largest(const double *x, int64_t n) {
+    double most = 0;
+    for (int64_t i = 0; i < n; i++) most = isnan(x[i]) ? INFINITY : fmax(most, fabs(x[i]));
+    return most;
+}
+
+/* A NaN or Inf in the data reaches the mean of its input or of its output. */
+qk_status qk_quadratic_check(const qk_quadratic *q, bool with_target) {
+    const double most = 1e36; /* candidates are sought in float32 */
+    const int64_t inputs = q->groups * q->inputs, rows = with_target ? q->groups * q->outputs : 0;
+    if (!isfinite(largest(q->mean_x, inputs)) || !isfinite(largest(q->mean_y, rows))) return QK_E_NONFINITE;
+    const bool small = largest(q->gram, inputs * q->inputs) <= most && largest(q->power, rows) <= most;
+    return small ? QK_OK : QK_E_TOO_LARGE;
 }
 
 qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, bool with_target) {
@@ -38,7 +41,7 @@ qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, 
     if (qk_layer_rows(layer, set) == 0) return QK_E_NO_ROWS;
     QK_TRY(qk_quadratic_new(q, g->groups, g->inputs, g->outputs));
     qk_status status = qk_layer_moments(layer, set, q->gram, q->cross, q->mean_x, q->mean_y, q->power);
-    if (status == QK_OK && !qk_quadratic_is_finite(q, with_target)) status = QK_E_NONFINITE;
+    if (status == QK_OK) status = qk_quadratic_check(q, with_target);
     if (status != QK_OK) qk_quadratic_destroy(q);
     return status;
 }

@@ -12,9 +12,10 @@ typedef struct {
 
 /* Of zeros. QK_E_NOMEM. */
 qk_status qk_quadratic_new(qk_quadratic *q, int64_t groups, int64_t inputs, int64_t outputs);
-/* Allocates and fills; with_target as the layer was made. QK_E_NO_ROWS, QK_E_NONFINITE. */
+/* Allocates and fills; with_target as the layer was made. QK_E_NO_ROWS, and as below. */
 qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, bool with_target);
-bool qk_quadratic_is_finite(const qk_quadratic *q, bool with_target);
+/* QK_E_NONFINITE, QK_E_TOO_LARGE. */
+qk_status qk_quadratic_check(const qk_quadratic *q, bool with_target);
 void qk_quadratic_destroy(qk_quadratic *q);
 /* QK_E_NOMEM. */
 qk_status qk_quadratic_copy(qk_quadratic *q, const qk_quadratic *from);

@@ -266,7 +266,7 @@ qk_status qk_sample_grams_moments(const qk_sample_grams *g, qk_quadratic *q) {
         set_outputs(g, q, group, w);
     }
     free(w);
-    if (!qk_quadratic_is_finite(q, true)) return QK_E_NONFINITE;
+    if (qk_quadratic_check(q, true) != QK_OK) return QK_E_TOO_LARGE; /* the samples are finite */
     qk_quadratic_centre(q);
     return QK_OK;
 }

@@ -120,7 +120,7 @@ qk_status qk_judge_start(qk_trainer *t, qk_gradient_result *result) {
     free(power);
     const bool finite =
         isfinite(result->before[QK_FITTED]) && (t->count[QK_HELD_OUT] == 0 || isfinite(result->before[QK_HELD_OUT]));
-    return finite ? QK_OK : QK_E_NONFINITE;
+    return finite ? QK_OK : QK_E_TOO_LARGE; /* the samples are finite */
 }
 
 static double sum_of(const double *x, int64_t n) {

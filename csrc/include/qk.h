@@ -23,6 +23,7 @@ typedef enum {
     QK_E_ARG,       /* an argument is out of range */
     QK_E_SHAPE,     /* an array's shape does not fit the layer */
     QK_E_NONFINITE, /* NaN or Inf in the data */
+    QK_E_TOO_LARGE, /* finite data whose squares or products are beyond what sums are taken in */
     QK_E_CANCELLED, /* the progress callback asked to stop */
     QK_E_NO_ROWS    /* too little data: no fitted or no held-out row */
 } qk_status;

@@ -71,6 +71,9 @@ typedef struct {
 
     /* sum and sum of squares of n values */
     double (*sum)(const float *x, size_t n);
+    /* The same, and of products, in float64. */
+    double (*exact_sum)(const float *x, size_t n);
+    double (*exact_product)(const float *restrict x, const float *restrict y, size_t n);
     double (*sum_squares)(const float *x, size_t n);
     /* gram (k,k) += panel panel', cross (k) += panel y, for k short rows of n values `stride` apart. Both triangles. */
     void (*gram_panel)(double *restrict gram, double *restrict cross, const float *panel, const float *y, int64_t k,

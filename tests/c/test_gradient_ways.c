@@ -7,21 +7,32 @@ static qk_status train_in(qk_loss_way way, fixture *f, const qk_gradient_options
     return qk_train_in_way(f->data, &f->start, options, f->pool, way, result);
 }
 
-/* In the last bits they differ: in time one of AdaQuant's weights turns a step earlier. */
+/* Steps, from the first on, whose losses are the same but for the last bits. */
+static int steps_alike(const double *a, const double *b) {
+    int step = 0;
+    while (step < STEPS && qk_close(a[step] / b[step], 1, 1e-4)) step++;
+    return step;
+}
+
+/* In the last bits they differ. AdaRound's weights are continuous, so all steps are alike; of AdaQuant's one that is
+ * about to turn does so a step earlier, and that some time depends on the last bits of BLAS. In most runs none does. */
 static void both_ways_take_the_same_steps(void) {
+    int runs = 0, turned = 0;
     for (int i = 0; i < REF_CASES; i++)
         for (int kind = 0; kind < 6; kind++) {
             fixture f = fixture_new(&ref_cases[i], 1, 1);
             qk_gradient_options o = options_of(kind & 1 ? QK_ADAQUANT : QK_ADAROUND, kind & 2);
             qk_gradient_result direct, grams;
             double losses[2][STEPS];
-            const int alike = o.method == QK_ADAROUND ? STEPS : STEPS / 10;
             if (kind >= 4) o.batch_size = 1;
             o.losses = losses[0];
             CHECK(train_in(QK_DIRECTLY, &f, &o, &direct) == QK_OK);
             o.losses = losses[1];
             CHECK(train_in(QK_BY_GRAMS, &f, &o, &grams) == QK_OK);
-            for (int step = 0; step < alike; step++) CHECK_CLOSE(losses[1][step] / losses[0][step], 1, 1e-4);
+            const int alike = steps_alike(losses[1], losses[0]);
+            CHECK(alike >= (o.method == QK_ADAROUND ? STEPS : 2));
+            runs += o.method == QK_ADAQUANT;
+            turned += o.method == QK_ADAQUANT && alike < STEPS / 10;
             CHECK(memcmp(losses[0], losses[1], sizeof losses[0]) != 0); /* two ways they were */
             for (int set = 0; set < 2; set++) {
                 CHECK_SAME(&grams.before[set], &direct.before[set], 1); /* judged by the rows */
@@ -29,6 +40,7 @@ static void both_ways_take_the_same_steps(void) {
             }
             fixture_free(&f);
         }
+    CHECK(turned <= runs / 10);
 }
 
 /* The loop's own choice is one of the two. */
@@ -124,12 +136,11 @@ static void check_bytes(const ref_case *c, qk_dtype dtype, qk_gradient_method me
     qk_gradient_options o = options_of(method, true);
     qk_gradient_result direct, grams, many;
     double losses[2][STEPS];
-    const int alike = method == QK_ADAROUND ? STEPS : STEPS / 20;
     o.losses = losses[0];
     CHECK(train_in(QK_DIRECTLY, &f, &o, &direct) == QK_OK);
     o.losses = losses[1];
     CHECK(train_in(QK_BY_GRAMS, &f, &o, &grams) == QK_OK);
-    for (int step = 0; step < alike; step++) CHECK_CLOSE(losses[1][step] / losses[0][step], 1, 1e-4);
+    CHECK(steps_alike(losses[1], losses[0]) >= (method == QK_ADAROUND ? STEPS : 2));
     *others += grams.before[QK_FITTED] != direct.before[QK_FITTED];
     CHECK_SAME(&grams.before[QK_HELD_OUT], &direct.before[QK_HELD_OUT], 1);
     CHECK_CLOSE(grams.before[QK_FITTED] / direct.before[QK_FITTED], 1, 1e-5);
@@ -162,8 +173,8 @@ static void what_overflows_is_refused(void) {
     *(float *)f.y.data = 1e30f;
     CHECK(train_in(QK_BY_GRAMS, &f, &o, &r) == train_in(QK_DIRECTLY, &f, &o, &r));
     *(float *)f.y.data = 3e38f;
-    CHECK(train_in(QK_DIRECTLY, &f, &o, &r) == QK_E_NONFINITE);
-    CHECK(train_in(QK_BY_GRAMS, &f, &o, &r) == QK_E_NONFINITE);
+    CHECK(train_in(QK_DIRECTLY, &f, &o, &r) == QK_E_TOO_LARGE);
+    CHECK(train_in(QK_BY_GRAMS, &f, &o, &r) == QK_E_TOO_LARGE);
     fixture_free(&f);
 }
 

@@ -60,8 +60,8 @@ static moments layer_moments(const qk_geometry *g, const qk_tensor *x, const qk_
     return m;
 }
 
-static void check_close(const double *a, const double *b, int64_t n) {
-    for (int64_t i = 0; i < n; i++) CHECK_CLOSE(a[i], b[i], 2e-6);
+static void check_close(const double *a, const double *b, int64_t n, double tolerance) {
+    for (int64_t i = 0; i < n; i++) CHECK_CLOSE(a[i], b[i], tolerance);
 }
 
 static void moments_are_means_of_products(void) {
@@ -79,11 +79,11 @@ static void moments_are_means_of_products(void) {
             const int64_t K = g->inputs, inputs = g->groups * K, outputs = g->groups * g->outputs;
             CHECK(got.rows == expected.rows && got.rows > 0);
             if (run == 0) CHECK(got.rows == x.dims[0] * ref_positions(g, &x));
-            check_close(got.gram, expected.gram, inputs * K);
-            check_close(got.cross, expected.cross, outputs * K);
-            check_close(got.mean_x, expected.mean_x, inputs);
-            check_close(got.mean_y, expected.mean_y, outputs);
-            check_close(got.power, expected.power, outputs);
+            check_close(got.gram, expected.gram, inputs * K, 1e-13);
+            check_close(got.cross, expected.cross, outputs * K, 1e-13);
+            check_close(got.mean_x, expected.mean_x, inputs, 1e-13);
+            check_close(got.mean_y, expected.mean_y, outputs, 1e-13);
+            check_close(got.power, expected.power, outputs, 1e-13);
             moments_free(got);
             moments_free(expected);
         }
@@ -106,8 +106,8 @@ static void more_samples_than_planned_are_taken(void) {
             const moments got = layer_moments(g, &x, &y, &choice, (qk_set)set, 2, 2);
             const moments expected = naive_moments(g, &x, &y, &choice, (qk_set)set);
             CHECK(got.rows == expected.rows && got.rows > 0);
-            check_close(got.gram, expected.gram, g->groups * g->inputs * g->inputs);
-            check_close(got.cross, expected.cross, g->groups * g->outputs * g->inputs);
+            check_close(got.gram, expected.gram, g->groups * g->inputs * g->inputs, 1e-13);
+            check_close(got.cross, expected.cross, g->groups * g->outputs * g->inputs, 1e-13);
             moments_free(got);
             moments_free(expected);
         }
@@ -118,11 +118,11 @@ static void more_samples_than_planned_are_taken(void) {
 
 static void check_close_moments(const qk_geometry *g, moments a, moments b) {
     CHECK(a.rows == b.rows);
-    check_close(a.gram, b.gram, g->groups * g->inputs * g->inputs);
-    check_close(a.cross, b.cross, g->groups * g->outputs * g->inputs);
-    check_close(a.mean_x, b.mean_x, g->groups * g->inputs);
-    check_close(a.mean_y, b.mean_y, g->groups * g->outputs);
-    check_close(a.power, b.power, g->groups * g->outputs);
+    check_close(a.gram, b.gram, g->groups * g->inputs * g->inputs, 2e-6);
+    check_close(a.cross, b.cross, g->groups * g->outputs * g->inputs, 2e-6);
+    check_close(a.mean_x, b.mean_x, g->groups * g->inputs, 2e-6);
+    check_close(a.mean_y, b.mean_y, g->groups * g->outputs, 2e-6);
+    check_close(a.power, b.power, g->groups * g->outputs, 2e-6);
 }
 
 static void check_same_moments(const qk_geometry *g, moments a, moments b) {

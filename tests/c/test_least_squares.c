@@ -290,10 +290,23 @@ static void the_solver_may_run_out_of_memory(void) {
     fixture_free(&f);
 }
 
-QK_TESTS(QK_TEST(results_are_what_they_claim), QK_TEST(without_target_the_float_weight_is_the_target),
-         QK_TEST(coarse_weights_improve), QK_TEST(only_the_free_box_leaves_floor_and_ceil),
-         QK_TEST(the_start_is_kept_when_nothing_is_better), QK_TEST(the_bias_takes_up_the_mean_error),
-         QK_TEST(a_bias_that_may_not_move_does_not), QK_TEST(threads_do_not_change_a_bit),
-         QK_TEST(a_saturated_bias_stays_saturated), QK_TEST(the_callback_can_cancel),
-         QK_TEST(too_little_data_is_refused), QK_TEST(nan_in_the_data_is_refused),
+/* Finite data is not called NaN or Inf, whatever its size. */
+static void data_too_large_to_be_squared_is_called_that(void) {
+    for (int kind = 0; kind < 4; kind++) {
+        fixture f = fixture_new(&ref_cases[0], 1, 1);
+        *(float *)(kind % 2 ? f.y.data : f.x.data) = kind / 2 ? 3e38f : -1e20f;
+        feed_layer(&f);
+        const qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+        qk_least_squares_result r;
+        CHECK(solve(&f, &o, &r) == QK_E_TOO_LARGE);
+        fixture_free(&f);
+    }
+}
+
+QK_TESTS(QK_TEST(data_too_large_to_be_squared_is_called_that), QK_TEST(results_are_what_they_claim),
+         QK_TEST(without_target_the_float_weight_is_the_target), QK_TEST(coarse_weights_improve),
+         QK_TEST(only_the_free_box_leaves_floor_and_ceil), QK_TEST(the_start_is_kept_when_nothing_is_better),
+         QK_TEST(the_bias_takes_up_the_mean_error), QK_TEST(a_bias_that_may_not_move_does_not),
+         QK_TEST(threads_do_not_change_a_bit), QK_TEST(a_saturated_bias_stays_saturated),
+         QK_TEST(the_callback_can_cancel), QK_TEST(too_little_data_is_refused), QK_TEST(nan_in_the_data_is_refused),
          QK_TEST(the_solver_may_run_out_of_memory))
