@@ -6,6 +6,7 @@ Whoever has such a folder holds a lock on it (flock), which ends with the proces
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -13,7 +14,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["Lock", "scratch_folder", "try_lock"]
+__all__ = ["NO_MORE_FILES", "Lock", "scratch_folder", "try_lock"]
+
+NO_MORE_FILES = (errno.EMFILE, errno.ENFILE)  # may be open at a time
 
 _PREFIX = ".quark_onnx_"
 
@@ -73,6 +76,7 @@ def scratch_folder(place: Path) -> Iterator[Path]:
         try:
             yield folder
         finally:
+            stack.close()  # the lock: where few files may be open, removing needs it
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -84,7 +88,10 @@ def _made(place: Path, stack: contextlib.ExitStack) -> Path:
             lock = try_lock(folder)
         except FileNotFoundError:
             continue  # before it was locked another process took it for one left behind
-        except OSError:
+        except OSError as error:
+            if error.errno in NO_MORE_FILES:  # then nothing can be written, nor a full folder removed
+                folder.rmdir()
+                raise
             return folder
         if lock is not None and stack.enter_context(lock).is_of(folder):
             return folder

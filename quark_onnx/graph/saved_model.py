@@ -15,14 +15,14 @@ import re
 import shutil
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
 
 from quark.onnx.graph.model_file import ModelLike
 from quark.onnx.large_models import copy_fields, is_large
-from quark.onnx.scratch_folder import Lock, scratch_folder, try_lock
+from quark.onnx.scratch_folder import NO_MORE_FILES, Lock, scratch_folder, try_lock
 
 __all__ = ["check_output_path", "save_model"]
 
@@ -120,13 +120,13 @@ def save_model(model: onnx.ModelProto, path: str | os.PathLike[str], *, external
         for file in written:
             _take_over_rights(target, file)
             _sync(file)
-        with _others_kept_out(target.parent) as lock:
+        with _opened(target.parent) as sync_names, _others_kept_out(target.parent) as lock:
             try:
                 if data in written:
                     os.replace(data, target.with_name(name))
-                    _sync(target.parent)
+                    sync_names()
                 os.replace(part, target)
-                _sync(target.parent)
+                sync_names()
             finally:
                 if lock is not None:
                     _remove_unused_data(target)
@@ -175,14 +175,33 @@ def _take_over_rights(target: Path, file: Path) -> None:
         file.chmod(stat.S_IMODE(there.st_mode))
 
 
-def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+def _sync(file: Path) -> None:
+    """Wait until its content is on the disk."""
+    handle = os.open(file, os.O_RDONLY)
     try:
         os.fsync(handle)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # this file system cannot do that with a folder
-            raise
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[Callable[[], None]]:
+    """What waits until a folder's names are on the disk, for which it opens nothing any more."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # it may be written and not read
+        yield lambda: None
+        return
+
+    def sync() -> None:
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # this file system cannot do that
+                raise
+
+    try:
+        yield sync
     finally:
         os.close(handle)
 
@@ -193,9 +212,12 @@ def _others_kept_out(folder: Path) -> Iterator[Lock | None]:
     system has no locks, or a process that was stopped holds it.
     """
     lock, end = None, time.monotonic() + _LONGEST_WAIT
-    with contextlib.suppress(OSError):
+    try:
         while (lock := try_lock(folder)) is None and time.monotonic() < end:
             time.sleep(0.01)
+    except OSError as error:
+        if error.errno in NO_MORE_FILES:
+            raise
     with lock or contextlib.nullcontext():
         yield lock
 

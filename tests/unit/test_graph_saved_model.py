@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import stat
@@ -271,6 +272,32 @@ def test_the_disk_has_it_before_the_name(tmp_path: Path, monkeypatch: pytest.Mon
     folder = ("sync", tmp_path.stat().st_ino)
     assert folder in events[data:model], "the data's name, before that of the model"
     assert folder in events[model:]
+
+
+@FORMS
+def test_few_open_files(tmp_path: Path, external_data: bool):
+    """It is saved, or there is an error, and nothing is left behind."""
+    codes = set()
+    for more in range(10):
+        child = os.fork()
+        if child == 0:
+            code = 70
+            try:
+                free = os.open("/", os.O_RDONLY)
+                os.close(free)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (free + more, free + more))
+                save_model(NEW, tmp_path / "m.onnx", external_data=external_data)
+                code = 71
+            except OSError:
+                code = 72
+            finally:
+                os._exit(code)
+        codes.add(os.WEXITSTATUS(os.waitpid(child, 0)[1]))
+        if files(tmp_path):
+            assert_only(tmp_path / "m.onnx", NEW)
+            save_model(OLD, tmp_path / "m.onnx")
+            (tmp_path / "m.onnx").unlink()
+    assert codes == {71, 72}
 
 
 def saves(path: Path, seed: int) -> None:
