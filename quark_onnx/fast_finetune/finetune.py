@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import onnx
@@ -28,7 +28,9 @@ from quark.onnx.graph.no_tensors import not_compared
 from quark.onnx.graph.quantized_form import check_is_qdq
 from quark.onnx.inference import Engine, batch_is_free
 from quark.onnx.memory_limit import unless_out_of_memory
+from quark.onnx.plan.another_model import doubt_of_the_float_model
 from quark.onnx.plan.build import build_plan
+from quark.onnx.plan.excluded import leave_excluded
 from quark.onnx.plan.shared_weights import leave_shared
 from quark.onnx.plan.types import Plan, SkippedLayer
 from quark.onnx.quantization.config.algorithm import AdaRoundConfig, FastFinetuneConfig
@@ -65,6 +67,7 @@ class FastFinetune:
     Args:
         config: which algorithm, with which options; None: bias correction alone.
         correct_biases: correct biases first.
+        excluded: layers are left that make these tensors in the float model.
         engine: what the run has: threads of onnxruntime and of the core, memory.
         clock: gets the phases' times.
         saved: what is kept of the run, to be taken up again.
@@ -84,7 +87,9 @@ class FastFinetune:
         clock: PhaseClock,
         saved: NothingSaved,
         correct_biases: bool = False,
+        excluded: Collection[str] = (),
     ) -> None:
+        self._excluded, self._doubt = excluded, ""
         self._finetunes, self._corrects, self._saved = config is not None, correct_biases, saved
         config = config or AdaRoundConfig()  # whose samples, memory level and device are the defaults
         self._given, self._clock = config, clock
@@ -136,7 +141,9 @@ class FastFinetune:
         plan = self._plan(float_model, quantized) if self._finetunes else Plan((), ())
         if needs_layers and not (plan.layers or self._corrects):
             check_is_qdq(quantized, has_layers=False)
-            raise ModelError(nothing_to_tune(plan.skipped, self._config.target_op_type))
+            raise ModelError(
+                "; ".join(filter(None, (self._doubt, nothing_to_tune(plan.skipped, self._config.target_op_type))))
+            )
         ignored = self._ignored(plan) if self._finetunes else ()
         with self._clock.phase("compare"):
             whole = self._before(reference or float_model, quantized)
@@ -173,6 +180,7 @@ class FastFinetune:
         config = self._config
         with self._clock.phase("plan"):
             plan = build_plan(float_model, quantized, config.target_op_type, output_qdq=config.output_qdq)
+        self._doubt, plan = doubt_of_the_float_model(plan), leave_excluded(plan, self._excluded)
         if config.solver == "gradient":
             plan = leave_shared(plan, "the gradient solver tunes one layer at a time")
         if config.selective_update:
@@ -184,7 +192,7 @@ class FastFinetune:
     ) -> tuple[tuple[LayerReport, ...], tuple[SkippedLayer, ...]]:
         """The biases of `quantized`, in place."""
         with self._clock.phase("plan"):
-            plan = bias_plan(float_model, quantized)
+            plan = leave_excluded(bias_plan(float_model, quantized), self._excluded)
         if not plan.layers:
             return (), plan.skipped
         with self._clock.phase("bias correction"), PhaseProgress("Correcting biases", len(plan.layers)) as progress:
@@ -306,7 +314,7 @@ class FastFinetune:
         skipped: tuple[SkippedLayer, ...],
     ) -> tuple[str, ...]:
         """Logged too."""
-        found, done = [], "finetuning" if self._finetunes else "bias correction"
+        found, done = [self._doubt] * bool(self._doubt), "finetuning" if self._finetunes else "bias correction"
         if self._finetunes and not layers:
             why = nothing_to_tune(skipped, self._config.target_op_type)
             found.append(f"{type(self._config).__name__} has no effect: {why}")

@@ -128,6 +128,7 @@ class Reason(Enum):
     )
 
     # The options.
+    EXCLUDED = ("it is excluded by the QConfig", "`exclude`, `layer_type_config` or `NodesToQuantize` names it.")
     NOT_THE_LARGEST = (
         "select_max_mem_layer: its data needs {size:.3g} MiB, that of {largest!r} {most:.3g} MiB",
         "Only the layer whose data needs the most memory was asked for.",

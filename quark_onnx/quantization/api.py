@@ -51,6 +51,7 @@ from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
 from quark.onnx.quantization.config.supported import check_supported, ignored_extra_options
 from quark.onnx.quantization.equalised_model import equalised_model
+from quark.onnx.quantization.excluded_layers import excluded_outputs
 from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tensor_specs
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
@@ -235,6 +236,8 @@ def finetune(
         ConfigError, UnsupportedError: the configuration has no algorithm, or asks for what this version, or
             this machine, cannot do; `save_dir` is in use, or holds another run.
     """
+    if isinstance(config, QConfig):
+        check_supported(config)
     algorithm = config.fast_finetune if isinstance(config, QConfig) else config
     if not isinstance(algorithm, FastFinetuneConfig):
         raise ConfigTypeError(f"finetune needs AdaRoundConfig or AdaQuantConfig, not {config!r}")
@@ -262,10 +265,13 @@ def finetune(
         )
         forms, notes = reference_forms(other, few, engine) if other else prepared_forms(model, few, engine)
         model = matching_form(forms, quantized, algorithm.target_op_type)
+        excluded = excluded_outputs(config, model, models["float model"]) if isinstance(config, QConfig) else ()
         del few, forms
     with (
         saved_run(save_dir, models, config) as saved,
-        FastFinetune(algorithm, engine=engine, clock=clock, saved=saved, correct_biases=corrects) as finetuning,
+        FastFinetune(
+            algorithm, engine=engine, clock=clock, saved=saved, correct_biases=corrects, excluded=excluded
+        ) as finetuning,
     ):
         finetuning.check(model)
         with clock.phase("read data"):
@@ -277,6 +283,8 @@ def finetune(
         report = finetuning.run(model, quantized, samples_seen=seen, needs_layers=True)
         warnings = (*_logged(watch.warnings(model, {})), *report.warnings)
         report = replace(report, warnings=warnings, notes=(*notes, *report.notes, *saved.notes))
+        if isinstance(config, QConfig):
+            report = _with_notes(report, config, reader, quantizes=False)
         delivered = _deliver(quantized, output, clock, external_data=False)
         saved.finish()
     return report if delivered is None else (delivered, report)
@@ -380,14 +388,15 @@ def _first(items: Iterator[Batch], samples: int | None, *, drain: bool) -> Itera
         seen += sample_count(item)
 
 
-def _with_notes(report: Report, config: QConfig, reader: DataReader) -> Report:
+def _with_notes(report: Report, config: QConfig, reader: DataReader, *, quantizes: bool = True) -> Report:
     """The report, with the extra options that had no effect and what is to be said of the data; a warning each, too."""
     ignored = tuple(
         f"extra_options[{option.keyword!r}]={option.value!r} has no effect: {option.reason}"
-        for option in ignored_extra_options(config)
+        for option in ignored_extra_options(config, quantizes=quantizes)
     )
     is_random = isinstance(reader, RandomDataReader)
-    warnings = ("calibrated with random data: the model's ranges say nothing about real data",) if is_random else ()
+    of_random = ("calibrated with random data: the model's ranges say nothing about real data",)
+    warnings = of_random if is_random and quantizes else ()
     for line in (*ignored, *warnings):
         _LOG.warning(line)
     return replace(report, ignored=(*ignored, *report.ignored), warnings=(*warnings, *report.warnings))

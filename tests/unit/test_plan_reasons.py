@@ -21,6 +21,7 @@ from quark.onnx import AdaRoundConfig, finetune
 from quark.onnx.fast_finetune.bias_correction import bias_plan
 from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.plan.build import build_plan
+from quark.onnx.plan.excluded import leave_excluded
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.shared_weights import leave_shared
 from quark.onnx.plan.types import Plan
@@ -283,6 +284,12 @@ def arranged_in_two_ways() -> Plan:
 @occurs(Reason.SHARED_WEIGHT, layer="first", others="'last'", but="so it is")
 def shared() -> Plan:
     return leave_shared(two_layers("MatMul(x, w_real)", "Gemm(s, w_real)", "MatMul(x, w)", "Gemm(s, w)"), "so it is")
+
+
+@occurs(Reason.EXCLUDED, layer="last")
+def excluded() -> Plan:
+    plan = two_layers("MatMul(x, w_real)", "Gemm(s, w_real)", "MatMul(x, w)", "Gemm(s, w)")
+    return leave_excluded(plan, {layer.target for layer in plan.layers if layer.node == "last"})
 
 
 # ---- the bias -------------------------------------------------------------------------------------

@@ -68,6 +68,10 @@ _NEVER = {
 }
 
 
+# The extra options that have an effect on a model that is quantized already.
+_OF_FINETUNING = frozenset({"FastFinetune", "MatMulConstBOnly", "MaxMemory", "NodesToQuantize", "NumThreads"})
+
+
 class IgnoredOption(NamedTuple):
     """A keyword that was set and has no effect on the solver in use."""
 
@@ -109,12 +113,20 @@ def check_supported(config: QConfig) -> None:
             raise _unsupported(f"QConfig.extra_options[{name!r}]", value, f"{instead}: {why}")
 
 
-def ignored_extra_options(config: QConfig) -> tuple[IgnoredOption, ...]:
-    """The extra options that were given and have no effect, to be reported to the user."""
+def ignored_extra_options(config: QConfig, *, quantizes: bool = True) -> tuple[IgnoredOption, ...]:
+    """The extra options that were given and have no effect, to be reported to the user.
+
+    Args:
+        quantizes: False: the model is quantized already, with scales and a structure that stay.
+    """
+    meaningless = dict(MEANINGLESS_OPTIONS)
+    if not quantizes:
+        given = config.extra_options.keys() - _OF_FINETUNING
+        meaningless |= dict.fromkeys(given - meaningless.keys(), "finetune() keeps the quantized model's structure")
     return tuple(
-        IgnoredOption(name, value, MEANINGLESS_OPTIONS[name])
+        IgnoredOption(name, value, meaningless[name])
         for name, value in config.extra_options.items()
-        if name in MEANINGLESS_OPTIONS
+        if name in meaningless
     )
 
 
