@@ -58,6 +58,10 @@ def only_own_errors(entry: Callable[_Given, _Result]) -> Callable[_Given, _Resul
         except Exception as error:
             if is_of_the_caller(error):
                 raise
+            if "interpreter shutdown" in str(error):  # in an exit handler, or in a thread that outlives the main one
+                raise FinetuneError(
+                    "Python is ending and starts no threads any more: quantize before, or with NumThreads=1"
+                ) from error
             frames = list(_frames(error))
             kind = FinetuneError if any(f.f_globals.get("__name__") == _TUNING for f in frames) else ModelError
             raise kind(

@@ -27,7 +27,7 @@ LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec())
 
 
 def reader(model: onnx.ModelProto) -> Reader:
-    return Reader(samples(model, 24))
+    return Reader(samples(model, 40))
 
 
 def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -108,8 +108,8 @@ def test_a_float_model_that_is_another_in_most_layers_is_doubted_in_the_report()
     other.graph.ClearField("initializer")
     other.graph.initializer.extend([*kept, *(t for t in one.graph.initializer if t.name in names)])
     _, report = finetune(other, quantized(one), None, reader(one), AdaRoundConfig())
-    assert "is this the model that the quantized one was made from?" in report.warnings[0]
-    assert report.warnings[0].startswith("the weights of 5 of 6 layers")
+    (doubt,) = [line for line in report.warnings if "is this the model that the quantized one was made from?" in line]
+    assert doubt.startswith("the weights of 5 of 6 layers")
 
 
 def test_the_right_float_model_is_not_doubted() -> None:

@@ -1,0 +1,123 @@
+"""Quantizing in a second thread, in a forked child, from an evaluator, and when the interpreter ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+from small_models import Reader, mlp, samples, separable_cnn
+
+from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec
+
+TESTS = Path(__file__).parents[1]
+PRELUDE = """
+    import atexit, hashlib, os, sys, threading
+    sys.path.insert(0, sys.argv[1])
+    from small_models import Reader, samples, separable_cnn
+    from quark.onnx import *
+    from quark.onnx import QConfig, QLayerConfig
+
+    def quantize(threads=2):
+        model = separable_cnn()
+        layer = QLayerConfig(UInt8Spec(), weight=Int8Spec())
+        config = QConfig(layer, algo_config=[AdaRoundConfig()], NumThreads=threads)
+        result = ModelQuantizer(config).quantize_model(model, None, Reader(samples(model, 40)))
+        return hashlib.sha256(result.SerializeToString()).hexdigest()
+"""
+
+
+def quantize(model: onnx.ModelProto, **keywords: object) -> onnx.ModelProto:
+    config = QConfig(
+        QLayerConfig(UInt8Spec(), weight=Int8Spec()), algo_config=[AdaRoundConfig(**keywords)], NumThreads=2
+    )
+    return ModelQuantizer(config).quantize_model(model, None, Reader(samples(model, 40)))
+
+
+def program(text: str) -> subprocess.CompletedProcess[str]:
+    source = textwrap.dedent(PRELUDE) + textwrap.dedent(text)
+    command = [sys.executable, "-c", source, str(TESTS)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_in_several_threads_at_the_same_time() -> None:
+    models = [separable_cnn(), mlp(), separable_cnn(seed=3)]
+    expected = [quantize(model) for model in models]
+    with ThreadPoolExecutor(3) as executor:
+        assert list(executor.map(quantize, models)) == expected
+
+
+def test_from_an_evaluator() -> None:
+    inner, outer, found = mlp(), separable_cnn(), []
+
+    def score(session: onnxruntime.InferenceSession) -> float:
+        found.append(quantize(inner))
+        return float(len(session.get_outputs()) + len(found))
+
+    def score_alone(session: onnxruntime.InferenceSession) -> float:
+        alone.append(0)
+        return float(len(session.get_outputs()) + len(alone))
+
+    alone: list[int] = []
+    result = quantize(outer, selective_update=True, evaluator=score)
+    assert result == quantize(outer, selective_update=True, evaluator=score_alone)
+    assert all(model == found[0] for model in found)
+    assert found[0] == quantize(inner)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_in_a_forked_child_after_a_run_in_the_parent() -> None:
+    done = program(
+        """
+        mine = quantize()
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(write, quantize().encode())
+            os._exit(0)
+        os.close(write)
+        print(os.waitpid(child, 0)[1], os.read(read, 100).decode() == mine, quantize() == mine)
+        """
+    )
+    assert done.stdout.split() == ["0", "True", "True"], done.stderr
+
+
+def test_a_daemon_thread_at_work_does_not_keep_the_interpreter() -> None:
+    done = program(
+        """
+        def work():
+            while True:
+                quantize()
+
+        threading.Thread(target=work, daemon=True).start()
+        quantize()
+        print("end", flush=True)
+        """
+    )
+    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+
+
+def test_in_an_exit_handler() -> None:
+    """Python starts no threads of a pool any more then: one thread it is."""
+    done = program(
+        """
+        mine = quantize(1)
+
+        def at_the_end():
+            print(quantize(1) == mine)
+            try:
+                quantize(2)
+            except FinetuneError as error:
+                print(error)
+
+        atexit.register(at_the_end)
+        """
+    )
+    refusal = "Python is ending and starts no threads any more: quantize before, or with NumThreads=1"
+    assert (done.returncode, done.stdout) == (0, f"True\n{refusal}\n"), done.stderr
