@@ -15,9 +15,9 @@ from setuptools import Extension, find_packages, setup
 ROOT = Path(__file__).parent
 
 DEPENDENCIES = [  # why each is there, and at least this version: docs/decisions/0001-dependencies.md
-    "numpy>=1.26",
-    "onnx>=1.19",
-    "onnxruntime>=1.22",
+    "numpy>=2.0",
+    "onnx>=1.21",
+    "onnxruntime>=1.32",
     "rich>=13",
 ]
 

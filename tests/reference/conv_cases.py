@@ -9,6 +9,7 @@ import onnx
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from reference.conv_rows import AUTO_PADS, Conv, ConvTranspose
+from reference.evaluator import CONV_IS_RIGHT
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ConvCase:
         """Whether onnx's reference evaluator computes such a layer, which it does not do for all of ConvTranspose."""
         c = self.conv
         if not isinstance(c, ConvTranspose):
-            return True
+            return CONV_IS_RIGHT
         sizes = enumerate(self.x.shape[2:])
         too_few = c.auto_pad.startswith("SAME") and any(c.whole(a, size) < size * c.strides[a] for a, size in sizes)
         return c.groups == 1 and c.output_shape is None and not too_few

@@ -23,7 +23,7 @@ from .data_type import DataType
 from .validate import Check, checks, nearest, problem
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")

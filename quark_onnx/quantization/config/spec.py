@@ -15,7 +15,7 @@ from .frozen import FrozenConfig, NamedConfig, instance, strict_keywords
 from .validate import Check, Flag, member, optional, problem
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing import Self
 
 __all__ = [
     "BFP16Spec",
