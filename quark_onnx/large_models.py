@@ -73,7 +73,7 @@ def serialized_for(options: ort.SessionOptions, model: onnx.ModelProto) -> tuple
 
 def without_weights(model: onnx.ModelProto, largest: int = 1 << 10) -> onnx.ModelProto:
     """A copy in which initializers of more than `largest` bytes are inputs without a value."""
-    shell, aside = _taken_apart(model, largest + 1)
+    shell, aside = _taken_apart(model, min(largest + 1, _LARGE))
     inputs = {value.name for value in shell.graph.input}  # before IR version 4 initializers are inputs as well
     for tensor in aside:
         if tensor.name not in inputs:
@@ -101,8 +101,11 @@ def _ort_value(tensor: onnx.TensorProto) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(padded, tensor.data_type)
 
 
-def _taken_apart(model: onnx.ModelProto, large: int = _LARGE) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
-    """A copy of a model without its initializers of `large` bytes or more, and these, still the model's own."""
+def _taken_apart(model: onnx.ModelProto, large: int | None = None) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """A copy of a model without its initializers of `large` bytes or more, _LARGE by default, and these, still the
+    model's own.
+    """
+    large = _LARGE if large is None else large
     shell = onnx.ModelProto()
     copy_fields(shell, model, but="graph")
     copy_fields(shell.graph, model.graph, but="initializer")

@@ -6,19 +6,22 @@ import onnx
 import onnx.shape_inference
 
 from quark.onnx.graph.editor import all_nodes, subgraphs
+from quark.onnx.large_models import without_weights
 
 __all__ = ["known_lengths", "with_inferred_shapes", "with_shapes"]
 
 
 def with_inferred_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy with the shapes of inner tensors and outputs as they follow from the inputs.
+    """A model with the shapes of inner tensors and outputs as they follow from the inputs.
 
     What the model says of them itself may be of another input size. Of a tensor for which nothing can be inferred it is
-    believed as to the number of axes, not as to their lengths.
+    believed as to the number of axes, not as to their lengths. Weights are neither copied nor read.
+
+    Args:
+        model: changed, and returned.
     """
     stated = [*model.graph.value_info, *model.graph.output]
-    cleared = onnx.ModelProto()
-    cleared.CopyFrom(model)
+    cleared = without_weights(model)
     for graph in (cleared.graph, *(body for node in all_nodes(cleared.graph) for body in subgraphs(node))):
         graph.ClearField("value_info")
     for output in cleared.graph.output:
@@ -28,14 +31,21 @@ def with_inferred_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     found = {value.name: value for value in (*result.graph.value_info, *result.graph.output)}
     has_shape = {name for name, value in found.items() if value.type.tensor_type.HasField("shape")}
     unknown = [value for value in stated if value.name not in has_shape and value.type.tensor_type.HasField("shape")]
-    if not unknown:
-        return result
     for value in unknown:
         believed = found.get(value.name) or result.graph.value_info.add()
         believed.CopyFrom(value)
         for dim in believed.type.tensor_type.shape.dim:
             dim.Clear()
-    return with_shapes(result)
+    if unknown:
+        result = with_shapes(result)
+    for field in ("value_info", "output"):
+        values = list(getattr(result.graph, field))
+        model.graph.ClearField(field)
+        getattr(model.graph, field).extend(values)
+    for node, inferred in zip(model.graph.node, result.graph.node, strict=True):
+        if any(True for _ in subgraphs(node)):
+            node.CopyFrom(inferred)
+    return model
 
 
 def with_shapes(model: onnx.ModelProto) -> onnx.ModelProto:

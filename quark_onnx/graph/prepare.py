@@ -97,7 +97,7 @@ def prepared_on(
     opset = max(opset, MIN_OPSET)
     steps = [
         Step(f"opset {MIN_OPSET}, which Q/DQ need,", partial(_at_opset, opset=MIN_OPSET), needed=True),
-        Step("the inference of shapes", partial(transformed, transform=with_inferred_shapes)),
+        Step("the inference of shapes", with_inferred_shapes),
         Step("one way to write Pad", _with_plain_pads),
         Step("the folding of constants", partial(transformed, transform=_with_folded_constants)),
         Step("the removal of nodes without effect", _without_idle_nodes),
@@ -186,7 +186,7 @@ def _raise_for(operator: str, unfused: Collection[str]) -> Step:
             return model
         model = _at_opset(model, opset=opset)
         constants_to_initializers(model.graph)  # the axes of ReduceMean, ...
-        return transformed(model, with_inferred_shapes)
+        return with_inferred_shapes(model)
 
     return Step(f"opset {opset}, for {operator},", apply)
 
@@ -217,7 +217,7 @@ def _with_gemm(model: onnx.ModelProto) -> onnx.ModelProto:
     write_matmul_as_gemm(editor, known_lengths(model.graph))
     fold_gemm_factors(editor)
     nodes = len(model.graph.node)
-    return model if nodes <= before else drop_idle_nodes(transformed(model, with_inferred_shapes))  # two Reshapes meet
+    return model if nodes <= before else drop_idle_nodes(with_inferred_shapes(model))  # two Reshapes meet
 
 
 def _with_folded_layers(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -243,7 +243,7 @@ def _for_the_quantizer(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _with_all_shapes(model: onnx.ModelProto, *, given: onnx.ModelProto, reference: Reference) -> onnx.ModelProto:
     """With the shapes of inner tensors, and those of outputs that `given` states, where they are right."""
-    model = transformed(model, with_inferred_shapes)
+    model = with_inferred_shapes(model)
     for index, (output, stated) in enumerate(zip(model.graph.output, given.graph.output, strict=True)):
         if _is_right(stated, output, reference.shapes(index)):
             output.CopyFrom(stated)

@@ -6,15 +6,14 @@ import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import onnx
 
 from quark.onnx.calibration.reader import Batch
+from quark.onnx.errors import DataError, ModelError
 from quark.onnx.graph.equalise import PairReport, equalise
-from quark.onnx.graph.random_nodes import is_random
-from quark.onnx.inference import Engine, alike
+from quark.onnx.graph.same_outputs import Reference, few_samples
+from quark.onnx.inference import Engine
 from quark.onnx.quantization.config.algorithm import CLEConfig
-from quark.onnx.report.end_to_end import outputs_of
 
 __all__ = ["Equalised", "equalised_model"]
 
@@ -47,8 +46,7 @@ def equalised_model(
     Args:
         model: a prepared float model; not changed.
         quantized: the nodes that will be quantized.
-        batch: the first of the calibration data. Models that it does not fit, or whose outputs are random or no
-            tensors, are not compared.
+        batch: the first of the calibration data. Models that it does not fit are not compared.
     """
     result, pairs = equalise(model, quantized, config)
     warnings: tuple[str, ...] = ()
@@ -75,11 +73,8 @@ def _why_not(pairs: tuple[PairReport, ...]) -> str:
 
 
 def _computes_the_same(model: onnx.ModelProto, equalised: onnx.ModelProto, batch: Batch, engine: Engine) -> bool:
-    if any(map(is_random, model.graph.node)):
-        return True
     try:
-        wanted = outputs_of(model, [batch], engine, fuse_qdq=False)[0]
-    except Exception:  # onnxruntime's exceptions have no base of their own; calibration says what is wrong
+        reference = Reference(model, [few_samples(model, batch)], engine)
+    except (ModelError, DataError):  # calibration says what is wrong
         return True
-    have = outputs_of(equalised, [batch], engine, fuse_qdq=False)[0]
-    return all(alike(a, b) for a, b in zip(wanted, have, strict=True) if isinstance(a, np.ndarray))
+    return not reference.difference(equalised)
