@@ -1,11 +1,15 @@
+#define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
 #include "base/blas.h"
 
 #include <math.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
 
 #include <cblas.h>
+
+#include "base/memory.h"
 
 #ifdef BLAS_SYMBOL_PREFIX
 #define QK_JOIN_(a, b) a##b
@@ -47,13 +51,38 @@ static void after_fork_in_child(void) {
 
 static void watch_forks(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
 
+/* OpenBLAS takes a buffer for each call that runs beside others, keeps it for later ones, and ends the process where
+ * there is no memory for it. So each is tried out before, and calls for which there is no room wait for others to end.
+ */
+enum { BUFFER_BYTES = 34 << 20 }; /* 32 MiB, and what aligns it */
+static atomic_int buffers;
+
+static bool has_room(void) {
+    void *memory = mmap(NULL, BUFFER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return memory != MAP_FAILED && munmap(memory, BUFFER_BYTES) == 0;
+}
+
+/* Whether that many calls can run at the same time. */
+static bool have_buffers(int count) {
+    int known = atomic_load(&buffers);
+    if (count <= known) return true;
+    if (!has_room()) return known == 0; /* there is no other call to wait for */
+    while (known < count && !atomic_compare_exchange_weak(&buffers, &known, count)) continue;
+    return true;
+}
+
 static void begin_call(void) {
     for (;;) {
-        atomic_fetch_add(&calls, 1);
-        if (!atomic_load(&is_forking)) return;
+        const int count = atomic_fetch_add(&calls, 1) + 1;
+        const bool forks = atomic_load(&is_forking);
+        if (!forks && have_buffers(count)) return;
         atomic_fetch_sub(&calls, 1);
-        pthread_mutex_lock(&lock); /* until the fork is over */
-        pthread_mutex_unlock(&lock);
+        if (forks) {
+            pthread_mutex_lock(&lock); /* until the fork is over */
+            pthread_mutex_unlock(&lock);
+        } else {
+            sched_yield();
+        }
     }
 }
 
@@ -98,6 +127,20 @@ const char *qk_blas_config(void) { return BLAS(openblas_get_config)(); }
 
 void qk_sgemm(float *c, const float *a, const float *b, qk_gemm_shape s) { GEMM(cblas_sgemm, c, a, b, s); }
 void qk_dgemm(double *c, const double *a, const double *b, qk_gemm_shape s) { GEMM(cblas_dgemm, c, a, b, s); }
+
+bool qk_blas_reserve(void) {
+    enum { N = 192 }; /* smaller products do without a buffer */
+    if (atomic_load(&buffers) > 0) return true;
+    float *a = QK_NEW(float, 2, N, N);
+    const bool ok = a && has_room();
+    if (ok) {
+        qk_blas_enter();
+        qk_sgemm(a + N * N, a, a, (qk_gemm_shape){.m = N, .n = N, .k = N, .lda = N, .ldb = N, .ldc = N});
+        qk_blas_leave();
+    }
+    free(a);
+    return ok;
+}
 
 static bool cholesky_block(double *a, int64_t n, int64_t lda) {
     for (int64_t j = 0; j < n; j++) {

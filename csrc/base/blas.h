@@ -11,6 +11,9 @@
  * child only the sections of the thread that forked are open. */
 void qk_blas_enter(void);
 void qk_blas_leave(void);
+/* Has OpenBLAS take the memory that it needs for a call, which it then keeps. false: there is none. OpenBLAS ends the
+ * process where it finds out by itself. */
+bool qk_blas_reserve(void);
 /* "OpenBLAS 0.3.34 DYNAMIC_ARCH ..." */
 const char *qk_blas_config(void);
 

@@ -50,7 +50,8 @@ static void square(const search *s, qk_row_block block, const float *d, float *d
 
 /* A symmetric grid with more integers below 0 than above (-8 .. 7) holds the largest weight above 0 from here on. */
 static double widest_factor(const qk_grid *grid) {
-    return grid->symmetric && -grid->qmin > grid->qmax ? (grid->qmax - grid->qmin) / (2.0 * grid->qmax) : 1;
+    const double least = grid->qmin, most = grid->qmax;
+    return grid->symmetric && -least > most ? (most - least) / (2 * most) : 1;
 }
 
 /* The output error of a block of rows under every factor. */

@@ -1,6 +1,8 @@
 /* ThreadPool: the threads of the core, shared by the objects that work with it. */
 #include "bindings.h"
 
+#include "base/blas.h"
+
 typedef struct {
     PyObject_HEAD
     qk_pool *pool;
@@ -15,7 +17,7 @@ static PyObject *pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) 
         return PyErr_Format(PyExc_ValueError, "threads: 1 to %d are needed, not %d", QK_MOST_THREADS, threads);
     pool_object *self = (pool_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
-    self->pool = qk_pool_new(threads);
+    if (qk_blas_reserve()) self->pool = qk_pool_new(threads);
     if (!self->pool) {
         Py_DECREF(self);
         return PyErr_NoMemory();
