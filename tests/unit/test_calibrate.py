@@ -337,6 +337,39 @@ def test_minimum_and_maximum_are_those_of_the_graph_as_it_is_item_by_item(thread
     assert calibrated(model, cut(data, *range(1, 10)), tensors, PLAIN, (), threads).ranges == expected
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_only_minimum_and_maximum_keep_items_apart(threads: int):
+    """A model that computes across its samples tells: where items of one sample are joined, it is not 0."""
+    model = build("(float[N,3] x) => (float[N,3] y) { m = ReduceMax<axes=[0]>(x) y = Sub(x, m) }")
+    batches = [{"x": np.full((1, 3), value, np.float32)} for value in range(16)]
+    assert calibrated(model, batches, ["y"], PLAIN, (), threads).ranges == {"y": (0, 0)}
+    joined = calibrated(model, batches, ["y"], CalibrationSettings(cutting(100.0), weights=None), (), threads)
+    assert joined.ranges["y"][0] < 0
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_the_scale_of_a_weight_counts_on_a_bias_only_where_all_its_layers_have_one(per_channel: bool):
+    """A bias takes the mean of the error away; the inputs have a large one, so that this decides."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((12, 6)) + 2.0
+    data = {name: (rng.standard_normal((60, 12)) + 5).astype(np.float32) for name in ("a", "c")}
+
+    def scale(*biases: str) -> np.ndarray:
+        model = build(
+            """(float[N,12] a, float[N,12] c) => (float[N,6] y, float[N,6] z) {{
+                y = Gemm(a, w{}) z = Gemm(c, w{})
+            }}""".format(*biases),
+            w=weight, b=np.ones(6),
+        )  # fmt: skip
+        coarse = WeightGrid(-7, 7, symmetric=True, per_channel=per_channel)
+        found = calibrated(model, [data], ["a"], CalibrationSettings(ActivationRange(), coarse))
+        return found.weights["w"].scale
+
+    np.testing.assert_array_equal(scale(", b", ""), scale("", ""))
+    np.testing.assert_array_equal(scale("", ", b"), scale("", ""))
+    assert (scale(", b", ", b") != scale("", "")).any()
+
+
 LOGARITHM = "(float[N,3] x) => (float[N,2] y) { s = Log(x) [layer] y = MatMul(s, w) }"
 
 
