@@ -27,6 +27,7 @@ from quark.onnx.graph.blockwise import input_axes, write_blocks
 from quark.onnx.graph.editor import GraphEditor, reads
 from quark.onnx.graph.fused_activations import drop_qdq_before_activations
 from quark.onnx.graph.one_scale import one_scale_weights
+from quark.onnx.graph.propagated_views import quantize_propagated_views
 from quark.onnx.graph.quant_overrides import Overrides, TensorFormat, format_overrides
 from quark.onnx.graph.scaled_quantizer import ScaledQuantizer
 from quark.onnx.graph.weight_params import WIDEST, WeightParams
@@ -209,6 +210,7 @@ def qdq_model(
     write_blocks(result.graph, _weights_in_blocks(model.graph, options), weight_params)
     _sort_nodes(result.graph)
     drop_qdq_before_activations(result, options.is_fused)
+    quantize_propagated_views(result)
     _check_scales(result.graph)
     result.producer_name, result.producer_version = "quark.onnx", ""
     return QdqModel(result, tuple(quantizer.notes))
@@ -275,7 +277,7 @@ class _Quantizer(ScaledQuantizer):
         quantizer = options.formats.get(output_name, options.activation_format)
         clips = not (quantizer.symmetric or quantizer.reaches_beyond or output_name in options.overrides)
         own = options.formats.get(upstream_output_name, quantizer) != quantizer
-        if not clips or own or upstream_output_name in options.overrides:
+        if not clips or own or self._is_always_zero(output_name) or upstream_output_name in options.overrides:
             return False
         known = upstream_output_name in self.quantization_params
         return known and bool(super().try_replacing_upstream_output(upstream_output_name, output_name))
@@ -296,6 +298,11 @@ class _Quantizer(ScaledQuantizer):
         """Mark a bias, whose scale needs one of the input."""
         if self.is_tensor_quantized(input_name) or not self._options.without_range:
             super().quantize_bias_tensor(node_name, bias_name, input_name, weight_name, beta)
+
+    def _is_always_zero(self, tensor: str) -> bool:
+        """Then its scale is 1, and its quantizer's range more than 0."""
+        known = self.tensors_range.get(tensor) if self.tensors_range is not None else None
+        return known is not None and not (known.lowest or known.highest)
 
     def quantize_output_same_as_input(self, output_name: str, input_name: str, node_name: str) -> None:
         """Let the output of a view share the parameters of its input, unless it has others of its own."""
@@ -354,15 +361,18 @@ def _irremovable_activations(graph: onnx.GraphProto) -> Iterator[str]:
 
     The interval of a Clip may not hold 0, as every quantizer's must, or may not be constant. The tensor
     before the activation, which would be clipped too, may be an output of the model or be read in a subgraph. The
-    tensor behind it may be read in a subgraph, past the Q/DQ.
+    tensor behind it may be read in a subgraph, past the Q/DQ. The output of a Softmax gets the range 0 to 1, whatever
+    the one of the Clip behind it.
     """
     editor = GraphEditor(graph)
+    softmax = {node.output[0] for node in graph.node if node.op_type == "Softmax"}
     for node in graph.node:
         if node.op_type in ("Relu", "Clip"):
             before, behind = node.input[0], node.output[0]
             read_elsewhere = any(reader is None or before not in reader.input for reader in editor.readers(before))
             read_in_body = any(reader and behind not in reader.input for reader in editor.readers(behind))
-            if read_elsewhere or read_in_body or not _clips_around_zero(editor, node):
+            of_softmax = node.op_type == "Clip" and before in softmax
+            if read_elsewhere or read_in_body or of_softmax or not _clips_around_zero(editor, node):
                 yield node.name
 
 
