@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization.calibrate import TensorData
-from onnxruntime.quantization.qdq_quantizer import QDQQuantizer, QDQQuantTensorType
+from onnxruntime.quantization.qdq_quantizer import QDQQuantTensorType
 from onnxruntime.quantization.quant_utils import get_qmin_qmax_for_qType
 
 from quark.onnx import _core
+from quark.onnx.graph.indexed_model import IndexedQuantizer
 from quark.onnx.graph.int32_bias import bias_limit, costs_little, scales_for_bias
 from quark.onnx.graph.normalization import NormAttributes
 from quark.onnx.graph.weight_layers import WeightLayer, weight_layer
@@ -20,7 +21,7 @@ from quark.onnx.quantization.config.spec import ScaleType
 __all__ = ["ScaledQuantizer"]
 
 
-class ScaledQuantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no types
+class ScaledQuantizer(IndexedQuantizer):
     """Takes the scale of every range to the next larger one of its kind, and the zero point along.
 
     Attributes:
@@ -72,7 +73,7 @@ class ScaledQuantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no
 
     def _calc_initializer_quant_params(self) -> dict[str, Any]:
         found: dict[str, Any] = super()._calc_initializer_quant_params()
-        constants = {tensor.name: tensor for tensor in self.model.initializer()}
+        constants = {tensor.name: tensor for tensor in self.model.model.graph.initializer}
         for name, params in found.items():
             is_weight = self.tensors_to_quantize[name].tensor_type is QDQQuantTensorType.WEIGHT
             kind = self.scales_of(name, weight=is_weight)
@@ -101,7 +102,7 @@ class ScaledQuantizer(QDQQuantizer):  # type: ignore[misc]  # onnxruntime has no
         """
         if self.qdq_disable_weight_adjust_for_int32_bias:
             return
-        constants = {tensor.name: tuple(tensor.dims) for tensor in self.model.initializer()}
+        constants = {tensor.name: tuple(tensor.dims) for tensor in self.model.model.graph.initializer}
         nodes = {node.name: node for node in self.model.nodes()}
         for bias, where in list(self.bias_to_quantize.items()):
             layer = weight_layer(nodes[where.node_name], constants)
