@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 __all__ = ["bias_limit", "costs_little", "scales_for_bias"]
 
 _MOST = 2**31 - 1
-_ROUNDING = 1 + 1e-6  # of scales to float32
+_MARGIN = 1.0001  # for the rounding of scales to float32; onnxruntime's, of a channel in float32 as there
 _LEAST_SCALE = float(np.finfo(np.float32).tiny)  # products of smaller ones lose their digits, and then are 0
 
 
@@ -40,10 +40,13 @@ def scales_for_bias(
         bias: (..., outputs), or one value for all outputs.
         scale: () or (outputs,), positive.
     """
-    largest = np.abs(bias.astype(np.float64))
-    largest = largest.max() if scale.ndim == 0 or bias.size == 1 else largest.reshape(-1, scale.size).max(axis=0)
-    needed = np.maximum(largest / limit, _LEAST_SCALE) * _ROUNDING / input_scale
-    return np.asarray(np.maximum(scale.astype(np.float64), needed))
+    if scale.ndim == 0 or bias.size == 1:
+        largest = _MARGIN * np.abs(bias.astype(np.float64)).max()
+    else:
+        largest = (_MARGIN * np.abs(bias).reshape(-1, scale.size).max(axis=0)).astype(np.float64)
+    real = scale.astype(np.float64)
+    needed = np.maximum(largest / limit, _MARGIN * _LEAST_SCALE)
+    return np.asarray(real * np.maximum(needed / (input_scale * real), 1))
 
 
 def costs_little(
