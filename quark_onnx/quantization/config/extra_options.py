@@ -289,7 +289,7 @@ MEANINGLESS_OPTIONS: Mapping[str, str] = {
     "IgnoreWarnings": "Python's filters of warnings are left alone",
     "NumBins": "histograms have 4096 bins on each side of 0",
     "PrintSummary": "print(quantizer.report) shows what was done",
-    "TmpDir": "nothing is written, except with mem_opt_level=2, whose place is cache_dir",
+    "TmpDir": "files on the way lie in cache_dir, without names: with mem_opt_level=2, or where memory is short",
 }  # fmt: skip
 
 
