@@ -12,6 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.errors import DataError
+from quark.onnx.graph.tensor_gate import check_type
 from quark.onnx.own_errors import of_the_caller
 
 __all__ = [
@@ -84,8 +85,15 @@ class ModelInput:
 
 
 def model_inputs(model: onnx.ModelProto) -> tuple[ModelInput, ...]:
-    """The inputs that a reader has to give: those that are not initializers as well."""
+    """The inputs that a reader has to give: those that are not initializers as well.
+
+    Raises:
+        ModelError: one is no tensor of a type that ONNX knows.
+    """
     constants = {t.name for t in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name not in constants:
+            check_type(value.type.tensor_type.elem_type, f"the input {value.name!r}")
     return tuple(
         ModelInput(value.name, onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type), _shape(value))
         for value in model.graph.input

@@ -21,7 +21,6 @@ from quark.onnx.large_models import without_weights
 
 __all__ = ["check_model"]
 
-_Node = onnx.AttributeProto
 _ONNX = ("", "ai.onnx")  # the domain of ONNX's own operators
 
 
@@ -43,6 +42,7 @@ def check_model(model: onnx.ModelProto) -> None:
             _check_function(function)
         _check_recursion(model.functions)
         _check_graph(model.graph, None, "")
+        _check_calls(model)
         _check_inputs(model.graph)
     except UnicodeDecodeError as error:
         raise ModelError(f"a name of the model is no text: {error.object!r} is not UTF-8") from error
@@ -125,6 +125,23 @@ def _check_recursion(functions: Sequence[onnx.FunctionProto]) -> None:
     except Cycle as cycle:
         names = " calls ".join(repr(keys[index][1]) for index in (*cycle.nodes[::-1], cycle.nodes[-1]))
         raise ModelError(f"the functions of the model are recursive: {names}") from None
+
+
+def _check_calls(model: onnx.ModelProto) -> None:
+    """A node gives a function no more than it takes, and wants no more than it makes."""
+    found = {(f.domain, f.name, f.overload): f for f in model.functions}
+    for graph in (model.graph, *model.functions) if found else ():
+        for index, node in enumerate(all_nodes(graph)):
+            function = found.get((node.domain, node.op_type, node.overload))
+            if function is None:
+                continue
+            counts = (len(node.input), len(node.output))
+            most = (len(function.input), len(function.output))
+            if counts[0] > most[0] or counts[1] > most[1]:
+                raise ModelError(
+                    f"{_shown(node, index, '')} has {counts[0]} inputs and {counts[1]} outputs: the function of this "
+                    f"name has {most[0]} and {most[1]}"
+                )
 
 
 def _check_graph(graph: onnx.GraphProto, outer: _Scope | None, where: str, *, in_function: bool = False) -> set[str]:
@@ -231,7 +248,7 @@ def _check_node(node: onnx.NodeProto, index: int, scope: _Scope, where: str) -> 
     _unique((item.name for item in node.attribute), "attribute", f" of {shown}")
     for item in node.attribute:
         _check_attribute(item, shown, scope)
-        for body in (item.g,) if item.type == _Node.GRAPH else item.graphs:
+        for body in (item.g,) if item.type == onnx.AttributeProto.GRAPH else item.graphs:
             inside = f" in the body {item.name!r} of {shown}"
             read |= _check_graph(body, scope, inside, in_function=scope.in_function)
     return read

@@ -13,7 +13,7 @@ import onnx
 import pytest
 from small_models import build, embedding, mlp, separable_cnn
 
-from quark.onnx import CachedDataReader, DataError, PathDataReader, RandomDataReader, get_data_reader
+from quark.onnx import CachedDataReader, DataError, ModelError, PathDataReader, RandomDataReader, get_data_reader
 from quark.onnx.calibration.reader import Batch, DataReader, checked_items, model_inputs
 
 IMAGE = separable_cnn()
@@ -141,6 +141,14 @@ def test_random_data_depends_on_the_seed_alone() -> None:
     np.testing.assert_array_equal(first.get_next()["x"], a[0]["x"])
     np.random.seed(42)
     np.testing.assert_array_equal(a[0]["x"], np.random.random((1, 3, 8, 8)).astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [0, 99])
+def test_an_input_of_an_unknown_type(kind: int) -> None:
+    model = build("(float[N,3] x) => (float[N,3] y) { y = Neg(x) }")
+    model.graph.input[0].type.tensor_type.elem_type = kind
+    with pytest.raises(ModelError, match=f"the input 'x' has the data type {kind}"):
+        RandomDataReader(model)
 
 
 def test_random_ranges() -> None:

@@ -172,6 +172,18 @@ def test_functions_that_call_each_other_without_end() -> None:
         load_model(model, role="model")
 
 
+def test_a_function_that_is_given_more_than_it_takes() -> None:
+    model = chain()
+    node = helper.make_node("Neg", ["a"], ["b"])
+    model.functions.append(helper.make_function("mine", "F", ["a"], ["b"], [node], [helper.make_opsetid("", 17)]))
+    model.opset_import.append(helper.make_opsetid("mine", 1))
+    model.graph.node[1].op_type, model.graph.node[1].domain = "F", "mine"
+    with pytest.raises(ModelError, match=r"node 'plus' \(F\) has 2 inputs and 1 outputs: .* has 1 and 1"):
+        load_model(model, role="model")
+    del model.graph.node[1].input[1]
+    assert load_model(model, role="model") == model
+
+
 def result(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, feed)
