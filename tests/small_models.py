@@ -308,6 +308,21 @@ MODELS = {
 }
 
 
+def fitted(arrays: Arrays) -> Arrays:
+    """Of 40 samples or more, those that ranges, scales and integers come from; `apart` has the others."""
+    return {name: array[~_is_apart(array)] for name, array in arrays.items()}
+
+
+def apart(arrays: Arrays) -> Arrays:
+    """Those that whole models are compared on: every eighth, 64 at most; nothing of fewer than 40."""
+    return {name: array[_is_apart(array)] for name, array in arrays.items()}
+
+
+def _is_apart(array: np.ndarray) -> np.ndarray:
+    index = np.arange(len(array))
+    return (index % 8 == 7) & (index < 512) & (len(array) >= 40)
+
+
 def by_set(of_samples: np.ndarray, solver: str) -> tuple[float, float]:
     """Means over the fitted and the held-out samples: every fifth is held out, with the gradient solver none."""
     held_out = (np.arange(len(of_samples)) % 5 == 4) & (solver != "gradient")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import onnx
 
@@ -12,52 +12,39 @@ from quark.onnx import _core
 from quark.onnx.calibration.joining import BatchJoiner, CanJoin
 from quark.onnx.calibration.reader import Batch
 from quark.onnx.devices import engine_on_device
-from quark.onnx.errors import DataError, ModelError
+from quark.onnx.errors import ModelError
 from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore
 from quark.onnx.fast_finetune.bias_correction import bias_plan, bias_solver
 from quark.onnx.fast_finetune.choose_solver import choose_solver, is_trained_in_steps
+from quark.onnx.fast_finetune.keep_better import Change, Kept, keep_better, without
 from quark.onnx.fast_finetune.largest_layer import with_largest_layer
 from quark.onnx.fast_finetune.nothing_to_tune import nothing_to_tune
 from quark.onnx.fast_finetune.run import finetune_layers
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.saved_run import NothingSaved
 from quark.onnx.fast_finetune.selective import EvaluatorJudge, Judge, OutputJudge, judged_outputs
-from quark.onnx.fast_finetune.settings import HOLDOUT
+from quark.onnx.fast_finetune.set_apart import SetApart
 from quark.onnx.fast_finetune.spilling_store import SpillingStore
+from quark.onnx.fast_finetune.whole_model import WholeModel
 from quark.onnx.graph.no_tensors import not_compared
 from quark.onnx.graph.quantized_form import check_is_qdq
 from quark.onnx.inference import Engine, batch_is_free
-from quark.onnx.memory_limit import unless_out_of_memory
 from quark.onnx.plan.another_model import doubt_of_the_float_model
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.excluded import leave_excluded
 from quark.onnx.plan.shared_weights import leave_shared
 from quark.onnx.plan.types import Plan, SkippedLayer
-from quark.onnx.quantization.config.algorithm import AdaRoundConfig, FastFinetuneConfig
+from quark.onnx.quantization.config.algorithm import AdaRoundConfig, BiasCorrectionConfig, FastFinetuneConfig
 from quark.onnx.quantization.config.supported import ignored_options
-from quark.onnx.report.end_to_end import Outputs, compare, outputs_of
 from quark.onnx.report.layer_report import LayerReport
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import EndToEnd, Report
 from quark.onnx.report.resources import PhaseClock, peak_rss_mib
 
-__all__ = ["FastFinetune"]
+__all__ = ["FastFinetune", "store_for"]
 
 _LOG = logging.getLogger(__name__)
 _BATCH_BYTES = 5 << 18  # of the inputs of a batch of the walk
-
-
-@dataclass(frozen=True)
-class _WholeModel:
-    """Outputs on the samples set aside, before finetuning."""
-
-    reference: Outputs
-    before: Outputs
-    before_default: Outputs | None  # None: onnxruntime cannot load the optimised model
-
-    @property
-    def has_floats(self) -> bool:
-        return any(output.dtype.kind == "f" for output in self.reference[0])
 
 
 class FastFinetune:
@@ -66,7 +53,7 @@ class FastFinetune:
 
     Args:
         config: which algorithm, with which options; None: bias correction alone.
-        correct_biases: correct biases first.
+        correction: correct biases first.
         excluded: layers are left that make these tensors in the float model.
         engine: what the run has: threads of onnxruntime and of the core, memory.
         clock: gets the phases' times.
@@ -74,6 +61,8 @@ class FastFinetune:
 
     Attributes:
         engine: runs all models of this finetuning, calibration included.
+        store: holds the samples.
+        apart: takes those that whole models are compared on from the calibration items, before `keep` sees them.
 
     Raises:
         UnsupportedError: the options ask for what this version, or this machine, cannot do.
@@ -86,24 +75,25 @@ class FastFinetune:
         engine: Engine,
         clock: PhaseClock,
         saved: NothingSaved,
-        correct_biases: bool = False,
+        correction: BiasCorrectionConfig | None = None,
         excluded: Collection[str] = (),
     ) -> None:
         self._excluded, self._doubt = excluded, ""
-        self._finetunes, self._corrects, self._saved = config is not None, correct_biases, saved
+        self._finetunes, self._correction, self._saved = config is not None, correction, saved
         config = config or AdaRoundConfig()  # whose samples, memory level and device are the defaults
         self._given, self._clock = config, clock
         self._config = replace(config, drop_ratio=1.0) if config.parallel else config
         self._role = "float" if config.ref_model_path is None else "reference"
         self.engine, self._on_the_cpu = engine_on_device(config, engine)
-        self._store = _store(config, self.engine)
-        self._samples = KeptSamples(self._store, config.data_size, HOLDOUT)
+        self.store = store_for(config, self.engine)
+        self.apart = SetApart(self.store)
+        self._samples = KeptSamples(self.store, config.data_size)
 
     def __enter__(self) -> FastFinetune:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._store.close()
+        self.store.close()
         _core.return_memory()
 
     def check(self, model: onnx.ModelProto) -> None:
@@ -139,28 +129,36 @@ class FastFinetune:
             ModelError: a model cannot run, or nothing can be tuned where that is needed.
         """
         plan = self._plan(float_model, quantized) if self._finetunes else Plan((), ())
-        if needs_layers and not (plan.layers or self._corrects):
+        if needs_layers and not (plan.layers or self._correction is not None):
             check_is_qdq(quantized, has_layers=False)
             raise ModelError(
                 "; ".join(filter(None, (self._doubt, nothing_to_tune(plan.skipped, self._config.target_op_type))))
             )
         ignored = self._ignored(plan) if self._finetunes else ()
         with self._clock.phase("compare"):
-            whole = self._before(reference or float_model, quantized)
+            _core.return_memory()  # that of calibration
+            whole = WholeModel(reference or float_model, f"{self._role} model", self.apart, self.store, self.engine)
+            whole.start(quantized)
         corrections: tuple[LayerReport, ...] = ()
         uncorrected: tuple[SkippedLayer, ...] = ()
-        if self._corrects:
-            corrections, uncorrected = self._correct(float_model, quantized)
+        taken_back: tuple[str, ...] = ()
+        if self._correction is not None:
+            corrections, uncorrected, taken_back = self._correct(float_model, quantized, whole, self._correction)
             plan = self._plan(float_model, quantized) if self._finetunes else plan  # which holds the biases
         if plan.layers and self._config.select_max_mem_layer:
             with self._clock.phase("plan"):
                 plan = with_largest_layer(float_model, quantized, plan, self._samples, self.engine)
         layers: tuple[LayerReport, ...] = ()
         if self._finetunes:
+            before = self._error(whole, quantized if corrections else None)
             with self._clock.phase("finetune"):
-                layers = self._tune(float_model, quantized, plan)
+                layers, changes = self._tune(float_model, quantized, plan)
+            kept = self._kept(quantized, changes, whole, before, keep_worse=self._config.keep_worse, done="finetuning")
+            layers = without(kept, layers)
+            taken_back += kept.warnings
         with self._clock.phase("compare"):
-            end_to_end = self._after(quantized, whole) if whole.has_floats else None
+            result = whole.result(quantized)
+        further = self._warnings(result.end_to_end, layers, corrections, plan.skipped, taken_back=bool(taken_back))
         return Report(
             algorithm=type(self._config).name if self._finetunes else None,
             samples=samples_seen,
@@ -169,9 +167,9 @@ class FastFinetune:
             corrections=corrections,
             uncorrected=uncorrected,
             ignored=ignored,
-            warnings=self._warnings(end_to_end, layers, corrections, plan.skipped),
-            notes=(*not_compared(quantized), *self._notes()),
-            end_to_end=end_to_end,
+            warnings=(*taken_back, *further, *result.warnings),
+            notes=(*not_compared(quantized), *self._notes(), *result.notes),
+            end_to_end=result.end_to_end,
             phases=self._clock.seconds,
             peak_rss_mib=peak_rss_mib(),
         )
@@ -188,15 +186,19 @@ class FastFinetune:
         return plan
 
     def _correct(
-        self, float_model: onnx.ModelProto, quantized: onnx.ModelProto
-    ) -> tuple[tuple[LayerReport, ...], tuple[SkippedLayer, ...]]:
-        """The biases of `quantized`, in place."""
+        self,
+        float_model: onnx.ModelProto,
+        quantized: onnx.ModelProto,
+        whole: WholeModel,
+        correction: BiasCorrectionConfig,
+    ) -> tuple[tuple[LayerReport, ...], tuple[SkippedLayer, ...], tuple[str, ...]]:
+        """The biases of `quantized`, in place; with warnings."""
         with self._clock.phase("plan"):
             plan = leave_excluded(bias_plan(float_model, quantized), self._excluded)
         if not plan.layers:
-            return (), plan.skipped
+            return (), plan.skipped, ()
         with self._clock.phase("bias correction"), PhaseProgress("Correcting biases", len(plan.layers)) as progress:
-            layers = finetune_layers(
+            layers, changes = finetune_layers(
                 float_model,
                 quantized,
                 plan,
@@ -210,7 +212,10 @@ class FastFinetune:
                 on_layer=lambda report: progress.advance(note=report.name),
                 keep_samples=self._finetunes,
             )
-        return layers, plan.skipped
+        kept = self._kept(
+            quantized, changes, whole, self._error(whole), keep_worse=correction.keep_worse, done="bias correction"
+        )
+        return without(kept, layers), plan.skipped, kept.warnings
 
     def _ignored(self, plan: Plan) -> tuple[str, ...]:
         """What was set and has no effect; also a warning each."""
@@ -223,7 +228,9 @@ class FastFinetune:
             _LOG.warning(line)
         return lines
 
-    def _tune(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, plan: Plan) -> tuple[LayerReport, ...]:
+    def _tune(
+        self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, plan: Plan
+    ) -> tuple[tuple[LayerReport, ...], list[Change]]:
         with PhaseProgress("Finetuning layers", len(plan.layers)) as progress:
 
             def on_layer(report: LayerReport) -> None:
@@ -236,9 +243,7 @@ class FastFinetune:
                 quantized,
                 plan,
                 self._samples,
-                self._saved.solver(
-                    "tune", choose_solver(self._config, self._samples.samples, self._store, self.engine)
-                ),
+                self._saved.solver("tune", choose_solver(self._config, self._samples.samples, self.store, self.engine)),
                 self.engine,
                 float_inputs=self._config.drop_ratio < 1 and self._config.solver != "least_squares",
                 float_first=self._config.mem_opt_level == 0 and not self._config.parallel,
@@ -260,48 +265,30 @@ class FastFinetune:
         judge.remember(self._saved.score)
         return judge
 
-    def _outputs(self, model: onnx.ModelProto, role: str = "quantized", *, fuse_qdq: bool = False) -> Outputs:
-        try:
-            return outputs_of(model, self._samples.compared, self.engine, fuse_qdq=fuse_qdq)
-        except ModelError as error:
-            raise ModelError(f"the {role} model is invalid: {error}") from error
-        except Exception as error:  # onnxruntime's exceptions have no base of their own
-            otherwise = DataError(f"the {role} model cannot run on the calibration data: {error}")
-            raise unless_out_of_memory(error, otherwise) from error
+    def _kept(
+        self,
+        quantized: onnx.ModelProto,
+        changes: list[Change],
+        whole: WholeModel,
+        before: float,
+        *,
+        keep_worse: bool,
+        done: str,
+    ) -> Kept:
+        """What stays of the changes, by the whole model's outputs; all where the caller's evaluator judges."""
+        if keep_worse or not changes or self._config.evaluator is not None or not whole.can_judge:
+            return Kept()
+        with self._clock.phase("compare"):
+            return keep_better(quantized, changes, lambda: self._error(whole, quantized), before, done=done)
 
-    def _before(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> _WholeModel:
-        _core.return_memory()  # that of calibration
-        reference = self._outputs(float_model, self._role)
-        before = self._outputs(quantized)
-        wanted, given = ([[array.shape for array in arrays] for arrays in outputs] for outputs in (reference, before))
-        if wanted != given:
-            raise ModelError(
-                f"the two models are not one model: the {self._role} model's outputs have the shapes "
-                f"{wanted[0]}, the quantized model's {given[0]}"
-            )
-        return _WholeModel(reference, before, self._optimised_outputs(quantized))
-
-    def _optimised_outputs(self, quantized: onnx.ModelProto) -> Outputs | None:
-        try:
-            return self._outputs(quantized, fuse_qdq=True)
-        except ModelError as error:  # it has been run as defined
-            _LOG.warning("onnxruntime's default optimisation breaks the quantized model: %s", error)
-            return None
-
-    def _after(self, quantized: onnx.ModelProto, whole: _WholeModel) -> EndToEnd:
-        default = None if whole.before_default is None else self._outputs(quantized, fuse_qdq=True)
-        return EndToEnd(
-            reference=f"{self._role} model",
-            samples=self._samples.compared.samples,
-            held_out=self._samples.held_out and not (self._finetunes and self._config.solver == "gradient"),
-            before=compare(whole.reference, whole.before),
-            after=compare(whole.reference, self._outputs(quantized)),
-            before_default=None if whole.before_default is None else compare(whole.reference, whole.before_default),
-            after_default=None if default is None else compare(whole.reference, default),
-        )
+    def _error(self, whole: WholeModel, quantized: onnx.ModelProto | None = None) -> float:
+        """Of a quantized model, or of that at the start: of all outputs, or of the one that output_index names."""
+        deviation = whole.before if quantized is None else whole.deviation(quantized)
+        index = self._config.output_index if self._config.selective_update else None
+        return deviation.error if index is None else deviation.error_of(whole.names[index])
 
     def _notes(self) -> tuple[str, ...]:
-        spilled = self._store.spilled if isinstance(self._store, SpillingStore) else 0
+        spilled = self.store.spilled if isinstance(self.store, SpillingStore) else 0
         if not spilled:
             return ()
         return (f"memory was short: {spilled >> 20} MiB of tensors went to files, as at mem_opt_level=2",)
@@ -312,36 +299,32 @@ class FastFinetune:
         layers: tuple[LayerReport, ...],
         corrections: tuple[LayerReport, ...],
         skipped: tuple[SkippedLayer, ...],
+        *,
+        taken_back: bool,
     ) -> tuple[str, ...]:
         """Logged too."""
         found, done = [self._doubt] * bool(self._doubt), "finetuning" if self._finetunes else "bias correction"
         if self._finetunes and not layers:
             why = nothing_to_tune(skipped, self._config.target_op_type)
             found.append(f"{type(self._config).__name__} has no effect: {why}")
-        if self._corrects and not corrections:
+        if self._correction is not None and not corrections:
             found.append("BiasCorrectionConfig has no effect: no layer has an integer bias of its own")
-        if result is None:
-            found.append("whole models were not compared: none of the outputs is a tensor of floats")
-        elif (layers or corrections) and not result.after.l2 < result.before.l2:
+        if result is not None and (layers or corrections) and not taken_back and _is_no_better(result):
             found.append(
-                f"{done} did not bring the whole model closer to the {result.reference}: L2 {result.before.l2:.4g} "
-                f"before, {result.after.l2:.4g} after"
-            )
-        if result is not None and result.after_default is None:
-            found.append(
-                "onnxruntime runs the model only without optimisation (ORT_DISABLE_ALL, session.disable_quant_qdq)"
-            )
-        elif result is not None and result.after_default and result.after_default.l2 > 1.1 * result.after.l2:
-            found.append(
-                "with onnxruntime's default optimisation the model computes something else than it defines: L2 "
-                f"{result.after_default.l2:.4g} instead of {result.after.l2:.4g}"
+                f"{done} did not bring the whole model closer to the {result.reference}: error "
+                f"{100 * result.before.error:.4g} % before, {100 * result.after.error:.4g} % after"
             )
         for line in found:
             _LOG.warning(line)
         return tuple(found)
 
 
-def _store(config: FastFinetuneConfig, engine: Engine) -> BatchStore:
+def store_for(config: FastFinetuneConfig, engine: Engine) -> BatchStore:
+    """Where a run keeps its tensors."""
     if config.mem_opt_level == 2:
         return FileStore(config.cache_dir)
     return SpillingStore(engine.memory.free() // 2, config.cache_dir)  # solvers and onnxruntime need the other half
+
+
+def _is_no_better(result: EndToEnd) -> bool:
+    return result.before.error > 0 and not result.after.error < result.before.error

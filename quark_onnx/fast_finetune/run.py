@@ -16,6 +16,7 @@ import onnx
 from quark.onnx import _core
 from quark.onnx.errors import OutOfMemoryError
 from quark.onnx.fast_finetune.float_layers import float_layers
+from quark.onnx.fast_finetune.keep_better import Change
 from quark.onnx.fast_finetune.layer_batches import LayerBatches, LayerData
 from quark.onnx.fast_finetune.samples import KeptSamples
 from quark.onnx.fast_finetune.selective import Judge
@@ -51,7 +52,7 @@ def finetune_layers(
     judge: Judge | None,
     on_layer: Callable[[LayerReport], None],
     keep_samples: bool = False,
-) -> tuple[LayerReport, ...]:
+) -> tuple[tuple[LayerReport, ...], list[Change]]:
     """Finetune the layers of a plan, those that share a weight first, the others in graph order; `quantized` is changed
     in place, integer initializers only.
 
@@ -68,17 +69,21 @@ def finetune_layers(
         on_layer: called after each layer; what it raises (a KeyboardInterrupt, say) ends the run.
         keep_samples: the data is needed again; else it is used up.
 
+    Returns:
+        A report of each layer, and what was changed, in the order in which it was.
+
     Raises:
         FinetuneError: onnxruntime cannot run a segment of a graph.
     """
     initializers, reports = constant_tensors(quantized.graph), dict[int, LayerReport]()
+    changes = list[Change]()
 
     def put_in(results: Generator[Solved, None, None], judge: Judge | None) -> None:
         with closing(results):
             for solved in results:
                 for level, text in solved.messages:
                     _LOG.log(level, "%s", text)
-                report = _write_back(solved, initializers, judge)
+                report = _write_back(solved, initializers, judge, changes)
                 reports[id(solved.layer)] = report
                 on_layer(report)
 
@@ -103,7 +108,7 @@ def finetune_layers(
             judge.start(batches.outputs)
         order = _side_by_side if parallel else _one_by_one
         put_in(order(layers, batches, solver, engine.threads), judge)
-    return tuple(reports[id(layer)] for layer in plan.layers)
+    return tuple(reports[id(layer)] for layer in plan.layers), changes
 
 
 def _one_by_one(
@@ -175,7 +180,7 @@ def _feed(solver: LayerSolver, data: LayerData, layer: LayerPlan) -> str:
     return ""
 
 
-def _write_back(solved: Solved, initializers: _Initializers, judge: Judge | None) -> LayerReport:
+def _write_back(solved: Solved, initializers: _Initializers, judge: Judge | None, changes: list[Change]) -> LayerReport:
     started = time.perf_counter()
     layer, solution = solved.layer, solved.solution
     outputs, inputs = layer.weight.rows.shape
@@ -184,7 +189,7 @@ def _write_back(solved: Solved, initializers: _Initializers, judge: Judge | None
         return LayerReport(**about, reason=solved.problem, seconds=solved.seconds)
     reason: str = Reason.NOTHING_BETTER.why()
     if solution.improved > 0:
-        reason = _write(solution, layer, initializers, judge)
+        reason = _write(solution, layer, initializers, judge, changes)
         if reason:
             solution = replace(solution, improved=0, candidate="unchanged", after=solution.before)
     square = float(layer.factor) ** 2
@@ -203,7 +208,9 @@ def _write_back(solved: Solved, initializers: _Initializers, judge: Judge | None
     )
 
 
-def _write(solution: Solution, layer: LayerPlan, initializers: _Initializers, judge: Judge | None) -> str:
+def _write(
+    solution: Solution, layer: LayerPlan, initializers: _Initializers, judge: Judge | None, changes: list[Change]
+) -> str:
     """Puts a layer's integers in place. The judge's objection, upon which the old ones are there again; or ""."""
     weight, bias = layer.weight, layer.bias
     integers = {weight.initializer: weight.layout.values(solution.weight)}
@@ -216,6 +223,8 @@ def _write(solution: Solution, layer: LayerPlan, initializers: _Initializers, ju
     if objection:
         for name, tensor in before.items():
             initializers[name].CopyFrom(tensor)
+    elif not any(layer.node in change.layers for change in changes):  # a shared weight is written once for each layer
+        changes.append(Change((layer.node, *layer.shares), before))
     return objection
 
 

@@ -151,6 +151,10 @@ class Reason(Enum):
         "out of memory: {problem}",
         "What was finetuned before stays. Give fewer samples (`data_size`), smaller items, or `mem_opt_level=2`.",
     )
+    TAKEN_BACK = (
+        "with it, the whole model is worse on the samples that it is compared on: {error}",
+        "What is better for the layers is not for the whole. More data may help; `keep_worse=True` keeps the integers.",
+    )
     MODEL_NOT_BETTER = (
         "the whole model did not get better: {change}",
         "`selective_update` gave the layer its old integers back.",

@@ -30,9 +30,10 @@ from quark.onnx.calibration.readers import RandomDataReader
 from quark.onnx.calibration.weight_range import weight_scales
 from quark.onnx.devices import engine_on_device
 from quark.onnx.errors import ConfigTypeError, ModelError, UnsupportedError
-from quark.onnx.fast_finetune.finetune import FastFinetune
+from quark.onnx.fast_finetune.finetune import FastFinetune, store_for
 from quark.onnx.fast_finetune.reference import reference_forms, reference_model
 from quark.onnx.fast_finetune.saved_run import NothingSaved, saved_run
+from quark.onnx.fast_finetune.set_apart import SetApart
 from quark.onnx.graph.bias_reach import with_biases_in_reach
 from quark.onnx.graph.equalise import PairReport
 from quark.onnx.graph.finite_constants import check_weights, with_finite_biases
@@ -43,19 +44,20 @@ from quark.onnx.graph.quantized_form import check_is_float, check_is_qdq, is_qua
 from quark.onnx.graph.quantizer_gate import check_quantizers
 from quark.onnx.graph.saved_model import check_output_path, save_model
 from quark.onnx.graph.weight_layers import WeightLayer, weight_layers
-from quark.onnx.inference import BatchMerging, Engine
+from quark.onnx.inference import BatchMerging, Engine, batch_is_free
 from quark.onnx.memory_limit import MemoryLimit
 from quark.onnx.own_errors import only_own_errors
 from quark.onnx.plan.float_form import matching_form
-from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
+from quark.onnx.quantization.config.algorithm import AdaRoundConfig, FastFinetuneConfig
 from quark.onnx.quantization.config.config import QConfig
 from quark.onnx.quantization.config.supported import check_supported, ignored_extra_options
 from quark.onnx.quantization.equalised_model import equalised_model
 from quark.onnx.quantization.excluded_layers import excluded_outputs
+from quark.onnx.quantization.plain_report import plain_report
 from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tensor_specs
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
-from quark.onnx.report.resources import PhaseClock, peak_rss_mib
+from quark.onnx.report.resources import PhaseClock
 
 __all__ = ["ModelQuantizer", "finetune"]
 
@@ -149,16 +151,21 @@ class ModelQuantizer:
             saved = stack.enter_context(saved_run(save_dir, models, config))
             items = watch.over(saved.watched(items))
             finetuning = None
-            if config.fast_finetune is not None or config.corrects_biases:
+            if config.fast_finetune is not None or config.bias_correction is not None:
                 finetuning = FastFinetune(
                     config.fast_finetune,
                     engine=engine,
                     clock=clock,
                     saved=saved,
-                    correct_biases=config.corrects_biases,
+                    correction=config.bias_correction,
                 )
                 engine = stack.enter_context(finetuning).engine
                 finetuning.check(model)
+                store, apart = finetuning.store, finetuning.apart
+            else:
+                store = stack.enter_context(store_for(AdaRoundConfig(), engine))
+                apart = SetApart(store)
+            items = apart.split(items, divisible=batch_is_free(model))
             first = next(items)
             if config.equalisation is not None:
                 with clock.phase("equalise"):
@@ -181,18 +188,17 @@ class ModelQuantizer:
             lost = lost_parts(model, specs.scope.quantized, calibration.ranges, specs.calibration_settings().range_of)
             warnings += _logged((*watch.warnings(model, calibration.ranges), *lost))
             warnings += _warnings_of_nothing(quantized)
+            seen = calibration.samples + (apart.compared.samples if apart.held_out else 0)
             if finetuning is not None:
                 target = reference[0] if reference else model
                 report = finetuning.run(
                     target,
                     quantized,
-                    samples_seen=calibration.samples,
+                    samples_seen=seen,
                     reference=target if reference else prepared,
                 )
             else:
-                report = Report(
-                    algorithm=None, samples=calibration.samples, phases=clock.seconds, peak_rss_mib=peak_rss_mib()
-                )
+                report = plain_report(prepared, quantized, apart, store, engine, clock, seen)
             report = replace(
                 report,
                 pairs=pairs,
@@ -243,7 +249,7 @@ def finetune(
         raise ConfigTypeError(f"finetune needs AdaRoundConfig or AdaQuantConfig, not {config!r}")
     if isinstance(config, QConfig) and config.equalisation is not None:
         raise UnsupportedError("CLEConfig changes the float model before it is quantized: leave it out of finetune()")
-    corrects = isinstance(config, QConfig) and config.corrects_biases
+    correction = config.bias_correction if isinstance(config, QConfig) else None
     engine = _engine(config if isinstance(config, QConfig) else None)
     engine_on_device(algorithm, engine)
     checked_reader(reader)
@@ -270,7 +276,7 @@ def finetune(
     with (
         saved_run(save_dir, models, config) as saved,
         FastFinetune(
-            algorithm, engine=engine, clock=clock, saved=saved, correct_biases=corrects, excluded=excluded
+            algorithm, engine=engine, clock=clock, saved=saved, correction=correction, excluded=excluded
         ) as finetuning,
     ):
         finetuning.check(model)
@@ -278,9 +284,11 @@ def finetune(
             watch = DataWatch()
             items = watch.over(saved.watched(items))
             can_join = BatchMerging(model, finetuning.engine).is_exact
-            seen = sum(map(sample_count, finetuning.keep(items, model, can_join)))
+            items = finetuning.apart.split(items, divisible=batch_is_free(model))
+            for _ in finetuning.keep(items, model, can_join):
+                pass
             saved.data_was_read()
-        report = finetuning.run(model, quantized, samples_seen=seen, needs_layers=True)
+        report = finetuning.run(model, quantized, samples_seen=finetuning.apart.seen, needs_layers=True)
         warnings = (*_logged(watch.warnings(model, {})), *report.warnings)
         report = replace(report, warnings=warnings, notes=(*notes, *report.notes, *saved.notes))
         if isinstance(config, QConfig):
@@ -301,7 +309,7 @@ def _engine(config: QConfig | None) -> Engine:
 def _samples_needed(config: QConfig) -> int | None:
     """How many samples of the reader calibration and finetuning take together; None: all there are."""
     calibrated = config.extra_options.get("CalibDataSize")
-    if calibrated is None or (config.corrects_biases and config.fast_finetune is None):
+    if calibrated is None or (config.bias_correction is not None and config.fast_finetune is None):
         return None
     return calibrated if config.fast_finetune is None else max(calibrated, config.fast_finetune.data_size)
 

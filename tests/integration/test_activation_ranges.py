@@ -26,6 +26,8 @@ from quark.onnx import (
 from quark.onnx.graph.insert_qdq import DEFAULT_OP_TYPES
 from quark.onnx.graph.prepare import prepare
 
+pytestmark = pytest.mark.sets_apart
+
 METHODS = [method for method in CalibMethod if method is not CalibMethod.MinOutputMSE]
 OF_MINIMUM_AND_MAXIMUM = Int8Spec(calibration_method=CalibMethod.MinMax)
 

@@ -25,6 +25,8 @@ from quark.onnx import (
     UInt8Spec,
 )
 
+pytestmark = pytest.mark.sets_apart
+
 LAYERS = {
     "default": QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()),
     "weights by minimum and maximum": QLayerConfig(UInt8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax)),
@@ -156,7 +158,7 @@ def test_the_default_weight_scales_beat_minimum_and_maximum() -> None:
 def test_finetune_changes_integer_weights_and_biases_only(name: str, layer: QLayerConfig) -> None:
     model = MODELS[name]()
     plain, _ = quantize(model, layer)
-    tuned, report = quantize(model, layer, AdaQuantConfig())
+    tuned, report = quantize(model, layer, AdaQuantConfig(keep_worse=True))  # judged by five samples
     differing = assert_only_integers_differ(plain, tuned)
     assert differing
     accepted = sum(entry.accepted for entry in report.layers)

@@ -39,6 +39,8 @@ from quark.onnx.quantization.config.extra_options import (
 )
 from quark.onnx.quantization.config.validate import checks
 
+pytestmark = pytest.mark.sets_apart
+
 LAYER = QLayerConfig(UInt8Spec(calibration_method=CalibMethod.MinMax), weight=Int8Spec())
 DOCS = Path(__file__).parents[2] / "docs" / "compatibility.md"
 

@@ -32,6 +32,8 @@ from quark.onnx import (
     UInt8Spec,
 )
 
+pytestmark = pytest.mark.sets_apart
+
 LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec())
 
 
@@ -94,7 +96,8 @@ def test_a_model_of_fixed_batch_four(limit: int) -> None:
     data = samples(separable_cnn(), 40)
     _, report = quantize(model, Reader(data, batch=4), AdaRoundConfig(data_size=limit))
     assert report.samples == 40
-    assert not report.end_to_end.held_out, "a batch that holds fitted samples too cannot be cut"
+    result = report.end_to_end
+    assert (result.samples, result.held_out) == (4, True), "items are set apart whole: the eighth of ten"
     assert {sum(layer.rows) for layer in report.layers if layer.name == "classes"} == {8}
 
 
@@ -124,11 +127,14 @@ def test_data_size_beyond_the_data_is_all_of_it() -> None:
 def test_finetune_sees_the_first_samples_only() -> None:
     model = mlp()
     data = samples(model, 40)
-    later = {name: np.concatenate([array[:16], array[:15:-1]]) for name, array in data.items()}
+    order = np.arange(40)  # 16 samples, two that are set apart, and the others that are not in another order
+    others = (order >= 18) & (order % 8 != 7)
+    order[others] = order[others][::-1]
+    later = {name: array[order] for name, array in data.items()}
     layer = QLayerConfig(UInt8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax))
 
     def tuned(data: Arrays, **options: int) -> onnx.ModelProto:
-        config = QConfig(layer, algo_config=[AdaRoundConfig(**options)])
+        config = QConfig(layer, algo_config=[AdaRoundConfig(keep_worse=True, **options)])
         return ModelQuantizer(config).quantize_model(model, None, Reader(data))
 
     assert tuned(data, data_size=16) == tuned(later, data_size=16)
@@ -250,4 +256,4 @@ def test_an_input_that_is_no_batch() -> None:
     _, report = quantize(model, Items())
     assert report.samples == 40
     (layer,) = report.layers
-    assert sum(layer.rows) == 40
+    assert sum(layer.rows) == 35

@@ -27,6 +27,8 @@ from quark.onnx import (
     finetune,
 )
 
+pytestmark = pytest.mark.sets_apart
+
 LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec())
 CONFIGS = {
     "adaround": AdaRoundConfig(),

@@ -20,8 +20,10 @@ from small_models import (
     Arrays,
     Reader,
     Weights,
+    apart,
     build,
     conv1d,
+    fitted,
     mlp,
     run,
     samples,
@@ -42,6 +44,8 @@ from quark.onnx import (
     finetune,
 )
 from quark.onnx.report.layer_report import LayerReport
+
+pytestmark = pytest.mark.sets_apart
 
 LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax))
 
@@ -102,7 +106,7 @@ def assert_errors_are_true(
 def test_the_errors_of_the_layers_are_true(model: onnx.ModelProto, algorithm: AdaRoundConfig) -> None:
     tuned, report = quantized_and_report(model, algorithm)
     plain, _ = quantized_and_report(model, None)
-    assert_errors_are_true(model, plain, tuned, report, samples(model, 40))
+    assert_errors_are_true(model, plain, tuned, report, fitted(samples(model, 40)))
 
 
 def test_the_errors_of_layers_with_factors_are_true(tmp_path: Path) -> None:
@@ -123,7 +127,7 @@ def test_the_errors_of_layers_with_factors_are_true(tmp_path: Path) -> None:
     plain = onnx.load(tmp_path / "q.onnx")
     tuned, report = finetune(model, plain, None, Reader(data), AdaRoundConfig())
     assert any(layer.accepted for layer in report.layers)
-    assert_errors_are_true(model, plain, tuned, report, data)
+    assert_errors_are_true(model, plain, tuned, report, fitted(data))
 
 
 def deviation(want: np.ndarray, have: np.ndarray) -> tuple[float, float, float]:
@@ -136,14 +140,15 @@ def deviation(want: np.ndarray, have: np.ndarray) -> tuple[float, float, float]:
     )
 
 
-@pytest.mark.parametrize(("count", "compared"), [(8, slice(None)), (40, slice(4, None, 5))])
+@pytest.mark.parametrize(("count", "compared"), [(8, slice(None)), (24, slice(4, None, 5)), (64, slice(7, None, 8))])
 def test_the_comparison_of_the_whole_models_is_true(count: int, compared: slice) -> None:
     model = separable_cnn()
     tuned, report = quantized_and_report(model, AdaRoundConfig(), count)
     plain, _ = quantized_and_report(model, None, count)
     data = {name: array[compared] for name, array in samples(model, count).items()}
     result = report.end_to_end
-    assert (result.samples, result.held_out) == (8, count >= 10)
+    assert (result.samples, result.held_out) == ({8: 8, 24: 4, 64: 8}[count], count >= 40)
+    assert [note for note in report.notes if "optimistic" in note] == list(report.notes) != [] or count >= 40
     want = run(model, data)[0]
     for have, told in (
         (run(plain, data), result.before),
@@ -232,9 +237,35 @@ def test_saving_is_a_phase(tmp_path: Path) -> None:
 
 def test_the_report_of_plain_quantization() -> None:
     _, report = quantized_and_report(separable_cnn(), None)
-    assert (report.algorithm, report.samples, report.layers, report.end_to_end) == (None, 40, (), None)
-    assert list(report.phases) == ["load", "prepare", "calibrate", "insert Q/DQ"]
+    assert (report.algorithm, report.samples, report.layers) == (None, 40, ())
+    assert list(report.phases) == ["load", "prepare", "calibrate", "insert Q/DQ", "compare"]
     assert "40 calibration samples" in str(report)
+
+
+def test_plain_quantization_says_how_near_it_is() -> None:
+    """On samples that took no part in it, and in its first line."""
+    model = separable_cnn()
+    plain, report = quantized_and_report(model, None, 64)
+    result, data = report.end_to_end, apart(samples(model, 64))
+    assert (result.samples, result.held_out, result.before) == (8, True, result.after)
+    for told, optimise in ((result.after, False), (result.after_default, True)):
+        want, have = run(model, data)[0], run(plain, data, optimise=optimise)[0]
+        assert (told.l2, told.sqnr_db, told.agreement) == pytest.approx(deviation(want, have), rel=1e-3)
+    first = str(report).splitlines()[0]
+    assert first == f"SQNR {result.after.sqnr_db:.1f} dB, agreement 100.0 % of 8 held-out samples"
+
+
+def test_samples_set_apart_have_no_part_in_the_model() -> None:
+    """Whatever they are, the quantized model is the same."""
+    model, data = separable_cnn(), samples(separable_cnn(), 64)
+    others = {name: np.where(np.arange(64)[:, None, None, None] % 8 == 7, 9, array) for name, array in data.items()}
+    models = [
+        ModelQuantizer(QConfig(LAYER, algo_config=[AdaRoundConfig(keep_worse=True)])).quantize_model(
+            model, None, Reader(arrays, batch=batch)
+        )
+        for arrays, batch in ((data, 1), (others, 1), (data, 10), (others, 64))
+    ]
+    assert models[0] == models[1] == models[2] == models[3]
 
 
 def test_no_report_before_the_first_run() -> None:
@@ -277,7 +308,7 @@ def test_the_printed_table() -> None:
         "L2",
         "SQNR",
         "agreement",
-        "8 held-out samples",
+        "5 held-out samples",
         "40 calibration samples",
         "peak memory",
         "finetune",

@@ -30,6 +30,8 @@ from quark.onnx import (
 from quark.onnx.errors import ConfigError, FinetuneError, ModelError
 from quark.onnx.report.report import Report
 
+pytestmark = pytest.mark.sets_apart
+
 LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax))
 COUNT = 24
 SOLVERS: dict[str, dict[str, Any]] = {

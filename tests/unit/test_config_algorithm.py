@@ -67,6 +67,7 @@ DEFAULTS: dict[str, Any] = {
     "pin_memory": False,
     "use_gds": False,
     "solver": "auto",
+    "keep_worse": False,
 }
 
 positive_ints = st.integers(1, 10**9)
@@ -257,7 +258,7 @@ def test_unknown_op_type_names_the_nearest() -> None:
     [
         ("num_iteration", "did you mean 'num_iterations'"),
         ("NumIterations", "did you mean 'num_iterations'"),
-        ("lr", "known: optim_device, infer_device, .* and 20 more"),
+        ("lr", "known: optim_device, infer_device, .* and 21 more"),
     ],
 )
 def test_unknown_keyword_names_the_nearest(keyword: str, hint: str) -> None:

@@ -56,6 +56,7 @@ IN_EFFECT: dict[str, Any] = {
     "selective_update": True,
     "parallel": True,
     "select_max_mem_layer": True,
+    "keep_worse": True,
 }
 IN_EFFECT_WITH_SELECTIVE_UPDATE: dict[str, Any] = {"output_index": 1, "evaluator": len}
 IGNORED: dict[str, Any] = {

@@ -9,7 +9,8 @@ import pytest
 from small_models import build
 
 from quark.onnx.inference import Engine
-from quark.onnx.report.end_to_end import Deviation, compare, outputs_of
+from quark.onnx.report.deviation import Comparison, compare
+from quark.onnx.report.end_to_end import outputs_of
 
 WANT = np.float32([[1, 2, 2], [0, 3, 4]])
 
@@ -34,7 +35,8 @@ def test_the_cut_into_batches_does_not_matter():
 
 
 def test_no_difference():
-    assert compare([[WANT]], [[WANT]]) == Deviation(l2=0.0, sqnr_db=math.inf, agreement=1.0)
+    found = compare([[WANT]], [[WANT]])
+    assert (found.l2, found.sqnr_db, found.agreement, found.error) == (0.0, math.inf, 1.0, 0.0)
 
 
 def test_noise_without_signal():
@@ -45,6 +47,73 @@ def test_all_float_outputs_of_a_sample_count_together():
     other = np.float32([[[1, 1]], [[2, 2]]])
     found = compare([[WANT, other]], [[WANT + np.float32([3, 0, 0]), other + np.float32([0, 4])]])
     assert found.l2 == pytest.approx(5)
+
+
+def test_a_large_output_does_not_hide_a_small_one():
+    boxes, scores = 640 * WANT, np.float32([[0.1, 0.9], [0.8, 0.3]])
+    found = compare([[boxes, scores]], [[boxes, 0 * scores]])
+    whole, of_scores = found.outputs
+    assert (whole.error, whole.lost) == (0, ())
+    assert of_scores.error == pytest.approx((scores**2).sum() / (4 * scores.astype(np.float64).var()))
+    assert of_scores.lost == (of_scores,)
+    assert found.error == pytest.approx(of_scores.error / 2)
+    assert found.sqnr_db == pytest.approx(10 * math.log10(2))  # no noise in the one, all noise in the other
+    assert of_scores.sqnr_db == pytest.approx(0)
+
+
+def test_parts_of_an_output_count_each_for_itself():
+    want = np.float32([[100, 300, 0.1], [200, 400, 0.9]])
+    have = want * np.float32([1, 1, 0])
+    parts = {"boxes": np.array([[True, True, False]] * 2), "scores": np.array([[False, False, True]] * 2)}
+    comparison = Comparison(["y"])
+    comparison.add([want], [have], {0: parts})
+    (output,) = comparison.deviation().outputs
+    assert [part.name for part in output.parts] == ["boxes", "scores"]
+    assert [part.name for part in output.lost] == ["scores"]
+    scores = np.array([0.1, 0.9])
+    assert output.error == pytest.approx((scores**2).sum() / (2 * scores.var()) / 2, rel=1e-5)
+
+
+def test_outputs_without_signal_say_nothing_of_the_whole():
+    nothing = np.zeros((2, 3), np.float32)
+    found = compare([[WANT, nothing]], [[WANT + 1, nothing + 1]])
+    alone = compare([[WANT]], [[WANT + 1]])
+    assert (found.error, found.sqnr_db) == pytest.approx((alone.error, alone.sqnr_db))
+    assert math.isnan(found.outputs[1].error)
+
+
+def test_values_that_are_not_finite():
+    """What the float model gives as NaN or Inf does not count; where only the other one does, nothing is right."""
+    want = np.float32([[1, np.nan, 2], [3, np.inf, 5]])
+    assert compare([[want]], [[want]]).error == 0
+    assert compare([[want]], [[np.float32([[1, 7, 2], [3, 7, 5]])]]).error == 0
+    found = compare([[want]], [[np.float32([[np.nan, 7, 2], [3, 7, 5]])]])
+    assert (found.error, found.sqnr_db) == (math.inf, -math.inf)
+
+
+def gathered(want: np.ndarray, have: np.ndarray) -> Comparison:
+    comparison = Comparison(["y"])
+    comparison.add([want], [have])
+    return comparison
+
+
+@pytest.mark.parametrize(
+    ("count", "factor", "expected"), [(20, 2.0, ("y",)), (20, 1.05, ()), (3, 1.5, ()), (3, 9.0, ("y",))]
+)
+def test_what_is_worse_by_much_is_beyond_chance(count: int, factor: float, expected: tuple[str, ...]):
+    rng = np.random.default_rng(0)
+    want, noise = rng.standard_normal((count, 50)), 0.01 * rng.standard_normal((count, 50))
+    plain, other = gathered(want, want + noise), gathered(want, want + factor * noise)
+    assert other.beyond_chance(plain) == expected
+    assert plain.beyond_chance(other) == ()
+
+
+def test_one_odd_sample_is_chance():
+    """Twice the error in all, from one sample of twenty."""
+    rng = np.random.default_rng(0)
+    want, noise = rng.standard_normal((20, 50)), 0.01 * rng.standard_normal((20, 50))
+    odd = noise * np.where(np.arange(20) == 7, 5.0, 1.0)[:, None]
+    assert gathered(want, want + odd).beyond_chance(gathered(want, want + noise)) == ()
 
 
 def test_integer_outputs_are_left_out():

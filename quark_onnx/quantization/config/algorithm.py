@@ -156,6 +156,9 @@ class FastFinetuneConfig(AlgoConfig):
         use_gds: GPU-direct file reading of AMD Quark's level 2.
         solver: "least_squares" solves each layer from the moments of its data, "gradient" runs the published
             loops, "auto" picks for each layer. Not in AMD Quark.
+        keep_worse: keep all layers' new integers even if the whole model is worse by them, judged by the float outputs
+            of samples that nothing was fitted to; False: the last layers are taken back, as many as needed for the best
+            of some states in between, and a warning says so. With `evaluator` nothing is taken back. Not in AMD Quark.
 
     Raises:
         ConfigError: a wrong value, or two that do not go together; ConfigTypeError: a wrong type, an unknown keyword.
@@ -193,6 +196,7 @@ class FastFinetuneConfig(AlgoConfig):
     pin_memory: Flag = False
     use_gds: Flag = False
     solver: Solver = "auto"
+    keep_worse: Flag = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -240,6 +244,8 @@ class CLEConfig(AlgoConfig):
             layers, added over all pairs, are below it.
         cle_over_clips: equalise over Clip(x, 0, h), ReLU6 say, as well, which becomes Relu and Min with a bound for
             each channel. The quantized model runs Min in float, which takes time. Not in AMD Quark.
+        keep_worse: equalise even if the quantized model is worse by it, on samples that nothing was fitted to. Not in
+            AMD Quark.
     """
 
     name: ClassVar[str] = "cle"
@@ -251,6 +257,7 @@ class CLEConfig(AlgoConfig):
     cle_scale_use_threshold: Flag = True
     cle_total_layer_diff_threshold: Penalty = 1.9e-7
     cle_over_clips: Flag = True
+    keep_worse: Flag = False
 
 
 @strict_keywords
@@ -262,9 +269,15 @@ class BiasCorrectionConfig(AlgoConfig):
 
     With AdaRound or AdaQuant the samples, devices and memory level are theirs. Least squares chooses biases anew; the
     gradient loops without `update_bias` keep these.
+
+    Args:
+        keep_worse: keep all biases even if the whole model is worse by them, on samples that nothing was fitted to. Not
+            in AMD Quark.
     """
 
     name: ClassVar[str] = "bias_correction"
+
+    keep_worse: Flag = False
 
 
 @strict_keywords

@@ -176,9 +176,9 @@ class QConfig(FrozenConfig):
         return next((algorithm for algorithm in self.algo_config if isinstance(algorithm, CLEConfig)), None)
 
     @property
-    def corrects_biases(self) -> bool:
-        """Whether bias correction is listed."""
-        return any(isinstance(algorithm, BiasCorrectionConfig) for algorithm in self.algo_config)
+    def bias_correction(self) -> BiasCorrectionConfig | None:
+        """The configuration of bias correction, if it is listed."""
+        return next((algorithm for algorithm in self.algo_config if isinstance(algorithm, BiasCorrectionConfig)), None)
 
     @staticmethod
     def get_default_config(name: str) -> QConfig:
