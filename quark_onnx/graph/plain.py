@@ -45,6 +45,8 @@ def _import(model: onnx.ModelProto, domains: set[str]) -> None:
         versions.pop("ai.onnx", None)
     elif "" in domains:
         raise ModelError("the model does not say which opset its operators have: add one to its opset_import")
+    else:
+        versions[""] = 13  # it has no operator of ONNX's own, and tools look for an opset all the same
     for domain in sorted(domains - versions.keys()):
         versions[domain] = 1
     model.ClearField("opset_import")

@@ -38,7 +38,7 @@ SPECS: Mapping[str, tuple[QLayerConfig, tuple[int, int]]] = {
 }
 _FINE, _COARSE = QLayerConfig(UInt16Spec(), weight=Int16Spec()), QLayerConfig(UInt8Spec(), weight=Int8Spec())
 _TIMES_NOISE = 8.0
-_LEAST = 1e-4  # of an output's size: float32 in another order
+_LEAST = {2: 1e-2, 4: 1e-4, 8: 1e-4}  # of an output's size: another order of additions, by the bytes of its floats
 _UNFORESEEN = "please report it"
 
 
@@ -110,7 +110,7 @@ def _checked(
     seed: int,
 ) -> Outcome:
     _check_valid(model, result)
-    limits = [_LEAST * rms(outputs) + 1e-6 for outputs in zip(*want, strict=True)]
+    limits = [_LEAST.get(outputs[0].dtype.itemsize, 0.0) * _size(outputs) + 1e-6 for outputs in zip(*want, strict=True)]
     runs = []
     for optimise in (False, True):
         try:
@@ -144,7 +144,7 @@ def _by_finer_steps(
     errors: list[float],
 ) -> Outcome:
     """Rounding gets less with finer steps; what is wrong stays."""
-    sizes = [rms(outputs) for outputs in zip(*want, strict=True)]
+    sizes = [_size(outputs) for outputs in zip(*want, strict=True)]
     said = f"error {worst} of {sizes} beyond {limits} (as it is, optimised, between: {errors})"
     other = _COARSE if bits == (16, 16) else _FINE
     errors_of_other = _errors(want, outputs_of(_quantized(model, items, other), items))
@@ -181,3 +181,7 @@ def _errors(want: list[list[np.ndarray]], have: list[list[np.ndarray]]) -> list[
         rms([h.astype(np.float64) - w for w, h in zip(*pair, strict=True)]) if pair[0][0].dtype.kind == "f" else 0.0
         for pair in pairs
     ]
+
+
+def _size(outputs: tuple[np.ndarray, ...]) -> float:
+    return rms(list(outputs)) if outputs[0].dtype.kind == "f" else 0.0
