@@ -169,7 +169,7 @@ def _rounded(editor: GraphEditor, name: str, rounding: _Rounding) -> dict[str, s
     constants = {}
     for what, value in (("step", rounding.step), ("lowest", rounding.lowest), ("highest", rounding.highest)):
         constants[what] = editor.fresh_name(f"{name}_{what}")
-        editor.graph.initializer.append(numpy_helper.from_array(np.float32(value), constants[what]))
+        editor.graph.initializer.append(numpy_helper.from_array(np.array(value, np.float32), constants[what]))
     editor.graph.node.extend(
         [
             helper.make_node("Div", [name, constants["step"]], [made[0]]),

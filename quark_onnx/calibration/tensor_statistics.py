@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ class TensorStatistics:
         """Add the tensors of a batch."""
         ranges = self._idle.pop()
         try:
-            arrays = [
+            arrays: list[Any] = [
                 _NOTHING if name in self.not_finite else np.ascontiguousarray(values[name]) for name in self._tensors
             ]
             self._filled.update(name for name, array in zip(self._tensors, arrays, strict=True) if array.size)
@@ -50,7 +51,7 @@ class TensorStatistics:
         finally:
             self._idle.append(ranges)
 
-    def _added(self, ranges: _core.ValueRanges, arrays: list[NDArray[np.generic]]) -> bool:
+    def _added(self, ranges: _core.ValueRanges, arrays: list[Any]) -> bool:
         """Whether all were added. If not, the first that is not finite and those before it, which were, are emptied."""
         try:
             ranges.update(arrays)

@@ -43,7 +43,7 @@ def with_biases_in_reach(
     layers = [layer for layer in weight_layers(model) if layer.bias is not None and layer.node_name in nodes]
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    editor, lines = GraphEditor(result.graph), []
+    editor, lines = GraphEditor(result.graph), list[str]()
     producer = {name: node for node in result.graph.node for name in node.output}
     for layer in layers:
         inputs, behind = _input_range(layer.input, ranges, producer), _range_behind(layer, ranges, editor)

@@ -68,7 +68,7 @@ class IndexedModel(ONNXModel):  # type: ignore[misc]  # onnxruntime has no types
         if tensor.name not in self._initializers:
             self.initializer_extend([tensor])
 
-    def get_initializer(self, name: str) -> onnx.TensorProto | None:
+    def get_initializer(self, name: str) -> Any:
         return self._initializers.get(name)
 
     def remove_initializer(self, tensor: onnx.TensorProto) -> None:
@@ -141,6 +141,10 @@ def _read_in(graph: onnx.GraphProto) -> Iterator[str]:
 
 class IndexedQuantizer(QDQQuantizer):  # type: ignore[misc]
     """The same result with `IndexedModel`."""
+
+    model: Any
+    tensors_to_quantize: dict[str, Any]
+    bias_to_quantize: dict[str, Any]
 
     def calc_graph_quant_params(self) -> dict[str, Any]:
         """The first of all steps, still in onnxruntime's constructor."""

@@ -30,6 +30,7 @@ class ScaledQuantizer(IndexedQuantizer):
 
     def __init__(self, **arguments: Any) -> None:
         self.notes: list[str] = []
+        self._scales_of_biases: dict[str, NDArray[np.float32]] = {}  # in place of the weight's
         super().__init__(**arguments)
 
     def scales_of(self, tensor: str, *, weight: bool) -> ScaleType:
@@ -126,6 +127,11 @@ class ScaledQuantizer(IndexedQuantizer):
             kind = self.scales_of(layer.weight, weight=True)
             weight["scale"] = _rounded_up(larger.astype(np.float32), kind)
             return
+        if input_bits == 16 or np.iinfo(weight["zero_point"].dtype).bits == 16:
+            self._scales_of_biases[bias] = np.asarray(
+                larger, np.float32
+            )  # no integer kernel expects that of the weight
+            return
         beta = self.bias_to_quantize.pop(bias).beta  # it is a part of the scale that the bias would have
         tensor.CopyFrom(numpy_helper.from_array(np.asarray(values * np.float32(beta), values.dtype), bias))
         self.notes.append(
@@ -133,6 +139,13 @@ class ScaledQuantizer(IndexedQuantizer):
             f"int32 would make the steps of the weight up to {(larger / scale).max():.3g} times as large; run it "
             "with session.disable_quant_qdq=1, or onnxruntime's optimisation makes it int32 all the same"
         )
+
+    def quantize_bias_static_impl(
+        self, bias_name: str, input_scale: Any, weight_scale: Any, *more: Any, **options: Any
+    ) -> Any:
+        """The integers of a bias, whose scale may be one of its own."""
+        own = self._scales_of_biases.get(bias_name, weight_scale)
+        return super().quantize_bias_static_impl(bias_name, input_scale, own, *more, **options)
 
     def _params(self, tensor: str) -> Any:
         """The parameters of an activation that is quantized, or None."""

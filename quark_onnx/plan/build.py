@@ -325,7 +325,7 @@ def _input_reach(layer: WeightLayer, graph: Dataflow) -> int:
     _, zero_point = dequantize_parameters(node, graph)
     if zero_point.dtype not in (np.uint8, np.int8):
         return 0
-    info, zeros = np.iinfo(zero_point.dtype), zero_point.astype(int)
+    info, zeros = np.iinfo(zero_point.dtype.name), zero_point.astype(int)
     return int(max((info.max - zeros).max(initial=0), (zeros - info.min).max(initial=0)))
 
 
