@@ -96,14 +96,15 @@ class FastFinetune:
         self.store.close()
         _core.return_memory()
 
-    def check(self, model: onnx.ModelProto) -> None:
+    @staticmethod
+    def check(model: onnx.ModelProto, config: FastFinetuneConfig) -> None:
         """Before any data is read.
 
         Raises:
             ConfigError: the model does not have the outputs that the whole model is to be judged by.
         """
-        if self._config.selective_update and self._config.evaluator is None:
-            judged_outputs(model, self._config)
+        if config.selective_update and config.evaluator is None:
+            judged_outputs(model, config)
 
     def keep(self, items: Iterator[Batch], model: onnx.ModelProto, can_join: CanJoin) -> Iterator[Batch]:
         """Passes the calibration items of a model on, and keeps what finetuning needs of them."""

@@ -133,6 +133,8 @@ class ModelQuantizer:
         check_is_float(original)
         check_weights(original)
         reader = get_data_reader(original, calibration_data_reader, calibration_data_path, config.extra_options)
+        if config.fast_finetune is not None:
+            FastFinetune.check(original, config.fast_finetune)
         other = reference_model(reference_path, original)
         with clock.phase("prepare"):
             needed = first_samples(checked_items(reader, model_inputs(original)), _samples_needed(config))
@@ -160,7 +162,6 @@ class ModelQuantizer:
                     correction=config.bias_correction,
                 )
                 engine = stack.enter_context(finetuning).engine
-                finetuning.check(model)
                 store, apart = finetuning.store, finetuning.apart
             else:
                 store = stack.enter_context(store_for(AdaRoundConfig(), engine))
@@ -263,6 +264,7 @@ def finetune(
         raise ModelError("the float model is quantized: pass the model that the quantized one was made from")
     check_is_qdq(quantized, has_layers=True)
     check_quantizers(quantized)
+    FastFinetune.check(model, algorithm)
     other = reference_model(algorithm.ref_model_path, model)
     with clock.phase("prepare"):
         few, items = first_items(model, first_samples(checked_items(reader, model_inputs(model)), algorithm.data_size))
@@ -279,7 +281,6 @@ def finetune(
             algorithm, engine=engine, clock=clock, saved=saved, correction=correction, excluded=excluded
         ) as finetuning,
     ):
-        finetuning.check(model)
         with clock.phase("read data"):
             watch = DataWatch()
             items = watch.over(saved.watched(items))
