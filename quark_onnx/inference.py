@@ -151,9 +151,9 @@ class BatchMerging:
         try:
             apart = [run.run(None, item) for item in (a, b)]
             joined = run.run(None, {name: np.concatenate([a[name], b[name]]) for name in a})
+            wanted = [np.concatenate(pair) if pair[0].ndim else pair[0] for pair in zip(*apart, strict=True)]
         except Exception:  # onnxruntime's exceptions have no base of their own; whatever it was, we do not merge
             return False
-        wanted = [np.concatenate(pair) if pair[0].ndim else pair[0] for pair in zip(*apart, strict=True)]
         return all(map(alike, wanted, joined))
 
 

@@ -55,7 +55,7 @@ def test_tensors_that_do_not_fit_go_to_files_with_the_same_result(
     model = residual_cnn()
     algorithm = AdaRoundConfig(mem_opt_level=level, solver=solver, num_iterations=20, cache_dir=str(tmp_path))
     usual, report = quantized(model, algorithm)
-    assert report.notes == ()
+    assert not any("memory was short" in note for note in report.notes)
     kept = SpillingStore.__init__
     monkeypatch.setattr(SpillingStore, "__init__", lambda self, _, folder: kept(self, 20_000, folder))
     spilled, report = quantized(model, algorithm)
