@@ -162,12 +162,11 @@ def test_a_weight_that_is_no_number_is_named(tensor: str, value: float, message:
         quantize(model, SPECS["tensor"])
 
 
-@pytest.mark.parametrize("value", [-3.0, -3e4])
-def test_in_16_bits_a_large_bias_has_a_scale_of_its_own(value: float) -> None:
+def test_in_16_bits_a_large_bias_has_a_scale_of_its_own() -> None:
     """onnxruntime's default optimisation would quantize a float bias, and wrap around."""
     rng = np.random.default_rng(0)
     text = "(float[N,4] x) => (float[N,8] y) { [layer] s = Gemm(x, w, b) y = Mul(s, tiny) }"
-    model = build(text, w=1e-3 * rng.standard_normal((4, 8)), b=np.full(8, value), tiny=np.float32([0.5]))
+    model = build(text, w=1e-3 * rng.standard_normal((4, 8)), b=np.full(8, -3.0), tiny=np.float32([0.5]))
     arrays = {"x": (1e-2 * rng.standard_normal((48, 4))).astype(np.float32)}
     layer = QLayerConfig(activation=Int16Spec(), weight=Int16Spec(calibration_method=CalibMethod.MinMax))
     quantized = ModelQuantizer(QConfig(global_config=layer)).quantize_model(model, None, Reader(arrays))
