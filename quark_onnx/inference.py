@@ -14,7 +14,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from quark.onnx.errors import ModelError, UnsupportedError
+from quark.onnx.errors import ModelError, OutOfMemoryError, UnsupportedError
 from quark.onnx.large_models import serialized_for
 from quark.onnx.memory_limit import MemoryLimit, unless_out_of_memory
 
@@ -27,6 +27,7 @@ __all__ = [
     "batch_is_free",
     "in_order",
     "session",
+    "submitted",
 ]
 
 CUDA = "CUDAExecutionProvider"
@@ -107,6 +108,18 @@ def session(
     return opened
 
 
+def submitted(executor: ThreadPoolExecutor, run: Callable[..., _Result], *arguments: object) -> Future[_Result]:
+    """A call that a thread of the executor makes.
+
+    Raises:
+        OutOfMemoryError: the system starts no thread.
+    """
+    try:
+        return executor.submit(run, *arguments)
+    except RuntimeError as error:  # Python's only kind for it
+        raise OutOfMemoryError(f"{error}: give more memory or threads, or set NumThreads to 1") from error
+
+
 def in_order(run: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int) -> Iterator[_Result]:
     """`run` of every item, in the order of the items; up to `threads` at a time, and `READY` ahead of the caller."""
     if threads == 1:
@@ -116,7 +129,7 @@ def in_order(run: Callable[[_Item], _Result], items: Iterable[_Item], *, threads
     with ThreadPoolExecutor(threads) as executor:
         try:
             for item in items:
-                ahead.append(executor.submit(run, item))
+                ahead.append(submitted(executor, run, item))
                 if len(ahead) >= threads + READY:
                     yield ahead.popleft().result()
             while ahead:

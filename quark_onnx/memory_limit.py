@@ -13,7 +13,14 @@ __all__ = ["MemoryLimit", "unless_out_of_memory"]
 
 _SHARE = 0.9  # of what the machine has left: other processes grow too
 _UNLIMITED = 1 << 60  # control groups of the first version write no limit as a number of this size
-_REFUSALS = ("bad_alloc", "Failed to allocate memory", "Available memory of", "Cannot allocate memory")
+_REFUSALS = (
+    "bad_alloc",
+    "Failed to allocate memory",
+    "Available memory of",
+    "Cannot allocate memory",
+    "PosixThread",
+    "can't start new thread",
+)  # a thread needs memory for its stack
 
 
 @dataclass(frozen=True)
@@ -36,10 +43,12 @@ class MemoryLimit:
 
 
 def unless_out_of_memory(error: BaseException, otherwise: QuarkError) -> QuarkError:
-    """The error to raise for one of onnxruntime's: `otherwise`, or OutOfMemoryError if memory is what it lacked."""
+    """The error to raise for one of onnxruntime's: `otherwise`, or OutOfMemoryError if it lacked memory or a thread."""
     text = str(error)
     if isinstance(error, MemoryError) or any(refusal in text for refusal in _REFUSALS):
-        return OutOfMemoryError(f"out of memory: {otherwise}. Give smaller items, or fewer threads (NumThreads)")
+        return OutOfMemoryError(
+            f"memory or threads are short: {otherwise}. Give smaller items, or fewer threads (NumThreads)"
+        )
     return otherwise
 
 

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 
 import onnx
 
-from quark.onnx.errors import FinetuneError, ModelError, QuarkError
+from quark.onnx.errors import FinetuneError, ModelError, OutOfMemoryError, QuarkError
 
 __all__ = ["is_of_the_caller", "of_the_caller", "only_own_errors"]
 
@@ -19,7 +19,7 @@ _Result = TypeVar("_Result")
 _MARK = "_raised_by_the_caller_of_quark_onnx"
 _TUNING = "quark.onnx.fast_finetune.run"  # a model that comes so far was understood
 # What is wrong is not the model: the machine, the caller's own code, and warnings that the caller has made errors.
-_PASS = (QuarkError, OSError, MemoryError, Warning)
+_PASS = (QuarkError, OSError, Warning)
 
 
 def of_the_caller(call: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
@@ -42,7 +42,7 @@ def is_of_the_caller(error: BaseException) -> bool:
 
 
 def only_own_errors(entry: Callable[_Given, _Result]) -> Callable[_Given, _Result]:
-    """An entry point whose exceptions are a `QuarkError`, an OSError, a MemoryError, or the caller's.
+    """An entry point whose exceptions are a `QuarkError`, an OSError, or the caller's.
 
     Anything else, a KeyError of ours or a DecodeError of protobuf's, becomes a ModelError, or a FinetuneError where the
     model was understood and layers were being solved. The message names the node or tensor that was at work, and the
@@ -63,6 +63,12 @@ def only_own_errors(entry: Callable[_Given, _Result]) -> Callable[_Given, _Resul
                     "Python is ending and starts no threads any more: quantize before, or with NumThreads=1"
                 ) from error
             frames = list(_frames(error))
+            if isinstance(error, MemoryError):
+                said = f": {error}" if str(error) else ""
+                raise OutOfMemoryError(
+                    f"{_about(frames)}there is not enough memory{said}. Give more, or less to do at a time: smaller "
+                    "items, mem_opt_level=2, NumThreads=1"
+                ) from error
             kind = FinetuneError if any(f.f_globals.get("__name__") == _TUNING for f in frames) else ModelError
             raise kind(
                 f"{_about(frames)}{type(error).__name__}: {error}. This model is written in a way that was not "

@@ -26,7 +26,7 @@ from quark.onnx.fast_finetune.solver import LayerSolver, OpenSolver, Solution
 from quark.onnx.freed_memory import FreedMemory
 from quark.onnx.graph.editor import constant_tensors
 from quark.onnx.graph.write_back import write_integers
-from quark.onnx.inference import Engine
+from quark.onnx.inference import Engine, submitted
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan, Plan
 from quark.onnx.report.layer_report import LayerReport
@@ -148,10 +148,11 @@ def _side_by_side(
     with ThreadPoolExecutor(min(threads, len(layers))) as executor:
         try:
             for data in batches.of(0):
-                list(executor.map(feed, range(len(layers)), data))
+                for fed in [submitted(executor, feed, index, of_layer) for index, of_layer in enumerate(data)]:
+                    fed.result()
             del data  # the last batch of all layers
             _core.return_memory()
-            futures = {executor.submit(solve_now, opened[i], layers[i], problems[i]): i for i in range(len(layers))}
+            futures = {submitted(executor, solve_now, opened[i], layers[i], problems[i]): i for i in range(len(layers))}
             opened.clear()  # the data of a layer goes with its solver
             solved, turn = dict[int, Solved](), 0
             for future in as_completed(futures):  # an error ends the run at once, whichever layer it is of

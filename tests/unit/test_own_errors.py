@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnx
 import pytest
 
-from quark.onnx.errors import DataError, ModelError
+from quark.onnx.errors import DataError, ModelError, OutOfMemoryError
 from quark.onnx.own_errors import of_the_caller, only_own_errors
 
 
@@ -19,7 +19,7 @@ def raises(error: BaseException) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize(
-    "error", [DataError("d"), FileNotFoundError("f"), MemoryError(), KeyboardInterrupt(), DeprecationWarning("w")]
+    "error", [DataError("d"), FileNotFoundError("f"), KeyboardInterrupt(), DeprecationWarning("w")]
 )
 def test_these_come_through(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught:
@@ -57,3 +57,12 @@ def test_the_innermost_node_or_tensor_is_named() -> None:
 
 def test_arguments_and_results_pass() -> None:
     assert only_own_errors(divmod)(7, 2) == (3, 1)
+
+
+def test_memory_that_is_short_is_told_as_that() -> None:
+    @only_own_errors
+    def entry() -> None:
+        raise MemoryError
+
+    with pytest.raises(OutOfMemoryError, match="not enough memory"):
+        entry()
