@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.fast_finetune.batch_store import BatchStore
 from quark.onnx.fast_finetune.set_apart import FEWEST, SetApart
-from quark.onnx.graph.dataflow import is_random
 from quark.onnx.graph.joined_outputs import JoinedOutput, joined_outputs
+from quark.onnx.graph.random_nodes import is_random
 from quark.onnx.inference import Engine, in_order, session
 from quark.onnx.memory_limit import unless_out_of_memory
 from quark.onnx.report.deviation import Comparison, Deviation, Parts
