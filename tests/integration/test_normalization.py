@@ -124,7 +124,7 @@ def test_memory_levels_and_threads_give_the_same_model(name: str, solver: str) -
 def test_all_layers_side_by_side() -> None:
     """With `parallel` a normalization is tuned on what the model fed it before: as if it were tuned alone."""
     model = style_cnn()
-    _, alone = quantize(model, AdaRoundConfig(target_op_type=["InstanceNormalization"]))
+    _, alone = quantize(model, AdaRoundConfig(target_op_type=["InstanceNormalization"], parallel=True))
     _, together = quantize(model, AdaRoundConfig(parallel=True))
     first = next(layer for layer in together.layers if layer.name == "norm1")
     assert (first.before, first.after) == (alone.layers[0].before, alone.layers[0].after)

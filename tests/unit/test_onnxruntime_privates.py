@@ -26,6 +26,10 @@ METHODS = {
     "is_weight_symmetric": ("self", "weight_quant_type"),
     "should_quantize_node": ("self", "node"),
     "quantize_model": ("self",),
+    "is_input_a_initializer": ("self", "input_name"),
+    "_quantize_normal_tensors": ("self",),
+    "_quantize_bias_tensors": ("self",),
+    "_get_tensor_quantization_scale": ("self", "tensor_name", "consumer_node_name"),
 }  # fmt: skip
 ARGUMENTS = {
     "model", "per_channel", "reduce_range", "weight_qType", "activation_qType", "tensors_range", "nodes_to_quantize",
@@ -77,7 +81,7 @@ class Checked(QDQQuantizer):
         for name in (
             "model", "tensors_range", "tensors_to_quantize", "tensor_quant_overrides", "activation_qType",
             "is_activation_symmetric", "initializer_quant_params", "quantization_params", "bias_to_quantize",
-            "qdq_disable_weight_adjust_for_int32_bias",
+            "qdq_disable_weight_adjust_for_int32_bias", "quantized_value_map",
         ):  # fmt: skip
             assert hasattr(self, name), f"QDQQuantizer has no attribute {name} any more"
         for name in ("nodes", "initializer", "get_initializer"):

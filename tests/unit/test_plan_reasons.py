@@ -19,7 +19,9 @@ from small_models import Reader, build, samples, separable_cnn
 import quark.onnx
 from quark.onnx import AdaRoundConfig, finetune
 from quark.onnx.fast_finetune.bias_correction import bias_plan
+from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer
 from quark.onnx.graph.normalization import NORMALIZATIONS
+from quark.onnx.memory_limit import MemoryLimit
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.excluded import leave_excluded
 from quark.onnx.plan.reasons import Reason
@@ -475,3 +477,24 @@ def data_does_not_fit() -> Reasons:
     model = build("(float[N,3] x) => (float[A] y) { v = ReduceSum<keepdims=0>(x, axes) [layer] y = MatMul(v, w) }",
                   w=W, axes=np.array([0]))  # fmt: skip
     return finetuned(model)
+
+
+def one_product() -> onnx.ModelProto:
+    return build("(float[N,3] x) => (float[N,4] y) { [layer] y = MatMul(x, w) }", w=W)
+
+
+@occurs(Reason.TOO_LARGE)
+def too_large() -> Reasons:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryLimit, "free", lambda _: 0)
+        return finetuned(one_product(), solver="least_squares")
+
+
+@occurs(Reason.OUT_OF_MEMORY)
+def out_of_memory() -> Reasons:
+    def refused(*_: object) -> None:
+        raise MemoryError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LeastSquaresLayer, "solve", refused)
+        return finetuned(one_product(), solver="least_squares")
