@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +20,7 @@ from small_models import Reader, build, samples, separable_cnn
 import quark.onnx
 from quark.onnx import AdaRoundConfig, finetune
 from quark.onnx.fast_finetune.bias_correction import bias_plan
+from quark.onnx.fast_finetune.keep_better import Change, keep_better
 from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer
 from quark.onnx.graph.normalization import NORMALIZATIONS
 from quark.onnx.memory_limit import MemoryLimit
@@ -446,9 +448,8 @@ def the_bias_is_the_mean() -> Plan:
 
 def finetuned(model: onnx.ModelProto, *, evaluator: Callable[..., float] | None = None, **options: object) -> Reasons:
     data = samples(model, 20)
-    static = statically_quantized(model, data)
     config = AdaRoundConfig(**options, evaluator=evaluator)
-    _, report = finetune(model, static, None, Reader(data), config)
+    _, report = finetune(model, statically_quantized(model, data), None, Reader(data), config)
     return {layer.node: layer.reason for layer in report.skipped} | {
         layer.name: layer.reason for layer in report.layers if layer.reason
     }
@@ -466,35 +467,34 @@ def model_not_better() -> Reasons:
 
 @occurs(Reason.NOTHING_BETTER)
 def nothing_better() -> Reasons:
-    """A weight that 8 bits hold exactly."""
-    weight = np.diag([127.0, 64, -127, 1])
+    weight = np.diag([127.0, 64, -127, 1])  # 8 bits hold it exactly
     return finetuned(build("(float[N,4] x) => (float[N,4] y) { [layer] y = MatMul(x, w) }", w=weight))
 
 
 @occurs(Reason.DATA_DOES_NOT_FIT)
-def data_does_not_fit() -> Reasons:
-    """Its input has no axis of samples."""
+def input_without_samples() -> Reasons:
     model = build("(float[N,3] x) => (float[A] y) { v = ReduceSum<keepdims=0>(x, axes) [layer] y = MatMul(v, w) }",
                   w=W, axes=np.array([0]))  # fmt: skip
     return finetuned(model)
 
 
-def one_product() -> onnx.ModelProto:
-    return build("(float[N,3] x) => (float[N,4] y) { [layer] y = MatMul(x, w) }", w=W)
+def patched(owner: type, name: str, other: Callable[..., object]) -> Reasons:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, other)
+        model = build("(float[N,3] x) => (float[N,4] y) { [layer] y = MatMul(x, w) }", w=W)
+        return finetuned(model, solver="least_squares")
 
 
 @occurs(Reason.TOO_LARGE)
 def too_large() -> Reasons:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MemoryLimit, "free", lambda _: 0)
-        return finetuned(one_product(), solver="least_squares")
+    return patched(MemoryLimit, "free", lambda _: 0)
 
 
 @occurs(Reason.OUT_OF_MEMORY)
 def out_of_memory() -> Reasons:
-    def refused(*_: object) -> None:
-        raise MemoryError
+    return patched(LeastSquaresLayer, "solve", Mock(side_effect=MemoryError))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LeastSquaresLayer, "solve", refused)
-        return finetuned(one_product(), solver="least_squares")
+
+@occurs(Reason.TAKEN_BACK)
+def taken_back() -> Reasons:
+    return {"layer": keep_better(onnx.ModelProto(), [Change(("layer",), {})], lambda: 2.0, 1.0, done="finetuning").why}
