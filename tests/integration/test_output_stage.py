@@ -264,7 +264,8 @@ def test_auto_keeps_the_best_of_both_solvers_behind_the_activation(layer: str, a
     assert "adaround" in report.candidate
     tuned, _ = models.tuned(AdaRoundConfig(solver="least_squares"))
     alone = models.errors(tuned, channels=1 if layer in CONVOLUTIONS else -1, solver="least_squares")
-    assert report.after[1] <= alone[1] * (1 + 1e-6)
+    # The outputs are float32, and a tenth as large is the error: both round it in about the sixth digit.
+    assert report.after[1] <= alone[1] * (1 + 1e-5)
 
 
 def test_auto_is_least_squares_where_nothing_follows_the_layer() -> None:

@@ -26,6 +26,7 @@ METHODS = {
     "is_weight_symmetric": ("self", "weight_quant_type"),
     "should_quantize_node": ("self", "node"),
     "quantize_model": ("self",),
+    "quantize_bias_static_impl": ("self", "bias_name", "input_scale", "weight_scale", "beta", "bias_scale_dtype"),
     "is_input_a_initializer": ("self", "input_name"),
     "_quantize_normal_tensors": ("self",),
     "_quantize_bias_tensors": ("self",),
