@@ -134,6 +134,7 @@ PROBLEMS = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(PROBLEMS, st.booleans(), st.booleans())
+@example(problem(1_833_546_444, outputs=1, inputs=1, with_bias=True), False, True)  # an error near the bias's rounding
 @example(problem(343381, outputs=4, inputs=4, with_bias=True), False, True)  # a bias that wins by its rounding alone
 def test_the_report_is_true_and_the_box_is_kept(p: Problem, free: bool, update_bias: bool):
     found = solve(core_of(p), p.layer, free=free, update_bias=update_bias)
@@ -142,7 +143,10 @@ def test_the_report_is_true_and_the_box_is_kept(p: Problem, free: bool, update_b
         power = float((y.astype(np.float64) ** 2).sum(axis=1).mean())
         assert found["power"][index] == pytest.approx(power, rel=1e-9)
         for name, solution in (("before", start(p.layer)), ("after", solution_of(found, p.layer))):
-            assert found[name][index] == pytest.approx(error(p.layer, solution, x, y), rel=1e-6, abs=1e-9 * power)
+            want = error(p.layer, solution, x, y)
+            # A bias is a product that is rounded to float32, in which outputs are too: 2 |e| (2^-24 + 2^-24) |y|.
+            rounding = 2**-22 * np.sqrt(want * power)
+            assert found[name][index] == pytest.approx(want, rel=1e-6, abs=1e-9 * power + rounding)
     before, after = (errors(p.layer, s, *p.sets[1]) for s in (start(p.layer), solution_of(found, p.layer)))
     changed = (found["weight"] != p.layer.weight_q).any(axis=1)
     if found["bias"] is not None:
