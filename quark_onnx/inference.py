@@ -116,7 +116,9 @@ def submitted(executor: ThreadPoolExecutor, run: Callable[..., _Result], *argume
     """
     try:
         return executor.submit(run, *arguments)
-    except RuntimeError as error:  # Python's only kind for it
+    except RuntimeError as error:  # Python's only kind for it, and for a pool that is shut down
+        if "can't start new thread" not in str(error):
+            raise
         raise OutOfMemoryError(f"{error}: give more memory or threads, or set NumThreads to 1") from error
 
 

@@ -94,7 +94,7 @@ def head(join: str) -> onnx.ModelProto:
 def test_a_part_that_a_shared_scale_swallows_is_named(join: str) -> None:
     model = head(join)
     arrays = samples(model, 40)
-    (line,) = warnings_of(model, arrays)
+    (line,) = [line for line in warnings_of(model, arrays) if "has lost its meaning" not in line]
     assert line.startswith(
         f"{join[: join.index('<') if '<' in join else 3]} 'join': its part 'score' has values from 0"
     )

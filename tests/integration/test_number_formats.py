@@ -224,7 +224,8 @@ def test_scales_of_blocks(name: str, kind: str):
             assert {a.name: a.i for a in node.attribute}["block_size"] == 4
     seen = samples(model, 60)
     for algorithm in ALGORITHMS.values():
-        quantizer = ModelQuantizer(QConfig(layer, algo_config=[algorithm], BlockSize=4))
+        keeping = replace(algorithm, keep_worse=True)
+        quantizer = ModelQuantizer(QConfig(layer, algo_config=[keeping], BlockSize=4))
         tuned = quantizer.quantize_model(model, None, Reader(seen))
         assert not quantizer.report.skipped
         assert changed(plain, tuned)

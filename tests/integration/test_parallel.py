@@ -83,7 +83,7 @@ def three_kinds() -> onnx.ModelProto:
 @pytest.mark.parametrize("kind", [AdaRoundConfig, AdaQuantConfig])
 def test_each_layer_is_as_if_it_were_the_only_one(kind: type[AdaRoundConfig], solver: str) -> None:
     model = three_kinds()
-    options = {**SOLVERS[solver], "learning_rate": 3e-3 if kind is AdaQuantConfig else 0.1}
+    options = {**SOLVERS[solver], "learning_rate": 3e-3 if kind is AdaQuantConfig else 0.1, "keep_worse": True}
     plain = initializers(quantized(model, None)[0])
     together = initializers(quantized(model, kind(parallel=True, **options))[0])
     in_turn = initializers(quantized(model, kind(**options))[0])

@@ -89,6 +89,7 @@ def test_a_terminal_shows_a_bar(terminal: io.StringIO) -> None:
     assert drawn.rstrip().endswith(("\x1b[?25h", "\x1b[2K")), "the cursor is back, the bar is gone"
 
 
+@pytest.mark.sets_apart
 def test_a_bar_ends_with_an_error(terminal: io.StringIO) -> None:
     class Failing(Reader):
         def get_next(self) -> Arrays | None:
@@ -99,7 +100,7 @@ def test_a_bar_ends_with_an_error(terminal: io.StringIO) -> None:
 
     threads = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
-        quantize(Failing(samples(separable_cnn(), 4)))
+        quantize(Failing(samples(separable_cnn(), 100)))  # more than are read before the bar is there
     assert "\x1b[?25l" in terminal.getvalue()
     assert "\x1b[?25h" in terminal.getvalue().rpartition("\x1b[?25l")[2], "the cursor is back"
     for thread in set(threading.enumerate()) - threads:

@@ -259,7 +259,7 @@ def tuned(model: onnx.ModelProto | str, data: Arrays) -> tuple[onnx.ModelProto, 
     """The model with the plain quantization, the tuned one, the report of ModelQuantizer."""
     layer = QLayerConfig(UInt8Spec(), weight=Int8Spec())
     plain = ModelQuantizer(QConfig(layer)).quantize_model(model, None, Reader(data))
-    quantizer = ModelQuantizer(QConfig(layer, algo_config=[AdaRoundConfig()]))
+    quantizer = ModelQuantizer(QConfig(layer, algo_config=[AdaRoundConfig(keep_worse=True)]))
     return plain, quantizer.quantize_model(model, None, Reader(data)), quantizer.report
 
 
@@ -276,7 +276,7 @@ def test_quantized_and_finetuned(make: Callable[[], Odd]) -> None:
     case = make()
     data = {"x": np.random.default_rng(0).standard_normal((COUNT, *case.shape)).astype(np.float32)}
     plain, result, report = tuned(case.model, data)
-    again, second = finetune(case.model, plain, None, Reader(data), AdaRoundConfig())
+    again, second = finetune(case.model, plain, None, Reader(data), AdaRoundConfig(keep_worse=True))
     for each, model in ((report, result), (second, again)):
         assert tuple(layer.name for layer in each.layers) == case.layers
         assert {layer.node: layer.reason for layer in each.skipped} == case.skipped
