@@ -204,19 +204,26 @@ class SavedRun(NothingSaved):
 
 
 def saved_run(
-    save_dir: str | os.PathLike[str] | None, models: Mapping[str, onnx.ModelProto | None], config: object
+    save_dir: str | os.PathLike[str] | None,
+    models: Mapping[str, onnx.ModelProto | None],
+    config: object,
+    output: str | os.PathLike[str] | None,
 ) -> NothingSaved:
     """What is kept of a run in `save_dir`, or nothing where that is None.
 
     Args:
         models: that it starts from, by what messages call them.
         config: of the run.
+        output: where its result goes, if it is a file.
 
     Raises:
-        OSError, ConfigError: as by `SavedRun`.
+        OSError: as by `SavedRun`.
+        ConfigError: as by `SavedRun`; or it is the folder of the output, which a save has to itself for a moment.
     """
     if save_dir is None:
         return NothingSaved()
+    if output is not None and Path(save_dir).resolve() == Path(output).resolve().parent:
+        raise ConfigError(f"save_dir {os.fspath(save_dir)!r} is the folder of the output: give it a folder of its own")
     about = {f"the {name}": digest_of(model) for name, model in models.items() if model is not None}
     about["the configuration"] = hashlib.sha256(described(config).encode()).hexdigest()
     about |= {f"the version of {package}": version(package) for package in _PACKAGES}

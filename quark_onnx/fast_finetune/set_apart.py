@@ -66,27 +66,26 @@ class StoredBatches(Sequence[Batch]):
 
 class SetApart:
     """Every eighth sample of a stream of at least `FEWEST`, `_MOST` at most; where items cannot be divided, every
-    eighth item. Which samples these are does not depend on how a reader cuts items that can be divided.
+    eighth item, and of fewer than eight none. Which samples these are does not depend on how a reader cuts items that
+    can be divided.
 
     Args:
         store: holds them, and up to `FEWEST` samples until it is clear whether the stream has so many.
 
     Attributes:
         compared: the samples to compare whole models on: those set apart; of a shorter stream those that the solvers
-            hold out to choose among candidates, or all.
+            hold out to choose among candidates, or all; of a few items that cannot be divided the first.
+        held_out: whether the samples compared took no part in ranges, scales, candidates or integers.
         seen: samples that the stream has given so far.
     """
 
     def __init__(self, store: BatchStore) -> None:
         self.compared = StoredBatches(store, "compared")
         self._waiting = StoredBatches(store, "waiting")
+        self._undivided = StoredBatches(store, "undivided")  # the first of them, until another one is set apart
+        self.held_out = False
         self.seen = self._items = self._passed = 0
         self._enough = False
-
-    @property
-    def held_out(self) -> bool:
-        """Whether the samples compared took no part in ranges, scales, candidates or integers."""
-        return self._enough and self.compared.samples > 0
 
     def split(self, items: Iterator[Batch], *, divisible: bool) -> Iterator[Batch]:
         """The items without the samples set apart.
@@ -97,7 +96,7 @@ class SetApart:
         for item in items:
             self.seen += sample_count(item)
             if not self._enough and self.seen < FEWEST:
-                self._waiting.add({name: np.array(array) for name, array in item.items()})
+                self._waiting.add(_copied(item))
                 continue
             if not self._enough:
                 self._enough = True
@@ -108,6 +107,10 @@ class SetApart:
             for item in self._released():
                 self._keep_fitted(item, divisible=divisible)
                 yield item
+        elif not self.held_out:
+            self.compared.add(self._undivided[0])
+        if len(self._undivided):
+            self._undivided.drop(0)
 
     def _released(self) -> Iterator[Batch]:
         for index in range(len(self._waiting)):
@@ -124,9 +127,11 @@ class SetApart:
             yield item
         elif not _is_divisible(item, divisible=divisible):
             if self._items % _EVERY == 0:
-                self.compared.add({name: np.array(array) for name, array in item.items()})
-            else:
-                yield item
+                self._set_apart(_copied(item))
+                return
+            if not len(self._undivided):
+                self._undivided.add(_copied(item))
+            yield item
         else:
             chosen = [i for i in range(count) if (start + i) % _EVERY == _EVERY - 1]
             chosen = chosen[: _MOST - self.compared.samples]
@@ -135,9 +140,13 @@ class SetApart:
                 return
             apart = np.zeros(count, bool)
             apart[chosen] = True
-            self.compared.add(_picked(item, apart))
+            self._set_apart(_picked(item, apart))
             if not apart.all():
                 yield _picked(item, ~apart)
+
+    def _set_apart(self, batch: Batch) -> None:
+        self.compared.add(batch)
+        self.held_out = True
 
     def _keep_fitted(self, item: Batch, *, divisible: bool) -> None:
         """To be compared although it is fitted to."""
@@ -155,6 +164,10 @@ class SetApart:
 
 def _is_divisible(item: Batch, *, divisible: bool) -> bool:
     return divisible and len({array.shape[:1] for array in item.values()}) == 1 and all(a.ndim for a in item.values())
+
+
+def _copied(item: Batch) -> Batch:
+    return {name: np.array(array) for name, array in item.items()}
 
 
 def _picked(item: Batch, chosen: NDArray[np.bool_]) -> Batch:

@@ -141,7 +141,7 @@ class WholeModel:
     def _notes(self) -> tuple[str, ...]:
         notes = []
         if not self._apart.held_out:
-            why = f"fewer than {FEWEST} samples" if self._apart.seen < FEWEST else "few large items"
+            why = f"fewer than {FEWEST} samples" if self._apart.seen < FEWEST else "few items, which cannot be divided"
             notes.append(
                 f"{why}: none was set apart, so the whole model is judged by samples that it was fitted to, and the "
                 "figures are optimistic"

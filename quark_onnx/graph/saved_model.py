@@ -87,7 +87,17 @@ def _overwrites(target: Path, source: Path) -> bool:
     """Whether saving to `target` would replace the file of `source` or its external data."""
     if not target.exists() or not source.is_file():
         return False  # load_model says what is wrong with it
-    return target.samefile(source) or (target.parent.samefile(source.parent) and _mentions(source, target.name))
+    return target.samefile(source) or (target.parent.samefile(source.parent) and target.name in _data_files(source))
+
+
+def _data_files(source: Path) -> set[str]:
+    """The files of a model's external data, by name; none where it is no model, which load_model says."""
+    try:
+        model = onnx.load(source, load_external_data=False)
+    except Exception:  # onnx.load has no common error: protobuf's, OSError, ValueError, ...
+        return set()
+    entries = (entry for tensor in model.graph.initializer for entry in tensor.external_data)
+    return {Path(entry.value).name for entry in entries if entry.key == "location"}
 
 
 def save_model(model: onnx.ModelProto, path: str | os.PathLike[str], *, external_data: bool = False) -> None:

@@ -150,7 +150,7 @@ class ModelQuantizer:
         warnings: tuple[str, ...] = ()
         with ExitStack() as stack:
             models = {"float model": original, "reference model": other.model if other else None}
-            saved = stack.enter_context(saved_run(save_dir, models, config))
+            saved = stack.enter_context(saved_run(save_dir, models, config, model_output))
             items = watch.over(saved.watched(items))
             finetuning = None
             if config.fast_finetune is not None or config.bias_correction is not None:
@@ -276,7 +276,7 @@ def finetune(
         excluded = excluded_outputs(config, model, models["float model"]) if isinstance(config, QConfig) else ()
         del few, forms
     with (
-        saved_run(save_dir, models, config) as saved,
+        saved_run(save_dir, models, config, output) as saved,
         FastFinetune(
             algorithm, engine=engine, clock=clock, saved=saved, correction=correction, excluded=excluded
         ) as finetuning,

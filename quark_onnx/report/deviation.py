@@ -149,13 +149,14 @@ class Comparison:
         """Of all batches so far."""
         found = [self._output(index) for index in sorted(self._outputs)]
         shares = [share for share, _ in found if not math.isnan(share)]
-        errors = [output.error for _, output in found if not math.isnan(output.error)]
         noise = any(output.l2 > 0 for _, output in found)
+        # An output that is constant has no error of its own: alone, it counts as soon as there is noise.
+        errors = [output.error for _, output in found if not math.isnan(output.error)] or [math.inf if noise else 0.0]
         return Deviation(
             l2=float(np.concatenate(self._together).mean()) if self._together else 0.0,
             sqnr_db=_decibels(_mean(shares) if shares else (math.inf if noise else 0.0)),
             agreement=self._same / self._counted if self._counted else None,
-            error=_mean(errors) if errors else 0.0,
+            error=_mean(errors),
             outputs=tuple(output for _, output in found),
         )
 

@@ -37,12 +37,14 @@ from quark.onnx import (
     CalibMethod,
     Int8Spec,
     ModelQuantizer,
+    OutOfMemoryError,
     QConfig,
     QLayerConfig,
     Report,
     UInt8Spec,
     finetune,
 )
+from quark.onnx.fast_finetune.whole_model import WholeModel
 from quark.onnx.report.layer_report import LayerReport
 
 pytestmark = pytest.mark.sets_apart
@@ -351,3 +353,17 @@ def test_a_run_that_did_not_help_warns(caplog: pytest.LogCaptureFixture) -> None
     assert "did not bring the whole model closer" in warning
     assert warning in caplog.messages
     assert warning.split(":")[0] in str(report)
+
+
+@pytest.mark.parametrize("error", [OutOfMemoryError("short"), KeyError("joined"), OSError("full")])
+def test_a_plain_model_is_delivered_though_it_cannot_be_compared(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(WholeModel, "start", failing)
+    plain, report = quantized_and_report(separable_cnn(), None)
+    assert any(node.op_type == "QuantizeLinear" for node in plain.graph.node)
+    assert report.end_to_end is None
+    assert any("was not compared" in warning and type(error).__name__ in warning for warning in report.warnings)

@@ -302,6 +302,14 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
 
 
+def test_the_folder_of_the_output_is_refused(tmp_path: Path) -> None:
+    """A save has it to itself for a moment, and would wait for its own run."""
+    quantizer = ModelQuantizer(QConfig(LAYER))
+    model = separable_cnn()
+    with pytest.raises(ConfigError, match="the folder of the output"):
+        quantizer.quantize_model(model, tmp_path / "q.onnx", Reader(samples(model, 8)), save_dir=tmp_path)
+
+
 def test_what_is_half_written_or_damaged_is_not_read(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
     layers = sorted(stopped.glob("quark_onnx.tune1-*"))
     assert len(layers) == 3

@@ -414,3 +414,16 @@ def test_the_data_of_a_renamed_input_stays(tmp_path: Path):
     check_output_path(tmp_path / "q.onnx", tmp_path / "in.onnx")
     save_model(NEW, tmp_path / "q.onnx", external_data=True)
     assert loaded(tmp_path / "in.onnx") == OLD
+
+
+def test_a_name_that_merely_occurs_in_the_input_is_no_overwriting(tmp_path: Path):
+    """The name of a node or tensor, or a part of that of another file, is not the file that is read."""
+    source, target = tmp_path / "src.onnx", tmp_path / "net"
+    model = model_of(0)
+    model.graph.name = "net"
+    save_model(model, source, external_data=True)
+    target.write_bytes(b"an older result")
+    check_output_path(target, source)
+    for data in tmp_path.glob("src.onnx.*.data"):
+        with pytest.raises(shutil.SameFileError):
+            check_output_path(data, source)

@@ -115,3 +115,15 @@ def test_no_more_is_kept_than_needed() -> None:
             assert numbers([samples.load(batch)]) == [batch]
             samples.drop(batch)
         assert store.held == 0
+
+
+@pytest.mark.sets_apart
+@pytest.mark.parametrize(("items", "samples"), [(2, 40), (2, 32), (4, 32), (7, 8), (3, 64)])
+def test_few_items_that_cannot_be_divided_are_compared_although_they_are_fitted_to(items: int, samples: int) -> None:
+    apart = SetApart(MemoryStore())
+    given = [{"x": np.full((samples, 2), index, np.float32)} for index in range(items)]
+    fitted = list(apart.split(iter(given), divisible=False))
+    assert [int(item["x"][0, 0]) for item in fitted] == list(range(items))
+    assert apart.compared.samples == samples
+    np.testing.assert_array_equal(apart.compared[0]["x"], given[0]["x"])
+    assert not apart.held_out

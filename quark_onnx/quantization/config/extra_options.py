@@ -137,7 +137,8 @@ class ExtraOptions(TypedDict, total=False):
     NumQuantizedBins: levels of Entropy, an even number; 128 when absent.
     CalibTensorRangeSymmetric: of activations. True: percentiles are those of |x|, and MinMax puts both ends as far from
         0 as the farther one. False: each end has its own. When absent: True for percentiles, False for MinMax.
-    CalibDataSize: calibrate with the reader's items that hold the first so many samples; all when absent. Finetuning
+    CalibDataSize: calibrate with the reader's items that hold the first so many samples, of which some are set apart to
+        compare whole models (docs/decisions/0015-whole-models.md); all when absent. Finetuning
         has `data_size`.
     UseRandomData: calibrate with `RandomDataReader` where neither a reader nor a path is given.
     RandomDataReaderInputShape: input -> its shape.
