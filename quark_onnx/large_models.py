@@ -82,7 +82,7 @@ def without_weights(model: onnx.ModelProto, largest: int = 1 << 10) -> onnx.Mode
 
 
 def digest_of(model: onnx.ModelProto) -> str:
-    """The same for the same model in every process."""
+    """A digest of a model, equal in every process."""
     shell, aside = _taken_apart(model)
     digest = hashlib.sha256(shell.SerializeToString(deterministic=True))
     for tensor in aside:

@@ -101,7 +101,7 @@ class Records:
         return _unpacked(content[_DIGEST:])
 
     def names(self) -> list[str]:
-        """Of all records, damaged ones too."""
+        """The names of all records, damaged ones too."""
         return sorted(path.name[len(_PREFIX) : -len(_SUFFIX)] for path in self._paths(_SUFFIX))
 
     def clear(self, *, last: str) -> None:

@@ -181,7 +181,7 @@ static qk_status iterate(qk_trainer *t, qk_gradient_result *result) {
     return QK_OK;
 }
 
-/* Of AdaRound's regulariser. */
+/* Whether AdaRound's regulariser may have this exponent. */
 static bool is_exponent(double beta) { return beta > 0 && beta <= 1e6; }
 
 qk_status qk_train_in_way(const qk_training_data *data, const qk_quantized_layer *start,

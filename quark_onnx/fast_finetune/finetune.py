@@ -283,7 +283,7 @@ class FastFinetune:
             return keep_better(quantized, changes, lambda: self._error(whole, quantized), before, done=done)
 
     def _error(self, whole: WholeModel, quantized: onnx.ModelProto | None = None) -> float:
-        """Of a quantized model, or of that at the start: of all outputs, or of the one that output_index names."""
+        """The error of a quantized model (None: at the start), of all outputs or of the one that output_index names."""
         deviation = whole.before if quantized is None else whole.deviation(quantized)
         index = self._config.output_index if self._config.selective_update else None
         return deviation.error if index is None else deviation.error_of(whole.names[index])

@@ -54,8 +54,8 @@ def keep_better(
     *,
     done: str,
 ) -> Kept:
-    """Of the states that a model went through while it was changed layer by layer, keep the last if it is no worse than
-    the first; else the best of some.
+    """Keep the last state of a model that was changed layer by layer if it is no worse than the first; else the best
+    of some states in between.
 
     Args:
         quantized: the model after all changes; the integers of some become the old ones.

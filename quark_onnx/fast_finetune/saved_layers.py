@@ -127,7 +127,7 @@ class _Keeping:
 
 
 def _digest_of_start(layer: LayerPlan) -> str:
-    """Of what a layer starts from. It is the same in the same run; if it is not, the solution is another layer's."""
+    """A digest of what a layer starts from, the same in the same run; if not, the solution is that of another layer."""
     digest, weight = hashlib.sha256(), layer.weight
     for array in (weight.rows, weight.rows_q, weight.scale, weight.zero_point):
         digest.update(np.ascontiguousarray(array).data)

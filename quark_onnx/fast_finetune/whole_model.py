@@ -87,12 +87,12 @@ class WholeModel:
         self._before = plain, optimised
 
     def deviation(self, quantized: onnx.ModelProto) -> Deviation:
-        """Of a quantized model as it is now, run as defined."""
+        """How far a quantized model is off as it is now, run as defined."""
         return self._compare(quantized).deviation()
 
     @property
     def before(self) -> Deviation:
-        """Of the model at `start`."""
+        """How far the model was off at `start`."""
         assert self._before is not None
         return self._before[0].deviation()
 

@@ -140,7 +140,7 @@ def _read_in(graph: onnx.GraphProto) -> Iterator[str]:
 
 
 class IndexedQuantizer(QDQQuantizer):  # type: ignore[misc]
-    """The same result with `IndexedModel`."""
+    """Gives what onnxruntime's quantizer gives, by way of `IndexedModel`."""
 
     model: Any
     tensors_to_quantize: dict[str, Any]

@@ -311,7 +311,7 @@ def _rename_clashes(editor: GraphEditor) -> None:
 
 
 def _part_names(graph: onnx.GraphProto) -> None:
-    """Of several nodes with one name, the first keeps it."""
+    """Give nodes names of their own; the first of several with one name keeps it."""
     _name(graph, [node for node in graph.node if node.name])
 
 

@@ -63,7 +63,7 @@ def is_quantized(model: onnx.ModelProto) -> bool:
 
 
 def check_is_float(model: onnx.ModelProto) -> None:
-    """Of a model that is to be quantized.
+    """Refuse a model that is quantized already.
 
     Raises:
         ModelError: it is quantized.
@@ -78,7 +78,7 @@ def check_is_float(model: onnx.ModelProto) -> None:
 
 
 def check_is_qdq(model: onnx.ModelProto, *, has_layers: bool) -> None:
-    """Of a model that is to be finetuned.
+    """Refuse a model that finetuning can do nothing with.
 
     Args:
         has_layers: False: it was looked through, and holds no layer that can be.

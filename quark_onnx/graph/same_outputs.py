@@ -73,8 +73,8 @@ class Reference:
         return ""
 
     def difference_of_casts(self, model: onnx.ModelProto) -> str:
-        """The same of a form with other floats: what it computes of integers or NaN, or beyond the range of a type,
-        may differ.
+        """As `difference`, for a form with other floats: what it computes of integers or NaN, or beyond the range of a
+        type, may differ.
         """
         for wanted, have in zip(self._outputs, self._run(model), strict=True):
             for name, want, given in zip(self._names, wanted, have, strict=True):

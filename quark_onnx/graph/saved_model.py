@@ -171,7 +171,7 @@ def _apart(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _stem(target: Path) -> str:
-    """Of the names of its data files, which the file system and protobuf must take."""
+    """What the names of its data files begin with, which the file system and protobuf must take."""
     room = os.pathconf(target.parent, "PC_NAME_MAX") - _DIGITS - len("..data")
     return target.name.encode("utf-8", "replace")[:room].decode("utf-8", "ignore")
 

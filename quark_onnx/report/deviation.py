@@ -67,12 +67,12 @@ class Deviation:
     outputs: tuple[OutputDeviation, ...] = ()
 
     def error_of(self, output: str) -> float:
-        """Of one output, by name; 0 where that is not compared."""
+        """The error of one output, by name; 0 where that is not compared."""
         return next((one.error for one in self.outputs if one.name == output), 0.0)
 
 
 class _Sums:
-    """Of one output, or of one part: noise per sample, and the float values' moments."""
+    """What is gathered of one output, or of one part: noise per sample, and the float values' moments."""
 
     def __init__(self) -> None:
         self.noise: list[NDArray[np.float64]] = []
@@ -146,7 +146,7 @@ class Comparison:
             self._counted += len(want)
 
     def deviation(self) -> Deviation:
-        """Of all batches so far."""
+        """The deviation over all batches so far."""
         found = [self._output(index) for index in sorted(self._outputs)]
         shares = [share for share, _ in found if not math.isnan(share)]
         noise = any(output.l2 > 0 for _, output in found)
@@ -225,7 +225,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _decibels(share: float) -> float:
-    """Of noise in the signal."""
+    """SQNR in dB, from the share of noise in the signal."""
     if share == 0:
         return math.inf
     return -math.inf if share == math.inf else float(-10 * np.log10(share))
