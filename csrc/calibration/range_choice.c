@@ -21,9 +21,16 @@ static extent extent_of(const qk_value_range *r) {
                     .width = width};
 }
 
-/* No wider than what was seen. */
+/* No wider than what was seen. Where all values are on one side of 0 and beyond the cut, both ends are the cut. */
 static range within(const qk_value_range *r, double lo, double hi) {
-    return (range){fmaxf(r->lo, (float)lo), fminf(r->hi, (float)hi)};
+    range found = {fmaxf(r->lo, (float)lo), fminf(r->hi, (float)hi)};
+    if (found.lo > found.hi) {
+        if (r->hi < 0)
+            found.hi = found.lo;
+        else
+            found.lo = found.hi;
+    }
+    return found;
 }
 
 /* ---- percentiles ----------------------------------------------------------------------------- */

@@ -181,3 +181,14 @@ def test_nothing_and_zeros(method: str, x: np.ndarray):
 def test_one_value_again_and_again(method: str, value: float):
     low, high = choose(ranges_of(np.full(9, value, np.float32)), method)
     assert low <= np.float32(value) <= high
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_values_on_one_side_of_zero_have_a_range(method: str, grid: Grid, sign: int) -> None:
+    """Near the end of a power of two the best scale is that of a cut nearer to 0 than any value."""
+    for nearest in np.linspace(0.5, 2, 100):
+        x = (sign * np.linspace(nearest, 1.02 * nearest, 50)).astype(np.float32)
+        low, high = choose(ranges_of(x), method, grid)
+        assert low <= high
