@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import onnx
@@ -42,15 +43,17 @@ class Stopped(BaseException):
 
 
 def stop_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run ends when it has written so many records."""
-    put, left = Records.put, count
+    """The run ends when it has written so many records; other threads write no more either."""
+    put, left, counting = Records.put, count, Lock()
 
     def counted(self: Records, name: str, record: object) -> None:
         nonlocal left
-        put(self, name, record)
-        left -= 1
-        if left == 0:
-            raise Stopped
+        with counting:
+            if left > 0:
+                put(self, name, record)
+            left -= 1
+            if left <= 0:
+                raise Stopped
 
     monkeypatch.setattr(Records, "put", counted)
 
