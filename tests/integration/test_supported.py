@@ -22,6 +22,7 @@ def script() -> ModuleType:
     return module
 
 
+@pytest.mark.skipif(onnx.defs.onnx_opset_version() < 28, reason="the page is made with an onnx that knows opset 28")
 def test_the_page_is_up_to_date(script: ModuleType) -> None:
     """A newer onnx with a newer opset fails here, too: look at what is new, then run the script."""
     assert script.PAGE.read_text(encoding="utf-8") == script.page(), "run python docs/supported.py"
