@@ -1,3 +1,4 @@
+/* Threads that share the tasks of a job; python/pool.c is its Python side. */
 #include "base/pool.h"
 
 #include <pthread.h>

@@ -11,8 +11,8 @@
 #include "base/blas.h"
 #include "base/memory.h"
 #include "base/pool.h"
-#include "finetune/quadratic.h"
 #include "kernels/kernels.h"
+#include "moments/quadratic.h"
 
 enum {
     COARSE = 25, /* factors 2^(-i/4): 1 ... 1/64 */

@@ -31,7 +31,7 @@ typedef struct {
     float scale, zp, lo, hi;
 } qk_straight_through;
 
-/* QK_LANES integer problems side by side: arrays (n, QK_LANES). (finetune/integer_rows.h) */
+/* QK_LANES integer problems side by side: arrays (n, QK_LANES). (solvers/integer_rows.h) */
 enum { QK_LANES = 32 };
 typedef struct {
     const float *scale, *zp; /* (QK_LANES), or (blocks, QK_LANES) */

@@ -24,7 +24,7 @@ extern PyType_Spec qk_pool_spec, qk_ranges_spec, qk_layer_spec, qk_training_spec
 /* The state of the module that defined self's type. */
 qk_module_state *qk_state_of(PyObject *self);
 
-/* ---- errors.c ---- */
+/* ---- exceptions.c ---- */
 /* Sets the exception for a status of the core and returns NULL. what: which call failed, for the message. */
 PyObject *qk_raise(qk_status status, const char *what);
 

@@ -1,4 +1,5 @@
-/* Layer: one layer from batches of data to a weight scale or to finetuned integers. */
+/* The Python side of moments/layer.c. Layer: one layer from batches of data to a weight scale or to finetuned integers.
+ */
 #include "bindings.h"
 
 typedef struct {

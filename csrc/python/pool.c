@@ -1,4 +1,4 @@
-/* ThreadPool: the threads of the core, shared by the objects that work with it. */
+/* The Python side of base/pool.c. ThreadPool: the threads of the core, shared by the objects that work with it. */
 #include "bindings.h"
 
 #include "base/blas.h"

@@ -1,4 +1,4 @@
-/* SelectiveUpdate: whether a whole model is better than it was kept last. */
+/* The Python side of training/selective.c. SelectiveUpdate: whether a whole model is better than it was kept last. */
 #include "bindings.h"
 
 typedef struct {

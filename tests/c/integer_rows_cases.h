@@ -2,7 +2,9 @@
 #ifndef QK_INTEGER_ROWS_CASES_H
 #define QK_INTEGER_ROWS_CASES_H
 
-#include "finetune/integer_rows.h"
+#include "solvers/closest_point.h"
+#include "solvers/coordinate_descent.h"
+#include "solvers/gptq.h"
 
 #include "base/blas.h"
 #include "qk_test.h"

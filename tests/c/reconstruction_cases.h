@@ -3,7 +3,7 @@
 #define QK_RECONSTRUCTION_CASES_H
 
 #include "base/blas.h"
-#include "finetune/reconstruction.h"
+#include "loss/reconstruction.h"
 #include "reference.h"
 
 /* Units of several samples are in reference.h; here are units that are pieces of one sample, and a remainder. */

@@ -1,5 +1,5 @@
 /* When training ends: verdicts on sequences of losses written down by hand. */
-#include "finetune/early_stop.h"
+#include "training/early_stop.h"
 
 #include "qk_test.h"
 

@@ -1,6 +1,6 @@
 /* The integers that the gradient loops find, judged on the rows themselves. */
-#include "finetune/training_data.h"
 #include "gradient_cases.h"
+#include "loss/training_data.h"
 
 /* ---- the same by obvious loops --------------------------------------------------------------- */
 

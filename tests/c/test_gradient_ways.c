@@ -1,6 +1,6 @@
 /* The gradient loops with loss and gradient from Gram matrices, and without. */
-#include "finetune/trainer.h"
 #include "gradient_cases.h"
+#include "training/training_loop.h"
 
 static qk_status train_in(qk_loss_way way, fixture *f, const qk_gradient_options *options, qk_gradient_result *result) {
     *result = (qk_gradient_result){.weight_q = f->new_weight, .bias_q = f->new_bias};

@@ -1,8 +1,8 @@
 /* Loss and gradient from Gram matrices against those that are found from the rows; moments against those of the rows.
  */
-#include "finetune/gram_loss.h"
+#include "loss/gram_loss.h"
 
-#include "finetune/set_moments.h"
+#include "loss/dataset_moments.h"
 #include "reconstruction_cases.h"
 
 /* Steps of groups in several tasks, and of one group in several; bytes that are multiplied in several goes. */
@@ -185,7 +185,7 @@ static void check_moments(const moved_layer *m, const int64_t *samples, int64_t 
     qk_blas_enter();
     gram_losses_new(&g, m, samples, 1);
     CHECK(g.grams.as_bytes && qk_sample_grams_moments(&g.grams, &have) == QK_OK);
-    CHECK(qk_set_moments_init(&want, f->data, samples, count, f->pool) == QK_OK);
+    CHECK(qk_dataset_moments_init(&want, f->data, samples, count, f->pool) == QK_OK);
     qk_blas_leave();
     for (int64_t i = 0; i < inputs; i++) {
         CHECK_CLOSE(have.mean_x[i], want.mean_x[i], 1e-12);

@@ -188,7 +188,7 @@ static void rounding_follows_its_definition(void) {
             problem p = exact_problem(seed, count, K, box), naive = exact_problem(seed, count, K, box);
             for (int64_t i = 0; i < count; i++) naive_rounding(&naive, i);
             for (int64_t i = 0; i < 2 * K * QK_LANES; i++) p.scratch[i] = -77; /* it need not be zeroed */
-            qk_successive_rounding(&p.rows, p.target, p.factor, p.scratch);
+            qk_gptq(&p.rows, p.target, p.factor, p.scratch);
             CHECK_SAME(p.rows.q, naive.rows.q, K * QK_LANES);
             check_consistent(&p);
             problem_free(naive);
@@ -204,7 +204,7 @@ static void rounding_in_float32_reaches_the_same_error(void) {
             const uint64_t seed = (uint64_t)(w * 10 + box);
             const int64_t K = widths[w], count = K > 9 ? 2 : QK_LANES;
             problem p = real_problem(seed, count, K, box), naive = real_problem(seed, count, K, box);
-            qk_successive_rounding(&p.rows, p.target, p.factor, p.scratch);
+            qk_gptq(&p.rows, p.target, p.factor, p.scratch);
             check_consistent(&p);
             for (int64_t lane = 0; lane < count; lane++) {
                 naive_rounding(&naive, lane);
@@ -223,7 +223,7 @@ static void rounding_in_float32_reaches_the_same_error(void) {
 /* ---- lanes ----------------------------------------------------------------------------------- */
 
 static void solve_both(problem *p) {
-    qk_successive_rounding(&p->rows, p->target, p->factor, p->scratch);
+    qk_gptq(&p->rows, p->target, p->factor, p->scratch);
     set_residual(p);
     qk_coordinate_descent(&p->rows, p->gram, p->residual, 20, p->scratch);
 }
@@ -276,7 +276,7 @@ static void uncorrelated_inputs_are_solved_exactly(void) {
         for (int64_t lane = 0; lane < count; lane++) best[lane] = brute_force(&p, lane);
         qk_coordinate_descent(&p.rows, p.gram, p.residual, 10, p.scratch);
         for (int64_t lane = 0; lane < count; lane++) CHECK_CLOSE(error_of(&p, lane), best[lane], 1e-12);
-        qk_successive_rounding(&p.rows, p.target, p.factor, p.scratch);
+        qk_gptq(&p.rows, p.target, p.factor, p.scratch);
         for (int64_t lane = 0; lane < count; lane++) CHECK_CLOSE(error_of(&p, lane), best[lane], 1e-12);
         problem_free(p);
     }
@@ -290,7 +290,7 @@ static void tiny_boxes_are_mostly_solved(void) {
         problem p = real_problem(seed, COUNT, 6, 0);
         double best[COUNT], rounded[COUNT];
         for (int64_t lane = 0; lane < COUNT; lane++) best[lane] = brute_force(&p, lane);
-        qk_successive_rounding(&p.rows, p.target, p.factor, p.scratch);
+        qk_gptq(&p.rows, p.target, p.factor, p.scratch);
         for (int64_t lane = 0; lane < COUNT; lane++) rounded[lane] = error_of(&p, lane);
         set_residual(&p);
         qk_coordinate_descent(&p.rows, p.gram, p.residual, 100, p.scratch);

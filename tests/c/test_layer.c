@@ -1,6 +1,6 @@
 /* Moments of a layer's rows against sums in float64, and what they must not depend on. */
-#include "finetune/row_choice.h"
 #include "moments.h"
+#include "moments/row_choice.h"
 #include "reference.h"
 
 /* The same, by obvious loops over the chosen rows. */

@@ -1,6 +1,6 @@
 /* The finetuned integers of a layer, judged on the rows themselves. */
-#include "finetune/row_choice.h"
 #include "least_squares_cases.h"
+#include "moments/row_choice.h"
 
 /* The mean over one set's rows of |W^ x + b - y|^2. */
 static double naive_error(const fixture *f, const int32_t *weight_q, const double *bias, qk_set set) {

@@ -1,7 +1,9 @@
 /* The candidates of least squares, one row at a time, by loops in float64. */
 #include "base/blas.h"
-#include "finetune/integer_rows.h"
 #include "least_squares_cases.h"
+#include "solvers/closest_point.h"
+#include "solvers/coordinate_descent.h"
+#include "solvers/gptq.h"
 
 /* One group's centred moments of a set. */
 typedef struct {

@@ -1,4 +1,4 @@
-#include "finetune/row_choice.h"
+#include "moments/row_choice.h"
 
 #include "qk_test.h"
 

@@ -1,5 +1,5 @@
 /* Warm-up and the annealed exponent, against values worked out by hand. */
-#include "finetune/schedule.h"
+#include "training/schedule.h"
 
 #include "qk_test.h"
 

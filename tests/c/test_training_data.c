@@ -1,5 +1,5 @@
 /* Samples kept by reference, and their inputs piece by piece. */
-#include "finetune/training_data.h"
+#include "loss/training_data.h"
 
 #include "reference.h"
 

@@ -38,8 +38,11 @@ C_LAYERS = {
     "base": set(),
     "kernels": {"base"},
     "ops": {"base", "kernels"},
-    "finetune": {"base", "kernels", "ops"},
-    "calibration": {"base", "kernels", "ops", "finetune/quadratic.h"},
+    "moments": {"base", "kernels", "ops"},
+    "solvers": {"base", "kernels", "ops", "moments"},
+    "loss": {"base", "kernels", "ops", "moments"},
+    "training": {"base", "kernels", "ops", "moments", "solvers", "loss"},
+    "calibration": {"base", "kernels", "ops", "moments"},
     "python": {"base"},
     "include": set(),
 }
@@ -107,6 +110,24 @@ def test_a_c_file_includes_only_layers_below(path: Path) -> None:
     for header in includes(path):
         if (CSRC / header).exists():
             assert header.split("/")[0] in allowed or header in allowed, f"{name(path)} includes {header}"
+
+
+def test_every_folder_of_c_files_is_listed() -> None:
+    assert {path.parent.name for path in C_FILES} == C_LAYERS.keys()
+
+
+def test_no_two_c_files_have_one_name() -> None:
+    sources = {path.name: path for path in C_FILES if path.parent.name != "python"}
+    assert len(sources) == sum(path.parent.name != "python" for path in C_FILES)
+    for path in CSRC.glob("python/*.c"):
+        if twin := sources.get(path.name):
+            assert twin.relative_to(CSRC).as_posix() in path.read_text().splitlines()[0], name(path)
+
+
+@pytest.mark.parametrize("path", sorted(CSRC.glob("*/*.c")), ids=name)
+def test_a_c_file_includes_its_own_header(path: Path) -> None:
+    header = path.with_suffix(".h")
+    assert not header.exists() or header.relative_to(CSRC).as_posix() in includes(path)
 
 
 @pytest.mark.parametrize("path", C_FILES, ids=name)

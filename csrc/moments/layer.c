@@ -1,0 +1,399 @@
+/* A layer's data: from batches through chosen rows and panels to moments; python/layer.c is its Python side. */
+#include "moments/layer.h"
+
+#include <string.h>
+
+#include "base/memory.h"
+#include "base/pool.h"
+#include "moments/row_choice.h"
+
+/* Rows per panel: panels of floats take about half a MiB and those of bytes one, and so stay in the second-level cache.
+ * Phases share the most rows, as they share the layer's. */
+static int64_t panel_capacity(const qk_layer *layer, int64_t inputs, int64_t outputs) {
+    const int64_t column = layer->as_bytes ? inputs + 4 * outputs : 4 * (inputs + outputs);
+    const int64_t bytes = layer->as_bytes ? 1 << 20 : 1 << 19, most = 2048 / layer->phases.count;
+    const int64_t rows = bytes / column < most ? bytes / column : most;
+    const int64_t least = layer->phases.count <= 256 ? 128 : QK_PANEL_BLOCK; /* each phase gets few rows anyhow */
+    return rows < least ? least : rows / QK_PANEL_BLOCK * QK_PANEL_BLOCK;
+}
+
+static int64_t tap_count(const qk_geometry *g) {
+    int64_t taps = 1;
+    for (int i = 0; i < g->spatial; i++) taps *= g->kernel[i];
+    return taps;
+}
+
+static qk_status sums_init(qk_sums *s, const qk_layer *layer, int64_t phase) {
+    const qk_geometry *g = &layer->geometry;
+    const qk_phases *p = &layer->phases;
+    const int64_t all = tap_count(g), taps = qk_phase_taps(p, g, phase, NULL);
+    s->taps = taps;
+    s->inputs = g->inputs / all * taps;
+    const int64_t inputs = g->groups * s->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
+    if (taps < all) {
+        s->which = QK_NEW(int64_t, taps);
+        if (!s->which) return QK_E_NOMEM;
+        qk_phase_taps(p, g, phase, s->which);
+    }
+    s->gram = QK_NEW(double, inputs, s->inputs);
+    s->cross = QK_NEW(double, outputs, s->inputs);
+    s->sum_x = QK_NEW(double, inputs);
+    s->sum_y = QK_NEW(double, outputs);
+    s->power = QK_NEW(double, outputs);
+    return s->gram && s->cross && s->sum_x && s->sum_y && s->power ? QK_OK : QK_E_NOMEM;
+}
+
+static qk_status panels_init(qk_sums *s, const qk_layer *layer) {
+    const qk_geometry *g = &layer->geometry;
+    const int64_t inputs = g->groups * s->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
+    s->capacity = panel_capacity(layer, inputs, g->groups * g->outputs);
+    if (layer->as_bytes)
+        s->bytes = QK_NEW(uint8_t, inputs, s->capacity);
+    else
+        s->x = QK_NEW(float, inputs, s->capacity);
+    s->y = QK_NEW(float, outputs, s->capacity);
+    if (!(s->bytes || s->x) || !s->y) return QK_E_NOMEM;
+    QK_TRY(qk_row_table_init(&s->x_rows, s->taps, s->capacity));
+    s->x_rows.which = s->which;
+    return qk_row_table_init(&s->y_rows, 1, s->capacity);
+}
+
+static void sets_destroy(qk_layer *layer) {
+    for (int set = 0; set < 2; set++) {
+        for (int64_t phase = 0; layer->sets[set] && phase < layer->phases.count; phase++) {
+            qk_sums *s = &layer->sets[set][phase];
+            void *arrays[] = {s->which, s->x, s->bytes, s->y, s->gram, s->cross, s->sum_x, s->sum_y, s->power};
+            for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+            qk_row_table_destroy(&s->x_rows);
+            qk_row_table_destroy(&s->y_rows);
+        }
+        free(layer->sets[set]);
+    }
+}
+
+/* Nothing is left allocated after a failure. */
+static qk_status sets_init(qk_layer *layer) {
+    qk_status status = QK_OK;
+    for (int set = 0; set < (layer->choice.holdout ? 2 : 1); set++) {
+        layer->sets[set] = QK_NEW(qk_sums, layer->phases.count);
+        if (!layer->sets[set]) status = QK_E_NOMEM;
+        for (int64_t phase = 0; phase < layer->phases.count && status == QK_OK; phase++)
+            status = sums_init(&layer->sets[set][phase], layer, phase);
+    }
+    if (status != QK_OK) sets_destroy(layer);
+    return status;
+}
+
+qk_status qk_layer_new(qk_layer **out, const qk_geometry *geometry, const qk_row_choice *rows, bool with_target) {
+    *out = NULL;
+    QK_TRY(qk_geometry_check(geometry));
+    if (rows->samples < 1 || rows->max_rows < 1 || rows->holdout < 0 || rows->holdout == 1) return QK_E_ARG;
+    const int64_t squares = QK_PRODUCT(geometry->groups, geometry->inputs, geometry->inputs);
+    if (squares < 0 || squares > QK_MOST_NUMBERS) return QK_E_NOMEM;
+    qk_layer *layer = QK_NEW(qk_layer, 1);
+    if (!layer) return QK_E_NOMEM;
+    *layer = (qk_layer){
+        .geometry = *geometry, .choice = *rows, .with_target = with_target, .phases = qk_phases_of(geometry)};
+    const qk_status status = sets_init(layer);
+    if (status == QK_OK)
+        *out = layer;
+    else
+        free(layer);
+    return status;
+}
+
+void qk_layer_free(qk_layer *layer) {
+    if (!layer) return;
+    sets_destroy(layer);
+    free(layer);
+}
+
+const qk_geometry *qk_layer_geometry(const qk_layer *layer) { return &layer->geometry; }
+
+static int64_t phase_count(const qk_layer *layer, int set) { return layer->sets[set] ? layer->phases.count : 0; }
+
+int64_t qk_layer_rows(const qk_layer *layer, qk_set set) {
+    int64_t rows = 0;
+    for (int64_t phase = 0; phase < phase_count(layer, set); phase++) rows += layer->sets[set][phase].rows;
+    return rows;
+}
+
+static qk_status leave_own_form(qk_layer *layer);
+
+/* ---- feeding --------------------------------------------------------------------------------- */
+
+typedef struct {
+    qk_panel_fill_job x, y;
+    int64_t x_channels, y_channels, x_block, y_block, x_tasks;
+} fill_context;
+
+static void fill_task(void *context, int64_t task, int worker) {
+    (void)worker;
+    const fill_context *c = context;
+    const bool is_x = task < c->x_tasks;
+    const int64_t block = is_x ? c->x_block : c->y_block, channels = is_x ? c->x_channels : c->y_channels;
+    const int64_t c0 = (is_x ? task : task - c->x_tasks) * block;
+    qk_panel_fill(is_x ? &c->x : &c->y, c0, c0 + block < channels ? c0 + block : channels);
+}
+
+/* Channels per task: enough work to be worth waking a thread. */
+static int64_t channels_per_task(int64_t values_per_channel) {
+    const int64_t n = 16384 / (values_per_channel > 0 ? values_per_channel : 1);
+    return n < 1 ? 1 : n;
+}
+
+/* Cuts the waiting rows of a phase from the batch; adds the panel to the sums when it is full. */
+static qk_status cut_rows(const qk_layer *layer, qk_sums *s, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
+                          qk_pool *pool) {
+    const int64_t count = s->x_rows.count;
+    if (count == 0) return QK_OK;
+    qk_row_table_seal(&s->x_rows);
+    fill_context c = {
+        .x = {s->x, s->capacity, s->used, x, e->x_channel, &s->x_rows, s->bytes},
+        .x_channels = e->channels,
+        .x_block = channels_per_task(count * s->x_rows.taps),
+    };
+    c.x_tasks = qk_ceil_div(e->channels, c.x_block);
+    int64_t tasks = c.x_tasks;
+    if (y) {
+        qk_row_table_seal(&s->y_rows);
+        c.y = (qk_panel_fill_job){s->y, s->capacity, s->used, y, e->y_output, &s->y_rows, NULL};
+        c.y_channels = layer->geometry.groups * layer->geometry.outputs;
+        c.y_block = channels_per_task(count);
+        tasks += qk_ceil_div(c.y_channels, c.y_block);
+    }
+    qk_pool_run(pool, fill_task, &c, tasks);
+    s->used += count;
+    s->x_rows.count = s->y_rows.count = 0;
+    return s->used == s->capacity ? qk_layer_add_panel(layer, s, pool) : QK_OK;
+}
+
+/* Queues n positions of one sample, all of one phase, cutting whenever the panel would be full. */
+static qk_status add_rows(const qk_layer *layer, qk_sums *s, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
+                          int64_t sample, const int64_t *positions, int64_t n, qk_pool *pool) {
+    while (n > 0) {
+        const int64_t room = s->capacity - s->used - s->x_rows.count, m = n < room ? n : room;
+        qk_row_table_add_inputs(&s->x_rows, &layer->geometry, e, sample, positions, m);
+        if (y) qk_row_table_add_outputs(&s->y_rows, e, sample, positions, m);
+        positions += m;
+        n -= m;
+        if (m == room) QK_TRY(cut_rows(layer, s, e, x, y, pool));
+    }
+    return QK_OK;
+}
+
+/* The chosen positions of a sample on their way to the phases. */
+typedef struct {
+    int64_t *rows, *sorted, *phase; /* (rows per sample) */
+    int64_t *ends, *order;          /* (phases); (runs of a sample) */
+} row_scratch;
+
+static qk_status add_set(const qk_layer *layer, qk_set set, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
+                         int64_t sample, const int64_t *positions, int64_t n, const row_scratch *s, qk_pool *pool) {
+    qk_sums *sums = layer->sets[set];
+    if (n == 0) return QK_OK;
+    if (layer->phases.count == 1) return add_rows(layer, sums, e, x, y, sample, positions, n, pool);
+    qk_sort_by_phase(&layer->phases, &layer->geometry, e, positions, n, s->sorted, s->ends, s->phase);
+    for (int64_t phase = 0, first = 0; phase < layer->phases.count; first = s->ends[phase++])
+        QK_TRY(add_rows(layer, &sums[phase], e, x, y, sample, s->sorted + first, s->ends[phase] - first, pool));
+    return QK_OK;
+}
+
+static qk_status add_samples(qk_layer *layer, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
+                             const row_scratch *s, qk_pool *pool) {
+    for (int64_t sample = 0; sample < e->samples; sample++) {
+        int64_t fitted;
+        const int64_t n =
+            qk_choose_rows(&layer->choice, layer->next_sample++, e->positions, s->rows, s->order, &fitted);
+        QK_TRY(add_set(layer, QK_FITTED, e, x, y, sample, s->rows, fitted, s, pool));
+        QK_TRY(add_set(layer, QK_HELD_OUT, e, x, y, sample, s->rows + fitted, n - fitted, s, pool));
+    }
+    for (int set = 0; set < 2; set++)
+        for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
+            QK_TRY(cut_rows(layer, &layer->sets[set][phase], e, x, y, pool));
+    return QK_OK;
+}
+
+/* The first data decides what panels hold. Where bytes of another kind follow, panels of floats take their place. */
+static qk_status begin(qk_layer *layer, const qk_tensor *x, qk_pool *pool) {
+    qk_affine affine;
+    const bool as_bytes = qk_bytes_of(x, &affine);
+    const bool same = affine.scale == layer->affine.scale && affine.zero_point == layer->affine.zero_point;
+    if (layer->begun && (!layer->as_bytes || (as_bytes && same))) return QK_OK;
+    if (layer->begun) {
+        QK_TRY(qk_layer_flush(layer, pool));
+        QK_TRY(leave_own_form(layer));
+    } else {
+        layer->as_bytes = as_bytes && qk_layer_rows(layer, QK_FITTED) + qk_layer_rows(layer, QK_HELD_OUT) == 0;
+        layer->affine = affine;
+    }
+    for (int set = 0; set < 2; set++)
+        for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
+            QK_TRY(panels_init(&layer->sets[set][phase], layer));
+    layer->begun = true;
+    return QK_OK;
+}
+
+static qk_status feed(qk_layer *layer, const qk_extent *e, const qk_tensor *x, const qk_tensor *y, qk_pool *pool) {
+    QK_TRY(begin(layer, x, pool));
+    const int64_t most = qk_rows_per_sample(&layer->choice, e->positions), phases = layer->phases.count;
+    int64_t *scratch = QK_NEW(int64_t, 3 * most + phases + qk_ceil_div(e->positions, QK_RUN));
+    if (!scratch) return QK_E_NOMEM;
+    const row_scratch s = {scratch, scratch + most, scratch + 2 * most, scratch + 3 * most,
+                           scratch + 3 * most + phases};
+    const qk_status status = add_samples(layer, e, x, y, &s, pool);
+    free(scratch);
+    return status;
+}
+
+qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y, qk_pool *pool) {
+    qk_extent e;
+    QK_TRY(layer->failed);
+    if (layer->with_target != (y != NULL)) return QK_E_ARG;
+    QK_TRY(qk_extent_of(&layer->geometry, x, y, &e));
+    if (e.positions == 0 && e.x_sample > 0) return QK_E_SHAPE;
+    if (e.positions == 0) { /* nothing was detected, say: samples without rows, which have their turn all the same */
+        layer->next_sample += e.samples;
+        return QK_OK;
+    }
+    return layer->failed = feed(layer, &e, x, y, pool);
+}
+
+qk_status qk_layer_extent(const qk_layer *layer, const qk_tensor *x, int64_t *samples, int64_t *positions) {
+    qk_extent e;
+    QK_TRY(qk_extent_of(&layer->geometry, x, NULL, &e));
+    *samples = e.samples;
+    *positions = e.positions;
+    return QK_OK;
+}
+
+qk_status qk_layer_flush(qk_layer *layer, qk_pool *pool) {
+    for (int set = 0; set < 2; set++)
+        for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
+            QK_TRY(qk_layer_add_panel(layer, &layer->sets[set][phase], pool));
+    return QK_OK;
+}
+
+/* ---- reading --------------------------------------------------------------------------------- */
+
+/* A line of K inputs += a line of a phase's K', divided. Whole lines where the phase has all taps. */
+static void add_line(double *to, const double *from, const qk_geometry *g, const qk_sums *s, double divisor) {
+    if (!s->which) {
+        for (int64_t k = 0; k < g->inputs; k++) to[k] += from[k] / divisor;
+        return;
+    }
+    const int64_t all = tap_count(g), taps = s->taps;
+    for (int64_t c = 0; c * all < g->inputs; c++)
+        for (int64_t t = 0; t < taps; t++) to[c * all + s->which[t]] += from[c * taps + t] / divisor;
+}
+
+/* Line i of G, of all groups: the real values, right of the diagonal too. line (K'). */
+static void gram_line(double *line, const qk_layer *of, const qk_sums *from, int64_t i) {
+    const int64_t K = from->inputs, group = i / K;
+    const double *gram = from->gram + group * K * K, *sum = from->sum_x + group * K;
+    for (int64_t j = 0, k = i % K; j < K; j++) line[j] = j <= k ? gram[k * K + j] : gram[j * K + k];
+    if (!of->as_bytes) return;
+    /* sum (a - z)(b - z) of sum a (b - 128), where the line of a is not above that of b */
+    const double z = of->affine.zero_point, n = (double)from->rows, scale = of->affine.scale;
+    for (int64_t j = 0, k = i % K; j < K; j++) {
+        const double a = sum[j <= k ? k : j], b = sum[j <= k ? j : k];
+        line[j] = scale * scale * (line[j] + (128 - z) * a - z * b + n * z * z);
+    }
+}
+
+static void cross_line(double *line, const qk_layer *of, const qk_sums *from, int64_t output) {
+    const double scale = of->as_bytes ? of->affine.scale : 1;
+    for (int64_t k = 0; k < from->inputs; k++) line[k] = scale * from->cross[output * from->inputs + k];
+}
+
+static void sum_line(double *line, const qk_layer *of, const qk_sums *from, int64_t group) {
+    const double scale = of->as_bytes ? of->affine.scale : 1;
+    const double zeros = of->as_bytes ? (double)from->rows * of->affine.zero_point : 0;
+    for (int64_t k = 0; k < from->inputs; k++) line[k] = scale * (from->sum_x[group * from->inputs + k] - zeros);
+}
+
+/* Adds the sums of a phase of `of`, divided: each goes where its taps belong among all. line (K'): scratch. */
+static void add_sums(const qk_sums *to, const qk_layer *of, const qk_sums *from, double divisor, double *line) {
+    const qk_geometry *g = &of->geometry;
+    const int64_t K = g->inputs, outputs = of->with_target ? g->groups * g->outputs : 0, taps = from->taps;
+    for (int64_t i = 0; i < g->groups * from->inputs; i++) {
+        const int64_t at = from->which ? i / taps * tap_count(g) + from->which[i % taps] : i;
+        gram_line(line, of, from, i);
+        add_line(to->gram + at * K, line, g, from, divisor);
+    }
+    for (int64_t i = 0; i < g->groups; i++) {
+        sum_line(line, of, from, i);
+        add_line(to->sum_x + i * K, line, g, from, divisor);
+    }
+    for (int64_t o = 0; o < outputs; o++) {
+        cross_line(line, of, from, o);
+        add_line(to->cross + o * K, line, g, from, divisor);
+        to->sum_y[o] += from->sum_y[o] / divisor;
+        to->power[o] += from->power[o] / divisor;
+    }
+}
+
+/* Of another layer, whatever its phases, to one that has one phase. */
+static qk_status add_layer(qk_layer *layer, const qk_layer *other) {
+    double *line = QK_NEW(double, other->geometry.inputs);
+    if (!line) return QK_E_NOMEM;
+    for (int set = 0; set < 2; set++)
+        for (int64_t phase = 0; phase < phase_count(other, set); phase++) {
+            add_sums(layer->sets[set], other, &other->sets[set][phase], 1, line);
+            layer->sets[set]->rows += other->sets[set][phase].rows;
+        }
+    free(line);
+    return QK_OK;
+}
+
+/* Neither phases nor bytes of another layer need be the same: all becomes one, of real values. The geometry stays
+ * untouched, as others may read it meanwhile. */
+static qk_status leave_own_form(qk_layer *layer) {
+    qk_layer whole = *layer;
+    whole.phases = (qk_phases){1, 1, {1, 1, 1}};
+    whole.begun = whole.as_bytes = false;
+    for (int set = 0; set < 2; set++) whole.sets[set] = NULL;
+    QK_TRY(sets_init(&whole));
+    const qk_status status = add_layer(&whole, layer);
+    sets_destroy(status == QK_OK ? layer : &whole);
+    if (status != QK_OK) return status;
+    layer->phases = whole.phases;
+    layer->begun = layer->as_bytes = false;
+    for (int set = 0; set < 2; set++) layer->sets[set] = whole.sets[set];
+    return QK_OK;
+}
+
+static bool has_waiting_rows(const qk_layer *layer) {
+    int64_t used = 0;
+    for (int set = 0; set < 2; set++)
+        for (int64_t phase = 0; phase < phase_count(layer, set); phase++) used += layer->sets[set][phase].used;
+    return used > 0;
+}
+
+qk_status qk_layer_join(qk_layer *layer, const qk_layer *other) {
+    const qk_geometry *g = &layer->geometry, *h = &other->geometry;
+    if (layer == other || g->groups != h->groups || g->inputs != h->inputs || g->outputs != h->outputs ||
+        layer->with_target != other->with_target || !layer->choice.holdout != !other->choice.holdout ||
+        has_waiting_rows(layer) || has_waiting_rows(other))
+        return QK_E_ARG;
+    if (layer->phases.count > 1 || layer->as_bytes) QK_TRY(leave_own_form(layer));
+    return add_layer(layer, other);
+}
+
+qk_status qk_layer_moments(const qk_layer *layer, qk_set set, double *gram, double *cross, double *mean_x,
+                           double *mean_y, double *power) {
+    const qk_geometry *g = &layer->geometry;
+    const int64_t inputs = g->groups * g->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
+    const double rows = (double)qk_layer_rows(layer, set);
+    const qk_sums to = {.gram = gram, .cross = cross, .sum_x = mean_x, .sum_y = mean_y, .power = power};
+    double *arrays[] = {gram, mean_x, cross, mean_y, power};
+    const int64_t sizes[] = {inputs * g->inputs, inputs, outputs * g->inputs, outputs, outputs};
+    double *line = QK_NEW(double, g->inputs);
+    if (!line) return QK_E_NOMEM;
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
+        if (sizes[i] > 0) memset(arrays[i], 0, (size_t)sizes[i] * sizeof **arrays);
+    for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
+        add_sums(&to, layer, &layer->sets[set][phase], rows, line);
+    free(line);
+    return QK_OK;
+}
