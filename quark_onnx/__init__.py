@@ -1,5 +1,6 @@
 """Post-training quantization of ONNX models with fast finetune, without PyTorch.
 
+    from quark.onnx import quantize  # one call for the usual case
     from quark.onnx import ModelQuantizer, QConfig, QLayerConfig, UInt8Spec, Int8Spec, AdaRoundConfig
 
 See README.md for the first steps and docs/ for the rest.
@@ -11,6 +12,7 @@ from quark.onnx import _preload  # noqa: F401  (first: see there)
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
 
 from quark.onnx.calibration import CachedDataReader, PathDataReader, RandomDataReader, get_data_reader
+from quark.onnx.calibration.images import ImagePreprocessing
 from quark.onnx.errors import (
     ConfigError,
     ConfigTypeError,
@@ -93,6 +95,7 @@ from quark.onnx.quantization.config.custom_config import (
     XINT8_ADAROUND_QCONFIG,
     XINT8_QCONFIG,
 )
+from quark.onnx.quantization.quantize import quantize
 from quark.onnx.report.report import Report
 
 __all__ = [
@@ -130,6 +133,7 @@ __all__ = [
     "Float16",
     "Float16Spec",
     "GPTQConfig",
+    "ImagePreprocessing",
     "Int2",
     "Int2Spec",
     "Int4",
@@ -181,4 +185,5 @@ __all__ = [
     "XInt8Spec",
     "finetune",
     "get_data_reader",
+    "quantize",
 ]

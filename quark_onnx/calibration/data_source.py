@@ -7,8 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from quark.onnx.calibration.any_data import Data, data_reader
 from quark.onnx.calibration.path_reader import PathDataReader
-from quark.onnx.calibration.reader import DataReader, checked_reader
+from quark.onnx.calibration.reader import DataReader
 from quark.onnx.calibration.readers import RandomDataReader
 from quark.onnx.errors import DataError
 from quark.onnx.graph.model_file import ModelLike
@@ -20,15 +21,15 @@ _LOG = logging.getLogger(__name__)
 
 def get_data_reader(
     model_input: ModelLike,
-    calibration_data_reader: DataReader | None = None,
+    calibration_data_reader: Data | None = None,
     calibration_data_path: str | os.PathLike[str] | None = None,
     extra_options: Mapping[str, Any] | None = None,
 ) -> DataReader:
-    """The reader given; else one of the folder's .npy files; else, with the option UseRandomData, a random one.
+    """A reader of the data given, else of the folder's .npy files; else, with the option UseRandomData, a random one.
 
     Args:
         model_input: the model, as a path or ModelProto.
-        calibration_data_reader: anything with get_next().
+        calibration_data_reader: anything with get_next(), arrays, items or a path, as for `data_reader`.
         calibration_data_path: a folder, as for `PathDataReader`; not looked at where there is a reader.
         extra_options: those of `QConfig`: UseRandomData, RandomDataReaderInputShape, RandomDataReaderInputDataRange.
 
@@ -40,7 +41,7 @@ def get_data_reader(
     if calibration_data_reader is not None:
         if calibration_data_path is not None:
             _LOG.warning("calibration data comes from the reader: the path %r is not looked at", calibration_data_path)
-        return checked_reader(calibration_data_reader)
+        return data_reader(calibration_data_reader, model_input)
     if calibration_data_path is not None:
         return PathDataReader(model_input, calibration_data_path)
     if options.get("UseRandomData", False):
@@ -48,6 +49,6 @@ def get_data_reader(
             model_input, options.get("RandomDataReaderInputShape"), options.get("RandomDataReaderInputDataRange")
         )
     raise DataError(
-        "a calibration data reader is needed: an object with get_next(), or calibration_data_path, a folder of .npy "
-        "files; for a trial without data, the extra option UseRandomData"
+        "a calibration data reader is needed: an object with get_next(), arrays, or calibration_data_path, a folder of "
+        ".npy files; for a trial without data, the extra option UseRandomData"
     )

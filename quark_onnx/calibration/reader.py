@@ -222,4 +222,6 @@ def _how_to_fit(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> str:
         return ". If the axis of the batch is missing: x[None]"
     if shape[:1] == (1,) and _fits(shape[1:], wanted):
         return ". If there is an axis too many: x[0]"
+    if wanted and len(shape) == len(wanted) and _fits(shape[1:], wanted[1:]):
+        return f". Its batch is fixed: give {wanted[0]} at a time, or export the model with a free first axis"
     return ""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import onnx
 
+from quark.onnx.calibration.any_data import Data, checked_data, data_reader
 from quark.onnx.calibration.calibrate import Calibration, calibrate
 from quark.onnx.calibration.data_source import get_data_reader
 from quark.onnx.calibration.data_warnings import DataWatch
@@ -21,7 +22,6 @@ from quark.onnx.calibration.reader import (
     Batch,
     DataReader,
     checked_items,
-    checked_reader,
     first_samples,
     model_inputs,
     sample_count,
@@ -93,7 +93,7 @@ class ModelQuantizer:
         self,
         model_input: ModelLike,
         model_output: str | os.PathLike[str] | None = None,
-        calibration_data_reader: DataReader | None = None,
+        calibration_data_reader: Data | None = None,
         calibration_data_path: str | os.PathLike[str] | None = None,
         *,
         save_dir: str | os.PathLike[str] | None = None,
@@ -104,7 +104,7 @@ class ModelQuantizer:
             model_input: path of an ONNX file, or a ModelProto.
             model_output: where the quantized model goes; None to get it back.
             calibration_data_reader: anything with get_next() that gives a dict of arrays for the model's inputs, and
-                None at the end. Read once.
+                None at the end, read once; or arrays, a dict of arrays, items, a path, as for `data_reader`.
             calibration_data_path: in place of a reader, a folder as for `PathDataReader`.
             save_dir: a folder, made if it is not there, that keeps what is done so far: the same call goes on from
                 there, and gives the bits of a run without interruption. The records go when the result is saved.
@@ -123,7 +123,7 @@ class ModelQuantizer:
         self.report = None
         clock, config = PhaseClock(), self.config
         if calibration_data_path is None and not config.extra_options.get("UseRandomData", False):
-            checked_reader(calibration_data_reader)  # before any work
+            checked_data(calibration_data_reader)  # before any work
         engine = _engine(config)
         reference_path = config.fast_finetune.ref_model_path if config.fast_finetune is not None else None
         if model_output is not None:
@@ -217,7 +217,7 @@ def finetune(
     float_model: ModelLike,
     quantized_model: ModelLike,
     output: str | os.PathLike[str] | None,
-    reader: DataReader,
+    reader: Data,
     config: FastFinetuneConfig | QConfig,
     *,
     save_dir: str | os.PathLike[str] | None = None,
@@ -253,7 +253,7 @@ def finetune(
     correction = config.bias_correction if isinstance(config, QConfig) else None
     engine = _engine(config if isinstance(config, QConfig) else None)
     engine_on_device(algorithm, engine)
-    checked_reader(reader)
+    checked_data(reader)
     if output is not None:
         check_output_path(output, float_model, quantized_model, algorithm.ref_model_path)
     clock = PhaseClock()
@@ -267,7 +267,8 @@ def finetune(
     FastFinetune.check(model, algorithm)
     other = reference_model(algorithm.ref_model_path, model)
     with clock.phase("prepare"):
-        few, items = first_items(model, first_samples(checked_items(reader, model_inputs(model)), algorithm.data_size))
+        source = data_reader(reader, model)
+        few, items = first_items(model, first_samples(checked_items(source, model_inputs(model)), algorithm.data_size))
         models = {"float model": model, "quantized model": quantized} | (
             {"reference model": other.model} if other else {}
         )
@@ -293,7 +294,7 @@ def finetune(
         warnings = (*_logged(watch.warnings(model, {})), *report.warnings)
         report = replace(report, warnings=warnings, notes=(*notes, *report.notes, *saved.notes))
         if isinstance(config, QConfig):
-            report = _with_notes(report, config, reader, quantizes=False)
+            report = _with_notes(report, config, source, quantizes=False)
         delivered = _deliver(quantized, output, clock, external_data=False)
         saved.finish()
     return report if delivered is None else (delivered, report)

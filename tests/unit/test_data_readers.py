@@ -371,5 +371,6 @@ def test_where_data_comes_from(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     for nothing in ({}, {"UseRandomData": False}):
         with pytest.raises(DataError, match=r"reader is needed: .* calibration_data_path, a folder .* UseRandomData"):
             get_data_reader(mlp(), extra_options=nothing)
-    with pytest.raises(DataError, match=r"an object with get_next\(\), not str"):
-        get_data_reader(mlp(), "folder")  # type: ignore[arg-type]
+    assert values([get_data_reader(mlp(), str(tmp_path)).get_next()]) == [1]
+    with pytest.raises(DataError, match=r"an object with get_next\(\), .*; not int"):
+        get_data_reader(mlp(), 7)  # type: ignore[arg-type]

@@ -1,0 +1,95 @@
+"""`quantize`: one call for the usual case, beside the documented classes."""
+
+from __future__ import annotations
+
+import os
+from typing import overload
+
+import onnx
+
+from quark.onnx.calibration.any_data import Data, data_reader
+from quark.onnx.calibration.images import ImagePreprocessing, image_preprocessing
+from quark.onnx.calibration.path_reader import Preprocess
+from quark.onnx.graph.model_file import ModelLike
+from quark.onnx.own_errors import only_own_errors
+from quark.onnx.quantization.api import ModelQuantizer
+from quark.onnx.quantization.config.algorithm import AdaRoundConfig
+from quark.onnx.quantization.config.config import QConfig
+from quark.onnx.quantization.config.presets import get_default_config
+from quark.onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
+from quark.onnx.report.report import Report
+
+__all__ = ["USUAL_CONFIG", "quantize", "usual_reader"]
+
+# Of Python's and the command line's `quantize`, where no other is given.
+USUAL_CONFIG = QConfig(QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()), algo_config=[AdaRoundConfig()])
+
+
+@overload
+def quantize(
+    model: ModelLike,
+    output: str | os.PathLike[str],
+    data: Data,
+    config: QConfig | str | None = None,
+    *,
+    preprocess: Preprocess | ImagePreprocessing | str | None = None,
+) -> Report: ...
+
+
+@overload
+def quantize(
+    model: ModelLike,
+    output: None,
+    data: Data,
+    config: QConfig | str | None = None,
+    *,
+    preprocess: Preprocess | ImagePreprocessing | str | None = None,
+) -> tuple[onnx.ModelProto, Report]: ...
+
+
+@only_own_errors
+def quantize(
+    model: ModelLike,
+    output: str | os.PathLike[str] | None,
+    data: Data,
+    config: QConfig | str | None = None,
+    *,
+    preprocess: Preprocess | ImagePreprocessing | str | None = None,
+) -> Report | tuple[onnx.ModelProto, Report]:
+    """Quantize a float model, and finetune it unless the configuration says otherwise.
+
+        report = quantize("model.onnx", "model_int8.onnx", "images", preprocess="imagenet")
+        report = quantize("model.onnx", "model_int8.onnx", array)
+
+    Args:
+        model: path of an ONNX file, or a ModelProto; not changed.
+        output: where the quantized model goes; None to get it back.
+        data: for calibration and finetuning, in any form that `data_reader` takes: an array, a dict of arrays, items, a
+            folder, a .npz file, a reader.
+        config: a QConfig, or the name of a ready one ("XINT8_ADAROUND"). None: UInt8 activations, Int8 weights, each
+            weight with the scale of the least output error, and AdaRound.
+        preprocess: what becomes of the files of a folder: a name ("imagenet", "yolo", "caffe", "none"), an
+            `ImagePreprocessing`, or a function from the path to an array.
+
+    Returns:
+        The report; with `output` None the quantized model and the report.
+
+    Raises:
+        OSError, ModelError, DataError, ConfigError, UnsupportedError: as `ModelQuantizer.quantize_model` does.
+    """
+    quantizer = ModelQuantizer(get_default_config(config) if isinstance(config, str) else config or USUAL_CONFIG)
+    quantized = quantizer.quantize_model(model, output, usual_reader(data, model, preprocess))
+    assert quantizer.report is not None
+    return quantizer.report if quantized is None else (quantized, quantizer.report)
+
+
+def usual_reader(data: Data, model: ModelLike, preprocess: Preprocess | ImagePreprocessing | str | None) -> Data:
+    """The data, with the preprocessing of files resolved for a model.
+
+    Raises:
+        DataError: there is no preprocessing of this name, or it does not fit the model.
+    """
+    if preprocess is None:
+        return data
+    how = image_preprocessing(preprocess) if isinstance(preprocess, str) else preprocess
+    return data_reader(data, model, preprocess=how.for_model(model) if isinstance(how, ImagePreprocessing) else how)
