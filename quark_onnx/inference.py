@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from quark.onnx.errors import ModelError, OutOfMemoryError, UnsupportedError
 from quark.onnx.large_models import serialized_for
 from quark.onnx.memory_limit import MemoryLimit, unless_out_of_memory
+from quark.onnx.native_calls import leave_if_python_ends, native_call
 
 __all__ = [
     "CUDA",
@@ -99,13 +100,28 @@ def session(
     options.enable_cpu_mem_arena = False  # as fast, and freed memory goes back
     try:  # without fallback: it would go on on the CPU
         content, kept = serialized_for(options, model)
-        opened = ort.InferenceSession(content, options, providers=engine.providers(), enable_fallback=0)
+        opened = _Session(content, options, providers=engine.providers(), enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         raise unless_out_of_memory(error, ModelError(f"onnxruntime cannot load the model: {error}")) from error
     if engine.device != "cpu" and CUDA not in opened.get_providers():  # onnxruntime says so in its log only
         raise UnsupportedError(f"onnxruntime's {CUDA} does not start on {engine.device!r}")
     opened.tensors_in_use = kept  # they go with the session
     return opened
+
+
+class _Session(ort.InferenceSession):
+    """A session that a daemon thread leaves when the interpreter ends."""
+
+    def __init__(self, content: bytes, options: ort.SessionOptions, **keywords: object) -> None:
+        with native_call(lambda: options.set_load_cancellation_flag(True)):
+            super().__init__(content, options, **keywords)
+
+    def run(self, output_names: Any, input_feed: Any, run_options: ort.RunOptions | None = None) -> list[Any]:
+        if run_options is None:
+            run_options = ort.RunOptions()
+            run_options.log_severity_level = 4  # what an error's log says, the exception says as well
+        with native_call(lambda: setattr(run_options, "terminate", True)):
+            return super().run(output_names, input_feed, run_options)
 
 
 def submitted(executor: ThreadPoolExecutor, run: Callable[..., _Result], *arguments: object) -> Future[_Result]:
@@ -117,6 +133,7 @@ def submitted(executor: ThreadPoolExecutor, run: Callable[..., _Result], *argume
     try:
         return executor.submit(run, *arguments)
     except RuntimeError as error:  # Python's only kind for it, and for a pool that is shut down
+        leave_if_python_ends()
         if "can't start new thread" not in str(error):
             raise
         raise OutOfMemoryError(f"{error}: give more memory or threads, or set NumThreads to 1") from error

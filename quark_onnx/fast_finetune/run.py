@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
@@ -27,6 +27,7 @@ from quark.onnx.freed_memory import FreedMemory
 from quark.onnx.graph.editor import constant_tensors
 from quark.onnx.graph.write_back import write_integers
 from quark.onnx.inference import Engine, submitted
+from quark.onnx.native_calls import leave_if_python_ends, native_call
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan, Plan
 from quark.onnx.report.layer_report import LayerReport
@@ -34,6 +35,7 @@ from quark.onnx.report.layer_report import LayerReport
 __all__ = ["finetune_layers"]
 
 _LOG = logging.getLogger(__name__)
+_LOOKS_UP = 0.5  # seconds between two looks at whether Python ends
 
 _Initializers = dict[str, onnx.TensorProto]
 
@@ -122,14 +124,17 @@ def _one_by_one(
         opened, problem = solver(layer, pool), ""
         try:
             for (data,) in batches.of(index):
-                problem = problem or _feed(opened, data, layer)
+                with native_call(pool.cancel):
+                    problem = problem or _feed(opened, data, layer)
                 if index == 0:  # the model's inputs go
                     freed.keep_little()
         except OutOfMemoryError as error:  # the walk cannot go on; what is finetuned is not lost
             problem = out_of_memory(error)
             yield from (solve(opened, left, problem, started) for left in layers[index:])
             return
-        yield solve(opened, layer, problem, started)
+        with native_call(pool.cancel):
+            solved = solve(opened, layer, problem, started)
+        yield solved
 
 
 def _side_by_side(
@@ -155,8 +160,12 @@ def _side_by_side(
             futures = {submitted(executor, solve_now, opened[i], layers[i], problems[i]): i for i in range(len(layers))}
             opened.clear()  # the data of a layer goes with its solver
             solved, turn = dict[int, Solved](), 0
-            for future in as_completed(futures):  # an error ends the run at once, whichever layer it is of
-                solved[futures[future]] = future.result()
+            waits = set(futures)
+            while waits:
+                done, waits = wait(waits, timeout=_LOOKS_UP, return_when=FIRST_COMPLETED)
+                leave_if_python_ends()  # it waits for the threads of the executor
+                for future in done:  # an error ends the run at once, whichever layer it is of
+                    solved[futures[future]] = future.result()
                 while turn in solved:
                     yield solved.pop(turn)
                     turn += 1

@@ -15,6 +15,7 @@ from quark.onnx.fast_finetune.solved import Solved, core_input, out_of_memory, s
 from quark.onnx.fast_finetune.solver import LayerSolver, LeftOut, OpenSolver, SharedSolver
 from quark.onnx.fast_finetune.walk import Walk
 from quark.onnx.inference import Engine, in_order
+from quark.onnx.native_calls import native_call
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan
 
@@ -56,7 +57,8 @@ def solve_shared_weights(
             x = arrays[layer.input.tensor]
             try:
                 if not problem:
-                    cast(SharedSolver, opened).feed_input(core_input(x, layer))
+                    with native_call(pool.cancel):
+                        cast(SharedSolver, opened).feed_input(core_input(x, layer))
             except ValueError as error:
                 problem = Reason.DATA_DOES_NOT_FIT.why(problem=f"{error} (input {x.shape})")
             except MemoryError as error:
@@ -64,10 +66,12 @@ def solve_shared_weights(
         together = fed.setdefault(layer.weight.initializer, [])
         together.append((layer, opened, problem))
         if len(together) == 1 + len(layer.shares):
-            yield from _solve(fed.pop(layer.weight.initializer), started)
+            with native_call(pool.cancel):
+                solved = _solve(fed.pop(layer.weight.initializer), started)
+            yield from solved
 
 
-def _solve(together: list[_Fed], started: float) -> Generator[Solved, None, None]:
+def _solve(together: list[_Fed], started: float) -> list[Solved]:
     first, solver, _ = together[0]
     problem = next((f"of {layer.node!r}: {why}" for layer, _, why in together if why), "")
     try:
@@ -77,4 +81,4 @@ def _solve(together: list[_Fed], started: float) -> Generator[Solved, None, None
     except MemoryError as error:
         problem = out_of_memory(error)
     solved = solve(solver, first, problem, started)
-    yield from (replace(solved, layer=layer) for layer, _, _ in together)
+    return [replace(solved, layer=layer) for layer, _, _ in together]

@@ -88,19 +88,66 @@ def test_in_a_forked_child_after_a_run_in_the_parent() -> None:
     assert done.stdout.split() == ["0", "True", "True"], done.stderr
 
 
-def test_a_daemon_thread_at_work_does_not_keep_the_interpreter() -> None:
+@pytest.mark.parametrize("keywords", ["", "parallel=True", "solver='gradient', num_iterations=10**9"])
+def test_a_daemon_thread_at_work_does_not_keep_the_interpreter(keywords: str) -> None:
     done = program(
-        """
+        f"""
+        begun = threading.Event()
+
+        class SlowReader(Reader):
+            def get_next(self):
+                begun.set()
+                return super().get_next()
+
         def work():
             while True:
-                quantize()
+                model = separable_cnn()
+                config = QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec()), algo_config=[AdaRoundConfig({keywords})])
+                ModelQuantizer(config).quantize_model(model, None, SlowReader(samples(model, 40)))
 
         threading.Thread(target=work, daemon=True).start()
+        begun.wait()
         quantize()
         print("end", flush=True)
         """
     )
-    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
+
+
+def test_a_daemon_thread_leaves_a_model_that_runs_for_ever() -> None:
+    done = program(
+        """
+        import numpy, onnx.parser, time
+
+        model = onnx.parser.parse_model(
+            '''<ir_version: 10, opset_import: ["" : 21]>
+            looped (float[1, 4] x, int64 times) => (float[1, 2] y) <float[4, 2] w = {1,0,0,1, 1,1,0,0}> {
+                h = MatMul(x, w)
+                go = Constant<value = bool {1}>()
+                y = Loop(times, go, h) <body = turn (int64 i, bool on, float[1, 2] a) => (bool still, float[1, 2] b) {
+                    still = Identity(on)
+                    b = Relu(a)
+                }>
+            }'''
+        )
+        given = threading.Event()
+
+        class Data:
+            def get_next(self):
+                given.set()
+                return {"x": numpy.ones((1, 4), numpy.float32), "times": numpy.array(1 << 60)}
+
+        def work():
+            ModelQuantizer(QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec()))).quantize_model(model, None, Data())
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        given.wait()
+        time.sleep(1)
+        print(thread.is_alive(), flush=True)
+        """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
 def test_in_an_exit_handler() -> None:
