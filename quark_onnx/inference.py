@@ -109,7 +109,7 @@ def session(
     return opened
 
 
-class _Session(ort.InferenceSession):
+class _Session(ort.InferenceSession):  # type: ignore[misc]  # onnxruntime ships no types
     """A session that a daemon thread leaves when the interpreter ends."""
 
     def __init__(self, content: bytes, options: ort.SessionOptions, **keywords: object) -> None:
@@ -121,7 +121,8 @@ class _Session(ort.InferenceSession):
             run_options = ort.RunOptions()
             run_options.log_severity_level = 4  # what an error's log says, the exception says as well
         with native_call(lambda: setattr(run_options, "terminate", True)):
-            return super().run(output_names, input_feed, run_options)
+            outputs: list[Any] = super().run(output_names, input_feed, run_options)
+            return outputs
 
 
 def submitted(executor: ThreadPoolExecutor, run: Callable[..., _Result], *arguments: object) -> Future[_Result]:
