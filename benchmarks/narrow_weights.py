@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from quark.onnx import _core
-from quark.onnx.graph.prepare import prepare
+from quark.onnx.preparation.prepare import prepare
 
 _TWO_BITS_OPSET = 25
 Scales = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]

@@ -28,9 +28,9 @@ from layer_errors import mean_square
 from memory import resident_memory
 
 from quark.onnx import ModelQuantizer, Report, finetune
-from quark.onnx.quantization.config import QConfig
-from quark.onnx.quantization.config.algorithm import AdaQuantConfig, AdaRoundConfig
-from quark.onnx.quantization.config.spec import CalibMethod, Int8Spec, QLayerConfig, UInt8Spec
+from quark.onnx.config import QConfig
+from quark.onnx.config.algorithm import AdaQuantConfig, AdaRoundConfig
+from quark.onnx.config.spec import CalibMethod, Int8Spec, QLayerConfig, UInt8Spec
 
 _MIB = 2**20
 _UNSEEN = 200  # evaluation samples

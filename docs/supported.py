@@ -10,19 +10,19 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from quark.onnx.config import supported
+from quark.onnx.config.algorithm import TUNABLE_OP_TYPES
+from quark.onnx.config.data_type import DataType
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.graph.float32 import NARROW, WEIGHTED
-from quark.onnx.graph.fuse import FIRST_OPSET
-from quark.onnx.graph.insert_qdq import DEFAULT_OP_TYPES
-from quark.onnx.graph.normalization import NORMALIZATIONS
-from quark.onnx.graph.patterns import PATTERNS
-from quark.onnx.graph.prepare import MIN_OPSET
-from quark.onnx.graph.weight_layers import ATTRIBUTES, MAX_SPATIAL, OTHER_OPERATORS, weight_layers
+from quark.onnx.layers.normalization import NORMALIZATIONS
+from quark.onnx.layers.weight_layers import ATTRIBUTES, MAX_SPATIAL, OTHER_OPERATORS, weight_layers
+from quark.onnx.patterns.table import PATTERNS
 from quark.onnx.plan.output_stage import output_stage
 from quark.onnx.plan.reasons import Reason
-from quark.onnx.quantization.config import supported
-from quark.onnx.quantization.config.algorithm import TUNABLE_OP_TYPES
-from quark.onnx.quantization.config.data_type import DataType
+from quark.onnx.preparation.float32 import NARROW, WEIGHTED
+from quark.onnx.preparation.fuse import FIRST_OPSET
+from quark.onnx.preparation.prepare import MIN_OPSET
+from quark.onnx.qdq.insert_qdq import DEFAULT_OP_TYPES
 
 PAGE = Path(__file__).with_name("supported.md")
 OLDEST = 7  # opset

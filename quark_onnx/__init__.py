@@ -12,20 +12,8 @@ from quark.onnx import _preload  # noqa: F401  (first: see there)
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
 
 from quark.onnx.calibration import CachedDataReader, PathDataReader, RandomDataReader, get_data_reader
-from quark.onnx.calibration.images import ImagePreprocessing
-from quark.onnx.errors import (
-    ConfigError,
-    ConfigTypeError,
-    DataError,
-    FinetuneError,
-    ModelError,
-    ModelTypeError,
-    OutOfMemoryError,
-    QuarkError,
-    UnsupportedError,
-)
-from quark.onnx.quantization.api import ModelQuantizer, finetune
-from quark.onnx.quantization.config import (
+from quark.onnx.calibration_data.images import ImagePreprocessing
+from quark.onnx.config import (
     BFP16,
     AdaQuantConfig,
     AdaRoundConfig,
@@ -81,6 +69,18 @@ from quark.onnx.quantization.config import (
     UInt32Spec,
     XInt8Spec,
 )
+from quark.onnx.errors import (
+    ConfigError,
+    ConfigTypeError,
+    DataError,
+    FinetuneError,
+    ModelError,
+    ModelTypeError,
+    OutOfMemoryError,
+    QuarkError,
+    UnsupportedError,
+)
+from quark.onnx.quantization.api import ModelQuantizer, finetune
 from quark.onnx.quantization.config.custom_config import (
     A8W8_ADAQUANT_QCONFIG,
     A8W8_ADAROUND_QCONFIG,

@@ -17,7 +17,7 @@ _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
 _MARK = "_raised_by_the_caller_of_quark_onnx"
-_TUNING = "quark.onnx.fast_finetune.run"  # a model that comes so far was understood
+_TUNING = "quark.onnx.fast_finetune.finetune_layers"  # a model that comes so far was understood
 # What is wrong is not the model: the machine, the caller's own code, and warnings that the caller has made errors.
 _PASS = (QuarkError, OSError, Warning)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quark.onnx.fast_finetune import set_apart
+from quark.onnx.whole_model import set_apart
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's import mode "importlib" adds no folder of its own
 

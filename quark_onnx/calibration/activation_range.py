@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quark.onnx import _core
-from quark.onnx.quantization.config.spec import CalibMethod, ScaleType
+from quark.onnx.config.spec import CalibMethod, ScaleType
 
 __all__ = ["ActivationRange"]
 

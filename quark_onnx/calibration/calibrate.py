@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from quark.onnx import _core
 from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.channel_blocks import session_in_blocks
-from quark.onnx.calibration.joining import BatchJoiner, CanJoin, input_bytes
-from quark.onnx.calibration.reader import Batch, counts_samples, sample_count
 from quark.onnx.calibration.swallowed import Sampled, swallowed
 from quark.onnx.calibration.tensor_statistics import TensorStatistics
 from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
+from quark.onnx.calibration_data.checked_items import Batch, counts_samples, sample_count
+from quark.onnx.calibration_data.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.errors import DataError
-from quark.onnx.graph.weight_layers import WeightLayer
-from quark.onnx.graph.weight_params import WeightParams
-from quark.onnx.inference import READY, Engine, in_order, session
-from quark.onnx.memory_limit import unless_out_of_memory
+from quark.onnx.inference.sessions import READY, Engine, in_order, session
+from quark.onnx.layers.weight_layers import WeightLayer
+from quark.onnx.qdq.weight_params import WeightParams
+from quark.onnx.system.memory_limit import unless_out_of_memory
 
 __all__ = ["Calibration", "CalibrationSettings", "calibrate"]
 

@@ -14,8 +14,8 @@ import onnx
 import onnxruntime as ort
 
 from quark.onnx.errors import ModelError
-from quark.onnx.inference import Engine, session
-from quark.onnx.large_models import is_large
+from quark.onnx.inference.large_models import is_large
+from quark.onnx.inference.sessions import Engine, session
 
 __all__ = ["session_in_blocks"]
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from quark.onnx.calibration.activation_range import ActivationRange
-from quark.onnx.calibration.reader import Batch
+from quark.onnx.calibration_data.checked_items import Batch
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.editor import GraphEditor, subgraphs
 from quark.onnx.graph.random_nodes import is_random
-from quark.onnx.graph.weight_layers import weight_layers
-from quark.onnx.inference import Engine, session
+from quark.onnx.inference.sessions import Engine, session
+from quark.onnx.layers.weight_layers import weight_layers
 
 __all__ = ["Sampled", "swallowed"]
 

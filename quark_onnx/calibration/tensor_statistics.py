@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quark.onnx import _core
 from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.errors import DataError
-from quark.onnx.graph.weight_params import WIDEST
+from quark.onnx.qdq.weight_params import WIDEST
 
 __all__ = ["TensorStatistics"]
 

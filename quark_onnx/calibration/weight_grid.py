@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from quark.onnx.quantization.config.spec import ScaleType
+from quark.onnx.config.spec import ScaleType
 
 __all__ = ["WeightGrid"]
 

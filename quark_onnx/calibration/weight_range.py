@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.calibration.weight_grid import WeightGrid
-from quark.onnx.graph.blockwise import input_axes
-from quark.onnx.graph.one_scale import one_scale_weights
-from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
-from quark.onnx.graph.weight_params import WeightParams
+from quark.onnx.layers.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
+from quark.onnx.qdq.blockwise import input_axes
+from quark.onnx.qdq.per_tensor_weights import one_scale_weights
+from quark.onnx.qdq.weight_params import WeightParams
 
 __all__ = ["WeightRange", "weight_scales"]
 

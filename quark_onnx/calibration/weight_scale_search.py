@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.calibration.weight_grid import WeightGrid
-from quark.onnx.graph.blockwise import input_axes
-from quark.onnx.graph.one_scale import one_scale_weights
-from quark.onnx.graph.row_layout import RowLayout
-from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, also_data
-from quark.onnx.graph.weight_params import WeightParams
-from quark.onnx.memory_limit import MemoryLimit
-from quark.onnx.plan.layer_data import core_geometry
+from quark.onnx.layers.row_layout import RowLayout
+from quark.onnx.layers.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, also_data
+from quark.onnx.plan.core_arguments import core_geometry
+from quark.onnx.qdq.blockwise import input_axes
+from quark.onnx.qdq.per_tensor_weights import one_scale_weights
+from quark.onnx.qdq.weight_params import WeightParams
+from quark.onnx.system.memory_limit import MemoryLimit
 
 __all__ = ["WeightScaleSearch"]
 

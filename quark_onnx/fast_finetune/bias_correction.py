@@ -9,13 +9,13 @@ from __future__ import annotations
 import onnx
 
 from quark.onnx import _core
-from quark.onnx.fast_finetune.choose_solver import as_far_as_memory_goes
-from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer, LeastSquaresSettings
-from quark.onnx.fast_finetune.solver import OpenSolver
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.reasons import Reason, Why
 from quark.onnx.plan.shared_weights import leave_shared
 from quark.onnx.plan.types import LayerPlan, Plan, SkippedLayer
+from quark.onnx.solvers.choose_solver import as_far_as_memory_goes
+from quark.onnx.solvers.least_squares import LeastSquaresLayer, LeastSquaresSettings
+from quark.onnx.solvers.solver import OpenSolver
 
 __all__ = ["bias_plan", "bias_solver"]
 

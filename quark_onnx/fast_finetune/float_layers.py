@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.errors import FinetuneError
 from quark.onnx.graph.dataflow import Dataflow, Segment
-from quark.onnx.inference import Engine, session
+from quark.onnx.inference.sessions import Engine, session
 from quark.onnx.plan.normalized_input import NormalizedInput
 from quark.onnx.plan.types import LayerPlan
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import onnx
 
-from quark.onnx.fast_finetune.samples import KeptSamples
+from quark.onnx.fast_finetune.kept_samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Walk
-from quark.onnx.inference import Engine
+from quark.onnx.inference.sessions import Engine
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan, Plan, SkippedLayer
 

@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.fast_finetune.float_layers import FloatLayer
-from quark.onnx.fast_finetune.samples import KeptSamples
+from quark.onnx.fast_finetune.kept_samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Arrays, Walk
-from quark.onnx.inference import Engine, in_order
+from quark.onnx.inference.sessions import Engine, in_order
 from quark.onnx.plan.types import LayerPlan
 
 __all__ = ["LayerBatches", "LayerData"]

@@ -13,16 +13,16 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx import _core
-from quark.onnx.calibration.reader import sample_count
+from quark.onnx.calibration_data.checked_items import sample_count
+from quark.onnx.config.algorithm import FastFinetuneConfig
+from quark.onnx.config.validate import problem
 from quark.onnx.errors import ConfigError, FinetuneError, ModelError
-from quark.onnx.fast_finetune.samples import KeptSamples
+from quark.onnx.fast_finetune.kept_samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Arrays, Walk
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.inference import Engine, in_order, session
+from quark.onnx.inference.sessions import Engine, in_order, session
 from quark.onnx.own_errors import of_the_caller
 from quark.onnx.plan.reasons import Reason
-from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
-from quark.onnx.quantization.config.validate import problem
 
 __all__ = ["EvaluatorJudge", "Judge", "OutputJudge", "judged_outputs"]
 

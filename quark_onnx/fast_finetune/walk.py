@@ -19,12 +19,12 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quark.onnx.errors import FinetuneError
-from quark.onnx.fast_finetune.batch_store import BatchStore
 from quark.onnx.graph.dataflow import Dataflow, Segment
 from quark.onnx.graph.no_tensors import no_tensors
 from quark.onnx.graph.random_nodes import is_random
-from quark.onnx.inference import Engine, session
-from quark.onnx.memory_limit import unless_out_of_memory
+from quark.onnx.inference.sessions import Engine, session
+from quark.onnx.stores.batch_store import BatchStore
+from quark.onnx.system.memory_limit import unless_out_of_memory
 
 __all__ = ["Ahead", "Arrays", "Step", "Walk"]
 

@@ -1,1 +1,1 @@
-"""ONNX models: load and save, prepare for quantization, find weight layers, insert Q/DQ."""
+"""The graph of an ONNX model: to edit it, and to ask who makes and reads its tensors."""

@@ -6,7 +6,7 @@ import onnx
 import onnx.shape_inference
 
 from quark.onnx.graph.editor import all_nodes, subgraphs
-from quark.onnx.large_models import without_weights
+from quark.onnx.inference.large_models import without_weights
 
 __all__ = ["known_lengths", "with_inferred_shapes", "with_shapes"]
 

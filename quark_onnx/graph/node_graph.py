@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx
 
+from quark.onnx.config.node_selection import NodeGraph
 from quark.onnx.graph.editor import reads
-from quark.onnx.quantization.config.node_selection import NodeGraph
 
 __all__ = ["node_graph"]
 

@@ -12,10 +12,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from quark.onnx.config.data_type import DataType
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.graph.int32_bias import bias_limit
-from quark.onnx.graph.normalization import NormAttributes
-from quark.onnx.graph.weight_layers import (
+from quark.onnx.layers.normalization import NormAttributes
+from quark.onnx.layers.weight_layers import (
     OTHER_OPERATORS,
     ConvAttributes,
     GemmAttributes,
@@ -32,7 +32,7 @@ from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.shared_weights import share_weights
 from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
 from quark.onnx.plan.weight_scales import scales_in_rows
-from quark.onnx.quantization.config.data_type import DataType
+from quark.onnx.qdq.int32_bias import bias_limit
 
 __all__ = ["build_plan"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quark.onnx.graph.normalization import NormAttributes
+from quark.onnx.layers.normalization import NormAttributes
 from quark.onnx.plan.arrangement import Arrangement
 
 __all__ = ["NormalizedInput"]

@@ -11,9 +11,9 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.graph.matcher import Match, Matcher
-from quark.onnx.graph.normalization import NormAttributes
-from quark.onnx.graph.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
+from quark.onnx.layers.normalization import NormAttributes
+from quark.onnx.layers.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
+from quark.onnx.patterns.matcher import Match, Matcher
 from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
 
 __all__ = ["Activation", "OutputStage", "output_stage"]
@@ -68,7 +68,7 @@ def output_stage(
     """The stage of a quantized layer, None where the loss is taken at its output.
 
     An activation counts if it alone reads the output, and stands in both graphs, as a node or as one of the patterns of
-    graph/patterns.py; with `through_qdq` also one that the quantized graph leaves to the quantization of the output.
+    patterns/table.py; with `through_qdq` also one that the quantized graph leaves to the quantization of the output.
     """
     find = _Finder(layer)
     wanted, _ = find.activation(float_graph, counterpart.output)

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from quark.onnx.config.data_type import Int2, Int4, Int8, Int16, UInt2, UInt4, UInt8, UInt16
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.quantization.config.data_type import Int2, Int4, Int8, Int16, UInt2, UInt4, UInt8, UInt16
 
 __all__ = ["INTEGERS", "constant_values", "dequantize_parameters"]
 

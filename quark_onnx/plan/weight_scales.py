@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from quark.onnx.graph.weight_layers import WeightLayer
+from quark.onnx.layers.weight_layers import WeightLayer
 
 __all__ = ["scales_in_rows"]
 

@@ -1,6 +1,6 @@
 """Quantization: its configuration and its entry points."""
 
-from quark.onnx.quantization.config.algorithm import (
+from quark.onnx.config.algorithm import (
     AdaQuantConfig,
     AdaRoundConfig,
     AlgoConfig,
@@ -11,7 +11,7 @@ from quark.onnx.quantization.config.algorithm import (
     QuarotConfig,
     SmoothQuantConfig,
 )
-from quark.onnx.quantization.config.config import QConfig
+from quark.onnx.config.qconfig import QConfig
 
 __all__ = [
     "AdaQuantConfig",

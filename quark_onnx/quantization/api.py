@@ -12,13 +12,11 @@ from pathlib import Path
 
 import onnx
 
-from quark.onnx.calibration.any_data import Data, checked_data, data_reader
 from quark.onnx.calibration.calibrate import Calibration, calibrate
-from quark.onnx.calibration.data_source import get_data_reader
-from quark.onnx.calibration.data_warnings import DataWatch
-from quark.onnx.calibration.first_items import first_items
 from quark.onnx.calibration.lost_parts import lost_parts
-from quark.onnx.calibration.reader import (
+from quark.onnx.calibration.weight_range import weight_scales
+from quark.onnx.calibration_data.any_data import Data, checked_data, data_reader
+from quark.onnx.calibration_data.checked_items import (
     Batch,
     DataReader,
     checked_items,
@@ -26,38 +24,40 @@ from quark.onnx.calibration.reader import (
     model_inputs,
     sample_count,
 )
-from quark.onnx.calibration.readers import RandomDataReader
-from quark.onnx.calibration.weight_range import weight_scales
-from quark.onnx.devices import engine_on_device
+from quark.onnx.calibration_data.data_source import get_data_reader
+from quark.onnx.calibration_data.data_warnings import DataWatch
+from quark.onnx.calibration_data.first_items import first_items
+from quark.onnx.calibration_data.ready_readers import RandomDataReader
+from quark.onnx.config.algorithm import AdaRoundConfig, FastFinetuneConfig
+from quark.onnx.config.qconfig import QConfig
+from quark.onnx.config.supported import check_supported, ignored_extra_options
 from quark.onnx.errors import ConfigTypeError, ModelError, UnsupportedError
-from quark.onnx.fast_finetune.finetune import FastFinetune, store_for
-from quark.onnx.fast_finetune.reference import reference_forms, reference_model
-from quark.onnx.fast_finetune.saved_run import NothingSaved, saved_run
-from quark.onnx.fast_finetune.set_apart import SetApart
-from quark.onnx.graph.bias_reach import with_biases_in_reach
-from quark.onnx.graph.equalise import PairReport
-from quark.onnx.graph.finite_constants import check_weights, with_finite_biases
-from quark.onnx.graph.insert_qdq import calibration_tensors, qdq_model
-from quark.onnx.graph.model_file import ModelLike, load_model
-from quark.onnx.graph.prepare import prepared_forms, prepared_on
-from quark.onnx.graph.quantized_form import check_is_float, check_is_qdq, is_quantized
-from quark.onnx.graph.quantizer_gate import check_quantizers
-from quark.onnx.graph.saved_model import check_output_path, save_model
-from quark.onnx.graph.weight_layers import WeightLayer, weight_layers
-from quark.onnx.inference import BatchMerging, Engine, batch_is_free
-from quark.onnx.memory_limit import MemoryLimit
+from quark.onnx.fast_finetune.fast_finetune import FastFinetune, store_for
+from quark.onnx.inference.devices import engine_on_device
+from quark.onnx.inference.sessions import BatchMerging, Engine, batch_is_free
+from quark.onnx.layers.bias_reach import with_biases_in_reach
+from quark.onnx.layers.equalise import PairReport
+from quark.onnx.layers.weight_layers import WeightLayer, weight_layers
+from quark.onnx.model_files.model_file import ModelLike, load_model
+from quark.onnx.model_files.quantized_form import check_is_float, check_is_qdq, is_quantized
+from quark.onnx.model_files.quantizer_gate import check_quantizers
+from quark.onnx.model_files.saved_model import check_output_path, save_model
 from quark.onnx.own_errors import only_own_errors
 from quark.onnx.plan.float_form import matching_form
-from quark.onnx.quantization.config.algorithm import AdaRoundConfig, FastFinetuneConfig
-from quark.onnx.quantization.config.config import QConfig
-from quark.onnx.quantization.config.supported import check_supported, ignored_extra_options
+from quark.onnx.preparation.finite_constants import check_weights, with_finite_biases
+from quark.onnx.preparation.prepare import prepared_forms, prepared_on
+from quark.onnx.qdq.insert_qdq import calibration_tensors, qdq_model
 from quark.onnx.quantization.equalised_model import equalised_model
 from quark.onnx.quantization.excluded_layers import excluded_outputs
-from quark.onnx.quantization.plain_report import plain_report
+from quark.onnx.quantization.quantization_report import plain_report
+from quark.onnx.quantization.reference_model import reference_forms, reference_model
 from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tensor_specs
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
 from quark.onnx.report.resources import PhaseClock
+from quark.onnx.resume.saved_run import NothingSaved, saved_run
+from quark.onnx.system.memory_limit import MemoryLimit
+from quark.onnx.whole_model.set_apart import SetApart
 
 __all__ = ["ModelQuantizer", "finetune"]
 

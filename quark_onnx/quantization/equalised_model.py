@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import onnx
 
-from quark.onnx.calibration.reader import Batch
+from quark.onnx.calibration_data.checked_items import Batch
+from quark.onnx.config.algorithm import CLEConfig
 from quark.onnx.errors import DataError, ModelError
-from quark.onnx.graph.equalise import PairReport, equalise
-from quark.onnx.graph.same_outputs import Reference, few_samples
-from quark.onnx.inference import Engine
-from quark.onnx.quantization.config.algorithm import CLEConfig
+from quark.onnx.inference.sessions import Engine
+from quark.onnx.layers.equalise import PairReport, equalise
+from quark.onnx.preparation.same_outputs import Reference, few_samples
 
 __all__ = ["Equalised", "equalised_model"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import onnx
 
-from quark.onnx.quantization.config.config import QConfig
+from quark.onnx.config.qconfig import QConfig
 from quark.onnx.quantization.node_scope import NodeScope
 
 __all__ = ["excluded_outputs"]

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import onnx
 
+from quark.onnx.config.node_selection import NodeChoice, chosen_nodes
+from quark.onnx.config.qconfig import QConfig
+from quark.onnx.config.validate import nearest, problem
 from quark.onnx.errors import ConfigError
-from quark.onnx.graph.insert_qdq import DEFAULT_OP_TYPES
 from quark.onnx.graph.node_graph import node_graph
-from quark.onnx.quantization.config.config import QConfig
-from quark.onnx.quantization.config.node_selection import NodeChoice, chosen_nodes
-from quark.onnx.quantization.config.validate import nearest, problem
+from quark.onnx.qdq.insert_qdq import DEFAULT_OP_TYPES
 
 __all__ = ["NodeScope"]
 

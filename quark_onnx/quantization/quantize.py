@@ -7,16 +7,16 @@ from typing import overload
 
 import onnx
 
-from quark.onnx.calibration.any_data import Data, data_reader
-from quark.onnx.calibration.images import ImagePreprocessing, image_preprocessing
-from quark.onnx.calibration.path_reader import Preprocess
-from quark.onnx.graph.model_file import ModelLike
+from quark.onnx.calibration_data.any_data import Data, data_reader
+from quark.onnx.calibration_data.images import ImagePreprocessing, image_preprocessing
+from quark.onnx.calibration_data.path_reader import Preprocess
+from quark.onnx.config.algorithm import AdaRoundConfig
+from quark.onnx.config.presets import get_default_config
+from quark.onnx.config.qconfig import QConfig
+from quark.onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec
+from quark.onnx.model_files.model_file import ModelLike
 from quark.onnx.own_errors import only_own_errors
 from quark.onnx.quantization.api import ModelQuantizer
-from quark.onnx.quantization.config.algorithm import AdaRoundConfig
-from quark.onnx.quantization.config.config import QConfig
-from quark.onnx.quantization.config.presets import get_default_config
-from quark.onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 from quark.onnx.report.report import Report
 
 __all__ = ["USUAL_CONFIG", "quantize", "usual_reader"]

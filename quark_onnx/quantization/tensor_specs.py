@@ -12,18 +12,9 @@ from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.calibrate import CalibrationSettings
 from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_range import WeightRange
-from quark.onnx.errors import ConfigError, ModelError, UnsupportedError
-from quark.onnx.graph.blockwise import BLOCKWISE_OPSET
-from quark.onnx.graph.insert_qdq import QdqOptions
-from quark.onnx.graph.normalization import NORMALIZATIONS
-from quark.onnx.graph.number_formats import QUANT_TYPES, qdq_opset
-from quark.onnx.graph.opset import opset_of
-from quark.onnx.graph.quant_overrides import TensorFormat, given_overrides
-from quark.onnx.graph.tensor_roles import TensorRoles, tensor_roles
-from quark.onnx.graph.weight_layers import WeightLayer
-from quark.onnx.quantization.config.config import QConfig
-from quark.onnx.quantization.config.data_type import DATA_TYPES, Int32
-from quark.onnx.quantization.config.spec import (
+from quark.onnx.config.data_type import DATA_TYPES, Int32
+from quark.onnx.config.qconfig import QConfig
+from quark.onnx.config.spec import (
     CalibMethod,
     Int8Spec,
     QLayerConfig,
@@ -32,7 +23,16 @@ from quark.onnx.quantization.config.spec import (
     ScaleType,
     UInt8Spec,
 )
-from quark.onnx.quantization.config.validate import nearest, problem
+from quark.onnx.config.validate import nearest, problem
+from quark.onnx.errors import ConfigError, ModelError, UnsupportedError
+from quark.onnx.graph.opset import opset_of
+from quark.onnx.layers.normalization import NORMALIZATIONS
+from quark.onnx.layers.weight_layers import WeightLayer
+from quark.onnx.qdq.blockwise import BLOCKWISE_OPSET
+from quark.onnx.qdq.insert_qdq import QdqOptions
+from quark.onnx.qdq.number_formats import QUANT_TYPES, qdq_opset
+from quark.onnx.qdq.quant_overrides import TensorFormat, given_overrides
+from quark.onnx.qdq.tensor_roles import TensorRoles, tensor_roles
 from quark.onnx.quantization.node_scope import NodeScope
 
 __all__ = ["TensorSpecs", "needed_opset", "tensor_specs"]

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from quark.onnx.graph.equalise import PairReport
+from quark.onnx.layers.equalise import PairReport
 from quark.onnx.plan.types import SkippedLayer
 from quark.onnx.report.deviation import Deviation, OutputDeviation
 from quark.onnx.report.layer_report import LayerReport

@@ -23,8 +23,8 @@ from quark.onnx import (
     QTensorConfig,
     UInt8Spec,
 )
-from quark.onnx.graph.insert_qdq import DEFAULT_OP_TYPES
-from quark.onnx.graph.prepare import prepare
+from quark.onnx.preparation.prepare import prepare
+from quark.onnx.qdq.insert_qdq import DEFAULT_OP_TYPES
 
 pytestmark = pytest.mark.sets_apart
 

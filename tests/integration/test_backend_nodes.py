@@ -13,7 +13,7 @@ from reference.backend_nodes import backend_tests
 from reference.quantize_checks import check_quantized
 
 from quark.onnx import AdaRoundConfig
-from quark.onnx.quantization.config.algorithm import TUNABLE_OP_TYPES
+from quark.onnx.config.algorithm import TUNABLE_OP_TYPES
 
 _STEP = 1 if os.environ.get("QUARK_BACKEND_TESTS") == "all" else 10
 _ITEMS = 10  # the same each

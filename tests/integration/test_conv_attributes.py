@@ -22,9 +22,9 @@ from quark.onnx import (
     QLayerConfig,
     UInt8Spec,
 )
-from quark.onnx.graph.prepare import prepare
+from quark.onnx.config.spec import QuantGranularity
 from quark.onnx.plan.build import build_plan
-from quark.onnx.quantization.config.spec import QuantGranularity
+from quark.onnx.preparation.prepare import prepare
 
 SOLVERS = {
     "least squares": AdaRoundConfig(),

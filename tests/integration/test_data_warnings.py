@@ -8,8 +8,8 @@ import pytest
 from small_models import Arrays, Reader, Weights, build, run, samples, separable_cnn
 
 from quark.onnx import AdaRoundConfig, ModelQuantizer, finetune
-from quark.onnx.quantization.config import QConfig
-from quark.onnx.quantization.config.spec import Int8Spec, Int16Spec, QLayerConfig, UInt8Spec
+from quark.onnx.config import QConfig
+from quark.onnx.config.spec import Int8Spec, Int16Spec, QLayerConfig, UInt8Spec
 
 LAYER = QLayerConfig(activation=UInt8Spec(), weight=Int8Spec())
 

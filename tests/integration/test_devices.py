@@ -14,7 +14,7 @@ from small_models import Reader, mlp, samples
 
 from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, Report, UInt8Spec, finetune
 from quark.onnx.errors import UnsupportedError
-from quark.onnx.graph.prepare import prepare
+from quark.onnx.preparation.prepare import prepare
 
 FALLBACK = "QUARK_ONNX_DEVICE_FALLBACK"
 LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec())

@@ -83,9 +83,9 @@ def test_the_documented_example(tmp_path: Path) -> None:
 
     # From here on as documented.
     from quark.onnx import ModelQuantizer
-    from quark.onnx.quantization.config import QConfig
-    from quark.onnx.quantization.config.algorithm import AdaRoundConfig
-    from quark.onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
+    from quark.onnx.config import QConfig
+    from quark.onnx.config.algorithm import AdaRoundConfig
+    from quark.onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 
     quant_config = QLayerConfig(activation=UInt8Spec(), weight=Int8Spec())
     adaround_config = AdaRoundConfig(batch_size=1, num_iterations=1000, learning_rate=0.1)

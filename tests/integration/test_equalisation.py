@@ -25,10 +25,10 @@ from quark.onnx import (
     UInt8Spec,
     finetune,
 )
+from quark.onnx.config.spec import CalibMethod
 from quark.onnx.errors import ConfigError, DataError, UnsupportedError
-from quark.onnx.graph.prepare import prepare
+from quark.onnx.preparation.prepare import prepare
 from quark.onnx.quantization import equalised_model
-from quark.onnx.quantization.config.spec import CalibMethod
 from quark.onnx.report.report import Report
 
 pytestmark = pytest.mark.sets_apart

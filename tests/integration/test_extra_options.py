@@ -31,13 +31,13 @@ from quark.onnx import (
     UInt8Spec,
     UnsupportedError,
 )
-from quark.onnx.quantization.config.extra_options import (
+from quark.onnx.config.extra_options import (
     FIXED_OPTIONS,
     MEANINGLESS_OPTIONS,
     ExtraOptions,
     known_options,
 )
-from quark.onnx.quantization.config.validate import checks
+from quark.onnx.config.validate import checks
 
 pytestmark = pytest.mark.sets_apart
 

@@ -13,24 +13,30 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "quark_onnx"
 CSRC = ROOT / "csrc"
 
-# From the bottom up: a module imports its own layer and the ones before it. What is not listed is the top.
+# The floors from ground to roof: a module imports its own floor and those below it. What is not listed is the roof.
 LAYERS = (
     "_preload",
     "errors",
-    "scratch_folder",
-    "records",
     "config",
     "own_errors",
-    "large_models",
-    "freed_memory",
-    "memory_limit",
+    "system",
+    "stores",
     "inference",
-    "devices",
     "graph",
+    "model_files",
+    "layers",
+    "patterns",
+    "preparation",
+    "qdq",
     "plan",
+    "calibration_data",
     "calibration",
     "report",
+    "solvers",
+    "whole_model",
+    "resume",
     "fast_finetune",
+    "quantization",
 )
 
 # Folders of csrc and what each may include besides itself, qk.h and the C library.
@@ -53,7 +59,7 @@ C_FILES = sorted(path for kind in ("*.c", "*.h", "*.inc") for path in CSRC.glob(
 
 def layer_of(module: str) -> int:
     """The layer of a module's dotted name below quark.onnx: `graph.editor` is in `graph`."""
-    parts = module.removeprefix("quantization.").split(".")
+    parts = module.split(".")
     return LAYERS.index(parts[0]) if parts[0] in LAYERS else len(LAYERS)
 
 

@@ -14,7 +14,7 @@ import pytest
 from small_models import Arrays, Reader, Weights, build, samples, separable_cnn
 
 import quark.onnx
-import quark.onnx.fast_finetune.run as run
+import quark.onnx.fast_finetune.finetune_layers as run
 from quark.onnx import (
     AdaRoundConfig,
     CalibMethod,

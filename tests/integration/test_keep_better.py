@@ -25,8 +25,8 @@ from quark.onnx import (
     Report,
     UInt8Spec,
 )
-from quark.onnx.fast_finetune import least_squares
-from quark.onnx.fast_finetune.solver import Solution
+from quark.onnx.solvers import least_squares
+from quark.onnx.solvers.solver import Solution
 
 pytestmark = pytest.mark.sets_apart
 

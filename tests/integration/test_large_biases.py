@@ -11,11 +11,8 @@ from onnx import numpy_helper
 from small_models import Reader, Weights, build, initializers, run
 
 from quark.onnx import AdaQuantConfig, AdaRoundConfig, ModelQuantizer
-from quark.onnx.errors import ModelError
-from quark.onnx.graph.insert_qdq import QdqOptions, qdq_model
-from quark.onnx.graph.prepare import prepare
-from quark.onnx.quantization.config import QConfig
-from quark.onnx.quantization.config.spec import (
+from quark.onnx.config import QConfig
+from quark.onnx.config.spec import (
     CalibMethod,
     Int8Spec,
     Int16Spec,
@@ -24,6 +21,9 @@ from quark.onnx.quantization.config.spec import (
     UInt8Spec,
     XInt8Spec,
 )
+from quark.onnx.errors import ModelError
+from quark.onnx.preparation.prepare import prepare
+from quark.onnx.qdq.insert_qdq import QdqOptions, qdq_model
 
 CHANNEL = QuantGranularity.Channel
 SPECS = {

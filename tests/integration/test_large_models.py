@@ -26,20 +26,11 @@ from small_models import (
     separable_cnn,
 )
 
-from quark.onnx import (
-    AdaRoundConfig,
-    Int4Spec,
-    Int8Spec,
-    ModelQuantizer,
-    QConfig,
-    QLayerConfig,
-    UInt8Spec,
-    finetune,
-    large_models,
-)
-from quark.onnx.graph.model_file import load_model
-from quark.onnx.graph.prepare import prepare
-from quark.onnx.graph.saved_model import save_model
+from quark.onnx import AdaRoundConfig, Int4Spec, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec, finetune
+from quark.onnx.inference import large_models
+from quark.onnx.model_files.model_file import load_model
+from quark.onnx.model_files.saved_model import save_model
+from quark.onnx.preparation.prepare import prepare
 
 LIMIT, LARGE = 700, 40
 TOOLS = ((onnx.shape_inference, "infer_shapes"), (onnx.version_converter, "convert_version"),

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from quark.onnx.fast_finetune.layer_memory import least_squares_bytes
+from quark.onnx.solvers.layer_memory import least_squares_bytes
 
 # Prints by how many bytes one layer makes a process grow.
 MEASURE = """

@@ -26,7 +26,7 @@ from quark.onnx import (
     UInt8Spec,
     finetune,
 )
-from quark.onnx.graph.quantized_form import is_quantized
+from quark.onnx.model_files.quantized_form import is_quantized
 
 LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec())
 

@@ -25,8 +25,8 @@ from quark.onnx import (
     UInt8Spec,
     finetune,
 )
-from quark.onnx.graph.insert_qdq import DEFAULT_OP_TYPES
-from quark.onnx.graph.patterns import PATTERNS
+from quark.onnx.patterns.table import PATTERNS
+from quark.onnx.qdq.insert_qdq import DEFAULT_OP_TYPES
 from quark.onnx.report.report import Report
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -44,8 +44,8 @@ from quark.onnx import (
     UInt8Spec,
     finetune,
 )
-from quark.onnx.fast_finetune.whole_model import WholeModel
 from quark.onnx.report.layer_report import LayerReport
+from quark.onnx.whole_model.whole_model import WholeModel
 
 pytestmark = pytest.mark.sets_apart
 

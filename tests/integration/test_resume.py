@@ -29,9 +29,9 @@ from quark.onnx import (
     UInt8Spec,
 )
 from quark.onnx.errors import ConfigError, DataError
-from quark.onnx.fast_finetune import saved_run
-from quark.onnx.records import Records
 from quark.onnx.report.report import Report
+from quark.onnx.resume import saved_run
+from quark.onnx.resume.records import Records
 
 LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec())
 Result = tuple[onnx.ModelProto, Report]

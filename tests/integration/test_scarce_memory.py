@@ -27,9 +27,9 @@ from quark.onnx import (
     UInt8Spec,
 )
 from quark.onnx.fast_finetune import walk
-from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer
-from quark.onnx.fast_finetune.spilling_store import SpillingStore
-from quark.onnx.memory_limit import MemoryLimit
+from quark.onnx.solvers.least_squares import LeastSquaresLayer
+from quark.onnx.stores.spilling_store import SpillingStore
+from quark.onnx.system.memory_limit import MemoryLimit
 
 LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec())
 
@@ -80,7 +80,7 @@ def test_layers_too_large_for_least_squares_stay_and_say_so(
 
 
 def test_layers_too_large_for_least_squares_are_trained_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quark.onnx.fast_finetune.choose_solver.least_squares_bytes", lambda *_: 1 << 60)
+    monkeypatch.setattr("quark.onnx.solvers.choose_solver.least_squares_bytes", lambda *_: 1 << 60)
     _, report = quantized(separable_cnn(), AdaRoundConfig(num_iterations=50))
     accepted = [layer for layer in report.layers if layer.accepted]
     assert accepted
@@ -142,7 +142,7 @@ def test_where_the_walk_runs_out_of_memory_what_was_finetuned_stays(monkeypatch:
 
 
 def test_a_parallel_run_counts_what_all_layers_take_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quark.onnx.fast_finetune.choose_solver.least_squares_bytes", lambda *_: 1000)
+    monkeypatch.setattr("quark.onnx.solvers.choose_solver.least_squares_bytes", lambda *_: 1000)
     only(monkeypatch, 2500)
     _, report = quantized(residual_cnn(), AdaRoundConfig(solver="least_squares", parallel=True))
     fits = ["are free" not in layer.reason for layer in report.layers]

@@ -9,7 +9,7 @@ from types import ModuleType
 import onnx
 import pytest
 
-from quark.onnx.graph.weight_layers import ATTRIBUTES
+from quark.onnx.layers.weight_layers import ATTRIBUTES
 
 ROOT = Path(__file__).parents[2]
 

@@ -8,8 +8,8 @@ import pytest
 from small_models import Reader, build, run
 
 from quark.onnx import AdaRoundConfig, ModelQuantizer
-from quark.onnx.quantization.config import QConfig
-from quark.onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spec
+from quark.onnx.config import QConfig
+from quark.onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 
 LENGTH, WIDTH = 8, 16
 LAYER = QLayerConfig(activation=UInt8Spec(), weight=Int8Spec())

@@ -23,8 +23,8 @@ from quark.onnx import (
     UInt8Spec,
     XInt8Spec,
 )
-from quark.onnx.graph.prepare import prepare
 from quark.onnx.plan.build import build_plan
+from quark.onnx.preparation.prepare import prepare
 
 LAYER = QLayerConfig(XInt8Spec(), weight=XInt8Spec())
 ALGORITHMS = {

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from small_models import build
 
-from quark.onnx.graph.weight_layers import ATTRIBUTES
+from quark.onnx.layers.weight_layers import ATTRIBUTES
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.types import Plan
 

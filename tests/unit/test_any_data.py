@@ -24,7 +24,7 @@ from quark.onnx import (
     UInt8Spec,
     finetune,
 )
-from quark.onnx.calibration.any_data import data_reader
+from quark.onnx.calibration_data.any_data import data_reader
 
 IMAGES = samples(separable_cnn(), 5)["x"]
 TOKENS = samples(embedding(), 5)

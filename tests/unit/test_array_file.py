@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quark.onnx.fast_finetune.array_file import ArrayFile
+from quark.onnx.stores.array_file import ArrayFile
 
 TYPES = [kind for kind in onnx.TensorProto.DataType.values() if kind != onnx.TensorProto.UNDEFINED]
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quark.onnx.fast_finetune import batch_store
-from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
-from quark.onnx.fast_finetune.mapped_file import MappedFile
+from quark.onnx.stores import batch_store
+from quark.onnx.stores.batch_store import BatchStore, FileStore, MemoryStore
+from quark.onnx.stores.mapped_file import MappedFile
 
 KEYS = [("float", "a", 0), ("float", "a", 1), ("quantized", "a", 0), ("quantized", "b/c:0", 0)]
 ARRAYS = [

@@ -29,11 +29,11 @@ from quark.onnx import (
     QuantGranularity,
     UInt8Spec,
 )
-from quark.onnx.graph.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
-from quark.onnx.graph.prepare import prepare
-from quark.onnx.graph.weight_params import WeightParams
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.types import LayerPlan
+from quark.onnx.preparation.prepare import prepare
+from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.weight_params import WeightParams
 
 NUMPY = {
     QuantType.QInt4: ml_dtypes.int4, QuantType.QUInt4: ml_dtypes.uint4, QuantType.QInt8: np.int8,

@@ -29,10 +29,10 @@ from quark.onnx.calibration.calibrate import Calibration, CalibrationSettings, c
 from quark.onnx.calibration.channel_blocks import session_in_blocks
 from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
+from quark.onnx.config.spec import CalibMethod
 from quark.onnx.errors import DataError
-from quark.onnx.graph.weight_layers import ConvAttributes, WeightLayer, weight_layers
-from quark.onnx.inference import Engine, session
-from quark.onnx.quantization.config.spec import CalibMethod
+from quark.onnx.inference.sessions import Engine, session
+from quark.onnx.layers.weight_layers import ConvAttributes, WeightLayer, weight_layers
 
 PLAIN = CalibrationSettings(ActivationRange(), weights=None)
 BINS = 4096

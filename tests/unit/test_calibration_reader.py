@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto
 from small_models import build
 
-from quark.onnx.calibration.reader import (
+from quark.onnx.calibration_data.checked_items import (
     ModelInput,
     checked_items,
     checked_reader,

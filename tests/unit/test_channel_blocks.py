@@ -14,7 +14,7 @@ from small_models import MODELS, build
 from quark.onnx.calibration import channel_blocks
 from quark.onnx.calibration.channel_blocks import session_in_blocks
 from quark.onnx.errors import ModelError
-from quark.onnx.inference import Engine
+from quark.onnx.inference.sessions import Engine
 
 
 def exposed(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:

@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quark.onnx.errors import ConfigError, ConfigTypeError, QuarkError
-from quark.onnx.quantization.config.algorithm import (
+from quark.onnx.config.algorithm import (
     TUNABLE_OP_TYPES,
     AdaQuantConfig,
     AdaRoundConfig,
     AlgoConfig,
     FastFinetuneConfig,
 )
+from quark.onnx.errors import ConfigError, ConfigTypeError, QuarkError
 
 DEFAULTS: dict[str, Any] = {
     "optim_device": "cpu",

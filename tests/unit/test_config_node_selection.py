@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import build, residual_cnn
 
+from quark.onnx.config.node_selection import NodeChoice, NodeGraph, chosen_nodes
 from quark.onnx.errors import ConfigError
 from quark.onnx.graph.node_graph import node_graph
-from quark.onnx.quantization.config.node_selection import NodeChoice, NodeGraph, chosen_nodes
 
 NODES = ("conv1", "conv2", "layer1.conv", "layer2.conv", "head/dense")
 GRAPH = NodeGraph(NODES, ((1,), (2, 4), (3,), (), ()))

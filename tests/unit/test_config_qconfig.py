@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quark.onnx.errors import ConfigError, ConfigTypeError
-from quark.onnx.quantization.config import (
+from quark.onnx.config import (
     AdaQuantConfig,
     AdaRoundConfig,
     CalibMethod,
@@ -23,6 +22,7 @@ from quark.onnx.quantization.config import (
     QLayerConfig,
     UInt8Spec,
 )
+from quark.onnx.errors import ConfigError, ConfigTypeError
 
 LAYER = QLayerConfig(input_tensors=UInt8Spec(), weight=Int8Spec())
 OTHER = QLayerConfig(input_tensors=Int8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax))

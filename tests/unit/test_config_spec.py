@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quark.onnx.errors import ConfigError, ConfigTypeError
-from quark.onnx.quantization.config import spec
-from quark.onnx.quantization.config.data_type import DATA_TYPES, DataType, Int8, UInt8
-from quark.onnx.quantization.config.spec import (
+from quark.onnx.config import spec
+from quark.onnx.config.data_type import DATA_TYPES, DataType, Int8, UInt8
+from quark.onnx.config.spec import (
     CalibMethod,
     Int2Spec,
     Int8Spec,
@@ -30,6 +29,7 @@ from quark.onnx.quantization.config.spec import (
     UInt8Spec,
     XInt8Spec,
 )
+from quark.onnx.errors import ConfigError, ConfigTypeError
 
 SPECS = [Int8Spec, UInt8Spec, XInt8Spec, UInt4Spec, Int16Spec, Int2Spec, MX9Spec]
 ARGUMENTS = {

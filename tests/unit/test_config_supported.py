@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from quark.onnx.errors import UnsupportedError
-from quark.onnx.quantization.config import (
+from quark.onnx.config import (
     AdaQuantConfig,
     AdaRoundConfig,
     AlgoConfig,
@@ -36,8 +35,9 @@ from quark.onnx.quantization.config import (
     UInt32Spec,
     XInt8Spec,
 )
-from quark.onnx.quantization.config.algorithm import FastFinetuneConfig
-from quark.onnx.quantization.config.supported import check_supported, ignored_options
+from quark.onnx.config.algorithm import FastFinetuneConfig
+from quark.onnx.config.supported import check_supported, ignored_options
+from quark.onnx.errors import UnsupportedError
 
 LAYER = QLayerConfig(input_tensors=UInt8Spec(), weight=Int8Spec())
 

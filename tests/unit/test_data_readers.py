@@ -14,7 +14,7 @@ import pytest
 from small_models import build, embedding, mlp, separable_cnn
 
 from quark.onnx import CachedDataReader, DataError, ModelError, PathDataReader, RandomDataReader, get_data_reader
-from quark.onnx.calibration.reader import Batch, DataReader, checked_items, model_inputs
+from quark.onnx.calibration_data.checked_items import Batch, DataReader, checked_items, model_inputs
 
 IMAGE = separable_cnn()
 ANY = "(float[N,C,H,W] image, float[N,K] vector, float[A,B,D] cube, int64[N] ids, bool[N] flags) => (float[N] y)"

@@ -13,9 +13,9 @@ from onnx import helper, numpy_helper
 from small_models import build, run
 
 from quark.onnx.graph.editor import GraphEditor
-from quark.onnx.graph.fold_into_layers import fold_into_layers
-from quark.onnx.graph.prepare import prepared_on
-from quark.onnx.inference import Engine
+from quark.onnx.inference.sessions import Engine
+from quark.onnx.preparation.fold_into_layers import fold_into_layers
+from quark.onnx.preparation.prepare import prepared_on
 
 OUTPUTS = 6  # channels; also the length of other axes, so that a wrong axis fits
 # layer: text, shape of the input, shape of the weight; an output of N x 6 (x 6 x 6 ...)

@@ -7,8 +7,9 @@ import mmap
 import numpy as np
 import pytest
 
-from quark.onnx import _core, freed_memory
-from quark.onnx.freed_memory import FreedMemory
+from quark.onnx import _core
+from quark.onnx.system import freed_memory
+from quark.onnx.system.freed_memory import FreedMemory
 
 MIB = 1 << 20
 tells = pytest.mark.skipif(_core.unused_memory() == 0, reason="the system does not tell")

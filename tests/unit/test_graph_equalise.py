@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import Arrays, build, initializers, run
 
-from quark.onnx.graph.equalise import PairReport, equalise
-from quark.onnx.graph.prepare import prepare
-from quark.onnx.quantization.config.algorithm import CLEConfig
+from quark.onnx.config.algorithm import CLEConfig
+from quark.onnx.layers.equalise import PairReport, equalise
+from quark.onnx.preparation.prepare import prepare
 
 ALL = CLEConfig(cle_scale_use_threshold=False)
 EYE: Arrays = {name: np.eye(2).reshape(2, 2, 1, 1) for name in ("w", "v")}

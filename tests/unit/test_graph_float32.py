@@ -10,7 +10,7 @@ from foreign import copy_of, in_floats, with_constant_nodes, with_initializers_a
 from onnx import TensorProto, helper, numpy_helper
 from small_models import MODELS, Arrays, samples
 
-from quark.onnx.graph.float32 import in_float32
+from quark.onnx.preparation.float32 import in_float32
 
 DTYPES = {TensorProto.FLOAT16: np.float16, TensorProto.DOUBLE: np.float64}
 

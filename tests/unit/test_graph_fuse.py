@@ -17,10 +17,10 @@ from reference.pattern_cases import BIAS, CASES, SCALE, WIDE_SCALE, Case, patter
 from reference.random_writing import RandomWriting
 from small_models import build, initializers, run
 
-from quark.onnx.graph.fuse import fuse_patterns
-from quark.onnx.graph.patterns import PATTERNS, Pattern
-from quark.onnx.graph.prepare import prepare, prepared_on
-from quark.onnx.inference import Engine
+from quark.onnx.inference.sessions import Engine
+from quark.onnx.patterns.table import PATTERNS, Pattern
+from quark.onnx.preparation.fuse import fuse_patterns
+from quark.onnx.preparation.prepare import prepare, prepared_on
 
 FIRST_OPSET = {"HardSigmoid": 6, "PRelu": 7, "HardSwish": 14, "LayerNormalization": 17, "Gelu": 20}
 FUSED = {name: case for name, case in CASES.items() if case.stands_for != "SiLU"}

@@ -10,11 +10,11 @@ import pytest
 from onnxruntime.quantization import QuantType
 from small_models import MODELS, build, initializers, run, samples
 
-from quark.onnx.graph.fused_activations import drop_qdq_before_activations
-from quark.onnx.graph.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
-from quark.onnx.graph.prepare import prepare
-from quark.onnx.graph.quant_overrides import TensorFormat
-from quark.onnx.quantization.config.spec import ScaleType
+from quark.onnx.config.spec import ScaleType
+from quark.onnx.preparation.prepare import prepare
+from quark.onnx.qdq.fused_activations import drop_qdq_before_activations
+from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.quant_overrides import TensorFormat
 
 PLAIN = QdqOptions(activation_type=QuantType.QInt8, activation_symmetric=True)
 KINDS = ("Relu", "LeakyRelu", "PRelu", "Clip")

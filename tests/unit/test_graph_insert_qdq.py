@@ -15,9 +15,9 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_static
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
-from quark.onnx.graph.prepare import prepare
-from quark.onnx.graph.weight_params import WeightParams
+from quark.onnx.preparation.prepare import prepare
+from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.weight_params import WeightParams
 
 UINT8, PER_CHANNEL = QdqOptions(), QdqOptions(per_channel=True)
 INT8 = QdqOptions(activation_type=QuantType.QInt8, activation_symmetric=True)
@@ -496,5 +496,5 @@ def test_onnxruntime_logs_through_our_logger(caplog):
     quantized(float_model)
     assert (root.handlers, root.filters) == (handlers, filters)
     assert [record.name for record in caplog.records if "not constant" in record.getMessage()] == [
-        "quark.onnx.graph.insert_qdq"
+        "quark.onnx.qdq.insert_qdq"
     ]

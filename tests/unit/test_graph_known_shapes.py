@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quark.onnx.graph.known_shapes import with_inferred_shapes
-from quark.onnx.graph.prepare import prepare
+from quark.onnx.preparation.prepare import prepare
 
 Shape = list[int | str | None]
 

@@ -15,8 +15,8 @@ from reference.random_writing import RandomWriting
 from small_models import build
 
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.graph.matcher import Match, Matcher
-from quark.onnx.graph.patterns import PATTERNS, Pattern
+from quark.onnx.patterns.matcher import Match, Matcher
+from quark.onnx.patterns.table import PATTERNS, Pattern
 
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 NUMBERS = {"zero": 0.0, "one": 1.0, "half": 0.5, "two": 2.0, "three": 3.0, "six": 6.0, "root": 2**0.5, "epsilon": 1e-5}

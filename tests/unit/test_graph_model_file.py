@@ -10,8 +10,8 @@ import pytest
 from onnx import numpy_helper
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.model_file import load_model
-from quark.onnx.graph.saved_model import save_model
+from quark.onnx.model_files.model_file import load_model
+from quark.onnx.model_files.saved_model import save_model
 
 
 @pytest.fixture

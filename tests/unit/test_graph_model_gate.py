@@ -17,7 +17,7 @@ from onnx.backend.test.case.node import collect_testcases
 from small_models import MODELS, build
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.model_file import load_model
+from quark.onnx.model_files.model_file import load_model
 
 Change = Callable[[onnx.ModelProto], object]
 

@@ -9,8 +9,8 @@ from small_models import MODELS, build, run, samples
 
 from quark.onnx.graph.opset import opset_of
 from quark.onnx.graph.opset import raised as at_opset
-from quark.onnx.graph.prepare import prepare, prepared_on
-from quark.onnx.inference import Engine
+from quark.onnx.inference.sessions import Engine
+from quark.onnx.preparation.prepare import prepare, prepared_on
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.prepare import prepare
+from quark.onnx.preparation.prepare import prepare
 
 
 def normal(*shape: int, seed: int = 7) -> np.ndarray:

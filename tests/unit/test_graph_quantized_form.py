@@ -12,7 +12,7 @@ from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, q
 from small_models import Reader, samples, separable_cnn
 
 from quark.onnx import AdaRoundConfig, ModelError, finetune
-from quark.onnx.graph.quantized_form import check_is_float, check_is_qdq, is_quantized
+from quark.onnx.model_files.quantized_form import check_is_float, check_is_qdq, is_quantized
 
 
 def of_nodes(*op_types: str, domain: str = "com.microsoft") -> onnx.ModelProto:

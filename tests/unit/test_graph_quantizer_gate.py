@@ -8,7 +8,7 @@ import pytest
 from onnx import numpy_helper
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.quantizer_gate import check_quantizers
+from quark.onnx.model_files.quantizer_gate import check_quantizers
 
 GOOD = {
     "xs": np.float32(0.1), "xz": np.uint8(3), "ws": np.array([0.1, 0.2], np.float32), "wz": np.zeros(2, np.int8),

@@ -9,7 +9,7 @@ from reference.conv_cases import ConvCase, conv_cases, conv_transpose_cases
 from reference.conv_rows import conv_of
 from small_models import build
 
-from quark.onnx.graph.weight_layers import weight_layers
+from quark.onnx.layers.weight_layers import weight_layers
 
 
 @settings(max_examples=100, deadline=None)

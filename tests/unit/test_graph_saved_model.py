@@ -18,10 +18,10 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from quark.onnx.graph import saved_model
-from quark.onnx.graph.model_file import load_model
-from quark.onnx.graph.saved_model import check_output_path, save_model
-from quark.onnx.scratch_folder import scratch_folder, try_lock
+from quark.onnx.model_files import saved_model
+from quark.onnx.model_files.model_file import load_model
+from quark.onnx.model_files.saved_model import check_output_path, save_model
+from quark.onnx.system.scratch_folder import scratch_folder, try_lock
 
 FORMS = pytest.mark.parametrize("external_data", [False, True], ids=["one file", "external data"])
 

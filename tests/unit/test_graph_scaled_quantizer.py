@@ -12,10 +12,10 @@ from onnxruntime.quantization import QuantType
 from reference.fake_quant import affine_from_range, rounded_up
 from small_models import MODELS, build, initializers, run, samples
 
-from quark.onnx.graph.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
-from quark.onnx.graph.prepare import prepare
-from quark.onnx.graph.weight_params import WeightParams
-from quark.onnx.quantization.config.spec import ScaleType
+from quark.onnx.config.spec import ScaleType
+from quark.onnx.preparation.prepare import prepare
+from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.weight_params import WeightParams
 
 INT8, UINT8 = QuantType.QInt8, QuantType.QUInt8
 OPTIONS = {

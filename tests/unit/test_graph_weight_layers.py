@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from quark.onnx.graph.weight_layers import (
+from quark.onnx.layers.weight_layers import (
     ConvAttributes,
     ConvTransposeAttributes,
     GemmAttributes,

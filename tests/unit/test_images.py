@@ -11,7 +11,7 @@ import pytest
 from small_models import build, embedding, mlp
 
 from quark.onnx import ConfigError, DataError, ImagePreprocessing
-from quark.onnx.calibration.images import PREPROCESSINGS, image_preprocessing
+from quark.onnx.calibration_data.images import PREPROCESSINGS, image_preprocessing
 
 PIL = pytest.importorskip("PIL.Image")
 

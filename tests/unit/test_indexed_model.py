@@ -11,10 +11,10 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from small_models import MODELS
 
-from quark.onnx.graph import scaled_quantizer
-from quark.onnx.graph.indexed_model import IndexedModel, IndexedQuantizer
-from quark.onnx.graph.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
-from quark.onnx.graph.prepare import prepare
+from quark.onnx.preparation.prepare import prepare
+from quark.onnx.qdq import scaled_quantizer
+from quark.onnx.qdq.indexed_model import IndexedModel, IndexedQuantizer
+from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
 
 
 def chain(layers: int) -> onnx.ModelProto:

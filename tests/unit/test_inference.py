@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto
 from small_models import MODELS, Arrays, build, samples
 
-from quark.onnx.inference import READY, BatchMerging, Engine, batch_is_free, in_order, session
+from quark.onnx.inference.sessions import READY, BatchMerging, Engine, batch_is_free, in_order, session
 
 ONE = np.float32([[1, -2, 3]])
 TWO = np.float32([[4, 5, -6], [7, 8, 9]])

@@ -17,9 +17,9 @@ from onnxruntime.quantization import QuantType, quantize_static
 from reference.inner_tensors import inner_tensors
 from small_models import Arrays, Weights, build, initializers, run, samples, separable_cnn
 
-from quark.onnx.graph.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
-from quark.onnx.graph.prepare import prepare
-from quark.onnx.graph.weight_params import WeightParams
+from quark.onnx.preparation.prepare import prepare
+from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.weight_params import WeightParams
 
 SIGNED = {QuantType.QInt8, QuantType.QInt16, QuantType.QInt4}
 ACTIVATIONS = [QuantType.QUInt8, QuantType.QInt8, QuantType.QUInt16, QuantType.QInt16]

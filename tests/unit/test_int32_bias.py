@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quark.onnx.graph.int32_bias import bias_limit, costs_little, scales_for_bias
+from quark.onnx.qdq.int32_bias import bias_limit, costs_little, scales_for_bias
 
 INT32 = np.iinfo(np.int32)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quark.onnx.calibration.joining import BatchJoiner
+from quark.onnx.calibration_data.joining import BatchJoiner
 
 MOST = 1 << 20
 

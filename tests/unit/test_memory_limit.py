@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from quark.onnx import OutOfMemoryError, memory_limit
+from quark.onnx import OutOfMemoryError
 from quark.onnx.errors import ModelError
-from quark.onnx.memory_limit import MemoryLimit, unless_out_of_memory
+from quark.onnx.system import memory_limit
+from quark.onnx.system.memory_limit import MemoryLimit, unless_out_of_memory
 
 MIB = 1 << 20
 

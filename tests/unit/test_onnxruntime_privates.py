@@ -46,7 +46,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_has_its_parameters(name: str) -> None:
     method = getattr(QDQQuantizer, name, None)
-    assert method is not None, f"onnxruntime's QDQQuantizer has no {name} any more: see graph/scaled_quantizer.py"
+    assert method is not None, f"onnxruntime's QDQQuantizer has no {name} any more: see qdq/scaled_quantizer.py"
     signature = inspect.signature(method).parameters
     found = tuple(signature)[: len(METHODS[name])]
     assert found == METHODS[name], f"QDQQuantizer.{name} takes {found} now: see its callers in graph/"
@@ -56,7 +56,7 @@ def test_a_method_has_its_parameters(name: str) -> None:
 
 def test_every_override_is_listed() -> None:
     """What a subclass in graph/ redefines of onnxruntime's class is in METHODS."""
-    from quark.onnx.graph import insert_qdq
+    from quark.onnx.qdq import insert_qdq
 
     ours = [cls for cls in insert_qdq._Quantizer.__mro__ if cls.__module__.startswith("quark.onnx")]
     overridden = {name for cls in ours for name in vars(cls) if hasattr(QDQQuantizer, name)}
@@ -72,11 +72,11 @@ def test_a_function_has_its_parameters(function: object, names: tuple[str, ...])
 
 def test_the_constructor_takes_our_arguments() -> None:
     missing = ARGUMENTS - inspect.signature(QDQQuantizer.__init__).parameters.keys()
-    assert not missing, f"QDQQuantizer takes no {sorted(missing)} any more: see graph/insert_qdq.py"
+    assert not missing, f"QDQQuantizer takes no {sorted(missing)} any more: see qdq/insert_qdq.py"
 
 
 class Checked(QDQQuantizer):
-    """Looks at itself where graph/scaled_quantizer.py does."""
+    """Looks at itself where qdq/scaled_quantizer.py does."""
 
     def _adjust_weight_quant_params_for_bias_tensors(self) -> None:
         for name in (

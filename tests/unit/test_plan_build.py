@@ -12,9 +12,9 @@ from reference.plan_models import CONSTANTS, FLOAT, QUANTIZED, B, W, plan_of
 from reference.planned_layers import assert_is_its_plan
 from small_models import MODELS, Reader, build, samples
 
-from quark.onnx.graph.prepare import prepare
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.types import LayerPlan, Plan
+from quark.onnx.preparation.prepare import prepare
 
 ALL_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 

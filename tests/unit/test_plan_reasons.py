@@ -20,15 +20,15 @@ from small_models import Reader, build, samples, separable_cnn
 import quark.onnx
 from quark.onnx import AdaRoundConfig, finetune
 from quark.onnx.fast_finetune.bias_correction import bias_plan
-from quark.onnx.fast_finetune.keep_better import Change, keep_better
-from quark.onnx.fast_finetune.least_squares import LeastSquaresLayer
-from quark.onnx.graph.normalization import NORMALIZATIONS
-from quark.onnx.memory_limit import MemoryLimit
+from quark.onnx.layers.normalization import NORMALIZATIONS
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.excluded import leave_excluded
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.shared_weights import leave_shared
 from quark.onnx.plan.types import Plan
+from quark.onnx.solvers.least_squares import LeastSquaresLayer
+from quark.onnx.system.memory_limit import MemoryLimit
+from quark.onnx.whole_model.keep_better import Change, keep_better
 
 Reasons = dict[str, str]  # by the layer's name
 CASES: dict[Reason, list[tuple[Callable[[], Plan | Reasons], str]]] = {}

@@ -13,8 +13,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from quark.onnx.graph.prepare import prepared_on
-from quark.onnx.inference import Engine
+from quark.onnx.inference.sessions import Engine
+from quark.onnx.preparation.prepare import prepared_on
 
 CONSTANTS = {
     "w": np.full((4, 4, 1), 0.25), "c": np.full((4, 1), 1.5), "one": np.ones(4), "three": 3.0, "zero": 0.0, "six": 6.0,

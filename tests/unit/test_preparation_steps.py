@@ -12,10 +12,10 @@ from small_models import Reader, build, run, samples
 
 from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec, finetune
 from quark.onnx.errors import DataError, ModelError
-from quark.onnx.graph import prepare as preparing
-from quark.onnx.graph.prepare import Prepared, prepared_on
-from quark.onnx.graph.same_outputs import Reference
-from quark.onnx.inference import Engine
+from quark.onnx.inference.sessions import Engine
+from quark.onnx.preparation import prepare as preparing
+from quark.onnx.preparation.prepare import Prepared, prepared_on
+from quark.onnx.preparation.same_outputs import Reference
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:

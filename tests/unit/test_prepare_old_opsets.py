@@ -10,7 +10,7 @@ from onnx import numpy_helper
 
 from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.prepare import prepare
+from quark.onnx.preparation.prepare import prepare
 
 
 def uniform(*shape: int, seed: int = 0) -> np.ndarray:

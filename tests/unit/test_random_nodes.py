@@ -14,9 +14,9 @@ from small_models import Reader
 
 from quark.onnx import Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec
 from quark.onnx.graph.editor import all_nodes
-from quark.onnx.graph.prepare import prepared_on
 from quark.onnx.graph.random_nodes import is_random, with_seeds
-from quark.onnx.inference import Engine
+from quark.onnx.inference.sessions import Engine
+from quark.onnx.preparation.prepare import prepared_on
 
 HEADER = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1, "mine": 1]>'
 
@@ -118,7 +118,7 @@ def test_a_change_of_a_model_that_draws_is_found(monkeypatch: pytest.MonkeyPatch
         model.graph.node[1].input[0], model.graph.node[1].op_type = "a", "Identity"
         return model
 
-    monkeypatch.setattr("quark.onnx.graph.prepare._with_folded_layers", without_a_draw)
+    monkeypatch.setattr("quark.onnx.preparation.prepare._with_folded_layers", without_a_draw)
     model = model_of(DRAWS["two draws, subtracted"])
     prepared = prepared_on(model, ITEMS, Engine(1))
     assert prepared.notes[0].startswith("preparation: the folding of constants into layers was left out: output 'y'")

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from quark.onnx.calibration.joining import BatchJoiner
-from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
-from quark.onnx.fast_finetune.samples import KeptSamples
-from quark.onnx.fast_finetune.set_apart import SetApart
+from quark.onnx.calibration_data.joining import BatchJoiner
+from quark.onnx.fast_finetune.kept_samples import KeptSamples
+from quark.onnx.stores.batch_store import BatchStore, FileStore, MemoryStore
+from quark.onnx.whole_model.set_apart import SetApart
 
 pytestmark = pytest.mark.sets_apart
 
@@ -97,7 +97,7 @@ def test_items_with_a_scalar_are_set_apart_whole() -> None:
 
 
 def test_large_samples_are_set_apart_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quark.onnx.fast_finetune.set_apart._MOST_BYTES", 12)
+    monkeypatch.setattr("quark.onnx.whole_model.set_apart._MOST_BYTES", 12)
     with MemoryStore() as store:
         apart, passed = split(100, store)
         assert numbers(apart.compared) == [7, 15, 23]

@@ -19,10 +19,10 @@ from small_models import Arrays, build
 
 from quark.onnx.errors import FinetuneError
 from quark.onnx.fast_finetune import walk as walk_module
-from quark.onnx.fast_finetune.batch_store import BatchStore, FileStore, MemoryStore
 from quark.onnx.fast_finetune.walk import Walk
-from quark.onnx.graph.write_back import write_integers
-from quark.onnx.inference import Engine, session
+from quark.onnx.inference.sessions import Engine, session
+from quark.onnx.qdq.write_back import write_integers
+from quark.onnx.stores.batch_store import BatchStore, FileStore, MemoryStore
 
 
 class WatchedStore(MemoryStore):

@@ -13,10 +13,10 @@ from small_models import MODELS, build, initializers
 
 from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_range import WeightRange, weight_scales
-from quark.onnx.graph.prepare import prepare
-from quark.onnx.graph.weight_layers import weight_layers
-from quark.onnx.graph.weight_params import WeightParams
-from quark.onnx.quantization.config.spec import ScaleType
+from quark.onnx.config.spec import ScaleType
+from quark.onnx.layers.weight_layers import weight_layers
+from quark.onnx.preparation.prepare import prepare
+from quark.onnx.qdq.weight_params import WeightParams
 
 LINEAR = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 FACTORS = [2.0 ** (-i / 4) for i in range(25)]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 from small_models import build
 
-from quark.onnx.graph.write_back import write_integers
+from quark.onnx.qdq.write_back import write_integers
 
 NARROW = [ml_dtypes.int2, ml_dtypes.uint2, ml_dtypes.int4, ml_dtypes.uint4]
 TYPES = [np.int8, np.uint8, np.int16, np.uint16, np.int32, *NARROW]

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-from .config import QConfig
-from .presets import (
+from quark.onnx.config.presets import (
     A8W8_ADAQUANT_QCONFIG,
     A8W8_ADAROUND_QCONFIG,
     A8W8_QCONFIG,
@@ -24,6 +23,7 @@ from .presets import (
     XINT8_QCONFIG,
     get_default_config,
 )
+from quark.onnx.config.qconfig import QConfig
 
 __all__ = [
     "A8W8_ADAQUANT_QCONFIG",

@@ -1,0 +1,1 @@
+"""The samples that calibration and finetuning run on: readers, checks, batches."""

@@ -1,0 +1,172 @@
+"""Ready configurations by AMD Quark's names.
+
+Every name is there. Where a configuration asks for something that is not there yet, `ModelQuantizer` says what.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from quark.onnx.errors import ConfigError
+
+from .algorithm import AdaQuantConfig, AdaRoundConfig, AlgoConfig, AutoMixprecisionConfig
+from .qconfig import QConfig
+from .spec import (
+    BFloat16Spec,
+    BFP16Spec,
+    Float16Spec,
+    Int8Spec,
+    Int16Spec,
+    MX4Spec,
+    MX6Spec,
+    MX9Spec,
+    MXFP4E2M1Spec,
+    MXFP6E2M3Spec,
+    MXFP6E3M2Spec,
+    MXFP8E4M3Spec,
+    MXFP8E5M2Spec,
+    MXInt8Spec,
+    QLayerConfig,
+    QTensorConfig,
+    UInt8Spec,
+    UInt16Spec,
+    XInt8Spec,
+)
+from .validate import nearest, problem
+
+__all__ = [
+    "A8W8_ADAQUANT_QCONFIG",
+    "A8W8_ADAROUND_QCONFIG",
+    "A8W8_QCONFIG",
+    "A16W8_ADAQUANT_QCONFIG",
+    "A16W8_ADAROUND_QCONFIG",
+    "A16W8_QCONFIG",
+    "BF16_QCONFIG",
+    "BFP16_QCONFIG",
+    "DEFAULT_ADAQUANT_PARAMS",
+    "DEFAULT_ADAROUND_PARAMS",
+    "PRESETS",
+    "VINT8_QCONFIG",
+    "XINT8_ADAQUANT_QCONFIG",
+    "XINT8_ADAROUND_QCONFIG",
+    "XINT8_QCONFIG",
+    "DefaultConfigMapping",
+    "get_default_config",
+    "get_default_config_mapping",
+]
+
+_SEED = 1705472343
+_ALIGNED = {"ForceQuantizeNoInputCheck": True, "AlignSlice": False, "FoldRelu": True, "AlignConcat": True}
+_ALL_OPS = {"QuantizeAllOpTypes": True, "ConvertClipToRelu": True}
+
+
+def _config(
+    activation: QTensorConfig, weight: QTensorConfig, *algorithms: AlgoConfig, options: Mapping[str, Any] = _ALIGNED
+) -> QConfig:
+    layer = QLayerConfig(input_tensors=activation, weight=weight)
+    return QConfig(layer, algo_config=algorithms, extra_options=options)
+
+
+def _with(config: QConfig, algorithm: AlgoConfig) -> QConfig:
+    return replace(config, algo_config=(algorithm,))
+
+
+_ROUND = AdaRoundConfig(learning_rate=0.1, num_iterations=1000)
+_QUANT = AdaQuantConfig(learning_rate=1e-5, num_iterations=3000)
+
+XINT8_QCONFIG = _config(XInt8Spec(), XInt8Spec(), options={"ForceQuantizeNoInputCheck": True})
+XINT8_ADAROUND_QCONFIG = _with(XINT8_QCONFIG, _ROUND)
+XINT8_ADAQUANT_QCONFIG = _with(XINT8_QCONFIG, _QUANT)
+VINT8_QCONFIG = _config(Int8Spec(), Int8Spec(), options=_ALL_OPS)
+A8W8_QCONFIG = _config(Int8Spec(), Int8Spec())
+A8W8_ADAROUND_QCONFIG = _with(A8W8_QCONFIG, _ROUND)
+A8W8_ADAQUANT_QCONFIG = _with(A8W8_QCONFIG, _QUANT)
+A16W8_QCONFIG = _config(Int16Spec(), Int8Spec(), options={**_ALIGNED, "AlignEltwiseQuantType": True})
+A16W8_ADAROUND_QCONFIG = _with(A16W8_QCONFIG, _ROUND)
+A16W8_ADAQUANT_QCONFIG = _with(A16W8_QCONFIG, _QUANT)
+BF16_QCONFIG = _config(BFloat16Spec(), BFloat16Spec(), options={})
+BFP16_QCONFIG = _config(BFP16Spec(), BFP16Spec(), options={})
+
+# What the configurations of `get_default_config` finetune with, under the names of the extra option FastFinetune.
+_PARAMS = {"FixedSeed": _SEED, "DataSize": 1000, "BatchSize": 2, "NumIterations": 1000, "EarlyStop": True}
+_DEVICES = {"OptimDevice": "cpu", "InferDevice": "cpu"}
+DEFAULT_ADAROUND_PARAMS: Mapping[str, Any] = MappingProxyType(
+    {"OptimAlgorithm": "adaround", **_DEVICES, **_PARAMS, "LearningRate": 0.1}
+)
+DEFAULT_ADAQUANT_PARAMS: Mapping[str, Any] = MappingProxyType(
+    {"OptimAlgorithm": "adaquant", **_DEVICES, **_PARAMS, "LearningRate": 1e-5}
+)
+_DEFAULT_ROUND = AdaRoundConfig(data_size=1000, batch_size=2, num_iterations=1000, learning_rate=0.1, early_stop=True)
+_DEFAULT_QUANT = AdaQuantConfig(
+    data_size=1000, batch_size=2, num_iterations=1000, learning_rate=1e-5, early_stop=True, update_bias=True
+)
+
+
+def _presets() -> Iterator[tuple[str, QConfig]]:
+    def plain(activation: QTensorConfig, weight: QTensorConfig, *algorithms: AlgoConfig) -> QConfig:
+        return _config(activation, weight, *algorithms, options={})
+
+    def mixed(most: QTensorConfig, others: QTensorConfig) -> QConfig:
+        target = QLayerConfig(input_tensors=others, weight=others)
+        return plain(most, most, AutoMixprecisionConfig(target_layer_config=target))
+
+    yield "UINT8_DYNAMIC_QUANT", _config(UInt8Spec(), UInt8Spec(), options={"UseDynamicQuant": True})
+    yield "VINT8", VINT8_QCONFIG
+    yield "U8U8_AAWA", plain(UInt8Spec(), UInt8Spec())
+    integers = {
+        "XINT8": XINT8_QCONFIG,
+        "S8S8_AAWS": plain(Int8Spec(symmetric=False), Int8Spec()),
+        "U8S8_AAWS": plain(UInt8Spec(), Int8Spec()),
+        "S16S8_ASWS": plain(Int16Spec(), Int8Spec()),
+        "U16S8_AAWS": plain(UInt16Spec(), Int8Spec()),
+        "A8W8": A8W8_QCONFIG,
+        "A16W8": A16W8_QCONFIG,
+    }
+    for name, config in integers.items():
+        yield name, config
+        yield f"{name}_ADAROUND", _with(config, _DEFAULT_ROUND)
+        yield f"{name}_ADAQUANT", _with(config, _DEFAULT_QUANT)
+    floats = {
+        "FP16": Float16Spec(), "BF16": BFloat16Spec(), "BFP16": BFP16Spec(), "MX4": MX4Spec(), "MX6": MX6Spec(),
+        "MX9": MX9Spec(), "MXFP8E5M2": MXFP8E5M2Spec(), "MXFP8E4M3": MXFP8E4M3Spec(), "MXFP6E3M2": MXFP6E3M2Spec(),
+        "MXFP6E2M3": MXFP6E2M3Spec(), "MXFP4E2M1": MXFP4E2M1Spec(), "MXINT8": MXInt8Spec(),
+    }  # fmt: skip
+    for name, spec in floats.items():
+        yield name, plain(spec, spec)
+        yield f"{name}_ADAQUANT", _with(plain(spec, spec), _DEFAULT_QUANT)
+    yield "S16S16_MIXED_S8S8", mixed(Int16Spec(), Int8Spec())
+    for name, others in (("BFP16", BFP16Spec()), ("MXINT8", MXInt8Spec())):
+        both = mixed(BFloat16Spec(), others)
+        yield f"BF16_MIXED_{name}", both
+        yield f"BF16_MIXED_{name}_ADAQUANT", replace(both, algo_config=(*both.algo_config, _DEFAULT_QUANT))
+        yield f"BF16_{name}", plain(BFloat16Spec(), others)
+    yield "MX9_INT8", plain(MX9Spec(), Int8Spec())
+    for kind in ("CNN", "TRANSFORMER"):
+        for name, config in (("INT8", plain(UInt8Spec(), Int8Spec())), ("INT16", plain(Int16Spec(), Int16Spec()))):
+            yield f"{name}_{kind}_DEFAULT", config
+            yield f"{name}_{kind}_ACCURATE", _with(config, _DEFAULT_ROUND)
+    yield "MATMUL_NBITS", _config(Int8Spec(), Int8Spec(), options={"UseMatMulNBits": True})
+
+
+PRESETS: Mapping[str, QConfig] = MappingProxyType(dict(_presets()))
+DefaultConfigMapping = PRESETS  # as AMD Quark calls it
+
+
+def get_default_config_mapping() -> Mapping[str, QConfig]:
+    """All ready configurations by name."""
+    return PRESETS
+
+
+def get_default_config(name: str) -> QConfig:
+    """The ready configuration of this name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name not in PRESETS:
+        expected = f"the name of a ready configuration; {nearest(name, PRESETS)}"
+        raise ConfigError(problem("get_default_config()", name, expected))
+    return PRESETS[name]

@@ -1,0 +1,331 @@
+"""Bias correction and fast finetune of a quantized model: plan, walk, and the whole model before and after."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+
+import onnx
+
+from quark.onnx import _core
+from quark.onnx.calibration_data.checked_items import Batch
+from quark.onnx.calibration_data.joining import BatchJoiner, CanJoin
+from quark.onnx.config.algorithm import AdaRoundConfig, BiasCorrectionConfig, FastFinetuneConfig
+from quark.onnx.config.supported import ignored_options
+from quark.onnx.errors import ModelError
+from quark.onnx.fast_finetune.bias_correction import bias_plan, bias_solver
+from quark.onnx.fast_finetune.finetune_layers import finetune_layers
+from quark.onnx.fast_finetune.kept_samples import KeptSamples
+from quark.onnx.fast_finetune.largest_layer import with_largest_layer
+from quark.onnx.fast_finetune.nothing_to_tune import nothing_to_tune
+from quark.onnx.fast_finetune.selective import EvaluatorJudge, Judge, OutputJudge, judged_outputs
+from quark.onnx.graph.no_tensors import not_compared
+from quark.onnx.inference.devices import engine_on_device
+from quark.onnx.inference.sessions import Engine, batch_is_free
+from quark.onnx.model_files.quantized_form import check_is_qdq
+from quark.onnx.plan.another_model import doubt_of_the_float_model
+from quark.onnx.plan.build import build_plan
+from quark.onnx.plan.excluded import leave_excluded
+from quark.onnx.plan.shared_weights import leave_shared
+from quark.onnx.plan.types import Plan, SkippedLayer
+from quark.onnx.report.layer_report import LayerReport
+from quark.onnx.report.progress import PhaseProgress
+from quark.onnx.report.report import EndToEnd, Report
+from quark.onnx.report.resources import PhaseClock, peak_rss_mib
+from quark.onnx.resume.saved_run import NothingSaved
+from quark.onnx.solvers.choose_solver import choose_solver, is_trained_in_steps
+from quark.onnx.stores.batch_store import BatchStore, FileStore
+from quark.onnx.stores.spilling_store import SpillingStore
+from quark.onnx.whole_model.keep_better import Change, Kept, keep_better, without
+from quark.onnx.whole_model.set_apart import SetApart
+from quark.onnx.whole_model.whole_model import WholeModel
+
+__all__ = ["FastFinetune", "store_for"]
+
+_LOG = logging.getLogger(__name__)
+_BATCH_BYTES = 5 << 18  # of the inputs of a batch of the walk
+
+
+class FastFinetune:
+    """One finetuning, with bias correction before it, or bias correction alone. Use as a context manager: leaving it
+    removes what memory level 2 keeps in files, and gives freed memory back.
+
+    Args:
+        config: which algorithm, with which options; None: bias correction alone.
+        correction: correct biases first.
+        excluded: layers are left that make these tensors in the float model.
+        engine: what the run has: threads of onnxruntime and of the core, memory.
+        clock: gets the phases' times.
+        saved: what is kept of the run, to be taken up again.
+
+    Attributes:
+        engine: runs all models of this finetuning, calibration included.
+        store: holds the samples.
+        apart: takes those that whole models are compared on from the calibration items, before `keep` sees them.
+
+    Raises:
+        UnsupportedError: the options ask for what this version, or this machine, cannot do.
+    """
+
+    def __init__(
+        self,
+        config: FastFinetuneConfig | None,
+        *,
+        engine: Engine,
+        clock: PhaseClock,
+        saved: NothingSaved,
+        correction: BiasCorrectionConfig | None = None,
+        excluded: Collection[str] = (),
+    ) -> None:
+        self._excluded, self._doubt = excluded, ""
+        self._finetunes, self._correction, self._saved = config is not None, correction, saved
+        config = config or AdaRoundConfig()  # whose samples, memory level and device are the defaults
+        self._given, self._clock = config, clock
+        self._config = replace(config, drop_ratio=1.0) if config.parallel else config
+        self._role = "float" if config.ref_model_path is None else "reference"
+        self.engine, self._on_the_cpu = engine_on_device(config, engine)
+        self.store = store_for(config, self.engine)
+        self.apart = SetApart(self.store)
+        self._samples = KeptSamples(self.store, config.data_size)
+
+    def __enter__(self) -> FastFinetune:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.store.close()
+        _core.return_memory()
+
+    @staticmethod
+    def check(model: onnx.ModelProto, config: FastFinetuneConfig) -> None:
+        """Before any data is read.
+
+        Raises:
+            ConfigError: the model does not have the outputs that the whole model is to be judged by.
+        """
+        if config.selective_update and config.evaluator is None:
+            judged_outputs(model, config)
+
+    def keep(self, items: Iterator[Batch], model: onnx.ModelProto, can_join: CanJoin) -> Iterator[Batch]:
+        """Passes the calibration items of a model on, and keeps what finetuning needs of them."""
+        return self._samples.keep(items, BatchJoiner(can_join, _BATCH_BYTES), divisible=batch_is_free(model))
+
+    def run(
+        self,
+        float_model: onnx.ModelProto,
+        quantized: onnx.ModelProto,
+        *,
+        samples_seen: int,
+        reference: onnx.ModelProto | None = None,
+        needs_layers: bool = False,
+    ) -> Report:
+        """Finetune `quantized` in place; only integer weights and biases change.
+
+        Args:
+            float_model: that of ref_model_path, if there is one.
+            reference: what the whole model is compared with; None: `float_model`.
+            needs_layers: refuse a model of which nothing can be tuned; else a warning says so.
+
+        Raises:
+            ModelError: a model cannot run, or nothing can be tuned where that is needed.
+        """
+        plan = self._plan(float_model, quantized) if self._finetunes else Plan((), ())
+        if needs_layers and not (plan.layers or self._correction is not None):
+            check_is_qdq(quantized, has_layers=False)
+            raise ModelError(
+                "; ".join(filter(None, (self._doubt, nothing_to_tune(plan.skipped, self._config.target_op_type))))
+            )
+        ignored = self._ignored(plan) if self._finetunes else ()
+        with self._clock.phase("compare"):
+            _core.return_memory()  # that of calibration
+            whole = WholeModel(reference or float_model, f"{self._role} model", self.apart, self.store, self.engine)
+            whole.start(quantized)
+        corrections: tuple[LayerReport, ...] = ()
+        uncorrected: tuple[SkippedLayer, ...] = ()
+        taken_back: tuple[str, ...] = ()
+        if self._correction is not None:
+            corrections, uncorrected, taken_back = self._correct(float_model, quantized, whole, self._correction)
+            plan = self._plan(float_model, quantized) if self._finetunes else plan  # which holds the biases
+        if plan.layers and self._config.select_max_mem_layer:
+            with self._clock.phase("plan"):
+                plan = with_largest_layer(float_model, quantized, plan, self._samples, self.engine)
+        layers: tuple[LayerReport, ...] = ()
+        if self._finetunes:
+            before = self._error(whole, quantized if corrections else None)
+            with self._clock.phase("finetune"):
+                layers, changes = self._tune(float_model, quantized, plan)
+            kept = self._kept(quantized, changes, whole, before, keep_worse=self._config.keep_worse, done="finetuning")
+            layers = without(kept, layers)
+            taken_back += kept.warnings
+        with self._clock.phase("compare"):
+            result = whole.result(quantized)
+        further = self._warnings(result.end_to_end, layers, corrections, plan.skipped, taken_back=bool(taken_back))
+        return Report(
+            algorithm=type(self._config).name if self._finetunes else None,
+            samples=samples_seen,
+            layers=layers,
+            skipped=plan.skipped,
+            corrections=corrections,
+            uncorrected=uncorrected,
+            ignored=ignored,
+            warnings=(*taken_back, *further, *result.warnings),
+            notes=(*not_compared(quantized), *self._notes(), *result.notes),
+            end_to_end=result.end_to_end,
+            phases=self._clock.seconds,
+            peak_rss_mib=peak_rss_mib(),
+        )
+
+    def _plan(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> Plan:
+        config = self._config
+        with self._clock.phase("plan"):
+            plan = build_plan(float_model, quantized, config.target_op_type, output_qdq=config.output_qdq)
+        self._doubt, plan = doubt_of_the_float_model(plan), leave_excluded(plan, self._excluded)
+        if config.solver == "gradient":
+            plan = leave_shared(plan, "the gradient solver tunes one layer at a time")
+        if config.selective_update:
+            plan = leave_shared(plan, "selective_update judges one layer at a time")
+        return plan
+
+    def _correct(
+        self,
+        float_model: onnx.ModelProto,
+        quantized: onnx.ModelProto,
+        whole: WholeModel,
+        correction: BiasCorrectionConfig,
+    ) -> tuple[tuple[LayerReport, ...], tuple[SkippedLayer, ...], tuple[str, ...]]:
+        """The biases of `quantized`, in place; with warnings."""
+        with self._clock.phase("plan"):
+            plan = leave_excluded(bias_plan(float_model, quantized), self._excluded)
+        if not plan.layers:
+            return (), plan.skipped, ()
+        with self._clock.phase("bias correction"), PhaseProgress("Correcting biases", len(plan.layers)) as progress:
+            layers, changes = finetune_layers(
+                float_model,
+                quantized,
+                plan,
+                self._samples,
+                self._saved.solver("bias", bias_solver(self._samples.samples, self._config.fixed_seed)),
+                self.engine,
+                float_inputs=False,
+                float_first=self._config.mem_opt_level == 0,
+                parallel=False,
+                judge=None,
+                on_layer=lambda report: progress.advance(note=report.name),
+                keep_samples=self._finetunes,
+            )
+        kept = self._kept(
+            quantized, changes, whole, self._error(whole), keep_worse=correction.keep_worse, done="bias correction"
+        )
+        return without(kept, layers), plan.skipped, kept.warnings
+
+    def _ignored(self, plan: Plan) -> tuple[str, ...]:
+        """What was set and has no effect; also a warning each."""
+        in_steps = any(is_trained_in_steps(layer, self._config) for layer in plan.layers)
+        lines = tuple(
+            f"{option.keyword}={option.value!r} has no effect: {option.reason}"
+            for option in (*ignored_options(self._given, in_steps=in_steps), *self._on_the_cpu)
+        )
+        for line in lines:
+            _LOG.warning(line)
+        return lines
+
+    def _tune(
+        self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, plan: Plan
+    ) -> tuple[tuple[LayerReport, ...], list[Change]]:
+        with PhaseProgress("Finetuning layers", len(plan.layers)) as progress:
+
+            def on_layer(report: LayerReport) -> None:
+                if not report.accepted:
+                    _LOG.info("layer %s is left as it is: %s", report.name, report.reason)
+                progress.advance(note=report.name)
+
+            return finetune_layers(
+                float_model,
+                quantized,
+                plan,
+                self._samples,
+                self._saved.solver("tune", choose_solver(self._config, self._samples.samples, self.store, self.engine)),
+                self.engine,
+                float_inputs=self._config.drop_ratio < 1 and self._config.solver != "least_squares",
+                float_first=self._config.mem_opt_level == 0 and not self._config.parallel,
+                parallel=self._config.parallel,
+                judge=self._judge(float_model, quantized),
+                on_layer=on_layer,
+            )
+
+    def _judge(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> Judge | None:
+        config = self._config
+        if not config.selective_update:
+            return None
+        judge: Judge
+        if config.evaluator is not None:
+            judge = EvaluatorJudge(config.evaluator, quantized, self.engine)
+        else:
+            judged = judged_outputs(float_model, config)
+            judge = OutputJudge(float_model, quantized, judged, self._samples, self.engine)
+        judge.remember(self._saved.score)
+        return judge
+
+    def _kept(
+        self,
+        quantized: onnx.ModelProto,
+        changes: list[Change],
+        whole: WholeModel,
+        before: float,
+        *,
+        keep_worse: bool,
+        done: str,
+    ) -> Kept:
+        """What stays of the changes, by the whole model's outputs; all where the caller's evaluator judges."""
+        if keep_worse or not changes or self._config.evaluator is not None or not whole.can_judge:
+            return Kept()
+        with self._clock.phase("compare"):
+            return keep_better(quantized, changes, lambda: self._error(whole, quantized), before, done=done)
+
+    def _error(self, whole: WholeModel, quantized: onnx.ModelProto | None = None) -> float:
+        """The error of a quantized model (None: at the start), of all outputs or of the one that output_index names."""
+        deviation = whole.before if quantized is None else whole.deviation(quantized)
+        index = self._config.output_index if self._config.selective_update else None
+        return deviation.error if index is None else deviation.error_of(whole.names[index])
+
+    def _notes(self) -> tuple[str, ...]:
+        spilled = self.store.spilled if isinstance(self.store, SpillingStore) else 0
+        if not spilled:
+            return ()
+        return (f"memory was short: {spilled >> 20} MiB of tensors went to files, as at mem_opt_level=2",)
+
+    def _warnings(
+        self,
+        result: EndToEnd | None,
+        layers: tuple[LayerReport, ...],
+        corrections: tuple[LayerReport, ...],
+        skipped: tuple[SkippedLayer, ...],
+        *,
+        taken_back: bool,
+    ) -> tuple[str, ...]:
+        """Logged too."""
+        found, done = [self._doubt] * bool(self._doubt), "finetuning" if self._finetunes else "bias correction"
+        if self._finetunes and not layers:
+            why = nothing_to_tune(skipped, self._config.target_op_type)
+            found.append(f"{type(self._config).__name__} has no effect: {why}")
+        if self._correction is not None and not corrections:
+            found.append("BiasCorrectionConfig has no effect: no layer has an integer bias of its own")
+        if result is not None and (layers or corrections) and not taken_back and _is_no_better(result):
+            found.append(
+                f"{done} did not bring the whole model closer to the {result.reference}: error "
+                f"{100 * result.before.error:.4g} % before, {100 * result.after.error:.4g} % after"
+            )
+        for line in found:
+            _LOG.warning(line)
+        return tuple(found)
+
+
+def store_for(config: FastFinetuneConfig, engine: Engine) -> BatchStore:
+    """Where a run keeps its tensors."""
+    if config.mem_opt_level == 2:
+        return FileStore(config.cache_dir)
+    return SpillingStore(engine.memory.free() // 2, config.cache_dir)  # solvers and onnxruntime need the other half
+
+
+def _is_no_better(result: EndToEnd) -> bool:
+    return result.before.error > 0 and not result.after.error < result.before.error

@@ -1,0 +1,1 @@
+"""Running models with onnxruntime: sessions, models beyond 2 GB, devices."""

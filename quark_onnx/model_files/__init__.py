@@ -1,0 +1,1 @@
+"""Model files: read through one gate, and written whole."""

@@ -1,0 +1,1 @@
+"""The graphs that stand for one operator: their table, and how they are found."""

@@ -1,0 +1,54 @@
+"""The report of a run that only quantizes."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import onnx
+
+from quark.onnx.inference.sessions import Engine
+from quark.onnx.report.report import Report
+from quark.onnx.report.resources import PhaseClock, peak_rss_mib
+from quark.onnx.stores.batch_store import BatchStore
+from quark.onnx.whole_model.set_apart import SetApart
+from quark.onnx.whole_model.whole_model import WholeModel
+
+__all__ = ["plain_report"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def plain_report(
+    model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    apart: SetApart,
+    store: BatchStore,
+    engine: Engine,
+    clock: PhaseClock,
+    samples: int,
+) -> Report:
+    """How near the quantized model is to the float one. Where onnxruntime cannot run it, a warning says so: it may be
+    meant for something else.
+
+    Args:
+        model: the float model.
+        samples: calibration samples seen.
+    """
+    report = Report(algorithm=None, samples=samples, phases=clock.seconds)
+    with clock.phase("compare"):
+        try:
+            whole = WholeModel(model, "float model", apart, store, engine)
+            whole.start(quantized)
+            found = whole.result(None)
+        except Exception as error:  # whatever it is: the model is complete, and nothing of the caller's runs here
+            warning = f"the quantized model was not compared with the float model: {type(error).__name__}: {error}"
+            _LOG.warning(warning)
+            return replace(report, warnings=(warning,), peak_rss_mib=peak_rss_mib())
+    return replace(
+        report,
+        end_to_end=found.end_to_end,
+        warnings=found.warnings,
+        notes=found.notes,
+        peak_rss_mib=peak_rss_mib(),
+    )

@@ -1,0 +1,1 @@
+"""From the data of one layer to its integers."""

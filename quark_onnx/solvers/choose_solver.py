@@ -1,0 +1,120 @@
+"""Which solver a layer gets."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.onnx import _core
+from quark.onnx.config.algorithm import AdaQuantConfig, FastFinetuneConfig
+from quark.onnx.inference.sessions import Engine
+from quark.onnx.plan.reasons import Reason
+from quark.onnx.plan.types import LayerPlan
+from quark.onnx.solvers.gradient import GradientLayer
+from quark.onnx.solvers.holdout import HOLDOUT
+from quark.onnx.solvers.layer_memory import least_squares_bytes, training_bytes
+from quark.onnx.solvers.least_squares import LeastSquaresLayer, LeastSquaresSettings
+from quark.onnx.solvers.solve_layer import out_of_memory
+from quark.onnx.solvers.solver import LayerInput, LayerSolver, LeftOut, OpenSolver, Solution
+from quark.onnx.stores.batch_store import BatchStore
+
+__all__ = ["as_far_as_memory_goes", "choose_solver", "is_trained_in_steps"]
+
+_MIB = 1 << 20
+
+
+def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore, engine: Engine) -> OpenSolver:
+    """What opens the solver of a layer.
+
+    "auto" is least squares where the loss is quadratic in the weight. Behind an activation or the output's
+    quantization, and with mixed inputs, it is least squares and the published loop: held-out samples choose, output by
+    output, by the loss as it is. "gradient" is the loop as published: it trains on all samples.
+
+    Where least squares would take more memory than there is, "auto" is the published loop alone, and a layer that no
+    solver has the memory for is left out with its reason.
+
+    Args:
+        samples: how many each layer will be fed.
+        engine: whose memory is the limit.
+    """
+    settings = LeastSquaresSettings(
+        free=isinstance(config, AdaQuantConfig), update_bias=config.update_bias is not False, seed=config.fixed_seed
+    )
+
+    promised = 0  # bytes of the layers before, where all are open at the same time
+
+    def least_squares(layer: LayerPlan, pool: _core.ThreadPool) -> LeastSquaresLayer | LeftOut:
+        nonlocal promised
+        needed = least_squares_bytes(layer, engine.threads)
+        free = engine.memory.free() - promised
+        if needed > free:
+            inputs = layer.weight.rows.shape[1]
+            return LeftOut(Reason.TOO_LARGE.why(inputs=inputs, needed=needed / _MIB, free=max(0, free) / _MIB))
+        promised += needed if config.parallel else 0
+        return LeastSquaresLayer(layer, settings, samples=samples, pool=pool)
+
+    def gradient(layer: LayerPlan, pool: _core.ThreadPool, *, update_bias: bool, holdout: int) -> GradientLayer:
+        return GradientLayer(layer, config, store, update_bias=update_bias, holdout=holdout, pool=pool)
+
+    def both(layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
+        solved, in_steps = least_squares(layer, pool), is_trained_in_steps(layer, config)
+        if isinstance(solved, LeftOut):
+            in_place = not layer.shares and training_bytes(layer) <= engine.memory.free()
+            if not in_place:
+                return solved
+            trained = gradient(layer, pool, update_bias=settings.update_bias, holdout=HOLDOUT)
+            trained.messages.append((logging.WARNING, f"layer {layer.node}: by the published loop: {solved.problem}"))
+            return trained
+        if not in_steps:
+            return solved
+        return _Both(layer.node, solved, gradient(layer, pool, update_bias=settings.update_bias, holdout=HOLDOUT))
+
+    ways: dict[str, OpenSolver] = {
+        "least_squares": least_squares,
+        "gradient": lambda layer, pool: gradient(layer, pool, update_bias=bool(config.update_bias), holdout=0),
+    }
+    return as_far_as_memory_goes(ways.get(config.solver, both))
+
+
+def as_far_as_memory_goes(solver: OpenSolver) -> OpenSolver:
+    """Opens what `solver` opens; a layer for which that takes more memory than there is, is left out."""
+
+    def opened(layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
+        try:
+            return solver(layer, pool)
+        except MemoryError as error:
+            return LeftOut(out_of_memory(error))
+
+    return opened
+
+
+def is_trained_in_steps(layer: LayerPlan, config: FastFinetuneConfig) -> bool:
+    """Whether the published loop has a part in solving a layer."""
+    if config.solver == "auto":
+        return not layer.shares and (layer.stage is not None or config.drop_ratio < 1)
+    return config.solver == "gradient"
+
+
+class _Both:
+    """Both solvers of one layer. (`LayerSolver`)"""
+
+    def __init__(self, name: str, least_squares: LeastSquaresLayer, gradient: GradientLayer) -> None:
+        self._name, self._least_squares = name, least_squares
+        self._gradient: GradientLayer | None = gradient
+        self.messages = gradient.messages
+
+    def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:
+        self._least_squares.feed(x, y)
+        try:
+            if self._gradient is not None:
+                self._gradient.feed(x, y, x_float)
+        except ValueError as error:
+            text = f"by least squares alone, as the published loop cannot take its data: {error}"
+            self.messages.append((logging.INFO, f"layer {self._name}: {text}"))
+            self._gradient = None
+
+    def solve(self) -> Solution:
+        solution = self._least_squares.solve()
+        return solution if self._gradient is None else self._gradient.solve(solution)

@@ -1,0 +1,157 @@
+"""A layer trained by the published loops, AdaRound or AdaQuant, on mini-batches of its samples."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.onnx import _core
+from quark.onnx.config.algorithm import AdaRoundConfig, FastFinetuneConfig
+from quark.onnx.errors import FinetuneError
+from quark.onnx.own_errors import of_the_caller
+from quark.onnx.plan.core_arguments import core_geometry, core_stage
+from quark.onnx.plan.types import LayerPlan
+from quark.onnx.solvers.solver import LayerInput, Message, NoSolution, Solution, quantized_layer, told_by_the_core
+from quark.onnx.stores.batch_store import BatchStore
+
+__all__ = ["GradientLayer"]
+
+
+class GradientLayer:
+    """One layer. (`LayerSolver`)
+
+    Args:
+        store: keeps the layer's data; at memory level 2 in files, of which the core maps what it needs.
+        update_bias: the bias is tuned too.
+        holdout: every holdout-th sample only judges, if there are twice as many; 0: all are trained on, and judge.
+    """
+
+    def __init__(
+        self,
+        layer: LayerPlan,
+        config: FastFinetuneConfig,
+        store: BatchStore,
+        *,
+        update_bias: bool,
+        holdout: int,
+        pool: _core.ThreadPool,
+    ) -> None:
+        self._plan, self._config, self._store, self._pool = layer, config, store, pool
+        self._update_bias, self._holdout = update_bias, holdout
+        outputs, inputs = layer.weight.rows.shape
+        self._data = _core.TrainingData(
+            inputs,
+            outputs // layer.groups,
+            groups=layer.groups,
+            conv=core_geometry(layer.conv) if layer.conv else None,
+            holdout=holdout,
+            x_scale=layer.input.scale,
+            x_zero_point=layer.input.zero_point,
+            stage=core_stage(layer.stage),
+        )
+        self.messages: list[Message] = []
+        self._samples = self._values = 0
+        self._shape: tuple[int, ...] | None = None
+
+    def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:
+        if y.size == 0 and self._holdout == 0:  # else the samples behind it would lose their turn to be held out
+            return
+        if self._shape not in (None, x.shape[1:]):
+            raise ValueError(
+                f"the gradient loops take samples of one shape, and the input's was {self._shape} before: "
+                "solver='auto' and 'least_squares' take any"
+            )
+        self._shape = x.shape[1:]
+        mapped = self._store.mapped
+        self._data.add(mapped(x), mapped(y), None if x_float is None else mapped(x_float))
+        self._samples += len(x)
+        self._values += y.size
+
+    def solve(self, offered: Solution | None = None) -> Solution:
+        """Train. Where another solution of the layer is offered, the result is the better one, output by output."""
+        config = self._config
+        if self._samples == 0:
+            raise NoSolution("too little data: its input is empty on every sample")
+        holds_out = self._holdout > 0 and self._samples >= 2 * self._holdout
+        held_out = self._samples // self._holdout if holds_out else 0
+        fitted = self._samples - held_out
+        batch_size = fitted if config.dynamic_batch else min(config.batch_size, fitted)
+        if batch_size < config.batch_size:
+            self._say(logging.WARNING, f"batch_size {config.batch_size} is {fitted}, all there are")
+        window = config.num_batches if config.num_batches > 1 else max(1, config.num_iterations // 10)
+        arrays, options = quantized_layer(self._plan)
+        learning_rate = self._learning_rate()
+        with told_by_the_core():
+            trained = self._data.train(
+                *arrays,
+                **options,
+                update_bias=self._update_bias,
+                adaround=isinstance(config, AdaRoundConfig),
+                batch_size=batch_size,
+                iterations=config.num_iterations,
+                learning_rate=learning_rate,
+                reg_param=config.reg_param,
+                warm_start=config.warm_start,
+                beta_range=config.beta_range,
+                drop_ratio=config.drop_ratio,
+                window=window if config.early_stop else 0,
+                patience=config.patience,
+                seed=config.fixed_seed,
+                offered_weight=None if offered is None else offered.weight,
+                offered_bias=None if offered is None else offered.bias,
+                pool=self._pool,
+            )
+        self._say_losses(trained)
+        outputs = len(self._plan.weight.rows)
+        rows = self._values // (outputs * self._samples)
+        how = f"{type(config).name}, {trained['iterations']} steps"
+        if trained["stopped_early"]:
+            how += ", stopped early"
+        if offered is not None:
+            how = f"{how} ({trained['trained']}); {offered.candidate} ({trained['improved'] - trained['trained']})"
+        return Solution(
+            weight=trained["weight"],
+            bias=trained["bias"],
+            improved=trained["improved"],
+            candidate=how,
+            before=trained["before"],
+            after=trained["after"],
+            power=trained["power"],
+            rows=(fitted * rows, held_out * rows),
+        )
+
+    def _learning_rate(self) -> float:
+        """With `lr_adjust` it depends on the layer's error before training: the mean square over all elements."""
+        adjust, usual = self._config.lr_adjust, self._config.learning_rate
+        if adjust is None:
+            return usual
+        arrays, options = quantized_layer(self._plan)
+        outputs = len(self._plan.weight.rows)
+        with told_by_the_core():
+            loss = self._data.start_loss(*arrays, options["bias"], self._pool)
+        error = float(self._plan.factor) ** 2 * loss / outputs
+        if callable(adjust):
+            given = of_the_caller(adjust)(error)  # what it raises ends the run
+            try:
+                rate = float(given)
+            except (TypeError, ValueError, OverflowError) as problem:
+                raise FinetuneError(f"lr_adjust gave no number for the error {error:.6g}: {problem}") from problem
+            if not 0 < rate < math.inf:
+                raise FinetuneError(f"lr_adjust gave the rate {rate:g} for the error {error:.6g}: give one above 0")
+        else:
+            threshold, new_rate = adjust
+            rate = new_rate if error > threshold else usual
+        if rate != usual:
+            self._say(logging.INFO, f"learning rate {rate:g}, as its error is {error:.6g}")
+        return rate
+
+    def _say_losses(self, trained: _core.TrainedLayer) -> None:
+        period, losses = self._config.log_period, trained["losses"][: trained["iterations"]]
+        for step in (*range(period - 1, len(losses) - 1, period), len(losses) - 1):
+            self._say(logging.INFO, f"step {step + 1}, loss {losses[step]:.6g}")
+
+    def _say(self, level: int, text: str) -> None:
+        self.messages.append((level, f"layer {self._plan.node}: {text}"))

@@ -1,0 +1,103 @@
+"""A layer solved by least squares from the moments of its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.onnx import _core
+from quark.onnx.plan.core_arguments import core_geometry
+from quark.onnx.plan.types import LayerPlan
+from quark.onnx.solvers.holdout import HOLDOUT
+from quark.onnx.solvers.solver import LayerInput, Message, Solution, quantized_layer, told_by_the_core
+
+__all__ = ["LeastSquaresLayer", "LeastSquaresSettings", "rows_to_use"]
+
+
+@dataclass(frozen=True)
+class LeastSquaresSettings:
+    """How each layer is solved.
+
+    Attributes:
+        free: any integer may be reached (AdaQuant), else floor or ceil (AdaRound).
+        update_bias: the bias takes its best value.
+        seed: of the choice of rows.
+        damping: candidates, relative to the mean diagonal of the Gram matrix; held-out rows choose among them.
+        max_sweeps: of coordinate descent per candidate.
+    """
+
+    free: bool
+    update_bias: bool
+    seed: int
+    damping: tuple[float, ...] = (1e-3, 1e-2, 1e-1, 1.0)
+    max_sweeps: int = 20
+
+
+def rows_to_use(inputs: int) -> int:
+    """How many rows of a layer's data are used: many times its K inputs, where the moments hardly move any more."""
+    return max(65536, 128 * inputs)
+
+
+class LeastSquaresLayer:
+    """One layer. (`LayerSolver`)
+
+    Args:
+        samples: how many will be fed; to a layer that shares its weight by `feed_input`.
+    """
+
+    def __init__(
+        self, layer: LayerPlan, settings: LeastSquaresSettings, *, samples: int, pool: _core.ThreadPool
+    ) -> None:
+        self._plan, self._settings, self._pool = layer, settings, pool
+        self.messages: list[Message] = []
+        outputs, inputs = layer.weight.rows.shape
+        self._core = _core.Layer(
+            inputs,
+            outputs // layer.groups,
+            samples,
+            rows_to_use(inputs),
+            groups=layer.groups,
+            conv=core_geometry(layer.conv) if layer.conv else None,
+            holdout=HOLDOUT,
+            seed=settings.seed,
+            x_scale=layer.input.scale,
+            x_zero_point=layer.input.zero_point,
+            target=not layer.shares,
+        )
+
+    def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:  # noqa: ARG002
+        self._core.feed(x, y, self._pool)
+
+    def feed_input(self, x: LayerInput) -> None:
+        """The next samples of a layer that shares its weight."""
+        self._core.feed(x, None, self._pool)
+
+    def join(self, other: LeastSquaresLayer) -> None:
+        """Take over the data of another layer with the same weight."""
+        self._core.join(other._core, self._pool)
+
+    def solve(self) -> Solution:
+        settings = self._settings
+        arrays, options = quantized_layer(self._plan)
+        with told_by_the_core():
+            solved = self._core.least_squares(
+                *arrays,
+                **options,
+                update_bias=settings.update_bias,
+                free=settings.free,
+                damping=np.array(settings.damping),
+                max_sweeps=settings.max_sweeps,
+                pool=self._pool,
+            )
+        return Solution(
+            weight=solved["weight"],
+            bias=solved["bias"],
+            improved=solved["improved"],
+            candidate=solved["candidate"],
+            before=solved["before"],
+            after=solved["after"],
+            power=solved["power"],
+            rows=solved["rows"],
+        )

@@ -1,0 +1,1 @@
+"""Where tensors of many batches wait: in memory, or in files."""
