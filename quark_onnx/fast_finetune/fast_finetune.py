@@ -38,6 +38,7 @@ from quark.onnx.solvers.choose_solver import choose_solver, is_trained_in_steps
 from quark.onnx.stores.batch_store import BatchStore, FileStore
 from quark.onnx.stores.spilling_store import SpillingStore
 from quark.onnx.whole_model.keep_better import Change, Kept, keep_better, without
+from quark.onnx.whole_model.layer_errors import layer_errors_or_note
 from quark.onnx.whole_model.set_apart import SetApart
 from quark.onnx.whole_model.whole_model import WholeModel
 
@@ -159,6 +160,10 @@ class FastFinetune:
             taken_back += kept.warnings
         with self._clock.phase("compare"):
             result = whole.result(quantized)
+        with self._clock.phase("compare layers"):
+            errors, unmeasured = layer_errors_or_note(
+                float_model, quantized, self.apart.compared, self.engine, plan.layers
+            )
         further = self._warnings(result.end_to_end, layers, corrections, plan.skipped, taken_back=bool(taken_back))
         return Report(
             algorithm=type(self._config).name if self._finetunes else None,
@@ -169,7 +174,8 @@ class FastFinetune:
             uncorrected=uncorrected,
             ignored=ignored,
             warnings=(*taken_back, *further, *result.warnings),
-            notes=(*not_compared(quantized), *self._notes(), *result.notes),
+            notes=(*not_compared(quantized), *self._notes(), *result.notes, *unmeasured),
+            layer_errors=errors,
             end_to_end=result.end_to_end,
             phases=self._clock.seconds,
             peak_rss_mib=peak_rss_mib(),

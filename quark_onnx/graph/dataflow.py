@@ -116,8 +116,8 @@ class Dataflow:
                 need(name)
             constants.append(node)
 
-        for node in segment.nodes:
-            for tensor in self.reads(node):
+        for node in segment.nodes:  # which need not be nodes of this graph
+            for tensor in reads(node):
                 need(tensor)
         graph = onnx.GraphProto(name="segment")
         graph.node.extend([*constants, *segment.nodes])

@@ -52,9 +52,11 @@ from quark.onnx.quantization.excluded_layers import excluded_outputs
 from quark.onnx.quantization.quantization_report import plain_report
 from quark.onnx.quantization.reference_model import reference_forms, reference_model
 from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tensor_specs
+from quark.onnx.report.model_sizes import model_sizes
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
 from quark.onnx.report.resources import PhaseClock
+from quark.onnx.report.written_configuration import written_configuration
 from quark.onnx.resume.saved_run import NothingSaved, saved_run
 from quark.onnx.system.memory_limit import MemoryLimit
 from quark.onnx.whole_model.set_apart import SetApart
@@ -199,12 +201,13 @@ class ModelQuantizer:
                     reference=target if reference else prepared,
                 )
             else:
-                report = plain_report(prepared, quantized, apart, store, engine, clock, seen)
+                report = plain_report(prepared, model, quantized, apart, store, engine, clock, seen)
             report = replace(
                 report,
                 pairs=pairs,
                 warnings=(*warnings, *report.warnings),
                 notes=(*notes, *report.notes, *saved.notes),
+                sizes=model_sizes(original, quantized),
             )
             returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
             saved.finish()
@@ -292,7 +295,13 @@ def finetune(
             saved.data_was_read()
         report = finetuning.run(model, quantized, samples_seen=finetuning.apart.seen, needs_layers=True)
         warnings = (*_logged(watch.warnings(model, {})), *report.warnings)
-        report = replace(report, warnings=warnings, notes=(*notes, *report.notes, *saved.notes))
+        report = replace(
+            report,
+            warnings=warnings,
+            notes=(*notes, *report.notes, *saved.notes),
+            sizes=model_sizes(model, quantized),
+            configuration=written_configuration(config),
+        )
         if isinstance(config, QConfig):
             report = _with_notes(report, config, source, quantizes=False)
         delivered = _deliver(quantized, output, clock, external_data=False)
@@ -409,7 +418,12 @@ def _with_notes(report: Report, config: QConfig, reader: DataReader, *, quantize
     warnings = of_random if is_random and quantizes else ()
     for line in (*ignored, *warnings):
         _LOG.warning(line)
-    return replace(report, ignored=(*ignored, *report.ignored), warnings=(*warnings, *report.warnings))
+    return replace(
+        report,
+        ignored=(*ignored, *report.ignored),
+        warnings=(*warnings, *report.warnings),
+        configuration=written_configuration(config),
+    )
 
 
 def _deliver(

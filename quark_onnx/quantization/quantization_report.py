@@ -11,6 +11,7 @@ from quark.onnx.inference.sessions import Engine
 from quark.onnx.report.report import Report
 from quark.onnx.report.resources import PhaseClock, peak_rss_mib
 from quark.onnx.stores.batch_store import BatchStore
+from quark.onnx.whole_model.layer_errors import layer_errors_or_note
 from quark.onnx.whole_model.set_apart import SetApart
 from quark.onnx.whole_model.whole_model import WholeModel
 
@@ -21,6 +22,7 @@ _LOG = logging.getLogger(__name__)
 
 def plain_report(
     model: onnx.ModelProto,
+    equalised: onnx.ModelProto,
     quantized: onnx.ModelProto,
     apart: SetApart,
     store: BatchStore,
@@ -33,6 +35,7 @@ def plain_report(
 
     Args:
         model: the float model.
+        equalised: the same, or what CLEConfig made of it: the model whose layers were quantized.
         samples: calibration samples seen.
     """
     report = Report(algorithm=None, samples=samples, phases=clock.seconds)
@@ -45,10 +48,13 @@ def plain_report(
             warning = f"the quantized model was not compared with the float model: {type(error).__name__}: {error}"
             _LOG.warning(warning)
             return replace(report, warnings=(warning,), peak_rss_mib=peak_rss_mib())
+    with clock.phase("compare layers"):
+        errors, unmeasured = layer_errors_or_note(equalised, quantized, apart.compared, engine)
     return replace(
         report,
+        layer_errors=errors,
         end_to_end=found.end_to_end,
         warnings=found.warnings,
-        notes=found.notes,
+        notes=(*found.notes, *unmeasured),
         peak_rss_mib=peak_rss_mib(),
     )

@@ -200,7 +200,7 @@ def test_too_little_data_is_a_reason() -> None:
 def test_time_and_memory() -> None:
     _, report = quantized_and_report(separable_cnn(), AdaRoundConfig())
     assert list(report.phases) == [
-        "load", "prepare", "calibrate", "insert Q/DQ", "plan", "compare", "finetune"
+        "load", "prepare", "calibrate", "insert Q/DQ", "plan", "compare", "finetune", "compare layers"
     ]  # fmt: skip
     assert all(seconds >= 0 for seconds in report.phases.values())
     resource = pytest.importorskip("resource")
@@ -222,12 +222,13 @@ def test_peak_memory_is_that_of_this_process() -> None:
 def test_the_report_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """There rich shows what it is given instead of writing it to a file."""
     _, report = quantized_and_report(mlp(), None)
-    outside = str(report)
+    outside = str(report), report.full()
     shell = type("ZMQInteractiveShell", (), {})
     monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
     assert Console().is_jupyter
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert str(report) == outside != ""
+    assert (str(report), report.full()) == outside
+    assert all(outside)
 
 
 def test_saving_is_a_phase(tmp_path: Path) -> None:
@@ -240,8 +241,8 @@ def test_saving_is_a_phase(tmp_path: Path) -> None:
 def test_the_report_of_plain_quantization() -> None:
     _, report = quantized_and_report(separable_cnn(), None)
     assert (report.algorithm, report.samples, report.layers) == (None, 40, ())
-    assert list(report.phases) == ["load", "prepare", "calibrate", "insert Q/DQ", "compare"]
-    assert "40 calibration samples" in str(report)
+    assert list(report.phases) == ["load", "prepare", "calibrate", "insert Q/DQ", "compare", "compare layers"]
+    assert "40 calibration samples" in report.full()
 
 
 def test_plain_quantization_says_how_near_it_is() -> None:
@@ -254,7 +255,7 @@ def test_plain_quantization_says_how_near_it_is() -> None:
         want, have = run(model, data)[0], run(plain, data, optimise=optimise)[0]
         assert (told.l2, told.sqnr_db, told.agreement) == pytest.approx(deviation(want, have), rel=1e-3)
     first = str(report).splitlines()[0]
-    assert first == f"SQNR {result.after.sqnr_db:.1f} dB, agreement 100.0 % of 8 held-out samples"
+    assert first == f"Poor: SQNR {result.after.sqnr_db:.1f} dB, agreement 100.0 % of 8 held-out samples"
 
 
 def test_samples_set_apart_have_no_part_in_the_model() -> None:
@@ -301,9 +302,9 @@ def test_json_has_no_numbers_that_json_does_not_know() -> None:
 def test_the_printed_table() -> None:
     model = separable_cnn()
     _, report = quantized_and_report(model, AdaRoundConfig(target_op_type=["Conv"], learning_rate=0.2))
-    text = str(report)
+    text = report.full(140)
     for layer in report.layers:
-        (line,) = [line for line in text.splitlines() if f" {layer.name} " in line]
+        line = next(line for line in text.splitlines() if f" {layer.name} " in line)
         after = [10 * math.log10(p / e) for p, e in zip(layer.power, layer.after, strict=True)]
         assert f"{after[0]:.1f} | {after[1]:.1f}" in line
     for part in (
@@ -338,7 +339,7 @@ def test_options_without_effect_are_named(options: dict[str, object], caplog: py
         assert line.startswith(f"{name}=")
         assert "has no effect" in line
         assert line in caplog.messages
-        assert name in str(report)
+        assert name in report.full()
 
 
 def test_the_documented_arguments_are_not_complained_about() -> None:
@@ -352,7 +353,7 @@ def test_a_run_that_did_not_help_warns(caplog: pytest.LogCaptureFixture) -> None
     warning, *_ = (line for line in report.warnings if "calibration samples" not in line)
     assert "did not bring the whole model closer" in warning
     assert warning in caplog.messages
-    assert warning.split(":")[0] in str(report)
+    assert warning.split(":")[0] in report.full()
 
 
 @pytest.mark.parametrize("error", [OutOfMemoryError("short"), KeyError("joined"), OSError("full")])

@@ -1,0 +1,155 @@
+"""What a report comes to: what was gained, whether it is good, which layers cost most, what to do next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from quark.onnx.report.weak_layers import Cause, WeakLayer, weakest_layers
+
+if TYPE_CHECKING:
+    from quark.onnx.report.deviation import Deviation
+    from quark.onnx.report.report import EndToEnd, Report
+
+__all__ = ["Grade", "Verdict", "verdict_of"]
+
+Grade = Literal["good", "fair", "poor", "unknown"]
+
+# Of the outputs' variance. A classifier keeps its accuracy with 1 %, loses some of it below 10 %, much above.
+_GOOD, _FAIR = 0.01, 0.1
+# Of samples with the same class as the float model; one sample may always differ.
+_GOOD_AGREEMENT, _FAIR_AGREEMENT = 0.95, 0.75
+_FINE = 30.0  # dB of a layer alone: whatever ails the model, it is not this one
+_FEW = 32  # samples to calibrate with
+_NAMES = {"adaround": "AdaRound", "adaquant": "AdaQuant"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The whole report in a few lines.
+
+    Attributes:
+        grade: "good": the error is below 1 % of the outputs' variance and 95 % of the samples (or all but one) keep
+            their class; "fair": 10 % and 75 %; "poor": more; "unknown": nothing was compared.
+        headline: one line.
+        sentences: what was gained, and what the model has become.
+        weakest: the layers that cost most, the worst first.
+        advice: what to try next, the most promising first.
+    """
+
+    grade: Grade
+    headline: str
+    sentences: tuple[str, ...]
+    weakest: tuple[WeakLayer, ...]
+    advice: tuple[str, ...]
+
+
+def verdict_of(report: Report) -> Verdict:
+    """The verdict on a report."""
+    weakest = weakest_layers(report)
+    grade = _grade(report.end_to_end)
+    return Verdict(
+        grade=grade,
+        headline=_headline(grade, report.end_to_end),
+        sentences=tuple(_sentences(report)),
+        weakest=weakest,
+        advice=tuple(_advice(report, grade, weakest)),
+    )
+
+
+def _grade(result: EndToEnd | None) -> Grade:
+    if result is None:
+        return "unknown"
+    agreement, one = result.after.agreement, 1 / max(result.samples, 1)
+
+    def within(error: float, share: float) -> bool:
+        return result.after.error <= error and (agreement is None or agreement >= min(share, 1 - one))
+
+    if within(_GOOD, _GOOD_AGREEMENT):
+        return "good"
+    return "fair" if within(_FAIR, _FAIR_AGREEMENT) else "poor"
+
+
+def _headline(grade: Grade, result: EndToEnd | None) -> str:
+    if result is None:
+        return "Not compared with the float model: see the warnings"
+    after = result.after
+    agreement = "" if after.agreement is None else f", agreement {100 * after.agreement:.1f} %"
+    of = "held-out samples" if result.held_out else "samples that it was fitted to"
+    return f"{grade.capitalize()}: SQNR {after.sqnr_db:.1f} dB{agreement} of {result.samples} {of}"
+
+
+def _sentences(report: Report) -> Iterator[str]:
+    result = report.end_to_end
+    if result is not None and (report.layers or report.corrections):
+        yield _gain(report, result)
+    elif result is not None:
+        yield "This is plain quantization: nothing was finetuned."
+    if result is not None and result.after_default is not None and _differ(result.after, result.after_default):
+        yield f"As onnxruntime runs it by default: SQNR {result.after_default.sqnr_db:.1f} dB."
+    sizes = report.sizes
+    if sizes is not None:
+        left = f", {sizes.float_layers} left in float" if sizes.float_layers else ""
+        yield (
+            f"Constants: {_bytes(sizes.float_bytes)} before, {_bytes(sizes.quantized_bytes)} after; "
+            f"{sizes.integer_layers} layers with integer weights{left}."
+        )
+
+
+def _gain(report: Report, result: EndToEnd) -> str:
+    done = _NAMES.get(report.algorithm or "", "Bias correction")
+    layers = report.layers or report.corrections
+    changed = sum(layer.accepted for layer in layers)
+    seconds = sum(report.phases.get(phase, 0.0) for phase in ("finetune", "bias correction"))
+    moved = f"{done} moved the SQNR from {result.before.sqnr_db:.1f} to {result.after.sqnr_db:.1f} dB"
+    if result.before.agreement != result.after.agreement:
+        assert result.before.agreement is not None
+        assert result.after.agreement is not None
+        moved += f", the agreement from {100 * result.before.agreement:.1f} to {100 * result.after.agreement:.1f} %"
+    if result.before == result.after:
+        moved = f"{done} changed nothing"
+    return f"{moved}, in {seconds:.2f} s; it changed {changed} of {len(layers)} layers."
+
+
+def _differ(one: Deviation, other: Deviation) -> bool:
+    return abs(one.sqnr_db - other.sqnr_db) > 0.5
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
+_MORE_BITS = "give activations 16 bits (Int16Spec or UInt16Spec), or leave the weakest layers in float: exclude={names}"
+_REMEDIES: dict[Cause, str] = {
+    "weight scale": "give each output channel its weight scale: weight=Int8Spec(quant_granularity="
+    "QuantGranularity.Channel)",
+    "weight bits": "give the weakest layers 8-bit weights: "
+    "specific_layer_config={{QLayerConfig(weight=Int8Spec()): {names}}}",
+    "weights": "leave the weakest layers in float: exclude={names}",
+    "range": "let activations keep their whole range: calibration_method=CalibMethod.MinMax",
+    "outliers": _MORE_BITS,
+    "input": _MORE_BITS,
+}
+
+
+def _advice(report: Report, grade: Grade, weakest: tuple[WeakLayer, ...]) -> Iterator[str]:
+    if grade in ("fair", "poor"):
+        if report.algorithm is None:
+            yield "finetune: algo_config=[AdaRoundConfig()]"
+        told = set[str]()
+        for layer in [one for one in weakest if one.own_db < _FINE] or weakest:
+            if layer.cause not in _REMEDIES or layer.cause in told:
+                continue
+            told.add(layer.cause)
+            names = [one.name for one in weakest if one.cause == layer.cause]
+            yield _REMEDIES[layer.cause].format(names=names)
+    if report.samples < _FEW:
+        yield f"calibrate with 100 samples or more: {report.samples} say little of ranges, and less of the agreement"
+    if grade == "good":
+        yield "nothing: measure it with your own metric before you ship it"
+    elif grade == "unknown":
+        yield "run it on the hardware that it is meant for, and compare there"

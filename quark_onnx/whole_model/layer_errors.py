@@ -1,0 +1,262 @@
+"""Measure every quantized layer against the float model: its input, its output, and what it does alone."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from quark.onnx.calibration_data.checked_items import Batch, sample_count
+from quark.onnx.graph.dataflow import Dataflow, Segment
+from quark.onnx.inference.sessions import Engine, batch_is_free, session
+from quark.onnx.layers.weight_layers import weight_layers
+from quark.onnx.plan.types import LayerPlan
+from quark.onnx.report.layer_error import LayerError
+
+__all__ = ["layer_errors", "layer_errors_or_note"]
+
+_LOG = logging.getLogger(__name__)
+_SAMPLES = 8  # what a layer does shows in few of them, as each has many positions
+_BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
+
+_Values = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A layer of the quantized model, and the tensors of the float model that feed it and that it should give.
+
+    Attributes:
+        entry: the tensor of the quantized model that the layer, its input's quantizer included, starts from.
+        nodes: that quantizer, if there is one, and the layer.
+        data: the tensor that the layer's node reads.
+    """
+
+    node: onnx.NodeProto
+    float_input: str
+    float_output: str
+    entry: str
+    nodes: tuple[onnx.NodeProto, ...]
+    data: str
+
+    @property
+    def output(self) -> str:
+        return str(self.node.output[0])
+
+
+def layer_errors(
+    float_model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    batches: Iterable[Batch],
+    engine: Engine,
+    layers: Sequence[LayerPlan] = (),
+) -> tuple[LayerError, ...]:
+    """The error of every quantized layer, and its parts, on the first samples.
+
+    Args:
+        float_model: as it was when it was quantized: prepared, and equalised if it was.
+        quantized: the Q/DQ model.
+        batches: inputs of the models; the first eight samples are taken, one at a time where the models take any
+            number, so that the tensors of one sample are in memory.
+        layers: of a plan, where node names alone do not say which layers belong together.
+
+    Raises:
+        ModelError: onnxruntime cannot load a model.
+    """
+    graph = Dataflow(quantized)
+    pairs = list(_pairs(float_model, graph, layers))
+    if not pairs:
+        return ()
+    wanted = list(dict.fromkeys(name for pair in pairs for name in (pair.float_input, pair.float_output)))
+    given = list(dict.fromkeys(name for pair in pairs for name in (pair.data, pair.output)))
+    run_float = _Exposed(float_model, wanted, engine)
+    run_quantized = _Exposed(quantized, given, engine)
+    alone, sums = _Alone(pairs, graph, engine), {pair.node.name: _Sums() for pair in pairs}
+    samples = 0
+    for batch in _first_samples(batches, divisible=batch_is_free(float_model)):
+        truth, values = run_float(batch), run_quantized(batch)
+        own = alone(truth)
+        for pair in pairs:
+            of_layer, want = sums[pair.node.name], truth[pair.float_output]
+            of_layer.inherited.add(truth[pair.float_input], values[pair.data])
+            of_layer.total.add(want, values[pair.output])
+            of_layer.own.add(want, own[pair.node.name, True])
+            of_layer.weights.add(want, own[pair.node.name, False])
+        samples += sample_count(batch)
+    return tuple(_layer_error(pair, graph, sums[pair.node.name], samples) for pair in pairs)
+
+
+def layer_errors_or_note(
+    float_model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    batches: Iterable[Batch],
+    engine: Engine,
+    layers: Sequence[LayerPlan] = (),
+) -> tuple[tuple[LayerError, ...], tuple[str, ...]]:
+    """`layer_errors` of a run whose model is complete: what goes wrong here is a note in the report."""
+    try:
+        return layer_errors(float_model, quantized, batches, engine, layers), ()
+    except Exception as error:  # whatever it is: nothing of the caller's runs here
+        note = f"the layers were not compared one by one: {type(error).__name__}: {error}"
+        _LOG.info(note)
+        return (), (note,)
+
+
+class _Noise:
+    """Noise over signal, in float64 sums."""
+
+    def __init__(self) -> None:
+        self._noise, self._signal = 0.0, 0.0
+
+    def add(self, want: NDArray[np.generic], have: NDArray[np.generic] | None) -> None:
+        """A tensor of one batch; None, or another shape, cannot be compared."""
+        if have is None or have.shape != want.shape or want.dtype.kind != "f":
+            self._noise = math.nan
+            return
+        right = want.astype(np.float64)
+        self._signal += float(np.vdot(right, right))
+        difference = have.astype(np.float64) - right
+        self._noise += float(np.vdot(difference, difference))
+
+    @property
+    def share(self) -> float:
+        return self._noise / self._signal if self._signal > 0 and math.isfinite(self._noise) else math.nan
+
+
+class _Sums:
+    def __init__(self) -> None:
+        self.inherited, self.total, self.own, self.weights = _Noise(), _Noise(), _Noise(), _Noise()
+
+
+class _Exposed:
+    """A model that gives inner tensors."""
+
+    def __init__(self, model: onnx.ModelProto, names: list[str], engine: Engine) -> None:
+        inputs = {value.name for value in model.graph.input}
+        self._asked = [name for name in names if name not in inputs]
+        exposed = onnx.ModelProto()
+        exposed.CopyFrom(model)
+        del exposed.graph.output[:]
+        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._asked)
+        self._session = session(exposed, engine) if self._asked else None
+
+    def __call__(self, batch: Batch) -> _Values:
+        """The inputs and the tensors."""
+        values = self._session.run(self._asked, batch) if self._session is not None else []
+        return {**batch, **dict(zip(self._asked, values, strict=True))}
+
+
+class _Alone:
+    """All quantized layers side by side, each fed with the float model's values, with and without the quantizer of its
+    input.
+    """
+
+    def __init__(self, pairs: Sequence[_Pair], graph: Dataflow, engine: Engine) -> None:
+        self._pairs, self._graph, self._engine = pairs, graph, engine
+        self._keys = [(pair.node.name, quantizes) for pair in pairs for quantizes in (True, False)]
+        self._session: ort.InferenceSession | None = None
+
+    def __call__(self, truth: _Values) -> Mapping[tuple[str, bool], NDArray[np.generic]]:
+        """The output of each layer, by its node's name and whether its input was quantized."""
+        feed = {f"{pair.node.name}:float": truth[pair.float_input] for pair in self._pairs}
+        if self._session is None:
+            self._session = session(self._model(feed), self._engine)
+        return dict(zip(self._keys, self._session.run(None, feed), strict=True))
+
+    def _model(self, feed: _Values) -> onnx.ModelProto:
+        nodes, outputs = list[onnx.NodeProto](), list[str]()
+        for pair in self._pairs:
+            for start, chain in ((pair.entry, pair.nodes), (pair.data, pair.nodes[-1:])):
+                prefix = f"{pair.node.name}:{len(outputs) % 2}:"
+                nodes.extend(_renamed(chain, prefix, {start: f"{pair.node.name}:float"}, self._graph))
+                outputs.append(prefix + pair.output)
+        segment = Segment(tuple(nodes), tuple(feed), tuple(outputs))
+        types = {name: onnx.helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feed.items()}
+        return self._graph.segment_model(segment, types)
+
+
+def _renamed(
+    nodes: Sequence[onnx.NodeProto], prefix: str, start: Mapping[str, str], graph: Dataflow
+) -> Iterator[onnx.NodeProto]:
+    """Copies with tensors of their own; constants are shared."""
+    for node in nodes:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.name = prefix + node.name
+        copy.input[:] = [start.get(name) or (name if graph.is_constant(name) else prefix + name) for name in node.input]
+        copy.output[:] = [prefix + name if name else "" for name in node.output]
+        yield copy
+
+
+def _pairs(float_model: onnx.ModelProto, graph: Dataflow, layers: Sequence[LayerPlan]) -> Iterator[_Pair]:
+    by_name = {layer.node_name: (layer.input, layer.output) for layer in weight_layers(float_model)}
+    by_name.update({layer.node: (layer.float_input, layer.target) for layer in layers})
+    for node in graph.model.graph.node:
+        data = [name for name in node.input[:2] if not graph.is_constant(name)]
+        if node.name not in by_name or len(data) != 1 or not _has_integers(node, graph):
+            continue
+        if any(name and not graph.is_constant(name) for name in node.input[2:]):
+            continue  # a bias that is computed
+        float_input, float_output = by_name[node.name]
+        quantizer = _input_quantizer(data[0], graph)
+        entry = quantizer[0].input[0] if quantizer else data[0]
+        yield _Pair(node, float_input, float_output, entry, (*quantizer, node), data[0])
+
+
+def _input_quantizer(data: str, graph: Dataflow) -> tuple[onnx.NodeProto, ...]:
+    """The QuantizeLinear and the DequantizeLinear that a layer's input comes through directly; none otherwise."""
+    last = graph.producer.get(data)
+    if last is None or last.op_type != "DequantizeLinear":
+        return ()
+    first = graph.producer.get(last.input[0])
+    return (first, last) if first is not None and first.op_type == "QuantizeLinear" else ()
+
+
+def _has_integers(node: onnx.NodeProto, graph: Dataflow) -> bool:
+    return any(_quantized_weight(node, graph))
+
+
+def _quantized_weight(node: onnx.NodeProto, graph: Dataflow) -> Iterator[onnx.NodeProto]:
+    """The DequantizeLinear of its weight."""
+    for name in node.input[:2]:
+        before = graph.producer.get(name)
+        if before is not None and before.op_type == "DequantizeLinear" and graph.is_constant(name):
+            yield before
+
+
+def _layer_error(pair: _Pair, graph: Dataflow, sums: _Sums, samples: int) -> LayerError:
+    weight = next(_quantized_weight(pair.node, graph))
+    integers, scale = (graph.initializers.get(name) for name in weight.input[:2])
+    kind = "" if integers is None else onnx.TensorProto.DataType.Name(integers.data_type).lower()
+    return LayerError(
+        name=pair.node.name,
+        op_type=pair.node.op_type,
+        input=pair.float_input,
+        weight_bits=_BITS.get(kind, 32),
+        weight_scales=1 if scale is None else math.prod(scale.dims),
+        inherited=sums.inherited.share,
+        total=sums.total.share,
+        own=sums.own.share,
+        weights=sums.weights.share,
+        samples=samples,
+    )
+
+
+def _first_samples(batches: Iterable[Batch], *, divisible: bool) -> Iterator[Batch]:
+    seen = 0
+    for batch in batches:
+        count = sample_count(batch)
+        if divisible and len({array.shape[:1] for array in batch.values()}) == 1:
+            for index in range(min(count, _SAMPLES - seen)):
+                yield {name: np.ascontiguousarray(array[index : index + 1]) for name, array in batch.items()}
+        else:
+            yield batch
+        seen += count
+        if seen >= _SAMPLES:
+            return
