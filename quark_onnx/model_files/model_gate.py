@@ -22,6 +22,13 @@ from quark.onnx.model_files.tensor_gate import check_room, check_sparse_tensor, 
 __all__ = ["check_model"]
 
 _ONNX = ("", "ai.onnx")  # the domain of ONNX's own operators
+_NO_TENSORS = {
+    "sequence_type": "a sequence",
+    "map_type": "a map",
+    "optional_type": "optional",
+    "sparse_tensor_type": "a sparse tensor",
+    "opaque_type": "opaque",
+}
 
 
 def check_model(model: onnx.ModelProto) -> None:
@@ -225,8 +232,14 @@ def _check_inputs(graph: onnx.GraphProto) -> None:
         what = f"the input {value.name!r}"
         if value.name in held:
             continue
-        if value.type.WhichOneof("value") != "tensor_type" or not kind.elem_type:
-            raise ModelError(f"{what} is no tensor of a known element type: data can be given for tensors only")
+        other = _NO_TENSORS.get(value.type.WhichOneof("value") or "")
+        if other:
+            raise ModelError(
+                f"{what} is {other}, and data is taken for tensors only: cut the model where tensors begin "
+                "(onnx.utils.extract_model), quantize the part behind, and join both (onnx.compose.merge_models)"
+            )
+        if not kind.elem_type:
+            raise ModelError(f"{what} has no element type: data can be given for tensors of a known one only")
         check_room(tensor_bytes([max(dim.dim_value, 1) for dim in kind.shape.dim], kind.elem_type, what), what)
 
 

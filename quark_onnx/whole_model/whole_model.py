@@ -67,7 +67,7 @@ class WholeModel:
         self._joined = joined_outputs(reference)
         self._shapes: list[list[tuple[int, ...] | None]] = []
         self._parts: list[_Masks] = []
-        self._left_out: set[str] = set()
+        self._left_out: dict[str, set[int]] = {}  # by output, the batches
         self._keep(reference)
         self._before: tuple[Comparison, Comparison | None] | None = None
 
@@ -148,9 +148,10 @@ class WholeModel:
             )
         if self._is_random:
             notes.append("the model draws random numbers: the differences between whole models are theirs too")
-        notes.extend(
-            f"the output {name!r} was not compared: its shape depends on the data" for name in sorted(self._left_out)
-        )
+        batches = len(self._shapes)
+        for name, without in sorted(self._left_out.items()):
+            where = f" in {len(without)} of {batches} batches" if len(without) < batches else ""
+            notes.append(f"the output {name!r} was not compared{where}: its shape depends on the data")
         return tuple(notes)
 
     def _keep(self, reference: onnx.ModelProto) -> None:
@@ -195,7 +196,8 @@ class WholeModel:
                 f"the two models are not one model: the {self.role}'s outputs have the shapes {wanted}, the quantized "
                 f"model's {given}"
             )
-        self._left_out.update(self.names[position] for position in left_out)
+        for position in left_out:
+            self._left_out.setdefault(self.names[position], set()).add(index)
         return fits
 
     def _run(self, model: onnx.ModelProto, role: str, *, fuse_qdq: bool) -> Iterator[list[Any]]:
@@ -246,10 +248,19 @@ def _stated_shape(output: onnx.ValueInfoProto) -> tuple[int, ...] | None:
 def _depends_on_data(
     stated: tuple[int, ...] | None, want: tuple[int, ...] | None, have: tuple[int, ...] | None
 ) -> bool:
-    """Whether two shapes of an output differ only where the model leaves it open: as many boxes as are found, say."""
-    if stated is None or want is None or have is None or not len(stated) == len(want) == len(have):
+    """Whether two shapes of an output differ only where the model leaves it open: as many boxes as are found, say.
+
+    All is open where the model states no shape, or one that its own output does not have.
+    """
+    if want is None or have is None:
         return False
-    return not any(length and a != b for length, a, b in zip(stated, want, have, strict=True))
+    return stated is None or not _is_of(want, stated) or _is_of(have, stated)
+
+
+def _is_of(shape: tuple[int, ...], stated: tuple[int, ...]) -> bool:
+    return len(shape) == len(stated) and not any(
+        length and length != axis for length, axis in zip(stated, shape, strict=True)
+    )
 
 
 def _warnings_of_optimisation(plain: Comparison, optimised: Comparison | None) -> Iterator[str]:

@@ -153,3 +153,50 @@ def test_a_model_whose_layers_are_all_in_a_loop() -> None:
     assert error(model, result, data) < 1e-9
     where = "recurrent (Gemm): it lies in the body of Loop 'loop': only layers of the main graph are tuned"
     assert f"AdaRoundConfig has no effect: no layer can be finetuned: {where}" in report.warnings
+
+
+def positive_ones(shape: list[str] | None, *, rank: bool) -> onnx.ModelProto:
+    """The positive elements of h: as many as there are, or in one axis of length 1 for each of them."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["h"], "first"),
+        helper.make_node("Greater", ["h", "zero"], ["positive"]),
+        helper.make_node("NonZero", ["positive"], ["axes_first"]),
+        helper.make_node("Transpose", ["axes_first"], ["places"], perm=[1, 0]),
+        helper.make_node("GatherND", ["h", "places"], ["found"]),
+    ]
+    if rank:
+        fill = numpy_helper.from_array(np.array([1]))
+        nodes += [
+            helper.make_node("Shape", ["found"], ["count"]),
+            helper.make_node("ConstantOfShape", ["count"], ["ones"], value=fill),
+            helper.make_node("Reshape", ["one", "ones"], ["picked"]),
+        ]
+    else:
+        nodes.append(helper.make_node("Relu", ["found"], ["picked"]))
+    weights = {"w": Weights(0).conv(6, 4).T.astype(np.float32), "zero": np.float32(0), "one": np.float32([1])}
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 4])],
+        [
+            helper.make_tensor_value_info("h", onnx.TensorProto.FLOAT, [1, 6]),
+            helper.make_tensor_value_info("picked", onnx.TensorProto.FLOAT, shape),
+        ],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+@pytest.mark.parametrize("algorithms", [[], [AdaRoundConfig()]], ids=["plain", "adaround"])
+@pytest.mark.parametrize(("shape", "rank"), [(None, False), (["N"], False), (None, True), (["N"], True)], ids=str)
+def test_an_output_whose_shape_depends_on_values(
+    shape: list[str] | None, rank: bool, algorithms: list[AdaRoundConfig]
+) -> None:
+    """Where rounding turns a sign, the two models' outputs differ in their shape; the other output is compared."""
+    x = np.random.default_rng(0).uniform(-2, 2, (40, 4)).astype(np.float32)
+    x[::4] *= 1e-3  # each sign is one of rounding
+    quantizer = ModelQuantizer(QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec()), algo_config=algorithms))
+    quantizer.quantize_model(positive_ones(shape, rank=rank), None, Reader({"x": x}))
+    (note,) = [note for note in quantizer.report.notes if "depends on the data" in note]
+    assert note.startswith("the output 'picked' was not compared in ")
+    assert "h" in {output.name for output in quantizer.report.end_to_end.after.outputs}

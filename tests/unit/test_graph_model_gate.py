@@ -132,7 +132,16 @@ WRONG: dict[str, tuple[Change, str]] = {
     "an input of an unknown type": (
         lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 77), "'x' has the data type 77"),
     "an input that is a sequence": (
-        lambda m: m.graph.input.append(helper.make_tensor_sequence_value_info("seq", 1, None)), "'seq' is no tensor"),
+        lambda m: m.graph.input.append(helper.make_tensor_sequence_value_info("seq", 1, None)),
+        r"the input 'seq' is a sequence, .* tensors only: .*extract_model"),
+    "an input that is optional": (
+        lambda m: m.graph.input.append(helper.make_value_info("maybe", helper.make_optional_type_proto(
+            helper.make_tensor_type_proto(1, [2])))), "the input 'maybe' is optional, "),
+    "an input that is a map": (
+        lambda m: m.graph.input.append(helper.make_value_info("scores", helper.make_map_type_proto(
+            TensorProto.INT64, helper.make_tensor_type_proto(1, ())))), "the input 'scores' is a map, "),
+    "an input without a type": (
+        lambda m: m.graph.input[0].type.tensor_type.ClearField("elem_type"), "the input 'x' has no element type"),
     "a constant of 4 EiB": (
         lambda m: m.graph.initializer.append(numpy_helper.from_array(np.array([2**30, 2**30]), "size"))
         and m.graph.node.append(helper.make_node("ConstantOfShape", ["size"], ["big"], name="fill")), "'fill' .* GiB"),
