@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 import onnx
 
 from quark.onnx.errors import FinetuneError, ModelError, OutOfMemoryError, QuarkError
+from quark.onnx.system.native_calls import leave_if_python_ends
 
 __all__ = ["is_of_the_caller", "of_the_caller", "only_own_errors"]
 
@@ -53,15 +54,12 @@ def only_own_errors(entry: Callable[_Given, _Result]) -> Callable[_Given, _Resul
     def guarded(*args: _Given.args, **kwargs: _Given.kwargs) -> _Result:
         try:
             return entry(*args, **kwargs)
-        except _PASS:
-            raise
         except Exception as error:
             if is_of_the_caller(error):
                 raise
-            if "interpreter shutdown" in str(error):  # in an exit handler, or in a thread that outlives the main one
-                raise FinetuneError(
-                    "Python is ending and starts no threads any more: quantize before, or with NumThreads=1"
-                ) from error
+            leave_if_python_ends()  # parts of Python are not there any more
+            if isinstance(error, _PASS):
+                raise
             frames = list(_frames(error))
             if isinstance(error, MemoryError):
                 said = f": {error}" if str(error) else ""

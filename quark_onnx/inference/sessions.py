@@ -126,18 +126,31 @@ class _Session(ort.InferenceSession):  # type: ignore[misc]  # onnxruntime ships
 
 
 def submitted(executor: ThreadPoolExecutor, run: Callable[..., _Result], *arguments: object) -> Future[_Result]:
-    """A call that a thread of the executor makes.
+    """A call that a thread of the executor makes; this one does where Python is ending and starts no threads any more.
 
     Raises:
         OutOfMemoryError: the system starts no thread.
+        SystemExit: as `leave_if_python_ends`.
     """
     try:
         return executor.submit(run, *arguments)
     except RuntimeError as error:  # Python's only kind for it, and for a pool that is shut down
         leave_if_python_ends()
+        if "interpreter shutdown" in str(error):
+            return _finished(run, *arguments)
         if "can't start new thread" not in str(error):
             raise
         raise OutOfMemoryError(f"{error}: give more memory or threads, or set NumThreads to 1") from error
+
+
+def _finished(run: Callable[..., _Result], *arguments: object) -> Future[_Result]:
+    future = Future[_Result]()
+    future.set_running_or_notify_cancel()
+    try:
+        future.set_result(run(*arguments))
+    except Exception as error:
+        future.set_exception(error)
+    return future
 
 
 def in_order(run: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int) -> Iterator[_Result]:
