@@ -6,6 +6,7 @@ nearly all of its values within one step, and loses nothing by it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from quark.onnx.layers.weight_layers import weight_layers
 
 __all__ = ["Sampled", "swallowed"]
 
+_LOG = logging.getLogger(__name__)
 _LOOKED_AT = 4096  # values of a tensor
 _FEW = 3  # levels that hold all of them but for one in a hundred
 _DEPTH = 3  # nodes behind a tensor whose outputs are looked at
@@ -156,7 +158,11 @@ def _damages(
         return {}
     del changed.graph.output[:]
     changed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in wanted)
-    values = dict(zip(wanted, session(changed, engine).run(wanted, item), strict=True))
+    try:
+        values = dict(zip(wanted, session(changed, engine).run(wanted, item), strict=True))
+    except Exception as error:  # shapes may depend on values, and no longer fit where only some are rounded
+        _LOG.info("what rounding damages cannot be seen: %s", error)
+        return {}
     return {
         name: max((_noise(values[old], values[new]) for old, new in found if old in values and old != name), default=0)
         for name, found in pairs.items()
@@ -194,7 +200,9 @@ def _behind(flow: Dataflow, tensor: str) -> list[onnx.NodeProto]:
 
 
 def _noise(wanted: NDArray[np.generic], given: NDArray[np.generic]) -> float:
-    """Relative to the variance; NaN where there is no number for it."""
+    """Relative to the variance; NaN where there is no number for it, and 0 where the shapes depend on the values."""
+    if given.shape != wanted.shape:
+        return 0.0
     with np.errstate(all="ignore"):
         error = np.mean(np.square(given.astype(np.float64) - wanted.astype(np.float64))) if wanted.size else 0.0
         power = np.var(wanted.astype(np.float64)) if wanted.size else 0.0
