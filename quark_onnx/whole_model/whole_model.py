@@ -172,6 +172,10 @@ class WholeModel:
             known = {**self._apart.compared[index], **dict(zip(names, values, strict=True))}
             self._parts.append(masks.of({name: known[name].shape for name in sources}))
             self._kinds = [_is_compared(value) for value in outputs]
+        for position, stated in enumerate(self._stated):  # one that the model does not keep says nothing
+            made = [of_batch[position] for of_batch in self._shapes]
+            if stated is not None and not all(shape is None or _is_of(shape, stated) for shape in made):
+                self._stated[position] = None
 
     def _compare(self, quantized: onnx.ModelProto, *, fuse_qdq: bool = False) -> Comparison:
         comparison = Comparison(self.names)
@@ -250,11 +254,11 @@ def _depends_on_data(
 ) -> bool:
     """Whether two shapes of an output differ only where the model leaves it open: as many boxes as are found, say.
 
-    All is open where the model states no shape, or one that its own output does not have.
+    All is open where the model states no shape.
     """
     if want is None or have is None:
         return False
-    return stated is None or not _is_of(want, stated) or _is_of(have, stated)
+    return stated is None or _is_of(have, stated)
 
 
 def _is_of(shape: tuple[int, ...], stated: tuple[int, ...]) -> bool:
