@@ -185,9 +185,12 @@ class Layer:
         target: bool = True,
         x_scale: float = 1.0,
         x_zero_point: int = 0,
+        kept: int = 0,
+        thinned: bool = False,
     ) -> Layer:
-        """inputs (K) and outputs (O) are per group. conv: None for a matrix product. ValueError when the sizes make no
-        layer."""
+        """inputs (K) and outputs (O) are per group. conv: None for a matrix product. kept: so many rows of a set are
+        kept as they are, without moments of size K x K; 0: none. Where there are more, moments take their place; with
+        `thinned` every other row is dropped instead, again and again. ValueError when the sizes make no layer."""
 
     def feed(
         self,
@@ -219,6 +222,9 @@ class Layer:
     ]:
         """(rows, gram, cross, mean_x, mean_y, power) per row and group: (groups, K, K), (groups, O, K),
         (groups, K), (groups, O), (groups, O)."""
+
+    def mean_input(self, pool: ThreadPool, /) -> NDArray[np.float64]:
+        """(groups, K): of the fitted rows. ValueError when there are none."""
 
     def weight_scale(
         self,

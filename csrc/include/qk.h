@@ -151,7 +151,10 @@ typedef struct {
     int64_t max_rows; /* about this many rows in all are kept, the same number from each sample */
     int holdout;      /* every holdout-th sample (or row, with few samples) is held out; 0: none */
     uint64_t seed;    /* of the choice of rows */
+    int64_t kept;     /* so many rows of a set are kept as they are, without moments, at most QK_MOST_KEPT; 0: none */
+    bool thinned;     /* of more rows than that, some are kept, one in 2, 4, 8, ...; else moments take their place */
 } qk_row_choice;
+enum { QK_MOST_KEPT = 1 << 16 };
 
 typedef struct qk_layer qk_layer;
 /* with_target: y is fed too. */
@@ -166,16 +169,22 @@ qk_status qk_layer_extent(const qk_layer *layer, const qk_tensor *x, int64_t *sa
 /* Adds what still waits in panels to the moments; call after the last feed. */
 qk_status qk_layer_flush(qk_layer *layer, qk_pool *pool);
 
-/* Adds the rows of another layer, of the same groups, inputs and outputs: for a weight that both have. Both are
- * flushed. QK_E_ARG where they are not alike. */
-qk_status qk_layer_join(qk_layer *layer, const qk_layer *other);
+/* Adds the rows of another layer, of the same groups, inputs and outputs: for a weight that both have. The other may
+ * have moments in place of kept rows afterwards. QK_E_ARG where they are not alike. */
+qk_status qk_layer_join(qk_layer *layer, qk_layer *other, qk_pool *pool);
+
+/* Moments take the place of kept rows, where the layer has such. */
+qk_status qk_layer_make_moments(qk_layer *layer, qk_pool *pool);
 
 typedef enum { QK_FITTED = 0, QK_HELD_OUT = 1 } qk_set;
 int64_t qk_layer_rows(const qk_layer *layer, qk_set set);
 /* Moments of one set, divided by its rows: per group gram (K,K), cross (O,K), mean_x (K), mean_y (O), power (O).
- * Without target cross, mean_y and power are left alone. QK_E_NOMEM. Several threads may read one layer at a time. */
+ * Without target cross, mean_y and power are left alone. QK_E_NOMEM; QK_E_ARG where rows are kept. Several threads may
+ * read one layer at a time. */
 qk_status qk_layer_moments(const qk_layer *layer, qk_set set, double *gram, double *cross, double *mean_x,
                            double *mean_y, double *power);
+/* The mean input alone, (groups, K); rows may be kept. QK_E_NOMEM, QK_E_NO_ROWS. */
+qk_status qk_layer_mean_input(const qk_layer *layer, qk_set set, double *mean_x);
 const qk_geometry *qk_layer_geometry(const qk_layer *layer);
 
 /* ---- weight scale by output error (CalibMethod.MinOutputMSE) --------------------------------- */

@@ -5,11 +5,14 @@
 
 #include "base/memory.h"
 #include "base/pool.h"
+#include "moments/kept_rows.h"
 #include "moments/row_choice.h"
 
 /* Rows per panel: panels of floats take about half a MiB and those of bytes one, and so stay in the second-level cache.
  * Phases share the most rows, as they share the layer's. */
-static int64_t panel_capacity(const qk_layer *layer, int64_t inputs, int64_t outputs) {
+int64_t qk_panel_capacity(const qk_layer *layer, const qk_sums *s) {
+    const int64_t inputs = layer->geometry.groups * s->inputs,
+                  outputs = layer->geometry.groups * layer->geometry.outputs;
     const int64_t column = layer->as_bytes ? inputs + 4 * outputs : 4 * (inputs + outputs);
     const int64_t bytes = layer->as_bytes ? 1 << 20 : 1 << 19, most = 2048 / layer->phases.count;
     const int64_t rows = bytes / column < most ? bytes / column : most;
@@ -29,12 +32,19 @@ static qk_status sums_init(qk_sums *s, const qk_layer *layer, int64_t phase) {
     const int64_t all = tap_count(g), taps = qk_phase_taps(p, g, phase, NULL);
     s->taps = taps;
     s->inputs = g->inputs / all * taps;
-    const int64_t inputs = g->groups * s->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
+    s->stride = 1;
     if (taps < all) {
         s->which = QK_NEW(int64_t, taps);
         if (!s->which) return QK_E_NOMEM;
         qk_phase_taps(p, g, phase, s->which);
     }
+    return QK_OK;
+}
+
+qk_status qk_sums_allocate(qk_sums *s, const qk_layer *layer) {
+    const qk_geometry *g = &layer->geometry;
+    const int64_t inputs = g->groups * s->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
+    if (s->gram) return QK_OK;
     s->gram = QK_NEW(double, inputs, s->inputs);
     s->cross = QK_NEW(double, outputs, s->inputs);
     s->sum_x = QK_NEW(double, inputs);
@@ -43,19 +53,43 @@ static qk_status sums_init(qk_sums *s, const qk_layer *layer, int64_t phase) {
     return s->gram && s->cross && s->sum_x && s->sum_y && s->power ? QK_OK : QK_E_NOMEM;
 }
 
-static qk_status panels_init(qk_sums *s, const qk_layer *layer) {
+qk_status qk_panel_resize(qk_sums *s, const qk_layer *layer, int64_t capacity) {
     const qk_geometry *g = &layer->geometry;
     const int64_t inputs = g->groups * s->inputs, outputs = layer->with_target ? g->groups * g->outputs : 0;
-    s->capacity = panel_capacity(layer, inputs, g->groups * g->outputs);
-    if (layer->as_bytes)
-        s->bytes = QK_NEW(uint8_t, inputs, s->capacity);
-    else
-        s->x = QK_NEW(float, inputs, s->capacity);
-    s->y = QK_NEW(float, outputs, s->capacity);
-    if (!(s->bytes || s->x) || !s->y) return QK_E_NOMEM;
-    QK_TRY(qk_row_table_init(&s->x_rows, s->taps, s->capacity));
+    uint8_t *bytes = layer->as_bytes ? QK_NEW(uint8_t, inputs, capacity) : NULL;
+    float *x = layer->as_bytes ? NULL : QK_NEW(float, inputs, capacity), *y = QK_NEW(float, outputs, capacity);
+    if (!(bytes || x) || !y) {
+        free(bytes);
+        free(x);
+        free(y);
+        return QK_E_NOMEM;
+    }
+    const size_t used = (size_t)s->used;
+    for (int64_t i = 0; i < inputs && used > 0; i++)
+        if (bytes)
+            memcpy(bytes + i * capacity, s->bytes + i * s->capacity, used);
+        else
+            memcpy(x + i * capacity, s->x + i * s->capacity, used * sizeof *x);
+    for (int64_t i = 0; i < outputs && used > 0; i++)
+        memcpy(y + i * capacity, s->y + i * s->capacity, used * sizeof *y);
+    free(s->bytes);
+    free(s->x);
+    free(s->y);
+    s->bytes = bytes;
+    s->x = x;
+    s->y = y;
+    s->capacity = capacity;
+    return QK_OK;
+}
+
+static qk_status panels_init(qk_sums *s, const qk_layer *layer, int64_t capacity) {
+    const int64_t waiting = qk_panel_capacity(layer, s);
+    QK_TRY(qk_panel_resize(s, layer, capacity > 0 ? capacity : waiting));
+    qk_row_table_destroy(&s->x_rows);
+    qk_row_table_destroy(&s->y_rows);
+    QK_TRY(qk_row_table_init(&s->x_rows, s->taps, waiting));
     s->x_rows.which = s->which;
-    return qk_row_table_init(&s->y_rows, 1, s->capacity);
+    return qk_row_table_init(&s->y_rows, 1, waiting);
 }
 
 static void sets_destroy(qk_layer *layer) {
@@ -68,6 +102,7 @@ static void sets_destroy(qk_layer *layer) {
             qk_row_table_destroy(&s->y_rows);
         }
         free(layer->sets[set]);
+        layer->sets[set] = NULL;
     }
 }
 
@@ -88,6 +123,7 @@ qk_status qk_layer_new(qk_layer **out, const qk_geometry *geometry, const qk_row
     *out = NULL;
     QK_TRY(qk_geometry_check(geometry));
     if (rows->samples < 1 || rows->max_rows < 1 || rows->holdout < 0 || rows->holdout == 1) return QK_E_ARG;
+    if (rows->kept < 0 || rows->kept > QK_MOST_KEPT) return QK_E_ARG;
     const int64_t squares = QK_PRODUCT(geometry->groups, geometry->inputs, geometry->inputs);
     if (squares < 0 || squares > QK_MOST_NUMBERS) return QK_E_NOMEM;
     qk_layer *layer = QK_NEW(qk_layer, 1);
@@ -114,11 +150,15 @@ static int64_t phase_count(const qk_layer *layer, int set) { return layer->sets[
 
 int64_t qk_layer_rows(const qk_layer *layer, qk_set set) {
     int64_t rows = 0;
-    for (int64_t phase = 0; phase < phase_count(layer, set); phase++) rows += layer->sets[set][phase].rows;
+    for (int64_t phase = 0; phase < phase_count(layer, set); phase++) {
+        const qk_sums *s = &layer->sets[set][phase];
+        rows += s->rows + (layer->keeps_rows ? s->used : 0);
+    }
     return rows;
 }
 
 static qk_status leave_own_form(qk_layer *layer);
+static qk_status take_one_phase(qk_layer *layer);
 
 /* ---- feeding --------------------------------------------------------------------------------- */
 
@@ -165,19 +205,22 @@ static qk_status cut_rows(const qk_layer *layer, qk_sums *s, const qk_extent *e,
     qk_pool_run(pool, fill_task, &c, tasks);
     s->used += count;
     s->x_rows.count = s->y_rows.count = 0;
-    return s->used == s->capacity ? qk_layer_add_panel(layer, s, pool) : QK_OK;
+    return s->used == s->capacity && !layer->keeps_rows ? qk_layer_add_panel(layer, s, pool) : QK_OK;
 }
 
-/* Queues n positions of one sample, all of one phase, cutting whenever the panel would be full. */
-static qk_status add_rows(const qk_layer *layer, qk_sums *s, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
-                          int64_t sample, const int64_t *positions, int64_t n, qk_pool *pool) {
+/* Queues n positions of one sample, all of one phase, cutting whenever the panel or the table would be full. */
+static qk_status add_rows(qk_layer *layer, qk_sums *s, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
+                          int64_t sample, int64_t *positions, int64_t n, qk_pool *pool) {
     while (n > 0) {
-        const int64_t room = s->capacity - s->used - s->x_rows.count, m = n < room ? n : room;
-        qk_row_table_add_inputs(&s->x_rows, &layer->geometry, e, sample, positions, m);
-        if (y) qk_row_table_add_outputs(&s->y_rows, e, sample, positions, m);
-        positions += m;
-        n -= m;
-        if (m == room) QK_TRY(cut_rows(layer, s, e, x, y, pool));
+        if (layer->keeps_rows && s->used == s->capacity) QK_TRY(qk_make_room(layer, s, pool));
+        const int64_t room = qk_smaller(s->capacity - s->used, s->x_rows.capacity) - s->x_rows.count;
+        int64_t seen = qk_smaller(n, room), taken = seen;
+        if (layer->keeps_rows) seen = qk_take_rows(s, positions, n, room, &taken);
+        qk_row_table_add_inputs(&s->x_rows, &layer->geometry, e, sample, positions, taken);
+        if (y) qk_row_table_add_outputs(&s->y_rows, e, sample, positions, taken);
+        positions += seen;
+        n -= seen;
+        if (taken == room) QK_TRY(cut_rows(layer, s, e, x, y, pool));
     }
     return QK_OK;
 }
@@ -188,8 +231,8 @@ typedef struct {
     int64_t *ends, *order;          /* (phases); (runs of a sample) */
 } row_scratch;
 
-static qk_status add_set(const qk_layer *layer, qk_set set, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
-                         int64_t sample, const int64_t *positions, int64_t n, const row_scratch *s, qk_pool *pool) {
+static qk_status add_set(qk_layer *layer, qk_set set, const qk_extent *e, const qk_tensor *x, const qk_tensor *y,
+                         int64_t sample, int64_t *positions, int64_t n, const row_scratch *s, qk_pool *pool) {
     qk_sums *sums = layer->sets[set];
     if (n == 0) return QK_OK;
     if (layer->phases.count == 1) return add_rows(layer, sums, e, x, y, sample, positions, n, pool);
@@ -214,12 +257,14 @@ static qk_status add_samples(qk_layer *layer, const qk_extent *e, const qk_tenso
     return QK_OK;
 }
 
-/* The first data decides what panels hold. Where bytes of another kind follow, panels of floats take their place. */
-static qk_status begin(qk_layer *layer, const qk_tensor *x, qk_pool *pool) {
+/* The first data decides what panels hold, and whether they keep it. Where bytes of another kind follow, panels of
+ * floats take their place. */
+static qk_status begin(qk_layer *layer, const qk_extent *e, const qk_tensor *x, qk_pool *pool) {
     qk_affine affine;
     const bool as_bytes = qk_bytes_of(x, &affine);
     const bool same = affine.scale == layer->affine.scale && affine.zero_point == layer->affine.zero_point;
     if (layer->begun && (!layer->as_bytes || (as_bytes && same))) return QK_OK;
+    if (layer->begun && layer->keeps_rows) return qk_kept_rows_as_floats(layer);
     if (layer->begun) {
         QK_TRY(qk_layer_flush(layer, pool));
         QK_TRY(leave_own_form(layer));
@@ -227,15 +272,20 @@ static qk_status begin(qk_layer *layer, const qk_tensor *x, qk_pool *pool) {
         layer->as_bytes = as_bytes && qk_layer_rows(layer, QK_FITTED) + qk_layer_rows(layer, QK_HELD_OUT) == 0;
         layer->affine = affine;
     }
+    int64_t kept[2] = {0};
+    if (!layer->begun && layer->choice.kept > 0) layer->keeps_rows = qk_few_rows(layer, e->positions, kept);
+    if (layer->keeps_rows && layer->phases.count > 1) QK_TRY(take_one_phase(layer));
     for (int set = 0; set < 2; set++)
-        for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
-            QK_TRY(panels_init(&layer->sets[set][phase], layer));
+        for (int64_t phase = 0; phase < phase_count(layer, set); phase++) {
+            if (!layer->keeps_rows) QK_TRY(qk_sums_allocate(&layer->sets[set][phase], layer));
+            QK_TRY(panels_init(&layer->sets[set][phase], layer, layer->keeps_rows ? kept[set] : 0));
+        }
     layer->begun = true;
     return QK_OK;
 }
 
 static qk_status feed(qk_layer *layer, const qk_extent *e, const qk_tensor *x, const qk_tensor *y, qk_pool *pool) {
-    QK_TRY(begin(layer, x, pool));
+    QK_TRY(begin(layer, e, x, pool));
     const int64_t most = qk_rows_per_sample(&layer->choice, e->positions), phases = layer->phases.count;
     int64_t *scratch = QK_NEW(int64_t, 3 * most + phases + qk_ceil_div(e->positions, QK_RUN));
     if (!scratch) return QK_E_NOMEM;
@@ -268,7 +318,7 @@ qk_status qk_layer_extent(const qk_layer *layer, const qk_tensor *x, int64_t *sa
 }
 
 qk_status qk_layer_flush(qk_layer *layer, qk_pool *pool) {
-    for (int set = 0; set < 2; set++)
+    for (int set = 0; set < 2 && !layer->keeps_rows; set++)
         for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
             QK_TRY(qk_layer_add_panel(layer, &layer->sets[set][phase], pool));
     return QK_OK;
@@ -339,6 +389,7 @@ static qk_status add_layer(qk_layer *layer, const qk_layer *other) {
     if (!line) return QK_E_NOMEM;
     for (int set = 0; set < 2; set++)
         for (int64_t phase = 0; phase < phase_count(other, set); phase++) {
+            if (other->sets[set][phase].rows == 0) continue; /* maybe without sums */
             add_sums(layer->sets[set], other, &other->sets[set][phase], 1, line);
             layer->sets[set]->rows += other->sets[set][phase].rows;
         }
@@ -354,7 +405,10 @@ static qk_status leave_own_form(qk_layer *layer) {
     whole.begun = whole.as_bytes = false;
     for (int set = 0; set < 2; set++) whole.sets[set] = NULL;
     QK_TRY(sets_init(&whole));
-    const qk_status status = add_layer(&whole, layer);
+    qk_status status = QK_OK;
+    for (int set = 0; set < 2 && whole.sets[set] && status == QK_OK; set++)
+        status = qk_sums_allocate(whole.sets[set], &whole);
+    if (status == QK_OK) status = add_layer(&whole, layer);
     sets_destroy(status == QK_OK ? layer : &whole);
     if (status != QK_OK) return status;
     layer->phases = whole.phases;
@@ -363,20 +417,29 @@ static qk_status leave_own_form(qk_layer *layer) {
     return QK_OK;
 }
 
-static bool has_waiting_rows(const qk_layer *layer) {
-    int64_t used = 0;
-    for (int set = 0; set < 2; set++)
-        for (int64_t phase = 0; phase < phase_count(layer, set); phase++) used += layer->sets[set][phase].used;
-    return used > 0;
+/* Of a layer without data: rows that are kept have all taps. */
+static qk_status take_one_phase(qk_layer *layer) {
+    sets_destroy(layer);
+    layer->phases = (qk_phases){1, 1, {1, 1, 1}};
+    return sets_init(layer);
 }
 
-qk_status qk_layer_join(qk_layer *layer, const qk_layer *other) {
+static bool keep_together(const qk_layer *layer, const qk_layer *other) {
+    const int64_t rows = qk_layer_rows(layer, QK_FITTED) + qk_layer_rows(other, QK_FITTED);
+    return layer->keeps_rows && other->keeps_rows && (layer->choice.thinned || rows <= layer->choice.kept);
+}
+
+qk_status qk_layer_join(qk_layer *layer, qk_layer *other, qk_pool *pool) {
     const qk_geometry *g = &layer->geometry, *h = &other->geometry;
     if (layer == other || g->groups != h->groups || g->inputs != h->inputs || g->outputs != h->outputs ||
-        layer->with_target != other->with_target || !layer->choice.holdout != !other->choice.holdout ||
-        has_waiting_rows(layer) || has_waiting_rows(other))
+        layer->with_target != other->with_target || !layer->choice.holdout != !other->choice.holdout)
         return QK_E_ARG;
-    if (layer->phases.count > 1 || layer->as_bytes) QK_TRY(leave_own_form(layer));
+    QK_TRY(qk_layer_flush(layer, pool));
+    QK_TRY(qk_layer_flush(other, pool));
+    if (keep_together(layer, other)) return qk_kept_rows_join(layer, other);
+    QK_TRY(qk_layer_make_moments(layer, pool));
+    QK_TRY(qk_layer_make_moments(other, pool));
+    if (!layer->begun || layer->phases.count > 1 || layer->as_bytes) QK_TRY(leave_own_form(layer));
     return add_layer(layer, other);
 }
 
@@ -388,12 +451,32 @@ qk_status qk_layer_moments(const qk_layer *layer, qk_set set, double *gram, doub
     const qk_sums to = {.gram = gram, .cross = cross, .sum_x = mean_x, .sum_y = mean_y, .power = power};
     double *arrays[] = {gram, mean_x, cross, mean_y, power};
     const int64_t sizes[] = {inputs * g->inputs, inputs, outputs * g->inputs, outputs, outputs};
+    if (layer->keeps_rows) return QK_E_ARG;
     double *line = QK_NEW(double, g->inputs);
     if (!line) return QK_E_NOMEM;
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         if (sizes[i] > 0) memset(arrays[i], 0, (size_t)sizes[i] * sizeof **arrays);
     for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
         add_sums(&to, layer, &layer->sets[set][phase], rows, line);
+    free(line);
+    return QK_OK;
+}
+
+qk_status qk_layer_mean_input(const qk_layer *layer, qk_set set, double *mean_x) {
+    const qk_geometry *g = &layer->geometry;
+    const int64_t K = g->inputs, rows = qk_layer_rows(layer, set);
+    if (rows == 0) return QK_E_NO_ROWS;
+    if (layer->keeps_rows) return qk_kept_mean(layer, set, mean_x);
+    double *line = QK_NEW(double, K);
+    if (!line) return QK_E_NOMEM;
+    memset(mean_x, 0, (size_t)(g->groups * K) * sizeof *mean_x);
+    for (int64_t phase = 0; phase < phase_count(layer, set); phase++)
+        for (int64_t group = 0; group < g->groups; group++) {
+            const qk_sums *s = &layer->sets[set][phase];
+            if (s->rows == 0) continue;
+            sum_line(line, layer, s, group);
+            add_line(mean_x + group * K, line, g, s, (double)rows);
+        }
     free(line);
     return QK_OK;
 }

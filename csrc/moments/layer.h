@@ -14,9 +14,15 @@ struct qk_layer {
     qk_status failed; /* a feed that did, in the middle of a batch */
     qk_phases phases;
     qk_sums *sets[2]; /* (phases), indexed by qk_set; NULL: there is no such set */
-    bool begun;       /* by the first feed, which decides on the next two */
+    bool begun;       /* by the first feed, which decides on the next three */
+    bool keeps_rows;
     bool as_bytes;
     qk_affine affine; /* of bytes */
 };
+
+/* Rows of a panel that is added when it is full. */
+int64_t qk_panel_capacity(const qk_layer *layer, const qk_sums *s);
+/* A panel of so many rows takes over the rows of the old one, which stays as it was after a failure. */
+qk_status qk_panel_resize(qk_sums *s, const qk_layer *layer, int64_t capacity);
 
 #endif

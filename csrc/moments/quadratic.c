@@ -28,7 +28,7 @@ static double largest(const double *x, int64_t n) {
 
 /* A NaN or Inf in the data reaches the mean of its input or of its output. */
 qk_status qk_quadratic_check(const qk_quadratic *q, bool with_target) {
-    const double most = 1e36; /* candidates are sought in float32 */
+    const double most = QK_LARGEST_MOMENT;
     const int64_t inputs = q->groups * q->inputs, rows = with_target ? q->groups * q->outputs : 0;
     if (!isfinite(largest(q->mean_x, inputs)) || !isfinite(largest(q->mean_y, rows))) return QK_E_NONFINITE;
     const bool small = largest(q->gram, inputs * q->inputs) <= most && largest(q->power, rows) <= most;

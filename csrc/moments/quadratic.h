@@ -10,6 +10,9 @@ typedef struct {
     double *gram, *cross, *mean_x, *mean_y, *power;
 } qk_quadratic;
 
+/* Beyond it data is QK_E_TOO_LARGE: candidates are sought in float32. */
+#define QK_LARGEST_MOMENT 1e36
+
 /* Of zeros. QK_E_NOMEM. */
 qk_status qk_quadratic_new(qk_quadratic *q, int64_t groups, int64_t inputs, int64_t outputs);
 /* Allocates and fills; with_target as the layer was made. QK_E_NO_ROWS, and as below. */

@@ -17,6 +17,26 @@ int64_t qk_rows_per_sample(const qk_row_choice *c, int64_t positions) {
     return rows < positions ? rows : positions;
 }
 
+/* Whether the i-th run of a sample is. Whole samples are held out where there are enough of them: rows of one image are
+ * alike. */
+static bool is_held_out(const qk_row_choice *c, int64_t sample, int64_t i) {
+    const bool by_sample = c->holdout > 0 && c->samples / 2 >= c->holdout;
+    const int64_t turn = by_sample ? sample : sample + i;
+    return c->holdout > 0 && turn % c->holdout == c->holdout - 1;
+}
+
+void qk_planned_rows(const qk_row_choice *c, int64_t positions, int64_t planned[2]) {
+    const int64_t runs = runs_drawn(c, 0, positions), length = qk_smaller(positions, QK_RUN);
+    planned[0] = planned[1] = 0;
+    for (int64_t sample = 0; sample < c->samples; sample++) {
+        int64_t held_out = 0, rows = qk_rows_per_sample(c, positions);
+        for (int64_t i = 0; i < runs; i++) held_out += is_held_out(c, sample, i);
+        held_out = held_out == runs ? rows : held_out * length;
+        planned[QK_HELD_OUT] += held_out;
+        planned[QK_FITTED] += rows - held_out;
+    }
+}
+
 int64_t qk_choose_rows(const qk_row_choice *c, int64_t sample, int64_t positions, int64_t *rows, int64_t *order,
                        int64_t *fitted) {
     const int64_t runs = run_count(positions), wanted = runs_drawn(c, sample, positions);
@@ -36,14 +56,10 @@ int64_t qk_choose_rows(const qk_row_choice *c, int64_t sample, int64_t positions
                 order[j - 1] = t;
             }
     }
-    /* Whole samples are held out where there are enough of them: rows of one image are alike. */
-    const bool by_sample = c->holdout > 0 && c->samples / 2 >= c->holdout;
     int64_t n = 0;
     for (int pass = 0; pass < 2; pass++) {
         for (int64_t i = 0; i < wanted; i++) {
-            const int64_t turn = by_sample ? sample : sample + i;
-            const bool held_out = c->holdout > 0 && turn % c->holdout == c->holdout - 1;
-            if (held_out != (pass == 1)) continue;
+            if (is_held_out(c, sample, i) != (pass == 1)) continue;
             for (int64_t p = order[i] * QK_RUN; p < (order[i] + 1) * QK_RUN && p < positions; p++) rows[n++] = p;
         }
         if (pass == 0) *fitted = n;

@@ -12,19 +12,21 @@ typedef struct {
 /* ---- construction ---------------------------------------------------------------------------- */
 
 static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"inputs",  "outputs", "samples", "max_rows", "groups",       "conv",
-                            "holdout", "seed",    "target",  "x_scale",  "x_zero_point", NULL};
-    long long inputs, outputs, groups = 1, samples, max_rows;
+    static char *names[] = {"inputs", "outputs", "samples", "max_rows",     "groups", "conv",    "holdout",
+                            "seed",   "target",  "x_scale", "x_zero_point", "kept",   "thinned", NULL};
+    long long inputs, outputs, groups = 1, samples, max_rows, kept = 0;
     unsigned long long seed = 0;
-    int holdout = 0, target = 1;
+    int holdout = 0, target = 1, thinned = 0;
     qk_affine affine = {1.0f, 0};
     PyObject *conv = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLLL|$LOiKpfi:Layer", names, &inputs, &outputs, &samples, &max_rows,
-                                     &groups, &conv, &holdout, &seed, &target, &affine.scale, &affine.zero_point))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLLL|$LOiKpfiLp:Layer", names, &inputs, &outputs, &samples,
+                                     &max_rows, &groups, &conv, &holdout, &seed, &target, &affine.scale,
+                                     &affine.zero_point, &kept, &thinned))
         return NULL;
     qk_geometry geometry = {.inputs = inputs, .outputs = outputs, .groups = groups};
     if (!qk_conv_from(conv, &geometry)) return NULL;
-    const qk_row_choice rows = {.samples = samples, .max_rows = max_rows, .holdout = holdout, .seed = seed};
+    const qk_row_choice rows = {
+        .samples = samples, .max_rows = max_rows, .holdout = holdout, .seed = seed, .kept = kept, .thinned = thinned};
     layer_object *self = (layer_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->x_affine = affine;
@@ -102,7 +104,7 @@ static PyObject *layer_join(PyObject *object, PyObject *args) {
     const bool both = take_flushed(from, pool);
     if (both) {
         Py_BEGIN_ALLOW_THREADS
-        status = qk_layer_join(self->layer, from->layer);
+        status = qk_layer_join(self->layer, from->layer, pool);
         Py_END_ALLOW_THREADS
         from->in_use = false;
     }
@@ -151,9 +153,30 @@ static PyObject *layer_moments(PyObject *object, PyObject *args) {
     if (!PyArg_ParseTuple(args, "Op:moments", &pool_argument, &held_out)) return NULL;
     qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
     if (!pool || !take_flushed(self, pool)) return NULL;
-    PyObject *result = moments_of(self->layer, held_out ? QK_HELD_OUT : QK_FITTED);
+    qk_status status;
+    Py_BEGIN_ALLOW_THREADS
+    status = qk_layer_make_moments(self->layer, pool);
+    Py_END_ALLOW_THREADS
+    PyObject *result =
+        status == QK_OK ? moments_of(self->layer, held_out ? QK_HELD_OUT : QK_FITTED) : qk_raise(status, "moments");
     self->in_use = false;
     return result;
+}
+
+static PyObject *layer_mean_input(PyObject *object, PyObject *pool_argument) {
+    layer_object *self = (layer_object *)object;
+    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
+    const qk_geometry *g = qk_layer_geometry(self->layer);
+    PyObject *mean = pool ? qk_new_array(2, (npy_intp[]){g->groups, g->inputs}, NPY_FLOAT64) : NULL;
+    if (!mean || !take_flushed(self, pool)) {
+        Py_XDECREF(mean);
+        return NULL;
+    }
+    const qk_status status = qk_layer_mean_input(self->layer, QK_FITTED, PyArray_DATA((PyArrayObject *)mean));
+    self->in_use = false;
+    if (status == QK_OK) return mean;
+    Py_DECREF(mean);
+    return qk_raise(status, "mean_input");
 }
 
 /* ---- weight scale ---------------------------------------------------------------------------- */
@@ -278,6 +301,8 @@ static PyMethodDef layer_methods[] = {
      "give."},
     {"join", layer_join, METH_VARARGS,
      "join($self, other, pool, /)\n--\n\nAdd the rows of another layer with the same weight to this one's."},
+    {"mean_input", layer_mean_input, METH_O,
+     "mean_input($self, pool, /)\n--\n\nThe mean of the fitted rows' inputs (groups, K)."},
     {"moments", layer_moments, METH_VARARGS,
      "moments($self, pool, held_out, /)\n--\n\n(rows, gram, cross, mean_x, mean_y, power) per row and group."},
     {"weight_scale", KEYWORDS(layer_weight_scale), METH_VARARGS | METH_KEYWORDS,
@@ -289,7 +314,7 @@ static PyMethodDef layer_methods[] = {
     {NULL, NULL, 0, NULL}};
 static PyType_Slot layer_slots[] = {
     {Py_tp_doc, "Layer(inputs, outputs, samples, max_rows, *, groups=1, conv=None, holdout=0, seed=0, target=True,"
-                " x_scale=1.0, x_zero_point=0)\n--\n\n"
+                " x_scale=1.0, x_zero_point=0, kept=0, thinned=False)\n--\n\n"
                 "Moments of one layer's data: feed batches, then ask for a weight scale or for finetuned integers."},
     {Py_tp_new, layer_new},
     {Py_tp_dealloc, layer_dealloc},

@@ -27,9 +27,9 @@ __all__ = ["WeightScaleSearch"]
 _LOG = logging.getLogger(__name__)
 _PLANNED_SAMPLES = 16  # that all give rows to the choice of weight scales; after them fewer and fewer do
 _FEWEST_ROWS, _MOST_ROWS = 32, 64  # of each of them
-# Gram matrices of all layers together, in bytes; beyond it, or a quarter of what is free, a
-# weight scale is left to minimum and maximum.
-_GRAM_BYTES = 1 << 30
+# Moments and rows of all layers together, in bytes; beyond it, or a quarter of what is free, there are fewer rows.
+_BYTES = 1 << 28
+_LEAST_ROWS = 16  # of a layer; where there is no memory for them, its weight scale is left to minimum and maximum
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class _Searched:
 
     Attributes:
         rows: (outputs, K), its weight.
-        parts: the moments of its inputs; with blocks, of so many inputs each.
+        parts: moments or rows of its inputs; with blocks, of so many inputs each.
     """
 
     layer: WeightLayer
@@ -64,6 +64,10 @@ class _Searched:
         """What a part sees of the layer's input."""
         x = x.swapaxes(-1, -2) if _is_weight_first(self.layer) else x
         return np.ascontiguousarray(x[..., i * self.block : (i + 1) * self.block] if self.block else x)
+
+    def mean_input(self, pool: _core.ThreadPool) -> NDArray[np.float64]:
+        """(groups, K)."""
+        return np.concatenate([part.mean_input(pool) for part in self.parts], axis=1)
 
     def choose(self, others: Sequence[_Searched], pool: _core.ThreadPool) -> WeightParams:
         """The scale with the least output error, of other layers with the same weight too.
@@ -98,7 +102,11 @@ class _Searched:
 
 
 class WeightScaleSearch:
-    """CalibMethod.MinOutputMSE: moments of every layer's float input, then the scale with the least output error."""
+    """CalibMethod.MinOutputMSE: moments or rows of every layer's float input, then the scale with the least error.
+
+    Attributes:
+        mean_inputs: the mean row (groups, K) of every layer whose scale was chosen, by node name.
+    """
 
     def __init__(
         self,
@@ -111,32 +119,31 @@ class WeightScaleSearch:
         constants = {t.name: t for t in model.graph.initializer}
         self._pool = pool
         self._layers: list[_Searched] = []
-        budget = min(_GRAM_BYTES, memory.free() // 4)
         blocked, one_scale = input_axes(model.graph), one_scale_weights(model)
         layers = tuple(layer for layer in layers if grid_of(layer.weight) is not None)
         left = {layer.weight for layer in layers if not _searchable(layer)}
         left |= _arranged_in_two_ways(layers) | also_data(model)
+        searched: list[tuple[WeightLayer, WeightGrid, NDArray[np.float32], list[int]]] = []
         for layer in layers:
             grid = grid_of(layer.weight)
             if grid is None or layer.weight in left:
                 continue
-            grid = replace(grid, per_channel=grid.per_channel and layer.weight not in one_scale)
+            block = grid.block if layer.weight in blocked else 0
+            grid = replace(grid, per_channel=grid.per_channel and layer.weight not in one_scale, block=block)
             rows = layer.layout.rows(onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
-            groups = _groups(layer)
-            inputs, block = rows.shape[1], grid.block if layer.weight in blocked else 0
+            inputs = rows.shape[1]
             sizes = [min(block, inputs - begin) for begin in range(0, inputs, block)] if block else [inputs]
-            gram_bytes = 8 * groups * sum(size**2 for size in sizes)
-            if gram_bytes > budget:
-                _LOG.warning("layer %s: too large to choose its weight scale by output error", layer.node_name)
-                left.add(layer.weight)
-                continue
-            budget -= gram_bytes
-            parts = tuple(_moments(layer, size, len(rows) // groups, groups) for size in sizes)
-            self._layers.append(_Searched(layer, grid, rows, parts, block))
+            searched.append((layer, grid, rows, sizes))
+        share = _share_of_rows([(_groups(layer), sizes) for layer, _, _, sizes in searched], _budget(memory))
+        for layer, grid, rows, sizes in searched if share is not None else ():
+            outputs, groups = len(rows) // _groups(layer), _groups(layer)
+            parts = tuple(_data(layer, size, outputs, groups, _rows(size, share)) for size in sizes)
+            self._layers.append(_Searched(layer, grid, rows, parts, grid.block))
         self._leave(left)
         self._scarce = frozenset(layer.weight for layer in layers)
         self._seen = self._fed = 0  # samples
         self._with_data = set[str]()  # weights
+        self.mean_inputs: dict[str, NDArray[np.float64]] = {}
 
     def tensors(self) -> list[str]:
         return [searched.layer.input for searched in self._layers]
@@ -207,25 +214,61 @@ class WeightScaleSearch:
                 _LOG.warning("layer %s: its input is empty on all data: no scale to choose by it", layer.node_name)
                 continue
             try:
-                found[layer.weight] = first.choose(others, self._pool)
+                means = {one.layer.node_name: one.mean_input(self._pool) for one in (first, *others)}
+                found[layer.weight] = first.choose(others, self._pool)  # which takes over the rows of the others
+                self.mean_inputs.update(means)
             except ValueError as error:  # its input has values that are no numbers, or whose squares are none
                 _LOG.warning("layer %s: its weight scale is left to minimum and maximum: %s", layer.node_name, error)
         return found
 
 
-def _moments(layer: WeightLayer, inputs: int, outputs: int, groups: int) -> _core.Layer:
-    """Of so many inputs of each group. The number of samples is not known ahead: so many rows of each at first, then
-    fewer.
+def _data(layer: WeightLayer, inputs: int, outputs: int, groups: int, rows: int) -> _core.Layer:
+    """Of so many inputs of each group. The number of samples is not known ahead: so many rows at first, then fewer of
+    each. They make moments, or are kept where they are fewer than the inputs.
     """
     return _core.Layer(
         inputs,
         outputs,
         _PLANNED_SAMPLES,
-        _PLANNED_SAMPLES * min(max(inputs // 16, _FEWEST_ROWS), _MOST_ROWS),
+        rows,
         groups=groups,
         conv=core_geometry(layer.attributes),
         target=False,
+        kept=rows if rows < inputs else 0,
+        thinned=True,
     )
+
+
+def _budget(memory: MemoryLimit) -> int:
+    return min(_BYTES, memory.free() // 4)
+
+
+def _rows(inputs: int, share: float) -> int:
+    """How many rows a layer's scale is chosen by."""
+    most = _PLANNED_SAMPLES * min(max(inputs // 16, _FEWEST_ROWS), _MOST_ROWS)
+    return max(_LEAST_ROWS, int(share * most))
+
+
+def _bytes(inputs: int, rows: int) -> int:
+    """What the data of a group takes: its moments in float64, or rows in float32."""
+    return 4 * inputs * rows if rows < inputs else 8 * inputs**2
+
+
+def _share_of_rows(layers: Iterable[tuple[int, list[int]]], budget: int) -> float | None:
+    """How many of the rows there is memory for; None where not even for the least.
+
+    Args:
+        layers: (groups, inputs of each part) of each layer.
+    """
+    layers = tuple(layers)
+    for halved in range(10):
+        share = 0.5**halved
+        needed = sum(groups * _bytes(size, _rows(size, share)) for groups, sizes in layers for size in sizes)
+        if needed <= budget:
+            if halved:
+                _LOG.info("weight scales are chosen by 1/%d of the rows, for want of memory", 2**halved)
+            return share
+    return None
 
 
 def _arranged_in_two_ways(layers: Iterable[WeightLayer]) -> set[str]:

@@ -281,7 +281,7 @@ static void joined_layers_have_the_rows_of_both(void) {
     qk_tensor y1 = ref_target(&r, &one, &x1), y2 = ref_target(&r, &two, &x2);
     qk_pool *pool = qk_pool_new(2);
     qk_layer *a = fed_layer(&one, &x1, &y1, 2, pool), *b = fed_layer(&two, &x2, &y2, 2, pool);
-    CHECK(qk_layer_join(a, b) == QK_OK);
+    CHECK(qk_layer_join(a, b, pool) == QK_OK);
     for (int set = 0; set < 2; set++) {
         const qk_row_choice c1 = {.samples = 5, .max_rows = 1000000, .holdout = 2, .seed = 3};
         const qk_row_choice c2 = {.samples = 4, .max_rows = 1000000, .holdout = 2, .seed = 3};
@@ -323,7 +323,7 @@ static void joined_layers_may_have_other_strides(void) {
         const qk_geometry *a = &two[i / 3], *b = &two[i % 3];
         qk_tensor ya = ref_target(&r, a, &x), yb = ref_target(&r, b, &x);
         qk_layer *layer = fed_layer(a, &x, &ya, 0, pool), *other = fed_layer(b, &x, &yb, 0, pool);
-        CHECK(qk_layer_join(layer, other) == QK_OK);
+        CHECK(qk_layer_join(layer, other, pool) == QK_OK);
         CHECK(qk_layer_feed(layer, &x, &ya, pool) == QK_OK);
         CHECK(qk_layer_flush(layer, pool) == QK_OK);
         const qk_row_choice first = {.samples = 4, .max_rows = 1000000, .seed = 3};
@@ -349,24 +349,16 @@ static void layers_that_are_not_alike_do_not_join(void) {
                                   {.groups = 1, .inputs = 3, .outputs = 1},
                                   {2, QK_PAD_VALID, 2, 2, 3, {1, 3}, {1, 1}, {1, 1}, {0}, {0}}};
     const qk_row_choice held = {.samples = 4, .max_rows = 100, .holdout = 2}, all = {.samples = 4, .max_rows = 100};
+    qk_pool *pool = qk_pool_new(1);
     qk_layer *layer, *other;
     CHECK(qk_layer_new(&layer, &good, &held, true) == QK_OK);
-    CHECK(qk_layer_join(layer, layer) == QK_E_ARG);
+    CHECK(qk_layer_join(layer, layer, pool) == QK_E_ARG);
     for (int i = 0; i < 5; i++) {
         CHECK(qk_layer_new(&other, i < 3 ? &others[i] : &good, i == 3 ? &all : &held, i != 4) == QK_OK);
-        CHECK(qk_layer_join(layer, other) == QK_E_ARG);
+        CHECK(qk_layer_join(layer, other, pool) == QK_E_ARG);
         qk_layer_free(other);
     }
-    const float data[16] = {0}; /* still in the panel */
-    const qk_tensor x = {.data = data, .ndim = 2, .dims = {2, 3}}, y = {.data = data, .ndim = 2, .dims = {2, 2}};
-    qk_pool *pool = qk_pool_new(1);
-    CHECK(qk_layer_new(&other, &good, &held, true) == QK_OK);
-    CHECK(qk_layer_feed(other, &x, &y, pool) == QK_OK);
-    CHECK(qk_layer_join(layer, other) == QK_E_ARG);
-    CHECK(qk_layer_flush(other, pool) == QK_OK);
-    CHECK(qk_layer_join(layer, other) == QK_OK);
     qk_layer_free(layer);
-    qk_layer_free(other);
     qk_pool_free(pool);
 }
 
@@ -438,11 +430,12 @@ static qk_status feed_and_flush(void *context) {
 }
 
 static qk_status join_two(void *context) {
+    qk_pool *pool = ((attempt *)context)->pool;
     const qk_row_choice rows = {.samples = 6, .max_rows = 1000000, .holdout = 3};
     qk_layer *layer, *other = NULL;
     qk_status status = qk_layer_new(&layer, ((attempt *)context)->geometry, &rows, true);
     if (status == QK_OK) status = qk_layer_new(&other, ((attempt *)context)->geometry, &rows, true);
-    if (status == QK_OK) status = qk_layer_join(layer, other);
+    if (status == QK_OK) status = qk_layer_join(layer, other, pool);
     qk_layer_free(layer);
     qk_layer_free(other);
     return status;

@@ -111,6 +111,53 @@ def test_is_no_worse_than_minimum_and_maximum(seed: int, options: Options):
     assert loss(list(zip(*found, strict=True))) <= loss(widest) * 1.01
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("kept", [0, 300, 150])
+def test_few_factors_find_the_scale_of_a_large_weight(bits: int, per_channel: bool, kept: int):
+    """As good as the best of many factors, from moments or from all rows, and nearly so from some of the rows; one
+    scale for all outputs is chosen by a part of them.
+    """
+    rng = np.random.default_rng(bits)
+    mixing = rng.standard_normal((40, 400)) * np.exp(rng.normal(0, 1, 400))
+    x = np.maximum(rng.standard_normal((300, 40)) @ mixing + rng.standard_normal((300, 400)), 0).astype(np.float32)
+    outputs = 28 if per_channel else 160
+    weight = (rng.standard_t(4, (outputs, 400)) * np.exp(rng.normal(0, 0.5, (outputs, 1)))).astype(np.float32)
+    options = Options(symmetric=True, per_channel=per_channel, bias_free=True, bits=bits)
+    layer = _core.Layer(400, outputs, len(x), 1 << 20, target=False, kept=kept, thinned=True)
+    layer.feed(x, None, ONE)
+    scale, _ = chosen(layer, weight, options)
+    problem = problem_of(weight, x, options)
+    total, best = 0.0, 0.0
+    for rows, s in zip([slice(o, o + 1) for o in range(outputs)] if per_channel else [slice(None)], scale, strict=True):
+        widest, _ = problem.affine(rows, 1.0)
+        total += problem.relative_error(rows, float(s) / widest)
+        best += problem.relative_error(rows, problem.best_factor(rows))
+    assert total <= best * (1.02 if kept != 150 else 1.1)
+
+
+def test_the_loudest_outputs_have_their_say_where_a_part_is_tried():
+    """One output has large weights on large inputs: cutting them would cost more than all others gain."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((512, 300)).astype(np.float32)
+    weight[301] *= 60
+    x = rng.standard_normal((400, 300)).astype(np.float32)
+    options = Options(symmetric=True, per_channel=False, bias_free=True)
+    scale, _ = chosen(layer_of(x, 512), weight, options)
+    problem = problem_of(weight, x, options)
+    widest, _ = problem.affine(slice(None), 1.0)
+    found = problem.relative_error(slice(None), float(scale[0]) / widest)
+    assert found <= 1.02 * problem.relative_error(slice(None), problem.best_factor(slice(None)))
+
+
+@pytest.mark.parametrize("kept", [0, 60])
+def test_the_mean_input(kept: int):
+    _, x = data(8, outputs=3, inputs=70)
+    layer = _core.Layer(70, 3, len(x), 1 << 20, target=False, kept=kept)
+    layer.feed(x, None, ONE)
+    np.testing.assert_allclose(layer.mean_input(ONE), x.mean(axis=0, dtype=np.float64)[None], rtol=1e-6, atol=1e-6)
+
+
 def test_an_outlier_on_a_dead_input_does_not_set_the_scale():
     rng = np.random.default_rng(3)
     weight = rng.standard_normal((16, 40)).astype(np.float32)
