@@ -16,6 +16,7 @@ from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.channel_blocks import session_in_blocks
 from quark.onnx.calibration.swallowed import Sampled, swallowed
 from quark.onnx.calibration.tensor_statistics import TensorStatistics
+from quark.onnx.calibration.value_histogram import ValueHistogram
 from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
 from quark.onnx.calibration_data.checked_items import Batch, counts_samples, sample_count
@@ -65,12 +66,14 @@ class Calibration:
         weights: parameters of each weight initializer whose scale was chosen.
         samples: how many were seen.
         without_range: why each of the other tensors has none: they cannot be quantized.
+        histograms: of the values of tensors.
     """
 
     ranges: dict[str, tuple[float, float]]
     weights: dict[str, WeightParams]
     samples: int
     without_range: dict[str, str] = field(default_factory=dict)
+    histograms: dict[str, ValueHistogram] = field(default_factory=dict)
 
 
 def calibrate(
@@ -125,11 +128,11 @@ def calibrate(
         samples += count
     _core.return_memory()  # that of inner tensors
     _check_outputs(model, statistics.not_finite)
-    ranges, without = statistics.choose({name: settings.range_of(name) for name in tensors})
+    ranges, without, histograms = statistics.choose({name: settings.range_of(name) for name in tensors})
     coarse = swallowed(model, first[0], sampled, ranges, settings.range_of, each)
     ranges = {name: limits for name, limits in ranges.items() if name not in coarse}
     without.update(coarse)
-    return Calibration(ranges, search.choose(), samples, without)
+    return Calibration(ranges, search.choose(), samples, without, histograms)
 
 
 def _check_outputs(model: onnx.ModelProto, not_finite: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.calibration.activation_range import ActivationRange
+from quark.onnx.calibration.value_histogram import ValueHistogram, value_histogram
 from quark.onnx.errors import DataError
 from quark.onnx.qdq.weight_params import WIDEST
 
@@ -64,8 +65,11 @@ class TensorStatistics:
             return False
         return True
 
-    def choose(self, chosen: Mapping[str, ActivationRange]) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
-        """(lowest, highest) of each tensor that has a range, and why each of the others has none.
+    def choose(
+        self, chosen: Mapping[str, ActivationRange]
+    ) -> tuple[dict[str, tuple[float, float]], dict[str, str], dict[str, ValueHistogram]]:
+        """(lowest, highest) of each tensor that has a range, why each of the others has none, and what was seen of the
+        former.
 
         Args:
             chosen: for each tensor: how its range follows from its values.
@@ -75,6 +79,7 @@ class TensorStatistics:
             whole.add(more)
         found: dict[str, tuple[float, float]] = {}
         left_out: dict[str, str] = {}
+        seen: dict[str, ValueHistogram] = {}
         for i, name in enumerate(self._tensors):
             low, high = chosen[name].of(whole, i)
             if name in self.not_finite:
@@ -85,4 +90,5 @@ class TensorStatistics:
                 left_out[name] = f"its values lie from {low:.3g} to {high:.3g}, too far apart for a scale"
             else:
                 found[name] = low, high
-        return found, left_out
+                seen[name] = value_histogram(whole, i, found[name])
+        return found, left_out, seen

@@ -178,6 +178,7 @@ class FastFinetune:
             layer_errors=errors,
             end_to_end=result.end_to_end,
             phases=self._clock.seconds,
+            memory=self._clock.memory,
             peak_rss_mib=peak_rss_mib(),
         )
 

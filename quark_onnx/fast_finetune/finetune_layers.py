@@ -213,6 +213,7 @@ def _write_back(solved: Solved, initializers: _Initializers, judge: Judge | None
         after=_scaled(solution.after, square),
         power=_scaled(solution.power, square),
         rows=solution.rows,
+        losses=solution.losses,
         seconds=solved.seconds + time.perf_counter() - started,
         solve_seconds=solved.solve_seconds,
     )

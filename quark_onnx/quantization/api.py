@@ -52,6 +52,7 @@ from quark.onnx.quantization.excluded_layers import excluded_outputs
 from quark.onnx.quantization.quantization_report import plain_report
 from quark.onnx.quantization.reference_model import reference_forms, reference_model
 from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tensor_specs
+from quark.onnx.report.activation_report import activation_reports
 from quark.onnx.report.model_sizes import model_sizes
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
@@ -208,6 +209,7 @@ class ModelQuantizer:
                 warnings=(*warnings, *report.warnings),
                 notes=(*notes, *report.notes, *saved.notes),
                 sizes=model_sizes(original, quantized),
+                activations=activation_reports(calibration.histograms, quantized),
             )
             returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
             saved.finish()

@@ -38,7 +38,7 @@ def plain_report(
         equalised: the same, or what CLEConfig made of it: the model whose layers were quantized.
         samples: calibration samples seen.
     """
-    report = Report(algorithm=None, samples=samples, phases=clock.seconds)
+    report = Report(algorithm=None, samples=samples, phases=clock.seconds, memory=clock.memory)
     with clock.phase("compare"):
         try:
             whole = WholeModel(model, "float model", apart, store, engine)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quark.onnx.report.loss_curve import LossCurve
+
 __all__ = ["LayerReport"]
 
 _NONE = (float("nan"), float("nan"))
@@ -25,6 +27,7 @@ class LayerReport:
             layers that share a weight, over the rows of all, from the outputs of the float weight on the same inputs.
         power: mean squared float output, for comparison.
         rows: how many output positions were used.
+        losses: of a training loop: (steps so far, mean loss since the point before); none where there was no loop.
         seconds: for this layer, inference of its data included; with `parallel=True` of its solver alone.
         solve_seconds: of these, for finding the integers once all data is there: training, or solving from moments.
     """
@@ -41,5 +44,6 @@ class LayerReport:
     after: tuple[float, float] = _NONE
     power: tuple[float, float] = _NONE
     rows: tuple[int, int] = (0, 0)
+    losses: LossCurve = ()
     seconds: float = 0.0
     solve_seconds: float = 0.0

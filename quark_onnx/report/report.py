@@ -13,6 +13,7 @@ from quark.onnx.plan.types import SkippedLayer
 from quark.onnx.report.activation_report import ActivationReport
 from quark.onnx.report.deviation import Deviation
 from quark.onnx.report.full_text import full_text
+from quark.onnx.report.html_page import html_fragment, html_page
 from quark.onnx.report.layer_error import LayerError
 from quark.onnx.report.layer_report import LayerReport
 from quark.onnx.report.model_sizes import ModelSizes
@@ -71,6 +72,7 @@ class Report:
         sizes: of the two models; None in reports of earlier versions.
         configuration: as `to_dict` of the configuration writes it; a callable in it is its repr.
         phases: seconds per phase.
+        memory: the most memory of the process, as `peak_rss_mib`, at the end of each phase.
         peak_rss_mib: the most memory the process has had since it began, whatever used it: libraries, this package, and
             what the reader and the rest of the program hold; None where the system does not tell.
     """
@@ -91,6 +93,7 @@ class Report:
     sizes: ModelSizes | None = None
     configuration: Mapping[str, Any] = field(default_factory=dict)
     phases: Mapping[str, float] = field(default_factory=dict)
+    memory: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mib: float | None = None
 
     @property
@@ -118,6 +121,18 @@ class Report:
             Path(path).write_text(text + "\n", encoding="utf-8")
         return text
 
+    def to_html(self, path: str | Path | None = None) -> str:
+        """The report as one page that needs no network, light or dark, fit for a phone; written to `path` too, if
+        given.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        page = html_page(self)
+        if path is not None:
+            Path(path).write_text(page, encoding="utf-8")
+        return page
+
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Report:
         """The report that `to_dict` wrote.
@@ -139,6 +154,10 @@ class Report:
 
     def __str__(self) -> str:
         return short_text(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return html_fragment(self)
 
     def __repr__(self) -> str:
         """Short, as the tables of a large model would fill screens."""

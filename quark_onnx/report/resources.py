@@ -13,10 +13,17 @@ __all__ = ["PhaseClock", "peak_rss_mib"]
 
 
 class PhaseClock:
-    """Seconds spent in named phases, in the order in which they began."""
+    """Seconds spent in named phases, in the order in which they began, and the memory that the process has had.
+
+    Attributes:
+        seconds: by phase.
+        memory: the most resident memory of the process from its start to the end of the phase, in MiB; empty where the
+            system does not tell.
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
+        self.memory: dict[str, float] = {}
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -25,6 +32,9 @@ class PhaseClock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+            peak = peak_rss_mib()
+            if peak is not None:
+                self.memory[name] = peak
 
 
 def peak_rss_mib() -> float | None:

@@ -141,15 +141,16 @@ def _advice(report: Report, grade: Grade, weakest: tuple[WeakLayer, ...]) -> Ite
         if report.algorithm is None:
             yield "finetune: algo_config=[AdaRoundConfig()]"
         told = set[str]()
-        for layer in [one for one in weakest if one.own_db < _FINE] or weakest:
+        poor = [one for one in weakest if one.own_db < _FINE] or weakest
+        for layer in poor:
             if layer.cause not in _REMEDIES or layer.cause in told:
                 continue
             told.add(layer.cause)
-            names = [one.name for one in weakest if one.cause == layer.cause]
+            names = [one.name for one in poor if one.cause == layer.cause]
             yield _REMEDIES[layer.cause].format(names=names)
     if report.samples < _FEW:
         yield f"calibrate with 100 samples or more: {report.samples} say little of ranges, and less of the agreement"
     if grade == "good":
-        yield "nothing: measure it with your own metric before you ship it"
+        yield "measure it with your own metric before you ship it"
     elif grade == "unknown":
         yield "run it on the hardware that it is meant for, and compare there"

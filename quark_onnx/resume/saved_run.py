@@ -11,6 +11,7 @@ import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import onnx
 
 from quark.onnx import _core
 from quark.onnx.calibration.calibrate import Calibration
+from quark.onnx.calibration.value_histogram import ValueHistogram
 from quark.onnx.calibration_data.checked_items import Batch
 from quark.onnx.config.described import described
 from quark.onnx.errors import ConfigError, DataError
@@ -238,12 +240,17 @@ def _written(found: Calibration) -> Record:
         arrays[f"scale{i}"] = params.scale
         arrays[f"zero_point{i}"] = params.zero_point.astype(np.int64)
         weights[name] = {"dtype": params.zero_point.dtype.name, "axis": params.axis, "block": params.block}
+    fields["histograms"] = {name: asdict(histogram) for name, histogram in found.histograms.items()}
     return Record({**fields, "weights": weights}, arrays)
 
 
 def _read(record: Record) -> Calibration:
     fields: dict[str, Any] = {name: value for name, value in record.fields.items() if name not in ("digest", "weights")}
     fields["ranges"] = {name: (low, high) for name, (low, high) in fields["ranges"].items()}
+    fields["histograms"] = {
+        name: ValueHistogram(**{**about, "counts": tuple(about["counts"])})
+        for name, about in fields["histograms"].items()
+    }
     weights = {}
     for i, (name, about) in enumerate(record.fields["weights"].items()):
         zero_point = record.arrays[f"zero_point{i}"].astype(np.dtype(about["dtype"]))

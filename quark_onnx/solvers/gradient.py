@@ -14,6 +14,7 @@ from quark.onnx.errors import FinetuneError
 from quark.onnx.own_errors import of_the_caller
 from quark.onnx.plan.core_arguments import core_geometry, core_stage
 from quark.onnx.plan.types import LayerPlan
+from quark.onnx.report.loss_curve import loss_curve
 from quark.onnx.solvers.solver import LayerInput, Message, NoSolution, Solution, quantized_layer, told_by_the_core
 from quark.onnx.stores.batch_store import BatchStore
 
@@ -119,6 +120,7 @@ class GradientLayer:
             after=trained["after"],
             power=trained["power"],
             rows=(fitted * rows, held_out * rows),
+            losses=loss_curve(trained["losses"][: trained["iterations"]]),
         )
 
     def _learning_rate(self, start: _core.QuantizedLayer) -> float:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from quark.onnx import _core
 from quark.onnx.plan.reasons import Why
 from quark.onnx.plan.types import LayerPlan
+from quark.onnx.report.loss_curve import LossCurve
 
 __all__ = [
     "LayerInput",
@@ -45,6 +46,7 @@ class Solution:
         candidate: how the integers were found.
         before, after, power: as in `LayerReport`, of the output divided by the layer's factor.
         rows: output positions that were used.
+        losses: of a training loop, of the output divided by the layer's factor; none where there was no loop.
     """
 
     weight: NDArray[np.int32]
@@ -55,6 +57,7 @@ class Solution:
     after: tuple[float, float]
     power: tuple[float, float]
     rows: tuple[int, int]
+    losses: LossCurve = ()
 
 
 class NoSolution(Exception):
