@@ -21,6 +21,7 @@ DEPENDENCIES = [  # why each is there, and at least this version: docs/decisions
     "onnxruntime>=1.32",
     "pyyaml>=6.0.1",
     "rich>=13",
+    "jinja2>=3.1",
 ]
 
 NO_OPENBLAS = """\

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from quark.onnx.errors import ConfigError, ConfigTypeError
 
 from .data_type import DataType
+from .described_html import described_html
 from .validate import Check, checks, nearest, problem
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ class FrozenConfig:
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.changed().items())
         return f"{type(self).__name__}({arguments})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return described_html(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that differ from their defaults as plain values, fit for JSON; `from_dict` reads it.

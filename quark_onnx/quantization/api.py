@@ -91,6 +91,14 @@ class ModelQuantizer:
         self.config = config
         self.report: Report | None = None
 
+    def __repr__(self) -> str:
+        done = "nothing quantized yet" if self.report is None else repr(self.report)
+        return f"ModelQuantizer({self.config!r}): {done}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the last run, or before it the configuration."""
+        return self.config._repr_html_() if self.report is None else self.report._repr_html_()
+
     @only_own_errors
     def quantize_model(
         self,

@@ -76,7 +76,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
     names = zipfile.ZipFile(next(built.glob("*.whl"))).namelist()
     assert "quark/__init__.py" not in names
     package = {n for n in names if ".dist-info/" not in n}
-    sources = {f"quark/onnx/{p.relative_to(ROOT / 'quark_onnx')}" for p in (ROOT / "quark_onnx").rglob("*.py*")}
+    files = (*(ROOT / "quark_onnx").rglob("*.py*"), *(ROOT / "quark_onnx").rglob("*.j2"))
+    sources = {f"quark/onnx/{p.relative_to(ROOT / 'quark_onnx')}" for p in files}
     sources = {n for n in sources if not n.endswith(".pyc")} | {"quark/onnx/py.typed"}
     (core,) = package - sources
     assert sources <= package
