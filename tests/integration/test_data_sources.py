@@ -47,7 +47,7 @@ def test_random_data_is_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
     (warning,) = quantizer.report.warnings
     assert "random data" in warning
     assert warning in caplog.text
-    assert warning in quantizer.report.full()
+    assert warning in quantizer.report.full(300)
     data = RandomDataReader(model, [64, 12], seed=1).get_next()
     assert mean_squared_error(model, result, data) < 0.3
     assert ModelQuantizer(QConfig(LAYER)).quantize_model(model, None, RandomDataReader(model, [64, 12])) == result

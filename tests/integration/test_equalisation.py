@@ -88,7 +88,7 @@ def test_the_report_names_pairs_and_corrections(tmp_path: Path) -> None:
     assert written["pairs"][0]["tail"] == "second"
     assert written["corrections"][1]["name"] == "second"
     for text in ("Cross-layer equalisation", "24 of 24 channels", "Unsqueeze", "Bias correction", "it has no bias"):
-        assert text in report.full()
+        assert text in report.full(300)
 
 
 def test_what_has_no_effect_is_said() -> None:

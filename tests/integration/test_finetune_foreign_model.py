@@ -226,7 +226,7 @@ def test_a_layer_whose_data_does_not_fit_is_reported(tmp_path: Path) -> None:
     assert "its data does not fit" in second.reason
     assert "(input (16, 4, 4, 4), float output (16, 4, 7, 7))" in second.reason
     assert "second_w_quantized" not in changed(static, tuned)
-    assert "its data does not fit" in report.full()
+    assert "its data does not fit" in report.full(300)
 
 
 def test_a_float_model_with_other_outputs(tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_a_layer_that_is_skipped_is_named(tmp_path: Path) -> None:
     }
     assert len(report.layers) == 5
     np.testing.assert_array_equal(initializers(tuned)["pw1_w_quantized"], initializers(static)["pw1_w_quantized"])
-    assert "pw1 (Conv)" in report.full()
+    assert "pw1 (Conv)" in report.full(300)
 
 
 @pytest.mark.parametrize("written", [False, True], ids=["returned", "written"])

@@ -68,7 +68,7 @@ def test_one_layer_is_left_and_the_others_say_why(name: str, options: dict[str, 
         here, there = sizes[layer.node] / 2**20, sizes[largest] / 2**20
         expected = f"select_max_mem_layer: its data needs {here:.3g} MiB, that of {largest!r} {there:.3g} MiB"
         assert layer.reason == expected
-        assert layer.node in report.full()
+        assert layer.node in report.full(300)
     before, after = (initializers(m) for m in (quantized(model, None, Reader(data))[0], tuned))
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed

@@ -199,9 +199,9 @@ def test_odd_names_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
         node.name = name
     _, report = quantized_and_report(model)
     for name in names:
-        assert name in report.full()
+        assert name in report.full(300)
     assert "[/x]" in drawn.getvalue(), "the last layer is on the bar when it ends"
-    assert set(report.full()) <= set(string.printable)
+    assert set(report.full(300)) <= set(string.printable)
 
 
 def test_a_model_with_all_of_it_computes_the_same() -> None:

@@ -164,7 +164,7 @@ def test_every_way_to_finetune(algorithm: AdaRoundConfig, make: Callable[[], onn
     left_out = [o.name for o in model.graph.output if o.type.WhichOneof("value") != "tensor_type"]
     says = f"outputs that are no tensors are left out of the comparison: {', '.join(map(repr, left_out))}"
     assert (says in quantizer.report.notes) == bool(left_out)
-    assert quantizer.report.full()
+    assert quantizer.report.full(300)
 
 
 @pytest.mark.parametrize("make", MODELS[1:])

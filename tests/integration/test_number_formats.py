@@ -360,7 +360,7 @@ def test_what_onnxruntime_only_runs_as_it_stands_is_finetuned_too():
     tuned, report = finetune(model, quantized, None, Reader(samples(model, 40)), ALGORITHMS["adaround"])
     assert (report.end_to_end.before_default, report.end_to_end.after_default) == (None, None)
     assert any("only without optimisation" in warning for warning in report.warnings)
-    assert "default optimisation" in report.full()
+    assert "default optimisation" in report.full(300)
     assert '"before_default": null' in report.to_json()
     unseen = samples(model, 32, seed=1)
     assert mean_squared_error(model, tuned, unseen) < mean_squared_error(model, quantized, unseen)

@@ -97,8 +97,8 @@ def test_the_float_model_as_its_own_reference_changes_nothing(
         repr(replace(layer, seconds=0, solve_seconds=0)) for layer in without.layers
     ]
     assert report.end_to_end == replace(without.end_to_end, reference="reference model")
-    assert "Whole model against the reference model" in report.full()
-    assert "Whole model against the float model" in without.full()
+    assert "Whole model against the reference model" in report.full(300)
+    assert "Whole model against the float model" in without.full(300)
 
 
 @RUNS

@@ -222,12 +222,12 @@ def test_peak_memory_is_that_of_this_process() -> None:
 def test_the_report_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """There rich shows what it is given instead of writing it to a file."""
     _, report = quantized_and_report(mlp(), None)
-    outside = str(report), report.full()
+    outside = str(report), report.full(300)
     shell = type("ZMQInteractiveShell", (), {})
     monkeypatch.setattr(builtins, "get_ipython", shell, raising=False)
     assert Console().is_jupyter
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert (str(report), report.full()) == outside
+    assert (str(report), report.full(300)) == outside
     assert all(outside)
 
 
@@ -242,7 +242,7 @@ def test_the_report_of_plain_quantization() -> None:
     _, report = quantized_and_report(separable_cnn(), None)
     assert (report.algorithm, report.samples, report.layers) == (None, 40, ())
     assert list(report.phases) == ["load", "prepare", "calibrate", "insert Q/DQ", "compare", "compare layers"]
-    assert "40 calibration samples" in report.full()
+    assert "40 calibration samples" in report.full(300)
 
 
 def test_plain_quantization_says_how_near_it_is() -> None:
@@ -339,7 +339,7 @@ def test_options_without_effect_are_named(options: dict[str, object], caplog: py
         assert line.startswith(f"{name}=")
         assert "has no effect" in line
         assert line in caplog.messages
-        assert name in report.full()
+        assert name in report.full(300)
 
 
 def test_the_documented_arguments_are_not_complained_about() -> None:
@@ -353,7 +353,7 @@ def test_a_run_that_did_not_help_warns(caplog: pytest.LogCaptureFixture) -> None
     warning, *_ = (line for line in report.warnings if "calibration samples" not in line)
     assert "did not bring the whole model closer" in warning
     assert warning in caplog.messages
-    assert warning.split(":")[0] in report.full()
+    assert warning.split(":")[0] in report.full(300)
 
 
 @pytest.mark.parametrize("error", [OutOfMemoryError("short"), KeyError("joined"), OSError("full")])

@@ -153,7 +153,7 @@ def test_some_layers_are_discarded_and_say_why() -> None:
         assert [float(n) for n in found.groups()] == pytest.approx([min(scores[: index + 1]), scores[index + 1]], 1e-4)
         assert layer.after == layer.before
         assert (layer.improved, layer.candidate) == (0, "unchanged")
-        assert layer.reason.split(":")[0] in " ".join(report.full().split())
+        assert layer.reason.split(":")[0] in " ".join(report.full(300).split())
     before, after = initializers(plain(model)), initializers(tuned)
     for layer in report.layers:
         same = np.array_equal(before[f"{layer.name}_w_quantized"], after[f"{layer.name}_w_quantized"])
