@@ -6,7 +6,9 @@ import logging
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.calibration_data.checked_items import Batch
@@ -152,7 +154,7 @@ class FastFinetune:
                 plan = with_largest_layer(float_model, quantized, plan, self._samples, self.engine)
         layers: tuple[LayerReport, ...] = ()
         if self._finetunes:
-            before = self._error(whole, quantized if corrections else None)
+            before = self._errors(whole, quantized if corrections else None)
             with self._clock.phase("finetune"):
                 layers, changes = self._tune(float_model, quantized, plan)
             kept = self._kept(quantized, changes, whole, before, keep_worse=self._config.keep_worse, done="finetuning")
@@ -221,7 +223,7 @@ class FastFinetune:
                 keep_samples=self._finetunes,
             )
         kept = self._kept(
-            quantized, changes, whole, self._error(whole), keep_worse=correction.keep_worse, done="bias correction"
+            quantized, changes, whole, self._errors(whole), keep_worse=correction.keep_worse, done="bias correction"
         )
         return without(kept, layers), plan.skipped, kept.warnings
 
@@ -278,7 +280,7 @@ class FastFinetune:
         quantized: onnx.ModelProto,
         changes: list[Change],
         whole: WholeModel,
-        before: float,
+        before: NDArray[np.float64],
         *,
         keep_worse: bool,
         done: str,
@@ -287,13 +289,12 @@ class FastFinetune:
         if keep_worse or not changes or self._config.evaluator is not None or not whole.can_judge:
             return Kept()
         with self._clock.phase("compare"):
-            return keep_better(quantized, changes, lambda: self._error(whole, quantized), before, done=done)
+            return keep_better(quantized, changes, lambda: self._errors(whole, quantized), before, done=done)
 
-    def _error(self, whole: WholeModel, quantized: onnx.ModelProto | None = None) -> float:
-        """The error of a quantized model (None: at the start), of all outputs or of the one that output_index names."""
-        deviation = whole.before if quantized is None else whole.deviation(quantized)
+    def _errors(self, whole: WholeModel, quantized: onnx.ModelProto | None = None) -> NDArray[np.float64]:
+        """By sample; of a quantized model (None: at the start), of all outputs or of the one of output_index."""
         index = self._config.output_index if self._config.selective_update else None
-        return deviation.error if index is None else deviation.error_of(whole.names[index])
+        return whole.errors(quantized, None if index is None else whole.names[index])
 
     def _notes(self) -> tuple[str, ...]:
         spilled = self.store.spilled if isinstance(self.store, SpillingStore) else 0
@@ -319,7 +320,8 @@ class FastFinetune:
             found.append("BiasCorrectionConfig has no effect: no layer has an integer bias of its own")
         if result is not None and (layers or corrections) and not taken_back and _is_no_better(result):
             found.append(
-                f"{done} did not bring the whole model closer to the {result.reference}: error "
+                f"{done} did not bring the whole model closer to the {result.reference} on the {result.samples} "
+                f"samples compared: error "
                 f"{100 * result.before.error:.4g} % before, {100 * result.after.error:.4g} % after"
             )
         for line in found:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.onnx.report.chance import standard_errors
+
 __all__ = ["Comparison", "Deviation", "OutputDeviation", "compare"]
 
 LOST = 0.5  # of the variance: an output with more error says little, one with 1 as much as a constant
@@ -66,10 +68,6 @@ class Deviation:
     error: float = 0.0
     outputs: tuple[OutputDeviation, ...] = ()
 
-    def error_of(self, output: str) -> float:
-        """The error of one output, by name; 0 where that is not compared."""
-        return next((one.error for one in self.outputs if one.name == output), 0.0)
-
 
 class _Sums:
     """What is gathered of one output, or of one part: noise per sample, and the float values' moments."""
@@ -88,13 +86,23 @@ class _Sums:
         self._sum += float(values.sum())
         self._square += float((values**2).sum())
 
+    @property
+    def variance(self) -> float:
+        """Of the float values, times their number; their power where they do not vary."""
+        variance = self._square - self._sum**2 / self._count if self._count else 0.0
+        return variance if variance > 1e-12 * self._square else self._square
+
     def shares(self) -> tuple[float, float]:
         """Noise over variance, and noise over power; NaN where there is no signal."""
         noise = float(sum(rows.sum() for rows in self.noise))
-        variance = self._square - self._sum**2 / self._count if self._count else 0.0
-        if variance <= 1e-12 * self._square:
-            variance = self._square
-        return tuple(noise / signal if signal > 0 else math.nan for signal in (variance, self._square))  # type: ignore[return-value]
+        return tuple(noise / signal if signal > 0 else math.nan for signal in (self.variance, self._square))  # type: ignore[return-value]
+
+    def errors(self, *, of_samples: bool) -> NDArray[np.float64]:
+        """Noise of every sample, or of every batch, over the mean variance of one: the mean is that of `shares`."""
+        noise = np.concatenate(self.noise) if of_samples else np.array([rows.sum() for rows in self.noise])
+        if self.variance > 0:
+            return noise * (len(noise) / self.variance)
+        return np.where(noise > 0, math.inf, 0.0)  # of a constant 0, any noise is too much
 
     @property
     def l2(self) -> float:
@@ -174,6 +182,22 @@ class Comparison:
     def _name(self, index: int) -> str:
         return self._names[index] if index < len(self._names) else str(index)
 
+    def sample_errors(self, output: str | None = None) -> NDArray[np.float64]:
+        """The error of every sample: its mean is the `error` of the deviation, or of one output by name.
+
+        Where an output has not one row for each sample, an entry is the error of a batch.
+        """
+        chosen = [index for index in self._outputs if output is None or self._name(index) == output]
+        outputs = [[sums for sums in self._tensors(index) if sums.variance > 0] for index in chosen]
+        outputs = [sums for sums in outputs if sums] or [self._tensors(index) for index in chosen]
+        of_samples = len({tuple(map(len, sums.noise)) for tensors in outputs for sums in tensors}) == 1
+        errors = [np.mean([sums.errors(of_samples=of_samples) for sums in tensors], axis=0) for tensors in outputs]
+        return np.asarray(np.mean(errors, axis=0)) if errors else np.zeros(0)
+
+    def _tensors(self, index: int) -> list[_Sums]:
+        """The parts of an output, or else itself."""
+        return list(self._parts.get(index, {}).values()) or [self._outputs[index]]
+
     def beyond_chance(self, other: Comparison) -> tuple[str, ...]:
         """The outputs in which this one, of the same samples, is worse than another: by a tenth, and by three standard
         errors of the difference between samples.
@@ -196,10 +220,9 @@ def compare(reference: Sequence[Outputs], outputs: Sequence[Outputs]) -> Deviati
 def _is_beyond_chance(worse: NDArray[np.float64], better: NDArray[np.float64]) -> bool:
     if not len(worse) or not worse.mean() > _MUCH**2 * better.mean():
         return False
-    more = worse - better
-    if len(more) < _FEW:
-        return bool(more.mean() > _CERTAIN * better.mean())
-    return bool(more.mean() > _CERTAIN * more.std(ddof=1) / math.sqrt(len(more)))
+    if len(worse) < _FEW:
+        return bool(worse.mean() > (1 + _CERTAIN) * better.mean())
+    return standard_errors(worse, better) > _CERTAIN
 
 
 def _difference(want: Any, have: Any) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:

@@ -6,15 +6,19 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from quark.onnx.graph.editor import constant_tensors
 from quark.onnx.plan.reasons import Reason
+from quark.onnx.report.chance import standard_errors
 from quark.onnx.report.layer_report import LayerReport
 
 __all__ = ["Change", "Kept", "keep_better", "without"]
 
 _LOG = logging.getLogger(__name__)
+CERTAIN = 1.1  # standard errors of the difference: a single sample, however bad, makes one
 _STATES = 8  # of the model that are tried in between, about evenly spread over its layers
 
 
@@ -49,46 +53,46 @@ class Kept:
 def keep_better(
     quantized: onnx.ModelProto,
     changes: Sequence[Change],
-    error: Callable[[], float],
-    before: float,
+    errors: Callable[[], NDArray[np.float64]],
+    before: NDArray[np.float64],
     *,
     done: str,
 ) -> Kept:
-    """Keep the last state of a model that was changed layer by layer if it is no worse than the first; else the best
-    of some states in between.
+    """Keep the last state of a model that was changed layer by layer, unless it is worse than the first by more than
+    the chance of the samples; then the best of some states in between.
 
     Args:
         quantized: the model after all changes; the integers of some become the old ones.
         changes: in their order.
-        error: of the whole model as it is now.
-        before: its error before the first change.
+        errors: of the whole model as it is now, by sample.
+        before: its errors before the first change.
         done: what made the changes: "finetuning".
     """
-    after = error()
-    if not after > before:
+    after = errors()
+    if not standard_errors(after, before) > CERTAIN:
         return Kept()
     initializers = constant_tensors(quantized.graph)
     new = [{name: _copy(initializers[name]) for name in change.before} for change in changes]
     count = len(changes)
-    tried = {0: before}
+    tried = {0: float(before.mean())}
     present = count
     for kept in sorted({round(i * count / _STATES) for i in range(1, _STATES)} - {0, count}, reverse=True):
         for change in reversed(changes[kept:present]):
             _put(change.before, initializers)
         present = kept
-        tried[kept] = error()
+        tried[kept] = float(errors().mean())
     best = min(tried, key=lambda kept: (tried[kept], -kept))
     for change in reversed(changes[:present]):
         _put(change.before, initializers)
     for tensors in new[:best]:
         _put(tensors, initializers)
     back = tuple(name for change in changes[best:] for name in change.layers)
-    moved = f"error {_percent(before)} before, {_percent(after)} after"
+    moved = f"error {_percent(tried[0])} before, {_percent(float(after.mean()))} after"
     remains = f", {_percent(tried[best])} with the first {best} layers" if best else ""
     warning = (
-        f"{done} made the whole model worse on the samples that it is compared on ({moved}{remains}): {len(back)} "
-        f"layers have their old integers again, {'all' if not best else 'the last'} that were changed; keep_worse=True "
-        "would keep the new ones"
+        f"{done} made the whole model worse on the {len(after)} samples that it is compared on, by more than chance "
+        f"({moved}{remains}): {len(back)} layers have their old integers again, "
+        f"{'all' if not best else 'the last'} that were changed; keep_worse=True would keep the new ones"
     )
     _LOG.warning(warning)
     return Kept(back, (warning,), Reason.TAKEN_BACK.why(error=f"{moved}{remains}"))

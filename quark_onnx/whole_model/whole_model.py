@@ -86,20 +86,21 @@ class WholeModel:
             optimised = None
         self._before = plain, optimised
 
-    def deviation(self, quantized: onnx.ModelProto) -> Deviation:
-        """How far a quantized model is off as it is now, run as defined."""
-        return self._compare(quantized).deviation()
+    def errors(self, quantized: onnx.ModelProto | None, output: str | None = None) -> NDArray[np.float64]:
+        """How far a quantized model is off as it is now, run as defined, on each of the samples compared.
 
-    @property
-    def before(self) -> Deviation:
-        """How far the model was off at `start`."""
+        Args:
+            quantized: None: the model as it was at `start`.
+            output: only this one counts; None: the mean of all.
+        """
         assert self._before is not None
-        return self._before[0].deviation()
+        return (self._before[0] if quantized is None else self._compare(quantized)).sample_errors(output)
 
     @property
     def can_judge(self) -> bool:
         """Whether two states of a model can be told apart by their outputs: there are some, and none is drawn."""
-        return not self._is_random and bool(self.before.outputs)
+        assert self._before is not None
+        return not self._is_random and bool(self._before[0].deviation().outputs)
 
     def result(self, quantized: onnx.ModelProto | None) -> WholeResult:
         """The comparison of the model as it is now with the one at `start`; None: it is still that one."""

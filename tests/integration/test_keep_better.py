@@ -27,6 +27,7 @@ from quark.onnx import (
 )
 from quark.onnx.solvers import least_squares
 from quark.onnx.solvers.solver import Solution
+from quark.onnx.whole_model.keep_better import Change, keep_better
 
 pytestmark = pytest.mark.sets_apart
 
@@ -236,6 +237,16 @@ def test_a_part_that_lost_its_meaning_is_named() -> None:
     quantizer = ModelQuantizer(QConfig(LAYER, exclude=["join1", "join2", "levels"]))
     quantizer.quantize_model(model, None, Reader(samples(model, 64)))
     assert not any("lost its meaning" in line for line in quantizer.report.warnings)
+
+
+def test_what_one_sample_does_is_chance() -> None:
+    """One bad sample of six does not outweigh five that got better; six that got a little worse do."""
+    model, before = quantized(chain())[0], np.linspace(1, 2, 6)
+    states = [(np.where(np.arange(6) == 3, 1e3, 0.9 * before), 0), (1.01 * before, 1)]
+    for after, taken_back in states:
+        kept = keep_better(model, [Change(("a",), {})], lambda after=after: after, before, done="finetuning")
+        assert len(kept.taken_back) == taken_back
+        assert all("worse on the 6 samples" in warning for warning in kept.warnings)
 
 
 def test_the_parts_are_those_elements() -> None:

@@ -139,3 +139,40 @@ def test_noise_of_an_output_that_is_zero_counts_where_nothing_else_does():
     silent, noisy = np.zeros((3, 2), np.float32), np.full((3, 2), 0.1, np.float32)
     assert compare([[silent]], [[silent]]).error == 0
     assert compare([[silent]], [[noisy]]).error == math.inf
+
+
+def test_errors_of_samples_are_those_of_the_whole():
+    """Their mean is the error, whatever counts: parts, outputs, batches that differ."""
+    rng = np.random.default_rng(1)
+    comparison, wants, haves = Comparison(["y", "z", "zero"]), [], []
+    for count in (3, 1, 4):
+        want = [rng.standard_normal((count, 6)), 7 * rng.standard_normal((count, 2)), np.zeros((count, 1))]
+        have = [value + 0.1 * rng.standard_normal(value.shape) for value in want]
+        mask = np.tile(np.arange(6) < 2, (count, 1))
+        comparison.add(want, have, {0: {"a": mask, "b": ~mask}})
+        wants.append(want)
+        haves.append(have)
+    found = comparison.sample_errors()
+    a, b, z = (
+        np.concatenate([((h[i] - w[i]) ** 2)[:, own].sum(axis=1) for w, h in zip(wants, haves, strict=True)])
+        / np.concatenate([w[i][:, own] for w in wants]).var()
+        / np.arange(len(wants[0][i][0]))[own].size
+        for i, own in ((0, slice(0, 2)), (0, slice(2, 6)), (1, slice(0, 2)))
+    )
+    np.testing.assert_allclose(found, ((a + b) / 2 + z) / 2)
+    assert found.mean() == pytest.approx(comparison.deviation().error)
+    np.testing.assert_allclose(comparison.sample_errors("z"), z)
+
+
+def test_errors_of_outputs_that_do_not_count_samples_are_of_batches():
+    comparison = Comparison(["y", "boxes"])
+    for boxes in (1, 3):
+        comparison.add([np.float32([[1], [3]]), np.ones((boxes, 2))], [np.float32([[1], [4]]), np.zeros((boxes, 2))])
+    assert comparison.sample_errors().shape == (2,)
+    assert comparison.sample_errors().mean() == pytest.approx(comparison.deviation().error)
+
+
+def test_errors_of_what_is_constant():
+    comparison = Comparison(["y"])
+    comparison.add([np.zeros((2, 1))], [np.float64([[0], [1e-9]])])
+    np.testing.assert_array_equal(comparison.sample_errors(), [0, math.inf])
