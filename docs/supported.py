@@ -11,33 +11,20 @@ import onnx
 from onnx import helper, numpy_helper
 
 from quark.onnx.config import supported
-from quark.onnx.config.algorithm import TUNABLE_OP_TYPES
 from quark.onnx.config.data_type import DataType
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.layers.normalization import NORMALIZATIONS
-from quark.onnx.layers.weight_layers import ATTRIBUTES, MAX_SPATIAL, OTHER_OPERATORS, weight_layers
+from quark.onnx.layers.weight_layers import OTHER_OPERATORS, weight_layers
+from quark.onnx.operators.table import LINEAR, OPERATORS
 from quark.onnx.patterns.table import PATTERNS
 from quark.onnx.plan.output_stage import output_stage
 from quark.onnx.plan.reasons import Reason
-from quark.onnx.preparation.float32 import NARROW, WEIGHTED
+from quark.onnx.preparation.float32 import NARROW
 from quark.onnx.preparation.fuse import FIRST_OPSET
 from quark.onnx.preparation.prepare import MIN_OPSET
 from quark.onnx.qdq.insert_qdq import DEFAULT_OP_TYPES
 
 PAGE = Path(__file__).with_name("supported.md")
 OLDEST = 7  # opset
-
-# By operator: its weight, and what of it has a limit.
-WEIGHTS = {
-    "Conv": f"(outputs, inputs / group, *kernel); 1 to {MAX_SPATIAL} spatial axes",
-    "ConvTranspose": f"(inputs, outputs / group, *kernel); 1 to {MAX_SPATIAL} spatial axes",
-    "Gemm": "the second input: (inputs, outputs), or turned around with transB",
-    "MatMul": "either input, a matrix; the other has any leading axes",
-    "InstanceNormalization": "the scale, one per channel",
-    "LayerNormalization": "the scale, along any axes but the first",
-    "GroupNormalization": "the scale, one per channel, or per group as in opset 18",
-    "BatchNormalization": "the scale, one per channel",
-}
 
 # By operator behind a layer: where the loss does not look through it.
 LIMITS = {
@@ -143,11 +130,9 @@ def page() -> str:
     Raises:
         ValueError: a table of the code does not list the same operators as one above, or not the attributes of onnx.
     """
-    _same("WEIGHTS", WEIGHTS, TUNABLE_OP_TYPES)
-    _same("ATTRIBUTES", ATTRIBUTES, TUNABLE_OP_TYPES)
-    for op_type, attributes in ATTRIBUTES.items():
+    for op_type, operator in OPERATORS.items():
         new = (schema.attributes for version, schema in versions(op_type).items() if version >= MIN_OPSET)
-        _same(f"ATTRIBUTES[{op_type!r}]", attributes, set().union(*new) or attributes)
+        _same(f"OPERATORS[{op_type!r}]", operator.attributes, set().union(*new) or operator.attributes)
     activations = looked_through()
     _same("LIMITS", LIMITS, activations)
     reasons = [reason for reason in Reason if reason not in RESULTS]
@@ -157,16 +142,16 @@ def page() -> str:
         min_opset=MIN_OPSET,
         layers=_table(
             ("operator", "its weight", "quantized by default"),
-            ((op, WEIGHTS[op], _yes(op in DEFAULT_OP_TYPES)) for op in TUNABLE_OP_TYPES),
+            ((name, op.weight, _yes(op.quantized_by_default)) for name, op in OPERATORS.items()),
         ),
         others=_listed(sorted(OTHER_OPERATORS)),
-        attributes="\n".join(_attributes(op) for op in TUNABLE_OP_TYPES),
+        attributes="\n".join(map(_attributes, OPERATORS)),
         activations=_table(("operator", "limits"), ((op, LIMITS[op]) for op in activations)),
         patterns=_patterns(activations),
         default=textwrap.fill(", ".join(DEFAULT_OP_TYPES), 118),
         formats=_formats(),
         floats=_listed(onnx.TensorProto.DataType.Name(kind).lower() for kind in sorted(NARROW)),
-        weighted=_listed(WEIGHTED),
+        weighted=_listed(LINEAR),
         reasons=_table(("reason", ""), ((reason.text, reason.advice) for reason in reasons)),
         results=_table(("reason", ""), ((reason.text, reason.advice) for reason in RESULTS)),
     )
@@ -206,10 +191,10 @@ def _layer_before(node: onnx.NodeProto) -> onnx.ModelProto:
 
 
 def _attributes(op_type: str) -> str:
-    schemas = versions(op_type)
-    since = {name: min(v for v, schema in schemas.items() if name in schema.attributes) for name in ATTRIBUTES[op_type]}
+    schemas, known = versions(op_type), OPERATORS[op_type].attributes
+    since = {name: min(v for v, schema in schemas.items() if name in schema.attributes) for name in known}
     first = min(schemas)
-    names = (name if since[name] == first else f"{name} ({since[name]})" for name in ATTRIBUTES[op_type])
+    names = (name if since[name] == first else f"{name} ({since[name]})" for name in known)
     return f"| {op_type} | {', '.join(map(str, schemas))} | {', '.join(names) or 'none'} |"
 
 
@@ -222,7 +207,7 @@ def _patterns(activations: Iterable[str]) -> str:
         becomes = f"{operator}, from opset {FIRST_OPSET[operator]} on" if operator in FIRST_OPSET else stays
         in_float = operator in FIRST_OPSET and operator not in DEFAULT_OP_TYPES
         becomes += ", in float between quantized tensors" if in_float else ""
-        through = "no, it is a layer" if node in NORMALIZATIONS else _yes(node in activations)
+        through = "no, it is a layer" if node in OPERATORS else _yes(node in activations)
         rows.append((operator, str(count), becomes, through))
     return _table(("pattern", "formulas", "becomes, when quantized", "the loss looks through it"), rows)
 

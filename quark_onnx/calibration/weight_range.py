@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.calibration.weight_grid import WeightGrid
-from quark.onnx.layers.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
+from quark.onnx.layers.weight_layers import WeightLayer
 from quark.onnx.qdq.blockwise import input_axes
 from quark.onnx.qdq.per_tensor_weights import one_scale_weights
 from quark.onnx.qdq.weight_params import WeightParams
@@ -59,13 +59,13 @@ class WeightRange:
 def weight_scales(
     model: onnx.ModelProto, layers: Iterable[WeightLayer], ranges: Mapping[str, WeightRange], *, threads: int
 ) -> dict[str, WeightParams]:
-    """Parameters of the weights of Conv, ConvTranspose, Gemm and MatMul, and of biases, as far as `ranges` has them."""
+    """Parameters of the weights of linear layers, and of biases, as far as `ranges` has them."""
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     blocked, one_scale = input_axes(model.graph), one_scale_weights(model)
     pool = _core.ThreadPool(threads)
     found = {}
     for layer in layers:
-        if layer.weight in ranges and isinstance(layer.attributes, (ConvAttributes, GemmAttributes)):
+        if layer.weight in ranges and not layer.attributes.normalizes:
             chosen = ranges[layer.weight]
             rows = layer.layout.rows(onnx.numpy_helper.to_array(constants[layer.weight]).astype(np.float32))
             per_channel = chosen.grid.per_channel and layer.weight not in one_scale

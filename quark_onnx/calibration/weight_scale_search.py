@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.calibration.weight_grid import WeightGrid
-from quark.onnx.layers.row_layout import RowLayout
-from quark.onnx.layers.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, also_data
-from quark.onnx.plan.core_arguments import core_geometry
+from quark.onnx.layers.weight_layers import WeightLayer, also_data
+from quark.onnx.operators.row_layout import RowLayout
 from quark.onnx.qdq.blockwise import input_axes
 from quark.onnx.qdq.per_tensor_weights import one_scale_weights
 from quark.onnx.qdq.weight_params import WeightParams
@@ -62,7 +61,7 @@ class _Searched:
 
     def _own(self, i: int, x: NDArray[Any]) -> NDArray[Any]:
         """What a part sees of the layer's input."""
-        x = x.swapaxes(-1, -2) if _is_weight_first(self.layer) else x
+        x = x.swapaxes(-1, -2) if self.layer.attributes.comes_first else x
         return np.ascontiguousarray(x[..., i * self.block : (i + 1) * self.block] if self.block else x)
 
     def mean_input(self, pool: _core.ThreadPool) -> NDArray[np.float64]:
@@ -134,9 +133,10 @@ class WeightScaleSearch:
             inputs = rows.shape[1]
             sizes = [min(block, inputs - begin) for begin in range(0, inputs, block)] if block else [inputs]
             searched.append((layer, grid, rows, sizes))
-        share = _share_of_rows([(_groups(layer), sizes) for layer, _, _, sizes in searched], _budget(memory))
+        share = _share_of_rows([(layer.attributes.groups, sizes) for layer, _, _, sizes in searched], _budget(memory))
         for layer, grid, rows, sizes in searched if share is not None else ():
-            outputs, groups = len(rows) // _groups(layer), _groups(layer)
+            groups = layer.attributes.groups
+            outputs = len(rows) // groups
             parts = tuple(_data(layer, size, outputs, groups, _rows(size, share)) for size in sizes)
             self._layers.append(_Searched(layer, grid, rows, parts, grid.block))
         self._leave(left)
@@ -226,13 +226,14 @@ def _data(layer: WeightLayer, inputs: int, outputs: int, groups: int, rows: int)
     """Of so many inputs of each group. The number of samples is not known ahead: so many rows at first, then fewer of
     each. They make moments, or are kept where they are fewer than the inputs.
     """
+    convolution = layer.attributes.convolution(layer.weight_shape)
     return _core.Layer(
         inputs,
         outputs,
         _PLANNED_SAMPLES,
         rows,
         groups=groups,
-        conv=core_geometry(layer.attributes),
+        conv=convolution.core_geometry() if convolution else None,
         target=False,
         kept=rows if rows < inputs else 0,
         thinned=True,
@@ -274,21 +275,11 @@ def _share_of_rows(layers: Iterable[tuple[int, list[int]]], budget: int) -> floa
 def _arranged_in_two_ways(layers: Iterable[WeightLayer]) -> set[str]:
     """The weights of which no two layers make the same rows."""
     first: dict[str, tuple[RowLayout, int]] = {}
-    rows = ((layer.weight, (layer.layout, _groups(layer))) for layer in layers)
+    rows = ((layer.weight, (layer.layout, layer.attributes.groups)) for layer in layers)
     return {weight for weight, arrangement in rows if first.setdefault(weight, arrangement) != arrangement}
 
 
-def _groups(layer: WeightLayer) -> int:
-    return layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
-
-
-def _is_weight_first(layer: WeightLayer) -> bool:
-    return isinstance(layer.attributes, GemmAttributes) and layer.attributes.weight_first
-
-
 def _searchable(layer: WeightLayer) -> bool:
-    if isinstance(layer.attributes, ConvAttributes):
-        return True
-    if not isinstance(layer.attributes, GemmAttributes):
-        return False  # the scale of a normalization: the layer's input is not what it is applied to
-    return len(layer.weight_shape) == 2 and not layer.attributes.trans_a
+    """Whether the layer's input is what its weight is applied to: not so in a normalization, or with transA."""
+    a = layer.attributes
+    return not (a.normalizes or a.transposes_input or a.is_stack(layer.weight_shape))

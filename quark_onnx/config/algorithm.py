@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from quark.onnx.errors import ConfigError
+from quark.onnx.operators.table import OPERATORS
 
 from .frozen import NamedConfig, instance, strict_keywords
 from .spec import QLayerConfig
@@ -30,10 +31,7 @@ __all__ = [
     "SmoothQuantConfig",
 ]
 
-TUNABLE_OP_TYPES = (
-    "Conv", "ConvTranspose", "Gemm", "MatMul", "InstanceNormalization", "LayerNormalization", "GroupNormalization",
-    "BatchNormalization",
-)  # fmt: skip
+TUNABLE_OP_TYPES = tuple(OPERATORS)
 _SOLVERS = ("auto", "gradient", "least_squares")
 
 

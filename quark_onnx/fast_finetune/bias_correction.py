@@ -9,6 +9,7 @@ from __future__ import annotations
 import onnx
 
 from quark.onnx import _core
+from quark.onnx.operators.table import LINEAR
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.reasons import Reason, Why
 from quark.onnx.plan.shared_weights import leave_shared
@@ -19,12 +20,10 @@ from quark.onnx.solvers.solver import OpenSolver
 
 __all__ = ["bias_plan", "bias_solver"]
 
-_OP_TYPES = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
 
 def bias_plan(float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> Plan:
     """The layers of a quantized model whose bias is an integer initializer of their own; the others, with reasons."""
-    plan = leave_shared(build_plan(float_model, quantized, _OP_TYPES), "bias correction takes one layer at a time")
+    plan = leave_shared(build_plan(float_model, quantized, LINEAR), "bias correction takes one layer at a time")
     reasons = {id(layer): _why_not(layer) for layer in plan.layers}
     return Plan(
         tuple(layer for layer in plan.layers if not reasons[id(layer)]),

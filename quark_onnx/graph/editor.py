@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +14,7 @@ __all__ = [
     "GraphEditor",
     "all_nodes",
     "attribute",
+    "attributes",
     "constant_tensors",
     "constants_to_initializers",
     "reads",
@@ -118,6 +120,11 @@ def attribute(node: onnx.NodeProto, name: str, default: float) -> float:
         if item.name == name:
             return float(item.f if item.type == onnx.AttributeProto.FLOAT else item.i)
     return default
+
+
+def attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    """The values of all attributes of a node, by name; strings are bytes."""
+    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
 
 
 class GraphEditor:

@@ -13,7 +13,6 @@ import onnx
 from onnx import numpy_helper
 
 from quark.onnx.graph.editor import GraphEditor
-from quark.onnx.layers.normalization import NormAttributes
 from quark.onnx.layers.weight_layers import WeightLayer, weight_layers
 
 __all__ = ["with_biases_in_reach"]
@@ -56,7 +55,7 @@ def _moved(layer: WeightLayer, width: float, behind: Range, editor: GraphEditor)
     """Changes a layer's bias and weight where that is to be done, and says so."""
     bias, weight = editor.initializers[layer.bias or ""], editor.initializers[layer.weight]
     values, rows = numpy_helper.to_array(bias), layer.layout.rows(numpy_helper.to_array(weight))
-    if isinstance(layer.attributes, NormAttributes) or values.shape != (len(rows),):
+    if layer.attributes.normalizes or values.shape != (len(rows),):
         return
     if len(editor.readers(bias.name)) != 1 or len(editor.readers(weight.name)) != 1:
         return

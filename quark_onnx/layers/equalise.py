@@ -5,7 +5,6 @@ Nagel et al. 2019, arXiv 1906.04721, section 4.1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
@@ -17,8 +16,6 @@ from onnx import helper, numpy_helper
 from quark.onnx.config.algorithm import CLEConfig
 from quark.onnx.graph.editor import GraphEditor, constant_tensors
 from quark.onnx.layers.layer_pairs import LayerPair, layer_pairs
-from quark.onnx.layers.row_layout import RowLayout
-from quark.onnx.layers.weight_layers import ConvAttributes, WeightLayer
 
 __all__ = ["PairReport", "equalise"]
 
@@ -108,7 +105,7 @@ class _Pair:
 
     def __init__(self, pair: LayerPair, values: dict[str, _Array], config: CLEConfig) -> None:
         self._pair, self._values, self._config = pair, values, config
-        self._outputs, self._inputs = pair.head.layout, _input_layout(pair.tail)
+        self._outputs, self._inputs = pair.head.layout, pair.tail.input_layout
         self._total: _Array = np.ones(self._outputs.outputs)
 
     def step(self) -> float:
@@ -138,7 +135,7 @@ class _Pair:
         """Write Clip(x, 0, h) between the layers as Min(Relu(x), h / s)."""
         if (self._total == 1).all():
             return
-        axes = len(self._pair.head.weight_shape) - 2 if isinstance(self._pair.head.attributes, ConvAttributes) else 0
+        axes = self._pair.head.attributes.axes_behind_channels
         for name, highest in self._pair.clips.items():
             clip = next(node for node in editor.graph.node if node.name == name)
             output, below = clip.output[0], editor.fresh_name(f"{clip.output[0]}_relu")
@@ -185,20 +182,6 @@ class _Pair:
         factors: _Array = np.ones(channels)
         factors[used] = np.sqrt(r1[used] / r2[used])  # r1 / s = r2 s = sqrt(r1 r2)
         return factors
-
-
-def _input_layout(layer: WeightLayer) -> RowLayout:
-    """Of the weight, with a row for each input channel."""
-    shape = layer.weight_shape
-    if layer.op_type == "ConvTranspose":
-        return RowLayout((shape[0], math.prod(shape[1:])), (0, 1), shape[0])
-    if isinstance(layer.attributes, ConvAttributes):
-        groups = layer.attributes.group
-        parts = (groups, shape[0] // groups, shape[1], math.prod(shape[2:]))
-        return RowLayout(parts, (0, 2, 1, 3), groups * shape[1])
-    if layer.channel_axis == 0:
-        return RowLayout(shape, (1, 0), shape[1])
-    return RowLayout((math.prod(shape[:-2]), *shape[-2:]), (1, 0, 2), shape[-2])
 
 
 def _fresh_node_name(graph: onnx.GraphProto, like: str) -> str:

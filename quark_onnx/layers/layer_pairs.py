@@ -13,7 +13,7 @@ from onnx import numpy_helper
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.editor import reads
-from quark.onnx.layers.weight_layers import ConvAttributes, GemmAttributes, WeightLayer, weight_layers
+from quark.onnx.layers.weight_layers import WeightLayer, weight_layers
 
 __all__ = ["LayerPair", "layer_pairs"]
 
@@ -41,8 +41,7 @@ class LayerPair:
 
 
 def layer_pairs(model: onnx.ModelProto) -> tuple[LayerPair, ...]:
-    """The pairs of a prepared float model, in graph order of their heads; in each, `head` is Conv, ConvTranspose, Gemm
-    or MatMul, and so is `tail`.
+    """The pairs of linear layers of a prepared float model, in graph order of their heads.
 
     A pair is a layer and the first layer behind it, with only nodes of one dynamic input in between. Its channels can
     be scaled where these are Clip(x, 0, h) of the head's own output, Relu, LeakyRelu and PRelu, pooling, Pad that
@@ -50,13 +49,9 @@ def layer_pairs(model: onnx.ModelProto) -> tuple[LayerPair, ...]:
     of the tensors; and where nobody else reads the weights and the head's bias.
     """
     graph = Dataflow(model)
-    layers = {layer.node_name: layer for layer in weight_layers(model) if _is_linear(layer)}
+    layers = {layer.node_name: layer for layer in weight_layers(model) if not layer.attributes.normalizes}
     search = _Search(graph, layers, _shapes(model))
     return tuple(pair for head in layers.values() if (pair := search.from_(head)) is not None)
-
-
-def _is_linear(layer: WeightLayer) -> bool:
-    return isinstance(layer.attributes, (ConvAttributes, GemmAttributes))
 
 
 def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
@@ -75,7 +70,7 @@ class _Search:
     shapes: dict[str, tuple[int, ...]]
 
     def from_(self, head: WeightLayer) -> LayerPair | None:
-        tensor, flat, reasons = head.output, isinstance(head.attributes, GemmAttributes), list(self._of_head(head))
+        tensor, flat, reasons = head.output, head.attributes.channels_last, list(self._of_head(head))
         clips: dict[str, float] = {}
         while readers := self.graph.readers(tensor):
             if self.graph.only_reader(tensor) is None:
@@ -100,25 +95,25 @@ class _Search:
         return None
 
     def _pair(self, head: WeightLayer, tail: WeightLayer, flat: bool, reasons: list[str]) -> LayerPair:
-        made, read = _outputs(head), _inputs(tail)
+        made, read = head.layout.outputs, tail.input_layout.outputs
         if read % made or (read != made and not flat):
             reasons.append(f"{made} channels become {read}")
-        elif flat is not isinstance(tail.attributes, GemmAttributes):
+        elif flat is not tail.attributes.channels_last:
             reasons.append("its channels are on another axis")
         return LayerPair(head, tail, max(read // made, 1), reason=reasons[0] if reasons else "")
 
     def _of_head(self, head: WeightLayer) -> Iterator[str]:
         if head.has_dynamic_bias:
             yield f"the bias of {head.node_name!r} is computed by the model"
-        if head.bias and [*self.graph.initializers[head.bias].dims][-1:] not in ([], [1], [_outputs(head)]):
+        if head.bias and [*self.graph.initializers[head.bias].dims][-1:] not in ([], [1], [head.layout.outputs]):
             yield f"the bias of {head.node_name!r} does not fit its outputs"
-        if isinstance(head.attributes, GemmAttributes) and head.attributes.weight_first:
+        if head.attributes.comes_first:
             yield f"{head.node_name!r} has its weight as the first input"
         for name in filter(None, (head.weight, head.bias)):
             yield from self._of_constant(name)
 
     def _of_tail(self, tail: WeightLayer) -> Iterator[str]:
-        if isinstance(tail.attributes, GemmAttributes) and tail.attributes.trans_a:
+        if tail.attributes.transposes_input:
             yield f"{tail.node_name!r} transposes its input"
         yield from self._of_constant(tail.weight)
 
@@ -166,16 +161,3 @@ class _Search:
     def _constant(self, name: str) -> NDArray[np.generic] | None:
         tensor = self.graph.initializers.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
-
-
-def _outputs(layer: WeightLayer) -> int:
-    groups = layer.attributes.group if isinstance(layer.attributes, ConvAttributes) else 1
-    return layer.channels * (groups if layer.op_type == "ConvTranspose" else 1)
-
-
-def _inputs(layer: WeightLayer) -> int:
-    """Input channels of all groups."""
-    shape = layer.weight_shape
-    if isinstance(layer.attributes, ConvAttributes):
-        return shape[0] if layer.op_type == "ConvTranspose" else shape[1] * layer.attributes.group
-    return shape[1] if layer.channel_axis == 0 else shape[-2]

@@ -2,91 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import onnx
 
 from quark.onnx.graph.editor import constant_tensors
-from quark.onnx.layers.normalization import NORM_ATTRIBUTES, NORMALIZATIONS, NormAttributes, norm_attributes
-from quark.onnx.layers.row_layout import RowLayout
+from quark.onnx.operators.attributes import LayerAttributes, NodeParts
+from quark.onnx.operators.row_layout import RowLayout
+from quark.onnx.operators.table import OPERATORS
 
-__all__ = [
-    "ATTRIBUTES", "MAX_SPATIAL", "OTHER_OPERATORS", "ConvAttributes", "ConvTransposeAttributes", "GemmAttributes",
-    "WeightLayer", "also_data", "weight_layer", "weight_layers",
-]  # fmt: skip
-
-MAX_SPATIAL = 3  # axes of a Conv, as in the core
-
-_REACH = 2**31  # of strides, dilations and pads in the core
-
-_OF_CONV = ("auto_pad", "dilations", "group", "kernel_shape", "pads", "strides")
-
-# The operators that may be layers, with the attributes that are understood: a node with any other is no layer.
-ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
-    "Conv": _OF_CONV,
-    "ConvTranspose": (*_OF_CONV, "output_padding", "output_shape"),
-    "Gemm": ("alpha", "beta", "transA", "transB"),
-    "MatMul": (),
-    **NORM_ATTRIBUTES,
-}
+__all__ = ["OTHER_OPERATORS", "WeightLayer", "also_data", "weight_layer", "weight_layers"]
 
 # Operators of ONNX and onnxruntime with weights that no layer here describes.
-OTHER_OPERATORS = frozenset(
-    {"Attention", "DeformConv", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "LSTM", "RNN"}
+OTHER_OPERATORS = (
+    frozenset({"Attention", "DeformConv", "Einsum", "FusedConv", "FusedGemm", "FusedMatMul", "GRU", "LSTM", "RNN"})
+    - OPERATORS.keys()
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvAttributes:
-    """The attributes of ONNX Conv, defaults filled in; one entry per spatial dimension.
-
-    Attributes:
-        kernel_shape: taken from the weight.
-        strides: defaults to ones.
-        dilations: defaults to ones.
-        pads: the starts of all dimensions, then the ends; zeros unless auto_pad is "NOTSET".
-        auto_pad: "NOTSET", "VALID", or "SAME_UPPER" and "SAME_LOWER", which depend on the input's size.
-        group: the number of groups.
-    """
-
-    kernel_shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dilations: tuple[int, ...]
-    pads: tuple[int, ...]
-    auto_pad: str
-    group: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConvTransposeAttributes(ConvAttributes):
-    """The attributes of ONNX ConvTranspose: those of Conv, and what chooses among the outputs that there could be.
-
-    Attributes:
-        output_padding: more outputs at the end; defaults to zeros.
-        output_shape: the size of each spatial dimension, in place of the pads; None where it is not given.
-    """
-
-    output_padding: tuple[int, ...]
-    output_shape: tuple[int, ...] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GemmAttributes:
-    """The attributes of ONNX Gemm; MatMul has the defaults.
-
-    Attributes:
-        weight_first: of MatMul: its first input is the weight, output = W x.
-    """
-
-    alpha: float = 1.0
-    beta: float = 1.0
-    trans_a: bool = False
-    trans_b: bool = False
-    weight_first: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +28,7 @@ class WeightLayer:
 
     Attributes:
         node_name: unique in a prepared model.
-        op_type: "Conv" or "ConvTranspose" (one to three spatial dimensions), "Gemm", "MatMul", or one of
-            `NORMALIZATIONS`.
+        op_type: one of `OPERATORS`.
         weight: the weight's initializer; layers may share it.
         weight_shape: Conv: (outputs, inputs / group, *kernel). ConvTranspose: (inputs, outputs / group, *kernel).
             Gemm: (inputs, outputs), swapped if trans_b. MatMul: (..., inputs, outputs), swapped if weight_first.
@@ -105,10 +37,7 @@ class WeightLayer:
         has_dynamic_bias: the node adds a third input that is no float32 initializer.
         input: the tensor that the weight is applied to.
         output: the node's output.
-        channel_axis: the axis of the weight that counts output channels, not negative; of a ConvTranspose those of each
-            group. 0 of normalizations, whose scale has one output per element.
-        attributes: ConvAttributes of a Conv, ConvTransposeAttributes, GemmAttributes of Gemm and MatMul,
-            NormAttributes of a normalization.
+        attributes: those of the node, which know how it computes.
     """
 
     node_name: str
@@ -119,34 +48,32 @@ class WeightLayer:
     has_dynamic_bias: bool
     input: str
     output: str
-    channel_axis: int
-    attributes: ConvAttributes | GemmAttributes | NormAttributes
+    attributes: LayerAttributes
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the weight that counts output channels, not negative; of a ConvTranspose those of each group. 0
+        of normalizations, whose scale has one output per element."""
+        return self.attributes.channel_axis(len(self.weight_shape))
 
     @property
     def channels(self) -> int:
         """How many scales the weight may have; the groups of a ConvTranspose share them."""
-        if isinstance(self.attributes, NormAttributes):
-            return math.prod(self.weight_shape)
-        return self.weight_shape[self.channel_axis]
+        return self.attributes.channels(self.weight_shape)
 
     @property
     def layout(self) -> RowLayout:
-        """Of the weight."""
-        shape, channels = self.weight_shape, self.channels
-        if isinstance(self.attributes, NormAttributes):
-            return RowLayout((channels, 1), (0, 1), channels)
-        if isinstance(self.attributes, ConvTransposeAttributes):
-            groups = self.attributes.group
-            parts = (groups, shape[0] // groups, channels, math.prod(shape[2:]))
-            return RowLayout(parts, (0, 2, 1, 3), groups * channels)
-        if self.channel_axis == 0:
-            return RowLayout((channels, math.prod(shape[1:])), (0, 1), channels)
-        return RowLayout((math.prod(shape[:-1]), channels), (1, 0), channels)
+        """How the weight becomes rows, one for each output of all groups."""
+        return self.attributes.layout(self.weight_shape)
+
+    @property
+    def input_layout(self) -> RowLayout:
+        """How the weight becomes rows, one for each input channel of all groups."""
+        return self.attributes.input_layout(self.weight_shape)
 
 
 def weight_layers(model: onnx.ModelProto) -> tuple[WeightLayer, ...]:
-    """The nodes of the types above whose second input is a float32 initializer, in graph order. Of MatMul the first may
-    be it too.
+    """The nodes of the `OPERATORS` whose weight is a float32 initializer, in graph order.
 
     Args:
         model: a prepared model. Nodes inside the subgraphs of If, Loop and Scan are not looked at.
@@ -171,90 +98,26 @@ def weight_layer(node: onnx.NodeProto, constants: Mapping[str, tuple[int, ...]])
         node: of a float or of a quantized model.
         constants: the shapes of the float32 tensors that do not depend on the model's inputs.
     """
-    if node.domain not in ("", "ai.onnx") or len(node.input) < 2:
+    operator = OPERATORS.get(node.op_type)
+    if operator is None or node.domain not in operator.domains or len(node.input) < 2:
         return None
-    weight, data = node.input[1], node.input[0]
-    weight_first = node.op_type == "MatMul" and weight not in constants
-    if weight_first:
-        weight, data = data, weight
-    if weight not in constants:
+    index = next((index for index in operator.weight_inputs if node.input[index] in constants), None)
+    if index is None or 0 in constants[node.input[index]]:
         return None
-    shape = constants[weight]
+    weight, data = node.input[index], node.input[1 - index]
     given = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
-    if 0 in shape or not given.keys() <= {*ATTRIBUTES.get(node.op_type, ())}:
+    attributes = operator.read(NodeParts(given, constants[weight], index, node.input, node.output))
+    if attributes is None:
         return None
-    attributes: ConvAttributes | GemmAttributes | NormAttributes
-    is_of_a_conv = 1 <= len(shape) - 2 <= MAX_SPATIAL
-    if node.op_type == "Conv" and is_of_a_conv:
-        attributes, channel_axis = ConvAttributes(**_conv_attributes(given, shape[2:])), 0
-    elif node.op_type == "ConvTranspose" and is_of_a_conv:
-        attributes, channel_axis = _conv_transpose_attributes(given, shape[2:]), 1
-    elif node.op_type == "Gemm":
-        attributes = GemmAttributes(
-            alpha=given.get("alpha", 1.0),
-            beta=given.get("beta", 1.0),
-            trans_a=bool(given.get("transA", 0)),
-            trans_b=bool(given.get("transB", 0)),
-        )
-        channel_axis = 0 if attributes.trans_b else 1
-    elif node.op_type == "MatMul" and len(shape) > 1:
-        attributes = GemmAttributes(weight_first=weight_first)
-        channel_axis = len(shape) - (2 if weight_first else 1)
-    elif node.op_type in NORMALIZATIONS:
-        attributes, channel_axis = norm_attributes(node, given), 0
-    else:
-        return None
-    if isinstance(attributes, ConvAttributes) and not _is_in_reach(attributes, shape):
-        return None
-    bias = node.input[2] if len(node.input) > 2 else ""
+    bias = node.input[operator.bias_input] if operator.bias_input in range(len(node.input)) else ""
     return WeightLayer(
         node_name=node.name,
         op_type=node.op_type,
         weight=weight,
-        weight_shape=shape,
+        weight_shape=constants[weight],
         bias=bias if bias in constants else None,
         has_dynamic_bias=bool(bias) and bias not in constants,
         input=data,
         output=node.output[0],
-        channel_axis=channel_axis,
         attributes=attributes,
     )
-
-
-def _is_in_reach(conv: ConvAttributes, shape: tuple[int, ...]) -> bool:
-    """Whether a convolution is one that can be carried out, with numbers that the core counts with."""
-    axes = len(conv.kernel_shape)
-    steps, edges = (*conv.strides, *conv.dilations), list(conv.pads)
-    if isinstance(conv, ConvTransposeAttributes):
-        edges += [*conv.output_padding, *(conv.output_shape or ())]
-    return (
-        len(conv.strides) == len(conv.dilations) == axes
-        and len(conv.pads) == 2 * axes
-        and conv.auto_pad in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
-        and all(0 < step < _REACH for step in steps)
-        and all(-_REACH < edge < _REACH for edge in edges)
-        and conv.group > 0
-        and shape[0] % conv.group == 0
-    )
-
-
-def _conv_transpose_attributes(given: dict[str, Any], kernel_shape: tuple[int, ...]) -> ConvTransposeAttributes:
-    return ConvTransposeAttributes(
-        **_conv_attributes(given, kernel_shape),
-        output_padding=tuple(given.get("output_padding", ())) or (0,) * len(kernel_shape),
-        output_shape=tuple(given.get("output_shape", ())) or None,
-    )
-
-
-def _conv_attributes(given: dict[str, Any], kernel_shape: tuple[int, ...]) -> dict[str, Any]:
-    ones = (1,) * len(kernel_shape)
-    auto_pad = given.get("auto_pad", b"").decode(errors="replace") or "NOTSET"  # as onnxruntime takes it
-    explicit_pads = tuple(given.get("pads", ())) if auto_pad == "NOTSET" else ()
-    return {
-        "kernel_shape": kernel_shape,
-        "strides": tuple(given.get("strides", ones)),
-        "dilations": tuple(given.get("dilations", ones)),
-        "pads": explicit_pads or (0, 0) * len(kernel_shape),
-        "auto_pad": auto_pad,
-        "group": given.get("group", 1),
-    }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.graph.editor import constant_tensors
+from quark.onnx.graph.editor import attributes, constant_tensors
 
 __all__ = ["LOOKED_INTO", "Constant", "Factors", "Operator", "Readings", "Terms"]
 
@@ -204,7 +204,7 @@ class Readings:
             case "Relu":
                 return node.input[0], 0.0, math.inf
             case "Clip":
-                given = _attributes(node)
+                given = attributes(node)
                 low = self._optional(node, 1, given.get("min", -math.inf))
                 high = self._optional(node, 2, given.get("max", math.inf))
                 if isinstance(low, float) and isinstance(high, float):
@@ -221,7 +221,7 @@ class Readings:
         return self.constant(node.input[index]) if given else default
 
     def _parameters(self, node: onnx.NodeProto) -> tuple[Constant, ...] | None:
-        given = _attributes(node)
+        given = attributes(node)
         match node.op_type:
             case "HardSigmoid":
                 return given.get("alpha", 0.2), given.get("beta", 0.5)
@@ -229,10 +229,6 @@ class Readings:
                 axes = self.constant(node.input[1]) if len(node.input) > 1 else given.get("axes")
                 return None if axes is None or not given.get("keepdims", 1) else (np.atleast_1d(axes),)
         return ()
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
 
 
 def _constant(value: Any) -> Constant:

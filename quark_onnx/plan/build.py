@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -14,15 +12,9 @@ from numpy.typing import NDArray
 
 from quark.onnx.config.data_type import DataType
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.layers.normalization import NormAttributes
-from quark.onnx.layers.weight_layers import (
-    OTHER_OPERATORS,
-    ConvAttributes,
-    GemmAttributes,
-    WeightLayer,
-    weight_layer,
-    weight_layers,
-)
+from quark.onnx.layers.weight_layers import OTHER_OPERATORS, WeightLayer, weight_layer, weight_layers
+from quark.onnx.operators.normalization_attributes import NormAttributes
+from quark.onnx.operators.table import OPERATORS
 from quark.onnx.plan.arrangement import Arrangement, Transposed, TransposedInput
 from quark.onnx.plan.bodies import layers_in_bodies
 from quark.onnx.plan.normalized_input import NormalizedInput
@@ -99,12 +91,13 @@ def _constant_shapes(graph: Dataflow) -> dict[str, tuple[int, ...]]:
 
 
 def _not_a_layer(node: onnx.NodeProto, graph: Dataflow, constants: Collection[str]) -> Reason:
-    weight_may_be = node.input[:2] if node.op_type == "MatMul" else node.input[1:2]
+    operator = OPERATORS[node.op_type]
+    weight_may_be = [name for index, name in enumerate(node.input) if index in operator.weight_inputs]
     if len(node.input) < 2 or any(name in constants for name in weight_may_be):
         return Reason.UNKNOWN_KIND
     if any(map(graph.is_constant, weight_may_be)):
         return Reason.WEIGHT_IN_ANOTHER_FORM
-    if node.op_type == "Gemm" and graph.is_constant(node.input[0]):
+    if operator.family.channels_last and graph.is_constant(node.input[0]):
         return Reason.WEIGHT_FIRST_IN_GEMM
     return Reason.WEIGHT_COMPUTED
 
@@ -131,11 +124,8 @@ class _Counterparts:
 
 
 def _kind(layer: WeightLayer) -> tuple[object, ...]:
-    """What a float and a quantized layer share. Not beta: onnxruntime moves it into the scale of the bias."""
-    attributes = layer.attributes
-    if isinstance(attributes, GemmAttributes):
-        attributes = replace(attributes, beta=1.0)
-    return layer.op_type, layer.weight_shape, attributes
+    """What a float and a quantized layer share."""
+    return layer.op_type, layer.weight_shape, layer.attributes.without_bias_factor()
 
 
 def _layer_plan(
@@ -147,19 +137,18 @@ def _layer_plan(
     integers = graph.initializers[dequantize.input[0]]
     if onnx.helper.tensor_dtype_to_np_dtype(integers.data_type).name not in INTEGERS:
         raise _Skip(Reason.WEIGHT_TYPE, type=onnx.TensorProto.DataType.Name(integers.data_type))
-    if len(layer.weight_shape) > 2 and layer.op_type == "MatMul":
+    if layer.attributes.is_stack(layer.weight_shape):
         raise _Skip(Reason.STACK_OF_MATRICES)
     if graph.is_constant(layer.input):
         raise _Skip(Reason.CONSTANT_INPUT)
     counterpart, weight = _pair(layer, graph, dequantize, float_graph, counterparts)
     if float_graph.is_constant(counterpart.output):
         raise _Skip(Reason.CONSTANT_TARGET)
-    conv = _convolution(layer)
-    gemm = layer.attributes if isinstance(layer.attributes, GemmAttributes) else GemmAttributes()
-    if gemm.alpha == 0:
+    conv, factor = layer.attributes.convolution(layer.weight_shape), layer.attributes.factor
+    if factor == 0:
         raise _Skip(Reason.ALPHA_0)
     stage = None
-    if gemm.alpha == 1:  # the core sees outputs without alpha
+    if factor == 1:  # the core sees outputs without alpha
         stage = output_stage(layer, graph, counterpart, float_graph, through_qdq=output_qdq)
     source = _quantized_input(layer, graph)
     return LayerPlan(
@@ -167,14 +156,14 @@ def _layer_plan(
         op_type=layer.op_type,
         groups=conv.group if conv else 1,
         conv=conv,
-        factor=gemm.alpha,
+        factor=factor,
         arrangement=_arrangement(layer, source, graph),
         input=source,
         target=counterpart.output,
         float_input=counterpart.input,
         stage=stage,
         weight=weight,
-        bias=_quantized_bias(layer, graph, weight, gemm.beta),
+        bias=_quantized_bias(layer, graph, weight),
     )
 
 
@@ -207,38 +196,29 @@ def _pair(
     raise _Skip(Reason.NOT_IN_FLOAT_MODEL)
 
 
-def _convolution(layer: WeightLayer) -> ConvAttributes | None:
-    match layer.attributes:
-        case ConvAttributes() as conv:
-            return conv
-        case NormAttributes():
-            elements = math.prod(layer.weight_shape)
-            return ConvAttributes(
-                kernel_shape=(1,), strides=(1,), dilations=(1,), pads=(0, 0), auto_pad="NOTSET", group=elements
-            )
-    return None
-
-
 def _arrangement(layer: WeightLayer, source: QuantizedInput, graph: Dataflow) -> Arrangement:
-    match layer.attributes:
-        case GemmAttributes(trans_a=True):
-            return TransposedInput()
-        case GemmAttributes(weight_first=True):
-            return Transposed()
-        case NormAttributes() as norm:
-            if norm.training:
-                raise _Skip(Reason.TRAINING_MODE)
-            if norm.stash_type != onnx.TensorProto.FLOAT:
-                raise _Skip(Reason.STASH_TYPE, type=onnx.TensorProto.DataType.Name(norm.stash_type))
-            given = list(graph.producer[layer.output].input)
-            if twice := [name for name in (layer.weight, layer.bias) if name and given.count(name) > 1]:
-                raise _Skip(Reason.READ_TWICE, tensor=twice[0])
-            statistics = [constant_values(graph, name) for name in norm.statistics]
-            known = tuple(values for values in statistics if values is not None)
-            if len(known) < len(statistics):
-                raise _Skip(Reason.STATISTICS)
-            return NormalizedInput(layer.op_type, norm, layer.weight_shape, source.scale, source.zero_point, known)
-    return Arrangement()
+    if isinstance(layer.attributes, NormAttributes):
+        return _normalized_input(layer, layer.attributes, source, graph)
+    if layer.attributes.transposes_input:
+        return TransposedInput()
+    return Transposed() if layer.attributes.comes_first else Arrangement()
+
+
+def _normalized_input(
+    layer: WeightLayer, norm: NormAttributes, source: QuantizedInput, graph: Dataflow
+) -> NormalizedInput:
+    if norm.training:
+        raise _Skip(Reason.TRAINING_MODE)
+    if norm.stash_type != onnx.TensorProto.FLOAT:
+        raise _Skip(Reason.STASH_TYPE, type=onnx.TensorProto.DataType.Name(norm.stash_type))
+    given = list(graph.producer[layer.output].input)
+    if twice := [name for name in (layer.weight, layer.bias) if name and given.count(name) > 1]:
+        raise _Skip(Reason.READ_TWICE, tensor=twice[0])
+    statistics = [constant_values(graph, name) for name in norm.statistics]
+    known = tuple(values for values in statistics if values is not None)
+    if len(known) < len(statistics):
+        raise _Skip(Reason.STATISTICS)
+    return NormalizedInput(norm, layer.weight_shape, source.scale, source.zero_point, known)
 
 
 def _quantized_input(layer: WeightLayer, graph: Dataflow) -> QuantizedInput:
@@ -284,13 +264,14 @@ def _is_near(weight: QuantizedWeight, kind: DataType) -> bool:
     return 2 * far <= int(distance.size)
 
 
-def _quantized_bias(layer: WeightLayer, graph: Dataflow, weight: QuantizedWeight, beta: float) -> QuantizedBias | None:
-    """The bias as the output sees it: beta is part of its scale."""
-    outputs = len(weight.rows)
+def _quantized_bias(layer: WeightLayer, graph: Dataflow, weight: QuantizedWeight) -> QuantizedBias | None:
+    """The bias as the output sees it: its factor is part of its scale."""
+    outputs, beta = len(weight.rows), layer.attributes.bias_factor
     if beta == 0:
         return None
     if layer.has_dynamic_bias:
-        if graph.is_constant(graph.producer[layer.output].input[2]):
+        index = OPERATORS[layer.op_type].bias_input
+        if index is not None and graph.is_constant(graph.producer[layer.output].input[index]):
             raise _Skip(Reason.BIAS_IN_ANOTHER_FORM)
         raise _Skip(Reason.BIAS_COMPUTED)
     if layer.bias is None:
@@ -332,7 +313,7 @@ def _input_reach(layer: WeightLayer, graph: Dataflow) -> int:
 def _bias_values(layer: WeightLayer, tensor: onnx.TensorProto) -> NDArray[Any]:
     """As in the model; of a normalization one axis, that of the elements of its scale."""
     values: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
-    if not isinstance(layer.attributes, NormAttributes) or values.size == 1:
+    if not layer.attributes.normalizes or values.size == 1:
         return values
     if values.shape != layer.weight_shape:
         raise _Skip(Reason.BIAS_SHAPE, bias=values.shape, scale=layer.weight_shape)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quark.onnx.layers.normalization import NormAttributes
+from quark.onnx.operators.normalization_attributes import NormAttributes
 from quark.onnx.plan.arrangement import Arrangement
 
 __all__ = ["NormalizedInput"]
@@ -23,14 +23,12 @@ class NormalizedInput(Arrangement):
     InstanceNormalization, LayerNormalization (with any scale that differs along some axes and not along others).
 
     Attributes:
-        op_type: of the four.
         attributes: of the node.
         scale_shape: of the initializer.
         x_scale, x_zero_point: of 8-bit inputs.
         statistics: mean and variance of BatchNormalization, (channels,) float32; none of others.
     """
 
-    op_type: str
     attributes: NormAttributes
     scale_shape: tuple[int, ...]
     x_scale: float
@@ -53,22 +51,14 @@ class NormalizedInput(Arrangement):
             mean, variance = (values.reshape(-1, *(1,) * (x.ndim - 2)) for values in self.statistics)
             xhat: NDArray[np.float32] = (x - mean) / np.sqrt(variance + epsilon)
             return xhat
-        rows = x.reshape(self._count_of_means(x.shape), -1)  # what is averaged lies side by side
+        rows = x.reshape(self.attributes.count_of_means(x.shape), -1)  # what is averaged lies side by side
         xhat = rows - rows.mean(axis=1, keepdims=True)
         xhat /= np.sqrt(np.square(xhat).mean(axis=1, keepdims=True) + epsilon)
         return xhat.reshape(x.shape)
 
-    def _count_of_means(self, shape: tuple[int, ...]) -> int:
-        match self.op_type:
-            case "InstanceNormalization":
-                return math.prod(shape[:2])
-            case "GroupNormalization":
-                return shape[0] * self.attributes.groups
-        return math.prod(shape[: self.attributes.axis])
-
     def _elements_apart(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
         elements = math.prod(self.scale_shape)
-        if self.op_type != "LayerNormalization":
+        if not self.attributes.scale_lies_on_last_axes:
             return array.reshape(len(array), elements, -1)  # the channels, or groups of neighbours among them
         along = (1,) * (array.ndim - len(self.scale_shape)) + self.scale_shape
         if along[0] != 1:

@@ -11,8 +11,8 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.layers.normalization import NormAttributes
-from quark.onnx.layers.weight_layers import ConvAttributes, GemmAttributes, WeightLayer
+from quark.onnx.graph.editor import attributes
+from quark.onnx.layers.weight_layers import WeightLayer
 from quark.onnx.patterns.matcher import Match, Matcher
 from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
 
@@ -109,14 +109,10 @@ class _Finder:
     """Finds the activations that suit a layer."""
 
     def __init__(self, layer: WeightLayer) -> None:
-        transposed = isinstance(layer.attributes, GemmAttributes) and layer.attributes.weight_first
-        self._axes_stay = (
-            not isinstance(layer.attributes, NormAttributes) and not transposed
-        )  # the core's are the model's
+        own = layer.attributes
+        self._axes_stay = not (own.normalizes or own.comes_first)  # the core's are the model's
         self._outputs = layer.layout.outputs
-        self._behind_channel = len(layer.weight_shape) - 2 if isinstance(layer.attributes, ConvAttributes) else 0
-        if transposed:
-            self._behind_channel = 1
+        self._behind_channel = own.axes_behind_channels
 
     def activation(self, graph: Dataflow, tensor: str) -> tuple[Activation | None, str]:
         """The one that alone reads a tensor, and its output; None and the tensor where there is no such."""
@@ -145,7 +141,7 @@ class _Finder:
         return None
 
     def _of_node(self, node: onnx.NodeProto, graph: Dataflow) -> Activation | None:
-        given = _attributes(node)
+        given = attributes(node)
         match node.op_type:
             case "Relu":
                 return Activation("clip", 0.0, math.inf)
@@ -199,7 +195,3 @@ class _Finder:
         if version < 13 or axis == 0 or not self._axes_stay:  # before 13: over all axes from `axis` on; 0: over samples
             return None
         return Activation("softmax", axis=axis)
-
-
-def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    return {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}

@@ -8,8 +8,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from quark.onnx.layers.row_layout import RowLayout
-from quark.onnx.layers.weight_layers import ConvAttributes
+from quark.onnx.operators.attributes import ConvAttributes
+from quark.onnx.operators.row_layout import RowLayout
 from quark.onnx.plan.arrangement import Arrangement
 from quark.onnx.plan.output_stage import OutputStage
 from quark.onnx.plan.reasons import Why

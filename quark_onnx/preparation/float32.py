@@ -9,12 +9,12 @@ import onnx
 from onnx import numpy_helper
 
 from quark.onnx.graph.editor import GraphEditor, constant_tensors, rename_tensors, subgraphs
+from quark.onnx.operators.table import LINEAR
 
-__all__ = ["NARROW", "WEIGHTED", "in_float32"]
+__all__ = ["NARROW", "in_float32"]
 
 _FLOAT, _DOUBLE = onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE
 NARROW = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_datatype")  # of Cast; of random numbers and EyeLike; of windows
 
 
@@ -39,7 +39,7 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _has_double_weights(graph: onnx.GraphProto) -> bool:
     doubles = {name for name, tensor in constant_tensors(graph).items() if tensor.data_type == _DOUBLE}
-    if any(node.op_type in WEIGHTED and not doubles.isdisjoint(node.input[:2]) for node in graph.node):
+    if any(node.op_type in LINEAR and not doubles.isdisjoint(node.input[:2]) for node in graph.node):
         return True
     return any(_has_double_weights(body) for node in graph.node for body in subgraphs(node))
 

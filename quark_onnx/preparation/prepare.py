@@ -21,7 +21,7 @@ from quark.onnx.graph.opset import opset_of, raised
 from quark.onnx.graph.random_nodes import is_random, name_random_nodes
 from quark.onnx.inference.large_models import transformed
 from quark.onnx.inference.sessions import Batch, Engine, session
-from quark.onnx.layers.normalization import NORMALIZATIONS
+from quark.onnx.operators.table import OPERATORS
 from quark.onnx.preparation.float32 import in_float32
 from quark.onnx.preparation.fold_constants import fold_constants
 from quark.onnx.preparation.fold_into_layers import fold_into_layers, fold_padding
@@ -39,7 +39,7 @@ MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-cha
 _FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not be an input as well
 _ROUNDS = 3
 
-_OPS_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm", *NORMALIZATIONS})
+_BIAS_INPUTS = {name: op.bias_input for name, op in OPERATORS.items() if op.bias_input is not None}
 
 # What onnxruntime.quantization appends to a tensor's name for the parameters of its quantization. It takes an
 # initializer that already has such a name for its own, without a word.
@@ -288,9 +288,10 @@ def _part_inputs_from_outputs(graph: onnx.GraphProto) -> None:
 def _unshare_biases(editor: GraphEditor) -> None:
     """Give each layer its own bias: its int32 scale differs, and so does what finetune makes of it."""
     for node in editor.graph.node:
-        bias = editor.constant(node, 2) if node.op_type in _OPS_WITH_BIAS else None
-        if bias is not None and len(editor.readers(node.input[2])) > 1:
-            editor.set_constant(node, 2, bias, like=node.input[2])
+        index = _BIAS_INPUTS.get(node.op_type)
+        bias = editor.constant(node, index) if index is not None else None
+        if index is not None and bias is not None and len(editor.readers(node.input[index])) > 1:
+            editor.set_constant(node, index, bias, like=node.input[index])
 
 
 def _rename_clashes(editor: GraphEditor) -> None:

@@ -12,9 +12,11 @@ from onnx import numpy_helper
 
 from quark.onnx import _core
 from quark.onnx.config.data_type import DataType
-from quark.onnx.graph.editor import attribute, reads
+from quark.onnx.graph.editor import reads
+from quark.onnx.operators.table import OPERATORS
 from quark.onnx.qdq.number_formats import integer_type
 from quark.onnx.qdq.quant_overrides import TensorFormat
+from quark.onnx.qdq.tensor_roles import channel_axis
 from quark.onnx.qdq.weight_params import WeightParams
 
 __all__ = ["BLOCKWISE_OPSET", "input_axes", "write_blocks"]
@@ -25,7 +27,7 @@ BLOCKWISE_OPSET = 21
 def input_axes(graph: onnx.GraphProto) -> dict[str, int]:
     """The float weights that may have blocks, and the axis of each that inputs lie on.
 
-    All that reads them is MatMul and Gemm, as second input and with inputs on the same axis.
+    All that reads them is matrix products, as second input and with inputs on the same axis.
     """
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer if tensor.data_type == tensor.FLOAT}
     found: dict[str, set[int | None]] = {}
@@ -37,9 +39,12 @@ def input_axes(graph: onnx.GraphProto) -> dict[str, int]:
 
 
 def _input_axis(node: onnx.NodeProto, weight: str) -> int | None:
-    if node.op_type not in ("Gemm", "MatMul") or [i for i, name in enumerate(node.input) if name == weight] != [1]:
+    operator = OPERATORS.get(node.op_type)
+    is_product = operator is not None and operator.family.channels_last
+    if not is_product or [i for i, name in enumerate(node.input) if name == weight] != [1]:
         return None
-    return 1 if node.op_type == "Gemm" and attribute(node, "transB", 0) else 0
+    axis = channel_axis(node, (0, 0))
+    return None if axis is None else 1 - axis
 
 
 def write_blocks(

@@ -9,10 +9,11 @@ from onnx import numpy_helper
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.editor import GraphEditor
+from quark.onnx.operators.table import LINEAR
 
 __all__ = ["drop_qdq_before_activations"]
 
-_LAYERS = frozenset({"Add", "AveragePool", "Conv", "ConvTranspose", "Gemm", "GlobalAveragePool", "MatMul", "MaxPool"})
+_LAYERS = frozenset({"Add", "AveragePool", "GlobalAveragePool", "MaxPool", *LINEAR})
 _ACTIVATIONS = frozenset({"Clip", "LeakyRelu", "PRelu", "Relu"})
 _CLIPS = ([0.0, 6.0], [0.0, 1.0])
 

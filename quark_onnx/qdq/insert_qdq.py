@@ -25,6 +25,7 @@ from onnxruntime.quantization.registry import CreateQDQQuantizer
 from quark.onnx.config.spec import ScaleType
 from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, reads
+from quark.onnx.operators.table import OPERATORS
 from quark.onnx.qdq.blockwise import input_axes, write_blocks
 from quark.onnx.qdq.fused_activations import drop_qdq_before_activations
 from quark.onnx.qdq.per_tensor_weights import one_scale_weights
@@ -39,12 +40,14 @@ _LOG = logging.getLogger(__name__)
 
 # What Quark quantizes by default to 8 bits. onnxruntime's quantizer has rules of its own for some of these
 # operators; the others get its general rule, Q/DQ on every float input and output.
-DEFAULT_OP_TYPES = (
-    "Add", "ArgMax", "AveragePool", "Clip", "Concat", "Conv", "ConvTranspose", "EmbedLayerNormalization", "Gather",
-    "Gelu", "Gemm", "GlobalAveragePool", "InstanceNormalization", "LayerNormalization", "LeakyRelu", "MatMul",
-    "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Softmax", "Split", "Squeeze", "Tanh",
+_NO_LAYERS = (
+    "Add", "ArgMax", "AveragePool", "Clip", "Concat", "EmbedLayerNormalization", "Gather", "Gelu", "GlobalAveragePool",
+    "LeakyRelu", "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Softmax", "Split", "Squeeze", "Tanh",
     "Transpose", "Unsqueeze", "Where",
 )  # fmt: skip
+DEFAULT_OP_TYPES = tuple(
+    sorted((*_NO_LAYERS, *(name for name, operator in OPERATORS.items() if operator.quantized_by_default)))
+)
 
 
 @dataclass(frozen=True, kw_only=True)

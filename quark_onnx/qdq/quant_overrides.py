@@ -50,8 +50,8 @@ def format_overrides(
         weights: the format of all other weights.
         one_scale: the weights that cannot have one scale per channel.
     """
-    constants = {t.name for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
-    known = constants.union(v.name for v in (*graph.input, *graph.value_info, *graph.output))
+    constants = {t.name: tuple(t.dims) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    known = constants.keys() | {v.name for v in (*graph.input, *graph.value_info, *graph.output)}
     overrides = {name: [_entry(own, None)] for name, own in formats.items() if name in known}
     for node in graph.node:
         roles = tensor_roles(node, constants)
@@ -59,7 +59,8 @@ def format_overrides(
             chosen = formats.get(name, weights)
             # By itself, the quantizer takes every weight with one scale per channel as symmetric.
             if name in formats or (chosen.per_channel and not chosen.symmetric):
-                overrides[name] = [_entry(chosen, None if name in one_scale else channel_axis(node))]
+                axis = None if name in one_scale else channel_axis(node, constants[name])
+                overrides[name] = [_entry(chosen, axis)]
         if roles.bias is not None and roles.bias in formats:
             overrides[roles.bias] = [_entry(formats[roles.bias], 0)]
     return overrides

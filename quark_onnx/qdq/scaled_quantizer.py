@@ -13,7 +13,6 @@ from onnxruntime.quantization.quant_utils import get_qmin_qmax_for_qType
 
 from quark.onnx import _core
 from quark.onnx.config.spec import ScaleType
-from quark.onnx.layers.normalization import NormAttributes
 from quark.onnx.layers.weight_layers import WeightLayer, weight_layer
 from quark.onnx.qdq.indexed_model import IndexedQuantizer
 from quark.onnx.qdq.int32_bias import bias_limit, costs_little, scales_for_bias
@@ -120,8 +119,9 @@ class ScaledQuantizer(IndexedQuantizer):
         larger = scales_for_bias(values, float(inputs["scale"]), scale, limit)
         if (larger <= scale).all():
             return
-        is_norm = isinstance(layer.attributes, NormAttributes)  # what it multiplies has the variance 1
-        power = 1.0 if is_norm else max(map(abs, self.tensors_range[self.source_of(layer.input)].range_value)) ** 2
+        power = 1.0  # what the scale of a normalization multiplies has the variance 1
+        if not layer.attributes.normalizes:
+            power = max(map(abs, self.tensors_range[self.source_of(layer.input)].range_value)) ** 2
         output = self._params(layer.output)
         if costs_little(rows, scale, larger, float(power), 0.0 if output is None else float(output["scale"])):
             kind = self.scales_of(layer.weight, weight=True)

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import onnx
 
-from quark.onnx.graph.editor import attribute
+from quark.onnx.graph.editor import attributes
+from quark.onnx.operators.attributes import NodeParts
+from quark.onnx.operators.table import OPERATORS
 
 __all__ = ["TensorRoles", "channel_axis", "tensor_roles"]
-
-_WITH_WEIGHT = frozenset(
-    {"BatchNormalization", "Conv", "ConvTranspose", "Gemm", "InstanceNormalization", "LayerNormalization"}
-)
 
 
 @dataclass(frozen=True)
@@ -39,18 +37,26 @@ def tensor_roles(node: onnx.NodeProto, constants: Collection[str]) -> TensorRole
     Args:
         constants: the float32 initializers.
     """
-    if node.op_type in _WITH_WEIGHT:
-        weights = tuple(name for name in node.input[1:2] if name in constants)
-        bias = next((name for name in node.input[2:3] if name in constants), None)
-    else:
-        weights = tuple(name for name in node.input if name in constants) if node.op_type == "MatMul" else ()
-        bias = None
+    operator = OPERATORS.get(node.op_type)
+    weights: tuple[str, ...] = ()
+    bias = None
+    if operator is not None and operator.quantizer_knows_weight:
+        given = dict(enumerate(node.input))
+        weights = tuple(given[i] for i in sorted(operator.weight_inputs) if given.get(i) in constants)
+        bias = given.get(operator.bias_input) if operator.bias_input is not None else None
+        bias = bias if bias in constants else None
     inputs = tuple(name for name in node.input if name and name not in weights and name != bias)
     return TensorRoles(inputs, weights, bias, tuple(filter(None, node.output)))
 
 
-def channel_axis(node: onnx.NodeProto) -> int | None:
-    """The axis of the output channels in the weight of a linear layer; None of other nodes."""
-    if node.op_type == "Gemm":
-        return 0 if attribute(node, "transB", 0) else 1
-    return {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}.get(node.op_type)
+def channel_axis(node: onnx.NodeProto, shape: tuple[int, ...]) -> int | None:
+    """The axis of the output channels in the weight of a linear layer; None of other nodes.
+
+    Args:
+        shape: that of the weight.
+    """
+    operator = OPERATORS.get(node.op_type)
+    if operator is None or not operator.is_linear:
+        return None
+    found = operator.family.read(NodeParts(attributes(node), shape))
+    return None if found is None else found.channel_axis(len(shape))

@@ -26,8 +26,8 @@ from quark.onnx.config.spec import (
 from quark.onnx.config.validate import nearest, problem
 from quark.onnx.errors import ConfigError, ModelError, UnsupportedError
 from quark.onnx.graph.opset import opset_of
-from quark.onnx.layers.normalization import NORMALIZATIONS
 from quark.onnx.layers.weight_layers import WeightLayer
+from quark.onnx.operators.table import NORMALIZATIONS
 from quark.onnx.qdq.blockwise import BLOCKWISE_OPSET
 from quark.onnx.qdq.insert_qdq import QdqOptions
 from quark.onnx.qdq.number_formats import QUANT_TYPES, qdq_opset

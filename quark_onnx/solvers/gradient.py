@@ -12,7 +12,7 @@ from quark.onnx import _core
 from quark.onnx.config.algorithm import AdaRoundConfig, FastFinetuneConfig
 from quark.onnx.errors import FinetuneError
 from quark.onnx.own_errors import of_the_caller
-from quark.onnx.plan.core_arguments import core_geometry, core_stage
+from quark.onnx.plan.core_arguments import core_stage
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.report.loss_curve import loss_curve
 from quark.onnx.solvers.solver import LayerInput, Message, NoSolution, Solution, quantized_layer, told_by_the_core
@@ -47,7 +47,7 @@ class GradientLayer:
             inputs,
             outputs // layer.groups,
             groups=layer.groups,
-            conv=core_geometry(layer.conv) if layer.conv else None,
+            conv=layer.conv.core_geometry() if layer.conv else None,
             holdout=holdout,
             x_scale=layer.input.scale,
             x_zero_point=layer.input.zero_point,

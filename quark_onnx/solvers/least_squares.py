@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quark.onnx import _core
-from quark.onnx.plan.core_arguments import core_geometry
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.solvers.holdout import HOLDOUT
 from quark.onnx.solvers.solver import LayerInput, Message, Solution, quantized_layer, told_by_the_core
@@ -59,7 +58,7 @@ class LeastSquaresLayer:
             samples,
             rows_to_use(inputs),
             groups=layer.groups,
-            conv=core_geometry(layer.conv) if layer.conv else None,
+            conv=layer.conv.core_geometry() if layer.conv else None,
             holdout=HOLDOUT,
             seed=settings.seed,
             x_scale=layer.input.scale,

@@ -17,6 +17,7 @@ CSRC = ROOT / "csrc"
 LAYERS = (
     "_preload",
     "errors",
+    "operators",
     "config",
     "system",
     "own_errors",

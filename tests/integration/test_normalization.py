@@ -38,7 +38,7 @@ from quark.onnx import (
     UInt8Spec,
     finetune,
 )
-from quark.onnx.layers.normalization import NORMALIZATIONS
+from quark.onnx.operators.table import NORMALIZATIONS
 from quark.onnx.report.layer_report import LayerReport
 from quark.onnx.report.report import Report
 

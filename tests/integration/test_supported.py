@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import onnx
 import pytest
 
-from quark.onnx.layers.weight_layers import ATTRIBUTES
+from quark.onnx.operators.table import OPERATORS
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,19 +29,19 @@ def test_the_page_is_up_to_date(script: ModuleType) -> None:
     assert script.PAGE.read_text(encoding="utf-8") == script.page(), "run python docs/supported.py"
 
 
-@pytest.mark.parametrize("op_type", ATTRIBUTES)
+@pytest.mark.parametrize("op_type", OPERATORS)
 def test_onnx_knows_no_attribute_that_is_not_supported(script: ModuleType, op_type: str) -> None:
     """But those that models lose when they are raised to an opset with Q/DQ."""
     schemas = script.versions(op_type)
     newest = schemas[max(schemas)]
-    assert set(newest.attributes) == set(ATTRIBUTES[op_type])
-    older = {name for schema in schemas.values() for name in schema.attributes} - set(ATTRIBUTES[op_type])
+    assert set(newest.attributes) == set(OPERATORS[op_type].attributes)
+    older = {name for schema in schemas.values() for name in schema.attributes} - set(OPERATORS[op_type].attributes)
     assert older <= {"spatial"}, "of BatchNormalization until opset 8"
 
 
 def test_an_attribute_that_onnx_gains_is_an_error(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(script.ATTRIBUTES, "Gemm", ("alpha", "beta", "transA"))
-    with pytest.raises(ValueError, match=r"ATTRIBUTES\['Gemm'\] and the code, or onnx, differ in transB"):
+    monkeypatch.setitem(OPERATORS, "Gemm", replace(OPERATORS["Gemm"], attributes=("alpha", "beta", "transA")))
+    with pytest.raises(ValueError, match=r"OPERATORS\['Gemm'\] and the code, or onnx, differ in transB"):
         script.page()
 
 
@@ -53,7 +54,7 @@ def test_an_operator_that_the_loss_gains_is_an_error(script: ModuleType, monkeyp
 def test_versions_are_those_in_force(script: ModuleType) -> None:
     """Opset 7 has Conv as of 1, Gemm as of 7; each operator's newest is onnx's."""
     assert [next(iter(script.versions(op_type))) for op_type in ("Conv", "Gemm", "LayerNormalization")] == [1, 7, 17]
-    for op_type in ATTRIBUTES:
+    for op_type in OPERATORS:
         assert max(script.versions(op_type)) == onnx.defs.get_schema(op_type).since_version
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from small_models import build
 
-from quark.onnx.layers.weight_layers import ATTRIBUTES
+from quark.onnx.operators.table import OPERATORS
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.types import Plan
 
@@ -35,7 +35,7 @@ CONSTANTS = {
 
 def plan_of(quantized: str = QUANTIZED, float_text: str = FLOAT, **options: object) -> Plan:
     """The plan for `models_of` the same arguments."""
-    return build_plan(*models_of(quantized, float_text, **options), tuple(ATTRIBUTES))
+    return build_plan(*models_of(quantized, float_text, **options), tuple(OPERATORS))
 
 
 def models_of(

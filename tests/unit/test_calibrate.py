@@ -32,7 +32,8 @@ from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
 from quark.onnx.config.spec import CalibMethod
 from quark.onnx.errors import DataError
 from quark.onnx.inference.sessions import Engine, session
-from quark.onnx.layers.weight_layers import ConvAttributes, WeightLayer, weight_layers
+from quark.onnx.layers.weight_layers import WeightLayer, weight_layers
+from quark.onnx.operators.attributes import ConvAttributes
 
 PLAIN = CalibrationSettings(ActivationRange(), weights=None)
 BINS = 4096

@@ -5,12 +5,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from quark.onnx.layers.weight_layers import (
+from quark.onnx.layers.weight_layers import WeightLayer, weight_layers
+from quark.onnx.operators.attributes import (
     ConvAttributes,
     ConvTransposeAttributes,
     GemmAttributes,
-    WeightLayer,
-    weight_layers,
+    MatMulAttributes,
 )
 
 
@@ -39,7 +39,6 @@ def test_conv_2d_with_everything_given():
         has_dynamic_bias=False,
         input="x",
         output="y",
-        channel_axis=0,
         attributes=ConvAttributes(
             kernel_shape=(3, 2),
             strides=(2, 1),
@@ -83,7 +82,6 @@ def test_conv_transpose_with_everything_given():
         has_dynamic_bias=False,
         input="x",
         output="y",
-        channel_axis=1,
         attributes=ConvTransposeAttributes(
             kernel_shape=(3, 2),
             strides=(2, 3),
@@ -129,13 +127,13 @@ def test_gemm_and_matmul():
     assert (swapped.channel_axis, swapped.bias) == (0, "c")
     assert swapped.attributes == GemmAttributes(alpha=0.5, beta=2.0, trans_a=True, trans_b=True)
     assert (matmul.op_type, matmul.channel_axis, matmul.weight_shape) == ("MatMul", 1, (7, 8))
-    assert (batched.channel_axis, batched.attributes) == (2, GemmAttributes())
+    assert (batched.channel_axis, batched.attributes) == (2, MatMulAttributes())
 
 
 def test_matmul_with_its_weight_first():
     (layer,) = weight_layers(model("(float[N,4,5] x) => (float[N,6,5] y) { y = MatMul(w, x) }", w=(6, 4)))
     assert (layer.weight, layer.weight_shape, layer.channel_axis, layer.input) == ("w", (6, 4), 0, "x")
-    assert layer.attributes == GemmAttributes(weight_first=True)
+    assert layer.attributes == MatMulAttributes(weight_first=True)
 
 
 def test_what_is_no_weight_layer():

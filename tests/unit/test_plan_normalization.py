@@ -13,7 +13,7 @@ from reference.fake_quant import dequantize
 from reference.inner_tensors import inner_tensors
 from reference.norm_models import NormModels, draw_models, norm_models
 
-from quark.onnx.layers.normalization import NORMALIZATIONS
+from quark.onnx.operators.table import NORMALIZATIONS
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.types import LayerPlan, Plan
 

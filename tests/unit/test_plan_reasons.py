@@ -20,7 +20,7 @@ from small_models import Reader, build, samples, separable_cnn
 import quark.onnx
 from quark.onnx import AdaRoundConfig, finetune
 from quark.onnx.fast_finetune.bias_correction import bias_plan
-from quark.onnx.layers.normalization import NORMALIZATIONS
+from quark.onnx.operators.table import NORMALIZATIONS
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.excluded import leave_excluded
 from quark.onnx.plan.reasons import Reason
