@@ -6,10 +6,21 @@
 See README.md for the first steps and docs/ for the rest.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from quark.onnx import _preload  # noqa: F401  (first: see there)
 
 # isort: split
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType
+from onnxruntime.quantization import (
+    CalibraterBase,
+    CalibrationDataReader,
+    CalibrationMethod,
+    MinMaxCalibrater,
+    QuantFormat,
+    QuantizationMode,
+    QuantType,
+    write_calibration_table,
+)
 
 from quark.onnx.calibration import CachedDataReader, PathDataReader, RandomDataReader, get_data_reader
 from quark.onnx.calibration_data.images import ImagePreprocessing
@@ -69,6 +80,17 @@ from quark.onnx.config import (
     UInt32Spec,
     XInt8Spec,
 )
+from quark.onnx.config.legacy_names import (
+    ExtendedCalibrationMethod,
+    ExtendedQuantFormat,
+    ExtendedQuantType,
+    Int16Method,
+    LayerWiseMethod,
+    PowerOfTwoMethod,
+    VitisQuantFormat,
+    VitisQuantType,
+)
+from quark.onnx.config.presets import READY, handed_out
 from quark.onnx.errors import (
     ConfigError,
     ConfigTypeError,
@@ -80,23 +102,27 @@ from quark.onnx.errors import (
     QuarkError,
     UnsupportedError,
 )
+from quark.onnx.missing_names import refuse_missing
+from quark.onnx.operators.custom_ops import get_library_path
 from quark.onnx.quantization.api import ModelQuantizer, finetune
-from quark.onnx.quantization.config.custom_config import (
-    A8W8_ADAQUANT_QCONFIG,
-    A8W8_ADAROUND_QCONFIG,
-    A8W8_QCONFIG,
-    A16W8_ADAQUANT_QCONFIG,
-    A16W8_ADAROUND_QCONFIG,
-    A16W8_QCONFIG,
-    BF16_QCONFIG,
-    BFP16_QCONFIG,
-    VINT8_QCONFIG,
-    XINT8_ADAQUANT_QCONFIG,
-    XINT8_ADAROUND_QCONFIG,
-    XINT8_QCONFIG,
-)
 from quark.onnx.quantization.quantize import quantize
 from quark.onnx.report.report import Report
+
+if TYPE_CHECKING:
+    from quark.onnx.quantization.config.custom_config import (
+        A8W8_ADAQUANT_QCONFIG,
+        A8W8_ADAROUND_QCONFIG,
+        A8W8_QCONFIG,
+        A16W8_ADAQUANT_QCONFIG,
+        A16W8_ADAROUND_QCONFIG,
+        A16W8_QCONFIG,
+        BF16_QCONFIG,
+        BFP16_QCONFIG,
+        VINT8_QCONFIG,
+        XINT8_ADAQUANT_QCONFIG,
+        XINT8_ADAROUND_QCONFIG,
+        XINT8_QCONFIG,
+    )
 
 __all__ = [
     "A8W8_ADAQUANT_QCONFIG",
@@ -123,12 +149,17 @@ __all__ = [
     "CLEConfig",
     "CachedDataReader",
     "CalibMethod",
+    "CalibraterBase",
     "CalibrationDataReader",
+    "CalibrationMethod",
     "Config",
     "ConfigError",
     "ConfigTypeError",
     "DataError",
     "DataType",
+    "ExtendedCalibrationMethod",
+    "ExtendedQuantFormat",
+    "ExtendedQuantType",
     "FinetuneError",
     "Float16",
     "Float16Spec",
@@ -141,9 +172,11 @@ __all__ = [
     "Int8",
     "Int8Spec",
     "Int16",
+    "Int16Method",
     "Int16Spec",
     "Int32",
     "Int32Spec",
+    "LayerWiseMethod",
     "MX4Spec",
     "MX6Spec",
     "MX9Spec",
@@ -153,11 +186,13 @@ __all__ = [
     "MXFP8E4M3Spec",
     "MXFP8E5M2Spec",
     "MXInt8Spec",
+    "MinMaxCalibrater",
     "ModelError",
     "ModelQuantizer",
     "ModelTypeError",
     "OutOfMemoryError",
     "PathDataReader",
+    "PowerOfTwoMethod",
     "QConfig",
     "QLayerConfig",
     "QTensorConfig",
@@ -165,6 +200,7 @@ __all__ = [
     "QuantGranularity",
     "QuantType",
     "QuantizationConfig",
+    "QuantizationMode",
     "QuarkError",
     "QuarotConfig",
     "RandomDataReader",
@@ -182,8 +218,22 @@ __all__ = [
     "UInt32",
     "UInt32Spec",
     "UnsupportedError",
+    "VitisQuantFormat",
+    "VitisQuantType",
     "XInt8Spec",
     "finetune",
     "get_data_reader",
+    "get_library_path",
     "quantize",
+    "write_calibration_table",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in READY:
+        return handed_out(name)  # each import has a copy of its own, which it may change
+    raise refuse_missing(__name__, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *READY})

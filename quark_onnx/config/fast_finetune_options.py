@@ -11,7 +11,7 @@ from quark.onnx.errors import ConfigError
 from .algorithm import FastFinetuneConfig
 from .validate import nearest, problem
 
-__all__ = ["with_options"]
+__all__ = ["with_options", "written_options"]
 
 _WHERE = "QConfig.extra_options['FastFinetune']"
 _IRREGULAR = {"lr_adjust": "LRAdjust", "output_qdq": "OutputQDQ", "use_gds": "UseGDS"}
@@ -19,6 +19,13 @@ _KEYWORDS = {
     _IRREGULAR.get(field.name, "".join(part.capitalize() for part in field.name.split("_"))): field.name
     for field in fields(FastFinetuneConfig)
 }
+
+
+def written_options(algorithm: FastFinetuneConfig) -> dict[str, Any]:
+    """What differs from the defaults of the algorithm, under AMD Quark's names."""
+    names = {field: keyword for keyword, field in _KEYWORDS.items()}
+    options = {names[field]: value for field, value in algorithm.changed().items()}
+    return {"OptimAlgorithm": algorithm.name, **options}
 
 
 def with_options(algorithm: FastFinetuneConfig | None, options: Mapping[str, Any]) -> FastFinetuneConfig:

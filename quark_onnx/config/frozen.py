@@ -14,7 +14,7 @@ import enum
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, FrozenInstanceError, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from quark.onnx.errors import ConfigError, ConfigTypeError
@@ -74,6 +74,22 @@ def strict_keywords(cls: Class) -> Class:
         init(self, *args, **kwargs)
 
     cls.__init__ = checked_init  # type: ignore[misc]
+    return told_how_to_change(cls)
+
+
+def told_how_to_change(cls: Class) -> Class:
+    """Lets the error about an assignment to a field say what to write."""
+
+    def __setattr__(self: object, name: str, value: object) -> None:  # noqa: N807
+        kind, known = type(self).__name__, [field.name for field in fields(cls)]
+        if name not in known:
+            raise FrozenInstanceError(f"{kind} has no field {name!r}; {nearest(name, known)}")
+        raise FrozenInstanceError(
+            f"{kind} is not changed after it is made: write dataclasses.replace(config, {name}={value!r}), which gives "
+            "a changed copy"
+        )
+
+    cls.__setattr__ = __setattr__  # type: ignore[assignment, method-assign]
     return cls
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from quark.onnx.errors import ConfigTypeError, UnsupportedError
+from quark.onnx.errors import ConfigTypeError
 
 from .validate import problem
 
@@ -28,12 +28,23 @@ def Config(global_quant_config: QConfig) -> QConfig:  # noqa: N802
     return global_quant_config
 
 
-class QuantizationConfig:
-    """Only its name: QConfig takes its place.
+def QuantizationConfig(**options: Any) -> QConfig:  # noqa: N802
+    """The configuration of scripts from before QConfig, as a QConfig that may be changed.
+
+    Args:
+        **options: the names of `open_config.OLD_NAMES`, and `extra_options`, `use_external_data_format` and the like,
+            which QConfig has too. What is absent is as `QConfig(QLayerConfig(Int8Spec(), weight=Int8Spec()))` has it.
 
     Raises:
-        UnsupportedError: always.
+        ConfigError: a wrong value; ConfigTypeError: an unknown name.
+        UnsupportedError: a value asks for what is not there.
     """
+    from .open_config import opened  # which is made of QConfigs, whose module offers this function
+    from .qconfig import QConfig
+    from .spec import Int8Spec, QLayerConfig
 
-    def __init__(self, *_: object, **__: object) -> NoReturn:
-        raise UnsupportedError("QuantizationConfig is not supported: write QConfig(QLayerConfig(...), ...) instead")
+    config = opened(QConfig(QLayerConfig(input_tensors=Int8Spec(), weight=Int8Spec())))
+    # Types first, which keep what other names say of their tensors; the algorithm behind the options that name it.
+    for name in sorted(options, key=lambda name: (not name.endswith("_type"), name == "include_fast_ft")):
+        setattr(config, name, options[name])
+    return config

@@ -12,7 +12,7 @@ from quark.onnx.errors import ConfigError
 from .algorithm import AlgoConfig, BiasCorrectionConfig, CLEConfig, FastFinetuneConfig
 from .extra_options import ExtraOptions, extra_options, known_options
 from .fast_finetune_options import with_options
-from .frozen import FrozenConfig, FrozenMapping, instance, unexpected_keyword
+from .frozen import FrozenConfig, FrozenMapping, instance, told_how_to_change, unexpected_keyword
 from .legacy import Config, QuantizationConfig
 from .node_selection import NodeChoice, NodeChoices, node_choices
 from .spec import QLayerConfig, QTensorConfig
@@ -83,6 +83,7 @@ Algorithms = Annotated[
 Options = Annotated[ExtraOptions, Check("a dict", extra_options)]
 
 
+@told_how_to_change
 @dataclass(frozen=True, init=False, repr=False)
 class QConfig(FrozenConfig):
     """The configuration of one quantization. Never changed by its use.
@@ -179,6 +180,22 @@ class QConfig(FrozenConfig):
     def bias_correction(self) -> BiasCorrectionConfig | None:
         """The configuration of bias correction, if it is listed."""
         return next((algorithm for algorithm in self.algo_config if isinstance(algorithm, BiasCorrectionConfig)), None)
+
+    def taken(self) -> QConfig:
+        """A copy that nobody else can change: as specs may be (`QTensorConfig.set_symmetric`), and `OpenConfig`.
+
+        Raises:
+            ConfigError: a value that was set since is wrong.
+        """
+        return QConfig(
+            self.global_config.taken(),
+            {layer.taken(): nodes for layer, nodes in self.specific_layer_config.items()},
+            {layer and layer.taken(): types for layer, types in self.layer_type_config.items()},
+            self.exclude,
+            self.algo_config,
+            self.use_external_data_format,
+            extra_options=self.extra_options,
+        )
 
     @staticmethod
     def get_default_config(name: str) -> QConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from quark.onnx.errors import ConfigError
@@ -139,6 +139,30 @@ class QTensorConfig(NamedConfig):
         if kind is not QTensorConfig and self.data_type != kind.data_type:
             expected = f"{kind.data_type}; {self.data_type} has a spec of its own"
             raise ConfigError(problem(f"{kind.__name__}.data_type", self.data_type, expected))
+
+    def set_symmetric(self, value: bool) -> None:
+        """Sets `symmetric`. Quantizers take a copy: what is set afterwards changes none of them."""
+        self._set("symmetric", value)
+
+    def set_scale_type(self, value: ScaleType) -> None:
+        """Sets `scale_type`, as `set_symmetric`."""
+        self._set("scale_type", value)
+
+    def set_calibration_method(self, value: CalibMethod) -> None:
+        """Sets `calibration_method`, as `set_symmetric`."""
+        self._set("calibration_method", value)
+
+    def set_quant_granularity(self, value: QuantGranularity) -> None:
+        """Sets `quant_granularity`, as `set_symmetric`."""
+        self._set("quant_granularity", value)
+
+    def set_data_type(self, value: DataType) -> None:
+        """Sets `data_type`, as `set_symmetric`; of a QTensorConfig, as the other classes have each their own."""
+        self._set("data_type", value)
+
+    def _set(self, name: str, value: object) -> None:
+        changed: dict[str, Any] = {name: value}
+        object.__setattr__(self, name, getattr(replace(self, **changed), name))  # replace() checks it
 
     @property
     def activation_calibration(self) -> CalibMethod:
@@ -400,7 +424,15 @@ class MXInt8Spec(QTensorConfig):
     data_type: Format = formats.MXInt8
 
 
-SpecOrNone = Annotated[QTensorConfig | None, optional(instance(QTensorConfig))]
+def _spec(value: object) -> QTensorConfig:
+    if isinstance(value, type) and issubclass(value, QTensorConfig):
+        return value()  # AMD Quark's user guide leaves the brackets out
+    if not isinstance(value, QTensorConfig):
+        raise TypeError
+    return value
+
+
+SpecOrNone = Annotated[QTensorConfig | None, optional(replace(instance(QTensorConfig), convert=_spec))]
 
 
 @strict_keywords
@@ -438,6 +470,13 @@ class QLayerConfig(FrozenConfig):
             if field.name != "weight" and spec and spec.calibration_method is CalibMethod.MinOutputMSE:
                 where = f"QLayerConfig.{field.name}.calibration_method"
                 raise ConfigError(problem(where, spec.calibration_method, "another one: it is for weights only"))
+
+    def taken(self) -> QLayerConfig:
+        """A copy with specs of its own."""
+        copies: dict[str, Any] = {
+            field.name: replace(spec) for field in fields(self) if (spec := getattr(self, field.name)) is not None
+        }
+        return QLayerConfig(**copies)
 
     @property
     def specs(self) -> tuple[QTensorConfig, ...]:

@@ -85,6 +85,7 @@ class ModelQuantizer:
     def __init__(self, config: QConfig) -> None:
         if not isinstance(config, QConfig):
             raise ConfigTypeError(f"ModelQuantizer takes a QConfig, not {type(config).__name__}")
+        config = config.taken()  # what the caller changes from now on is none of ours
         check_supported(config)
         if config.fast_finetune is not None:
             engine_on_device(config.fast_finetune, _engine(config))
@@ -257,6 +258,7 @@ def finetune(
             this machine, cannot do; `save_dir` is in use, or holds another run.
     """
     if isinstance(config, QConfig):
+        config = config.taken()
         check_supported(config)
     algorithm = config.fast_finetune if isinstance(config, QConfig) else config
     if not isinstance(algorithm, FastFinetuneConfig):

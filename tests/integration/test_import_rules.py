@@ -18,6 +18,7 @@ LAYERS = (
     "_preload",
     "errors",
     "operators",
+    "missing_names",
     "config",
     "system",
     "own_errors",
@@ -38,9 +39,6 @@ LAYERS = (
     "resume",
     "fast_finetune",
     "quantization",
-    "comparison",
-    "inspection",
-    "cli",
 )
 
 # Folders of csrc and what each may include besides itself, qk.h and the C library.

@@ -238,7 +238,7 @@ def test_layer_takes_its_input_under_either_name() -> None:
             ValueError,
             r"QLayerConfig: got .*, expected input_tensors or activation, not both",
         ),
-        ({"weight": Int8Spec}, TypeError, r"QLayerConfig.weight: got .*, expected a QTensorConfig, or None"),
+        ({"weight": CalibMethod}, TypeError, r"QLayerConfig.weight: got .*, expected a QTensorConfig, or None"),
         (
             {"activations": UInt8Spec()},
             TypeError,
