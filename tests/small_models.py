@@ -354,6 +354,7 @@ def run(model: onnx.ModelProto | str, arrays: Arrays, *, optimise: bool = False)
     """All outputs; as the model defines them, or with onnxruntime's default graph optimisation."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.x64quantprecision", "1")  # the same on processors without VNNI
     if not optimise:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = model if isinstance(model, str) else model.SerializeToString()

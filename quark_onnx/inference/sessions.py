@@ -79,7 +79,8 @@ def session(
 
     Args:
         fuse_qdq: as onnxruntime runs a Q/DQ model by default, with integer kernels that may differ from machine to
-            machine. Off, each Q and DQ is computed as ONNX defines it, with float operators in between.
+            machine, but without the saturating ones that it has for processors without VNNI. Off, each Q and DQ is
+            computed as ONNX defines it, with float operators in between.
         optimise: False: the graph as it is, slower, with other last bits.
         save_as: write the optimised graph there.
 
@@ -96,6 +97,7 @@ def session(
         options.optimized_model_filepath = str(save_as)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the core needs the processors in between
     options.add_session_config_entry("session.disable_quant_qdq", "0" if fuse_qdq else "1")
+    options.add_session_config_entry("session.x64quantprecision", "1")  # no saturating sums: see saturation.py
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # as fast, and freed memory goes back
     try:  # without fallback: it would go on on the CPU

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_static
+from small_models import run
 
 from quark.onnx.errors import ModelError
 from quark.onnx.preparation.prepare import prepare
@@ -66,14 +66,6 @@ def network(opset: int = 17) -> onnx.ModelProto:
         b4=normal(16),
         w5=normal(16, 5),
     )
-
-
-def run(model: onnx.ModelProto, feeds: dict[str, np.ndarray], *, optimize: bool = False) -> list[np.ndarray]:
-    options = onnxruntime.SessionOptions()
-    if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, feeds)
 
 
 def feeds_of(model: onnx.ModelProto, batch: int = 4) -> dict[str, np.ndarray]:
@@ -177,7 +169,7 @@ def test_result_is_close_to_the_float_model_with_and_without_optimization(option
     assert (result.graph.input, result.graph.output) == (float_model.graph.input, float_model.graph.output)
     feeds = feeds_of(float_model)
     for expected, plain, optimized in zip(
-        run(float_model, feeds), run(result, feeds), run(result, feeds, optimize=True), strict=True
+        run(float_model, feeds), run(result, feeds), run(result, feeds, optimise=True), strict=True
     ):
         span = np.ptp(expected)
         assert np.abs(plain - expected).max() < 0.1 * span
@@ -385,7 +377,7 @@ def test_a_clip_that_no_quantizer_can_do_stays(activation, bounds):
     result = quantized(float_model)
     assert "clip" in nodes(result)
     feeds = feeds_of(float_model)
-    (expected,), (actual,) = run(float_model, feeds), run(result, feeds, optimize=True)
+    (expected,), (actual,) = run(float_model, feeds), run(result, feeds, optimise=True)
     assert np.abs(actual - expected).max() < 0.1 * np.ptp(expected) + 0.02
 
 
@@ -470,7 +462,7 @@ def test_matmul_not_by_a_matrix_has_one_scale(shape, output):
     result = quantized(float_model, PER_CHANNEL)
     assert initializers(result)["w_scale"].shape == ()
     feeds = feeds_of(float_model)
-    np.testing.assert_allclose(run(result, feeds, optimize=True)[0], run(result, feeds)[0], atol=0.1)
+    np.testing.assert_allclose(run(result, feeds, optimise=True)[0], run(result, feeds)[0], atol=0.1)
 
 
 @pytest.mark.parametrize("limits", [(float("nan"), 1.0), (0.0, float("inf")), (1.0, -1.0)])
