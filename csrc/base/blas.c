@@ -116,17 +116,33 @@ const char *qk_blas_config(void) { return BLAS(openblas_get_config)(); }
 
 /* ---- calls ----------------------------------------------------------------------------------- */
 
-#define GEMM(function, c, a, b, s)                                                                             \
-    do {                                                                                                       \
-        begin_call();                                                                                          \
-        BLAS(function)(CblasRowMajor, (s).a_transposed ? CblasTrans : CblasNoTrans,                            \
-                       (s).b_transposed ? CblasTrans : CblasNoTrans, (int)(s).m, (int)(s).n, (int)(s).k, 1, a, \
-                       (int)(s).lda, b, (int)(s).ldb, (s).accumulate ? 1 : 0, c, (int)(s).ldc);                \
-        end_call();                                                                                            \
+#define GEMM(function, c, a, b, s)                                                                         \
+    do {                                                                                                   \
+        begin_call();                                                                                      \
+        BLAS(function)(CblasRowMajor, (s).a_transposed ? CblasTrans : CblasNoTrans,                        \
+                       (s).b_transposed ? CblasTrans : CblasNoTrans, (int)(s).m, (int)(s).n, (int)(s).k,   \
+                       (s).negative ? -1 : 1, a, (int)(s).lda, b, (int)(s).ldb, (s).accumulate ? 1 : 0, c, \
+                       (int)(s).ldc);                                                                      \
+        end_call();                                                                                        \
     } while (0)
 
 void qk_sgemm(float *c, const float *a, const float *b, qk_gemm_shape s) { GEMM(cblas_sgemm, c, a, b, s); }
 void qk_dgemm(double *c, const double *a, const double *b, qk_gemm_shape s) { GEMM(cblas_dgemm, c, a, b, s); }
+
+#define TRSM(function, x, m, l, n, ldx, ldl)                                                                      \
+    do {                                                                                                          \
+        begin_call();                                                                                             \
+        BLAS(function)(CblasRowMajor, CblasRight, CblasLower, CblasTrans, CblasNonUnit, (int)(m), (int)(n), 1, l, \
+                       (int)(ldl), x, (int)(ldx));                                                                \
+        end_call();                                                                                               \
+    } while (0)
+
+void qk_strsm(float *x, int64_t m, const float *l, int64_t n, int64_t ldx, int64_t ldl) {
+    TRSM(cblas_strsm, x, m, l, n, ldx, ldl);
+}
+void qk_dtrsm(double *x, int64_t m, const double *l, int64_t n, int64_t ldx, int64_t ldl) {
+    TRSM(cblas_dtrsm, x, m, l, n, ldx, ldl);
+}
 
 bool qk_blas_reserve(void) {
     enum { N = 192 }; /* smaller products do without a buffer */

@@ -18,15 +18,19 @@ bool qk_blas_reserve(void);
 const char *qk_blas_config(void);
 
 /* Row-major. c (m,n) = a (m,k) b (k,n), with a given as (k,m) when a_transposed and b as (n,k) when b_transposed;
- * leading dimensions in elements. accumulate: c += instead. */
+ * leading dimensions in elements. accumulate: c += instead; negative: -a b in place of a b. */
 typedef struct {
     int64_t m, n, k;
     int64_t lda, ldb, ldc;
     bool a_transposed, b_transposed;
-    bool accumulate;
+    bool accumulate, negative;
 } qk_gemm_shape;
 void qk_sgemm(float *c, const float *a, const float *b, qk_gemm_shape s);
 void qk_dgemm(double *c, const double *a, const double *b, qk_gemm_shape s);
+
+/* Rows of x (m,n) become rows of x L'^-1; l (n,n): its lower triangle. */
+void qk_strsm(float *x, int64_t m, const float *l, int64_t n, int64_t ldx, int64_t ldl);
+void qk_dtrsm(double *x, int64_t m, const double *l, int64_t n, int64_t ldx, int64_t ldl);
 
 /* Lower triangle of a (n,n) becomes its Cholesky factor L, a = L L'. false: not positive definite. */
 bool qk_cholesky(double *a, int64_t n);

@@ -40,6 +40,12 @@ typedef struct {
     int64_t scale_block, first; /* inputs that share a scale, 0: all; the input that the arrays begin with */
 } qk_lanes;
 
+/* One of these problems alone: arrays (n). */
+typedef struct {
+    const float *scale, *curvature, *lo, *hi; /* curvature: the diagonal of G */
+    float *q, *residual;
+} qk_line;
+
 /* Many values are zero: were they counted in one place, each count would wait for the one before. A power of two. */
 enum { QK_ZERO_TURNS = 16 };
 
@@ -112,12 +118,12 @@ typedef struct {
     double (*soft_rounding_step)(const qk_soft_rounding *r, const float *restrict gradient, qk_adam adam, size_t n);
     void (*straight_through_step)(const qk_straight_through *r, const float *restrict gradient, qk_adam adam, size_t n);
 
-    /* to[i] += line[i] * step, for n lines of QK_LANES values. */
-    void (*spread)(float *restrict to, const float *restrict step, const float *restrict line, size_t n);
-    /* One sweep of coordinate descent over n inputs. gram (n, ld), residual and moved (n, QK_LANES): residual is kept
-     * up to date, moved becomes the change of w. Returns how many inputs moved in any lane. */
-    int64_t (*descend)(const qk_lanes *lanes, const float *gram, int64_t ld, float *restrict residual,
-                       float *restrict moved, size_t n);
+    /* to (n) += step[i] * line which[i] of `lines`, for all i < count; lines are ld apart. */
+    void (*add_lines)(float *restrict to, const float *step, const int32_t *which, int32_t count,
+                      const float *restrict lines, int64_t ld, size_t n);
+    /* One sweep of coordinate descent over n inputs of one output, gram (n, ld). The residual is kept up to date.
+     * which, step (n): the inputs that moved, in order, and how their weights changed. Returns how many did. */
+    int32_t (*descend_line)(const qk_line *line, const float *gram, int64_t ld, int32_t *which, float *step, size_t n);
     /* Successive rounding of n inputs, from the last to the first. l (n, ld): their part of the Cholesky factor;
      * carried (n, QK_LANES): what later inputs carry on, kept up to date; d becomes w - target. */
     void (*round_carrying)(const qk_lanes *lanes, const float *target, const float *l, int64_t ld,

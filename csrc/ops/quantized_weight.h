@@ -2,10 +2,14 @@
 #ifndef QK_QUANTIZED_WEIGHT_H
 #define QK_QUANTIZED_WEIGHT_H
 
+#include <math.h>
+
 #include "qk.h"
 
 /* QK_E_ARG unless the weight's integers can be computed with in float32: at most 2^24 in size, qmin <= qmax. */
 qk_status qk_quantized_layer_check(const qk_quantized_layer *l, int64_t rows, int64_t inputs);
+
+static inline double qk_clip(double q, int32_t lo, int32_t hi) { return fmin(fmax(q, lo), hi); }
 
 /* Neighbouring inputs that share a scale; divides K. */
 static inline int64_t qk_scale_block(const qk_quantized_layer *l, int64_t inputs) {

@@ -1,136 +1,164 @@
-/* One candidate for the integers of some outputs, and what it changes of the held-out error. */
 #include "solvers/candidate.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
-#include "base/blas.h"
-#include "solvers/closest_point.h"
-#include "solvers/coordinate_descent.h"
-#include "solvers/gptq.h"
+#include "base/memory.h"
+#include "ops/quantized_weight.h"
+#include "solvers/acceptance.h"
 
-void qk_damp(const qk_integer_solver *s, qk_damped *damped) {
-    const int64_t K = s->solving->inputs;
-    for (int64_t group = 0; group < s->solving->groups; group++) {
-        const double *gram = s->solving->gram + group * K * K;
-        float *to = damped->gram + group * K * K;
-        double trace = 0;
-        for (int64_t k = 0; k < K; k++) trace += gram[k * K + k];
-        const double lam = damped->lam[group] = damped->damping * trace / (double)K;
-        for (int64_t k = 0; k < K; k++) to[k * K + k] = (float)(gram[k * K + k] + lam);
-        damped->factored[group] = false;
+/* ---- what outputs hold ----------------------------------------------------------------------- */
+
+int32_t qk_start_bias_q(const qk_quantized_layer *l, int64_t row) {
+    const double bias = l->bias ? (double)l->bias[row] : 0;
+    return (int32_t)qk_clip(rint(bias / (double)l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
+}
+
+qk_status qk_holding_new(qk_holding *h, const qk_quantized_layer *start, bool bias_free, int64_t rows, int64_t inputs,
+                         int32_t *weight_q) {
+    *h = (qk_holding){.weight_q = weight_q};
+    h->bias_q = QK_NEW(int32_t, rows);
+    h->winner = QK_NEW(qk_candidate, rows);
+    bool ok = h->bias_q && h->winner;
+    for (int set = 0; set < 2; set++) {
+        ok &= (h->before[set] = QK_NEW(double, rows)) != NULL;
+        ok &= (h->change[set] = QK_NEW(double, rows)) != NULL;
+    }
+    if (!ok) return QK_E_NOMEM;
+    if (weight_q != start->weight_q) memcpy(weight_q, start->weight_q, (size_t)(rows * inputs) * sizeof *weight_q);
+    for (int64_t r = 0; r < rows && bias_free; r++) h->bias_q[r] = qk_start_bias_q(start, r);
+    return QK_OK;
+}
+
+void qk_holding_destroy(qk_holding *h) {
+    void *arrays[] = {h->bias_q, h->winner, h->before[0], h->before[1], h->change[0], h->change[1]};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+}
+
+/* ---- trials ---------------------------------------------------------------------------------- */
+
+qk_status qk_trial_new(qk_trial *t, int64_t lines, int64_t inputs) {
+    t->q = QK_NEW(float, lines, inputs);
+    t->bias_q = QK_NEW(int32_t, lines);
+    bool ok = t->q && t->bias_q;
+    for (int set = 0; set < 2; set++) {
+        ok &= (t->change[set] = QK_NEW(double, lines)) != NULL;
+        ok &= (t->error[set] = QK_NEW(double, lines)) != NULL;
+    }
+    return ok ? QK_OK : QK_E_NOMEM;
+}
+
+void qk_trial_destroy(qk_trial *t) {
+    void *arrays[] = {t->q, t->bias_q, t->change[0], t->change[1], t->error[0], t->error[1]};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+}
+
+/* w mu for both sets, w = scale (q - zero_point). */
+static void means_of(const qk_trial *t, const qk_batch_part *block, int64_t i, const float *q, double means[2]) {
+    const qk_quantized_layer *l = t->start;
+    const int64_t K = t->batch->inputs, width = qk_scale_block(l, K), scale = (block->rows.first + i) * K / width;
+    const double *mu[2] = {t->problem->mean_x[0] + block->rows.group * K,
+                           t->problem->mean_x[1] + block->rows.group * K};
+    means[0] = means[1] = 0;
+    for (int64_t b = 0; b < K / width; b++) {
+        double sums[2] = {0, 0};
+        const float zp = (float)l->weight_zp[scale + b];
+        for (int64_t k = b * width; k < (b + 1) * width; k++)
+            for (int set = 0; set < 2; set++) sums[set] += mu[set][k] * (double)(q[k] - zp);
+        for (int set = 0; set < 2; set++) means[set] += (double)l->weight_scale[scale + b] * sums[set];
     }
 }
 
-void qk_factor(const qk_integer_solver *s, qk_damped *damped, int64_t group) {
-    const int64_t K = s->solving->inputs, O = s->solving->outputs;
-    const double lam = damped->lam[group];
-    double *factor = damped->factor + group * K * K, *target = damped->target + group * O * K, trace = 0;
-    memcpy(factor, s->solving->gram + group * K * K, (size_t)(K * K) * sizeof *factor);
-    for (int64_t k = 0; k < K; k++) trace += factor[k * K + k];
-    for (int64_t k = 0; k < K; k++) factor[k * K + k] += lam;
-    if (!(trace > 0) || !qk_cholesky(factor, K)) return;
-    damped->factored[group] = true;
-    qk_to_float(damped->l + group * K * K, factor, K * K);
-    for (int64_t i = 0; i < O * K; i++)
-        target[i] = s->solving->cross[group * O * K + i] + lam * s->start->weight[group * O * K + i];
-    qk_cholesky_solve(target, O, factor, K);
-}
+static double start_bias(const qk_trial *t, int64_t row) { return t->start->bias ? (double)t->start->bias[row] : 0; }
 
-/* The best bias for the weights w: b = m - w mu; as an integer. */
-static int32_t best_bias(const qk_integer_solver *s, int64_t row, double wmu) {
-    const qk_quantized_layer *l = s->start;
-    const double b = s->moments[QK_FITTED].mean_y[row] - wmu;
-    return (int32_t)qk_clip(rint(b / l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
-}
-
-/* means[i] = w_i mu for every lane; w (K, QK_LANES). */
-static void means_of(const float *w, const double *mu, int64_t K, double means[QK_LANES]) {
-    for (int i = 0; i < QK_LANES; i++) means[i] = 0;
-    for (int64_t k = 0; k < K; k++)
-        for (int i = 0; i < QK_LANES; i++) means[i] += mu[k] * (double)w[k * QK_LANES + i];
-}
-
-/* What the candidate changes of the held-out error: d'Gd + 2 d'(G w0 - c), and the mean's square. change (K, QK_LANES):
- * w - w0. product: scratch of the same shape. */
-static void judge_block(const qk_integer_solver *s, const qk_trial *trial, qk_row_block block, const float *w,
-                        const float *change, const float *slope, float *product) {
-    const qk_quadratic *fitted = &s->moments[QK_FITTED], *held_out = &s->moments[QK_HELD_OUT];
-    const int64_t K = fitted->inputs;
-    double sums[QK_LANES] = {0}, means[QK_LANES], moved[QK_LANES];
-    qk_sgemm(product, s->judge + block.group * K * K, change,
-             (qk_gemm_shape){.m = K, .n = QK_LANES, .k = K, .lda = K, .ldb = QK_LANES, .ldc = QK_LANES});
-    for (int64_t k = 0; k < K * QK_LANES; k++) sums[k % QK_LANES] += (double)(change[k] * (product[k] + 2 * slope[k]));
-    means_of(w, fitted->mean_x + block.group * K, K, means);
-    for (int64_t i = 0; i < block.count && s->bias_free; i++)
-        trial->bias_q[block.first + i] = best_bias(s, block.first + i, means[i]);
-    means_of(w, held_out->mean_x + block.group * K, K, means);
-    means_of(change, held_out->mean_x + block.group * K, K, moved);
-    for (int64_t i = 0; i < block.count; i++) {
-        const int64_t row = block.first + i;
-        const double before = s->bias_before[row] + means[i] - moved[i] - held_out->mean_y[row];
-        const double bias = s->bias_free ? (double)s->start->bias_scale[row] * trial->bias_q[row] : s->bias_before[row];
-        const double after = bias + means[i] - held_out->mean_y[row];
-        trial->gain[row] = sums[i] + after * after - before * before;
+/* The start's error: its centred part, and the mean's square. */
+static void start_task(void *context, int64_t index, int worker) {
+    (void)worker;
+    const qk_trial *t = context;
+    const qk_batch_part *block = &t->batch->block[index];
+    for (int64_t i = 0; i < block->rows.count; i++) {
+        const int64_t row = block->rows.first + i, line = block->line + i;
+        double means[2];
+        means_of(t, block, i, t->batch->q0 + line * t->batch->inputs, means);
+        for (int set = 0; set < 2; set++) {
+            const double mean = start_bias(t, row) + means[set] - t->problem->mean_y[set][row];
+            t->holding->before[set][row] = fmax(0, t->error[set][line]) + mean * mean;
+        }
     }
 }
 
-/* Where the scales of an input begin. */
-static int64_t scales_at(const qk_integer_rows *rows, int64_t k) {
-    return rows->scale_block > 0 ? k / rows->scale_block * QK_LANES : 0;
+qk_status qk_trial_begin(qk_trial *t, const qk_batch *batch) {
+    t->batch = batch;
+    QK_TRY(t->problem->does->begin(t->problem, batch, t->error));
+    return qk_run_tasks(&t->problem->run, start_task, t, batch->blocks);
 }
 
-/* w = scale (q - zp); both (K, QK_LANES). */
-static void values_of(const qk_integer_rows *rows, const float *q, float *w) {
-    for (int64_t k = 0; k < rows->inputs; k++) {
-        const float *scale = rows->scale + scales_at(rows, k), *zp = rows->zp + scales_at(rows, k);
-        const int64_t at = k * QK_LANES;
-        for (int i = 0; i < QK_LANES; i++) w[at + i] = scale[i] * (q[at + i] - zp[i]);
+typedef struct {
+    const qk_trial *t;
+    qk_candidate candidate;
+} trial_job;
+
+/* The best bias for the weights: b = m - w mu of the fitted set, as an integer. */
+static int32_t best_bias(const qk_trial *t, int64_t row, double wmu) {
+    const qk_quantized_layer *l = t->start;
+    const double b = t->problem->mean_y[QK_FITTED][row] - wmu;
+    return (int32_t)qk_clip(rint(b / (double)l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
+}
+
+static void take(const trial_job *job, int64_t row, int64_t line) {
+    const qk_trial *t = job->t;
+    const int64_t K = t->batch->inputs;
+    for (int set = 0; set < 2; set++) t->holding->change[set][row] = t->change[set][line];
+    for (int64_t k = 0; k < K; k++) t->holding->weight_q[row * K + k] = (int32_t)t->q[line * K + k];
+    if (t->bias_free) t->holding->bias_q[row] = t->bias_q[line];
+    t->holding->winner[row] = job->candidate;
+}
+
+/* Adds what the mean changes, and lets outputs take what makes them better. */
+static void decide_task(void *context, int64_t index, int worker) {
+    (void)worker;
+    const trial_job *job = context;
+    const qk_trial *t = job->t;
+    const qk_batch_part *block = &t->batch->block[index];
+    const int64_t K = t->batch->inputs;
+    for (int64_t i = 0; i < block->rows.count; i++) {
+        const int64_t row = block->rows.first + i, line = block->line + i;
+        double old[2], new[2], bias = start_bias(t, row);
+        means_of(t, block, i, t->batch->q0 + line * K, old);
+        means_of(t, block, i, t->q + line * K, new);
+        if (t->bias_free) {
+            t->bias_q[line] = best_bias(t, row, new[QK_FITTED]);
+            bias = (double)t->start->bias_scale[row] * t->bias_q[line];
+        }
+        for (int set = 0; set < 2; set++) {
+            const double before = start_bias(t, row) + old[set] - t->problem->mean_y[set][row];
+            const double after = bias + new[set] - t->problem->mean_y[set][row];
+            t->change[set][line] += after * after - before * before;
+        }
+        if (qk_accepts(t->change[QK_HELD_OUT][line], t->holding->change[QK_HELD_OUT][row])) take(job, row, line);
     }
 }
 
-/* What the integers at hand change of the weight: scale (q - q0). */
-static void changes_of(const qk_integer_rows *rows, const float *q0, float *change) {
-    for (int64_t k = 0; k < rows->inputs; k++) {
-        const float *scale = rows->scale + scales_at(rows, k);
-        const int64_t at = k * QK_LANES;
-        for (int i = 0; i < QK_LANES; i++) change[at + i] = scale[i] * (rows->q[at + i] - q0[at + i]);
+/* The integers of a candidate, and what they change of the centred errors. */
+static qk_status find(qk_trial *t, qk_candidate candidate) {
+    const qk_problem_operations *does = t->problem->does;
+    if (candidate == QK_BIAS_ONLY) {
+        memcpy(t->q, t->batch->q0, (size_t)(t->batch->lines * t->batch->inputs) * sizeof *t->q);
+        for (int set = 0; set < 2; set++) memset(t->change[set], 0, (size_t)t->batch->lines * sizeof(double));
+        return QK_OK;
     }
+    if (candidate == QK_ROUNDING_DESCENT) QK_TRY(does->round(t->problem, t->q));
+    QK_TRY(does->descend(t->problem, t->q, t->max_sweeps));
+    for (int set = 0; set < 2; set++) QK_TRY(does->judge(t->problem, (qk_set)set, t->q, t->change[set]));
+    return QK_OK;
 }
 
-void qk_try_block(const qk_integer_solver *s, const qk_trial *trial, int64_t index, int worker) {
-    const qk_row_block block = qk_row_block_at(s->solving, QK_ROW_BLOCK, index);
-    const qk_damped *damped = trial->damped;
-    const int64_t K = s->solving->inputs, n = K * QK_LANES, at = index * n, square = block.group * K * K;
-    float *w = s->scratch + worker * QK_LANE_ARRAYS * n, *change = w + n, *residual = change + n;
-    float *scratch = residual + n;
-    const bool rounds = trial->candidate == QK_ROUNDING_DESCENT;
-    const int64_t scale_block = s->scales > 1 ? s->start->scale_block : 0, scales = index * s->scales * QK_LANES;
-    qk_integer_rows rows = {K, s->scale + scales, s->zp + scales, s->lo + at, s->hi + at, trial->q + at, scale_block};
-    memcpy(rows.q, s->q0 + at, (size_t)n * sizeof *rows.q);
-    if (rounds && damped->factored[block.group] && K <= QK_FEW_INPUTS) {
-        for (int i = 0; i < (int)block.count; i++)
-            qk_closest_point(&rows, i, damped->target + (block.first + i) * K, damped->factor + square);
-    } else if (rounds && damped->factored[block.group]) {
-        float *target = scratch + 2 * n;
-        for (int64_t k = 0; k < K; k++)
-            for (int64_t i = 0; i < QK_LANES; i++)
-                target[k * QK_LANES + i] = i < block.count ? (float)damped->target[(block.first + i) * K + k] : 0;
-        qk_gptq(&rows, target, damped->l + square, scratch);
-    }
-    if (rounds || trial->candidate == QK_DESCENT) {
-        const float *gram = damped->gram + square, lam = (float)damped->lam[block.group];
-        values_of(&rows, s->q0 + at, w); /* at the start */
-        for (int64_t j = 0; j < n; j++) residual[j] = s->residual0[at + j] + lam * (w[j] - s->weight[at + j]);
-        changes_of(&rows, s->q0 + at, change);
-        if (rounds)
-            qk_sgemm(
-                residual, gram, change,
-                (qk_gemm_shape){
-                    .m = K, .n = QK_LANES, .k = K, .lda = K, .ldb = QK_LANES, .ldc = QK_LANES, .accumulate = true});
-        qk_coordinate_descent(&rows, gram, residual, s->options->max_sweeps, scratch);
-    }
-    values_of(&rows, rows.q, w);
-    changes_of(&rows, s->q0 + at, change);
-    judge_block(s, trial, block, w, change, s->slope + at, residual);
+qk_status qk_trial_run(qk_trial *t, qk_candidate candidate, double *gain) {
+    trial_job job = {t, candidate};
+    QK_TRY(find(t, candidate));
+    QK_TRY(qk_run_tasks(&t->problem->run, decide_task, &job, t->batch->blocks));
+    *gain = 0;
+    for (int64_t line = 0; line < t->batch->lines; line++) *gain += fmin(0, t->change[QK_HELD_OUT][line]);
+    return QK_OK;
 }

@@ -7,22 +7,33 @@
 #ifndef QK_INTEGER_PROBLEM_H
 #define QK_INTEGER_PROBLEM_H
 
-#include "base/pool.h"
+#include "base/run.h"
+#include "kernels/kernels.h"
 #include "moments/quadratic.h"
 
-/* Outputs of one group that are solved side by side, at most QK_LANES of them. */
+/* Outputs of one group. */
 typedef struct {
     qk_row_block rows;
     int64_t line; /* where they stand in the arrays of the batch */
-} qk_batch_block;
+} qk_batch_part;
 
 /* Outputs that are worked on together. Its arrays have a line for each: (lines, K) or (lines). */
 typedef struct {
-    int64_t inputs, lines, blocks; /* K */
-    const qk_batch_block *block;   /* (blocks), by line */
+    int64_t inputs, lines; /* K */
+    int64_t blocks, pieces;
+    qk_batch_part *block; /* (blocks), by line: at most QK_LANES outputs, which are solved side by side */
+    qk_batch_part *piece; /* (pieces), by line: at most QK_PIECE outputs, the unit of products */
     const qk_quantized_layer *start;
-    qk_box box;
+    float *q0, *w0; /* (lines, K): the start, as integers and as weights */
+    float *lo, *hi; /* (lines, K): the integers that a weight may take */
 } qk_batch;
+enum { QK_PIECE = 128 };
+
+/* Memory for at most `blocks` blocks. QK_E_NOMEM: destroy what there is. */
+qk_status qk_batch_new(qk_batch *batch, const qk_quantized_layer *start, int64_t inputs, int64_t blocks);
+void qk_batch_destroy(qk_batch *batch);
+/* Of the blocks that the indices name, ascending, as qk_row_block_at counts blocks of QK_LANES outputs. */
+void qk_batch_fill(qk_batch *batch, const qk_quadratic *shape, qk_box box, const int64_t *indices, int64_t count);
 
 typedef struct qk_problem qk_problem;
 
@@ -36,11 +47,13 @@ typedef struct {
     /* From now on lam = damping * mean diagonal of G, by group, is added to G, and lam w to c with the float weight w.
      * rounds: `round` will be called. What an earlier call made may be kept. */
     qk_status (*damp)(qk_problem *p, double damping, bool rounds);
-    /* Successive rounding of the damped minimum: q, whatever it was. */
+    /* Successive rounding of the damped minimum: sets q. */
     qk_status (*round)(qk_problem *p, float *q);
-    /* Cyclic coordinate descent from q on the damped error, until nothing moves or for max_sweeps. */
+    /* Cyclic coordinate descent on the damped error, until nothing moves or for max_sweeps: from the q that `round` set
+     * last, or, where it was not called since `damp`, from the start, which q becomes. */
     qk_status (*descend)(qk_problem *p, float *q, int max_sweeps);
-    /* change (lines): of the centred part of the error of a set, from the start to q, without damping. */
+    /* change (lines): of the centred part of the error of a set, from the start to q, without damping. Of the fitted
+     * set: q is what `descend` left last. */
     qk_status (*judge)(qk_problem *p, qk_set set, const float *q, double *change);
     void (*destroy)(qk_problem *p);
 } qk_problem_operations;
@@ -48,9 +61,7 @@ typedef struct {
 /* The first member of either form. */
 struct qk_problem {
     const qk_problem_operations *does;
-    qk_pool *pool;
-    bool (*cancelled)(void *user); /* may be NULL */
-    void *user;
+    qk_run run;
     int64_t groups, inputs, outputs;     /* K, O per group */
     const double *mean_x[2], *mean_y[2]; /* by set: (groups * K), (groups * O) */
     const double *power[2];              /* (groups * O): centred t */
@@ -65,10 +76,12 @@ typedef struct {
 /* Numbers that the arrays take together: count inputs, scales per output. */
 int64_t qk_lane_arrays_size(int64_t count, int64_t scales);
 qk_lane_arrays qk_lane_arrays_in(float *memory, int64_t count, int64_t scales);
-void qk_lanes_from(const qk_batch *batch, const qk_batch_block *block, const float *q, int64_t begin, int64_t end,
+void qk_lanes_from(const qk_batch *batch, const qk_batch_part *block, const float *q, int64_t begin, int64_t end,
                    qk_lane_arrays to);
-/* Writes the lanes' integers back. */
-void qk_lanes_to(const qk_batch *batch, const qk_batch_block *block, qk_lane_arrays from, int64_t begin, int64_t end,
-                 float *q);
+/* One array, from lines to lanes and back. */
+void qk_lanes_of(const qk_batch *batch, const qk_batch_part *block, const float *lines, int64_t begin, int64_t end,
+                 float *to);
+void qk_lines_of(const qk_batch *batch, const qk_batch_part *block, const float *lanes, int64_t begin, int64_t end,
+                 float *to);
 
 #endif

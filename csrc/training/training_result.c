@@ -7,7 +7,6 @@
 #include "base/memory.h"
 #include "base/pool.h"
 #include "ops/quantized_weight.h"
-#include "solvers/candidate.h"
 #include "solvers/least_squares.h"
 
 static void add_share(double *to, const double *from, int64_t n, double share) {

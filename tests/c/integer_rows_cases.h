@@ -7,27 +7,32 @@
 #include "solvers/gptq.h"
 
 #include "base/blas.h"
+#include "base/sizes.h"
 #include "qk_test.h"
 
-enum { SCALE_BLOCK = 5 }; /* inputs that share a scale in problems with an odd seed; in the others all do */
+/* Inputs that share a scale in problems with an odd seed; in the others all do. */
+static inline int64_t scale_block_of(int64_t inputs) {
+    int64_t block = 2;
+    while (block < inputs && inputs % block != 0) block++;
+    return qk_smaller(block, inputs);
+}
 
 /* Some lanes with a random quadratic (w - target) G (w - target)', w the weights. The other lanes are as least squares
  * leaves them: scale 1, everything else 0. */
 typedef struct {
     int64_t count; /* lanes in use */
     qk_integer_rows rows;
-    float *gram, *factor, *target, *residual, *scratch;
+    float *gram, *factor, *target, *residual;
     float *scale, *zp, *lo, *hi;
 } problem;
 
 static inline problem problem_new(uint64_t seed, int64_t count, int64_t K) {
-    const int64_t scales = K / SCALE_BLOCK + 1;
+    const int64_t block = seed % 2 ? scale_block_of(K) : K, scales = K / block;
     problem p = {.count = count,
                  .gram = MEMORY(float, K * K),
                  .factor = MEMORY(float, K * K),
                  .target = MEMORY(float, K * QK_LANES),
                  .residual = MEMORY(float, K * QK_LANES),
-                 .scratch = MEMORY(float, 2 * K * QK_LANES),
                  .scale = MEMORY(float, scales * QK_LANES),
                  .zp = MEMORY(float, scales * QK_LANES),
                  .lo = MEMORY(float, K * QK_LANES),
@@ -39,17 +44,21 @@ static inline problem problem_new(uint64_t seed, int64_t count, int64_t K) {
                                .lo = p.lo,
                                .hi = p.hi,
                                .q = MEMORY(float, K * QK_LANES),
-                               .scale_block = seed % 2 ? SCALE_BLOCK : 0};
+                               .scale_block = seed % 2 ? block : 0};
     return p;
+}
+
+static inline int64_t scales_of(const problem *p) {
+    return p->rows.scale_block ? p->rows.inputs / p->rows.scale_block : 1;
 }
 
 /* Where the scale and zero point of input j stand. */
 static inline int64_t scale_at(const problem *p, int64_t lane, int64_t j) {
-    return (p->rows.scale_block ? j / SCALE_BLOCK * QK_LANES : 0) + lane;
+    return (p->rows.scale_block ? j / p->rows.scale_block * QK_LANES : 0) + lane;
 }
 
 static inline void problem_free(problem p) {
-    void *arrays[] = {p.gram, p.factor, p.target, p.residual, p.scratch, p.scale, p.zp, p.lo, p.hi, p.rows.q};
+    void *arrays[] = {p.gram, p.factor, p.target, p.residual, p.scale, p.zp, p.lo, p.hi, p.rows.q};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
@@ -82,8 +91,7 @@ static inline void set_residual(problem *p) {
 /* A box of 2 + 2 box integers around each target, zero points, and a start inside of the box. */
 static inline void set_box(problem *p, qk_random *r, int box) {
     for (int64_t lane = 0; lane < p->count; lane++) {
-        for (int64_t b = 0; b <= p->rows.inputs / SCALE_BLOCK; b++)
-            p->zp[b * QK_LANES + lane] = (float)qk_random_below(r, 11) - 5;
+        for (int64_t b = 0; b < scales_of(p); b++) p->zp[b * QK_LANES + lane] = (float)qk_random_below(r, 11) - 5;
         for (int64_t at = lane; at < p->rows.inputs * QK_LANES; at += QK_LANES) {
             const int64_t scale = scale_at(p, lane, at / QK_LANES);
             p->lo[at] = floorf(p->target[at] / p->scale[scale]) + p->zp[scale] - (float)box;
@@ -108,7 +116,7 @@ static inline problem real_problem(uint64_t seed, int64_t count, int64_t K, int 
     CHECK(qk_cholesky(gram, K));
     for (int64_t i = 0; i < K * K; i++) p.factor[i] = (float)gram[i];
     for (int64_t lane = 0; lane < count; lane++) {
-        for (int64_t b = 0; b <= K / SCALE_BLOCK; b++) p.scale[b * QK_LANES + lane] = (float)qk_uniform(&r, 0.05, 0.2);
+        for (int64_t b = 0; b < scales_of(&p); b++) p.scale[b * QK_LANES + lane] = (float)qk_uniform(&r, 0.05, 0.2);
         for (int64_t k = 0; k < K; k++) p.target[k * QK_LANES + lane] = (float)qk_uniform(&r, -1, 1);
     }
     set_box(&p, &r, box);
@@ -135,12 +143,87 @@ static inline problem exact_problem(uint64_t seed, int64_t count, int64_t K, int
             for (int64_t k = 0; k <= (i < j ? i : j); k++)
                 p.gram[i * K + j] += p.factor[i * K + k] * p.factor[j * K + k];
     for (int64_t lane = 0; lane < count; lane++) {
-        for (int64_t b = 0; b <= K / SCALE_BLOCK; b++) p.scale[b * QK_LANES + lane] = b % 2 ? 0.25f : 0.125f;
+        for (int64_t b = 0; b < scales_of(&p); b++) p.scale[b * QK_LANES + lane] = b % 2 ? 0.25f : 0.125f;
         for (int64_t k = 0; k < K; k++) p.target[k * QK_LANES + lane] = (2 * (float)qk_random_below(&r, 65) - 65) / 64;
     }
     set_box(&p, &r, box);
     set_residual(&p);
     return p;
+}
+
+/* ---- the solvers, which take lines ------------------------------------------------------------ */
+
+typedef struct {
+    qk_quantized_layer start;
+    qk_batch_part part;
+    qk_batch batch;
+    qk_run run;
+    qk_sweep sweep;
+    float *scale;
+    int32_t *zp;
+} line_form;
+
+/* The lanes in use as a batch of one block. */
+static inline void line_form_init(line_form *f, problem *p) {
+    const int64_t K = p->rows.inputs, n = scales_of(p), all = p->count * K;
+    *f = (line_form){.scale = MEMORY(float, p->count * n), .zp = MEMORY(int32_t, p->count * n)};
+    for (int64_t i = 0; i < p->count * n; i++) {
+        f->scale[i] = p->scale[i % n * QK_LANES + i / n];
+        f->zp[i] = (int32_t)p->zp[i % n * QK_LANES + i / n];
+    }
+    f->start = (qk_quantized_layer){.weight_scale = f->scale, .weight_zp = f->zp, .scale_block = p->rows.scale_block};
+    f->part = (qk_batch_part){{0, 0, p->count}, 0};
+    f->batch = (qk_batch){.inputs = K,
+                          .lines = p->count,
+                          .blocks = 1,
+                          .pieces = 1,
+                          .block = &f->part,
+                          .piece = &f->part,
+                          .start = &f->start,
+                          .w0 = MEMORY(float, all),
+                          .lo = MEMORY(float, all),
+                          .hi = MEMORY(float, all)};
+    f->run = (qk_run){.pool = qk_pool_new(1)};
+    CHECK(qk_sweep_new(&f->sweep, &f->run, 1, K, n) == QK_OK);
+    f->sweep.batch = &f->batch;
+    f->sweep.q = MEMORY(float, all);
+    f->sweep.lines = MEMORY(float, all);
+    const float *from[] = {p->lo, p->hi, p->rows.q, p->residual};
+    float *to[] = {f->batch.lo, f->batch.hi, f->sweep.q, f->sweep.lines};
+    for (int i = 0; i < 4; i++) qk_lines_of(&f->batch, &f->part, from[i], 0, K, to[i]);
+}
+
+/* Writes integers and residuals back to the lanes. */
+static inline void line_form_end(line_form *f, problem *p) {
+    qk_lanes_of(&f->batch, &f->part, f->sweep.q, 0, p->rows.inputs, p->rows.q);
+    qk_lanes_of(&f->batch, &f->part, f->sweep.lines, 0, p->rows.inputs, p->residual);
+    void *arrays[] = {f->batch.w0, f->batch.lo, f->batch.hi, f->sweep.q, f->sweep.lines, f->scale, f->zp};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+    qk_sweep_destroy(&f->sweep);
+    qk_pool_free(f->run.pool);
+}
+
+static inline void descend(problem *p, int sweeps) {
+    line_form f;
+    line_form_init(&f, p);
+    f.sweep.matrix = p->gram;
+    CHECK(qk_coordinate_descent(&f.sweep, sweeps) == QK_OK);
+    line_form_end(&f, p);
+}
+
+/* From the present q, which has the residual; that of what was found takes its place. */
+static inline void gptq(problem *p) {
+    const int64_t K = p->rows.inputs;
+    float *errors = MEMORY(float, p->count * K);
+    line_form f;
+    line_form_init(&f, p);
+    f.sweep.matrix = p->factor;
+    for (int64_t i = 0; i < p->count * K; i++) f.batch.w0[i] = (float)weight_of(p, i / K, i % K);
+    qk_blas_enter();
+    CHECK(qk_gptq(&f.sweep, errors) == QK_OK);
+    qk_blas_leave();
+    line_form_end(&f, p);
+    free(errors);
 }
 
 static inline float *copy_of(const float *x, int64_t n) {

@@ -31,7 +31,7 @@ static void the_search_is_never_worse_than_successive_rounding(void) {
     for (uint64_t seed = 0; seed < 10; seed++) {
         problem p = real_problem(seed, COUNT, K, 2);
         double rounded[COUNT];
-        qk_gptq(&p.rows, p.target, p.factor, p.scratch);
+        gptq(&p);
         for (int lane = 0; lane < COUNT; lane++) rounded[lane] = error_of(&p, lane);
         for (int lane = 0; lane < COUNT; lane++) {
             search(&p, lane, K);

@@ -15,9 +15,9 @@ static void check_consistent(const problem *p) {
     }
 }
 
-static const int64_t widths[] = {1, 2, 9, 63, 64, 65, 130}; /* around the blocks of 64 inputs */
-static const int64_t lanes_used[] = {32, 1, 31, 7, 32, 5, 3};
-enum { WIDTHS = 7 };
+static const int64_t widths[] = {1, 2, 9, 63, 64, 65, 130, 257, 530}; /* around blocks of 64 and strips of 256 */
+static const int64_t lanes_used[] = {32, 1, 31, 7, 32, 5, 3, 2, 2};
+enum { WIDTHS = 9, FAST = 7 /* of these the loops below are fast */ };
 
 /* What a float32 solver may leave: a step that changes the error by next to nothing, taken or not. */
 static double slack_of(const problem *p, int64_t lane) {
@@ -43,6 +43,11 @@ static void naive_descent(problem *p, int sweeps) {
             }
 }
 
+/* 0 may be -0. */
+static void check_equal(const float *a, const float *b, int64_t n) {
+    for (int64_t i = 0; i < n; i++) CHECK(a[i] == b[i]);
+}
+
 static void descent_follows_its_definition(void) {
     for (int w = 0; w < WIDTHS; w++)
         for (int box = 0; box < 3; box++)
@@ -51,8 +56,8 @@ static void descent_follows_its_definition(void) {
                 problem p = exact_problem(seed, lanes_used[w], widths[w], box);
                 problem naive = exact_problem(seed, lanes_used[w], widths[w], box);
                 naive_descent(&naive, sweeps);
-                qk_coordinate_descent(&p.rows, p.gram, p.residual, sweeps, p.scratch);
-                CHECK_SAME(p.rows.q, naive.rows.q, widths[w] * QK_LANES);
+                descend(&p, sweeps);
+                check_equal(p.rows.q, naive.rows.q, widths[w] * QK_LANES);
                 check_consistent(&p);
                 for (int64_t at = 0; at < widths[w] * QK_LANES; at++) /* the residual is kept up to date */
                     CHECK(p.residual[at] == (float)slope_of(&p, at % QK_LANES, at / QK_LANES));
@@ -70,7 +75,7 @@ static void descent_in_float32_reaches_the_same_error(void) {
             const int64_t K = widths[w];
             problem p = real_problem(seed, lanes_used[w], K, box), naive = real_problem(seed, lanes_used[w], K, box);
             naive_descent(&naive, 4);
-            qk_coordinate_descent(&p.rows, p.gram, p.residual, 4, p.scratch);
+            descend(&p, 4);
             check_consistent(&p);
             for (int64_t at = 0; at < K * QK_LANES; at++) {
                 differ += p.rows.q[at] != naive.rows.q[at];
@@ -94,7 +99,7 @@ static void descent_never_makes_a_lane_worse(void) {
         double before[4];
         for (int sweep = 0; sweep < 6; sweep++) {
             for (int64_t i = 0; i < 4; i++) before[i] = error_of(&p, i);
-            qk_coordinate_descent(&p.rows, p.gram, p.residual, 1, p.scratch);
+            descend(&p, 1);
             for (int64_t i = 0; i < 4; i++) CHECK(error_of(&p, i) <= before[i] + slack_of(&p, i));
         }
         problem_free(p);
@@ -118,9 +123,9 @@ static void check_that_no_single_step_helps(problem *p, double slack) {
 static void descent_ends_where_no_single_step_helps(void) {
     for (uint64_t seed = 0; seed < 20; seed++) {
         problem p = real_problem(seed, 2, 12, 2), exact = exact_problem(seed, 32, 12, 2);
-        qk_coordinate_descent(&p.rows, p.gram, p.residual, 1000, p.scratch);
+        descend(&p, 1000);
         check_that_no_single_step_helps(&p, 1);
-        qk_coordinate_descent(&exact.rows, exact.gram, exact.residual, 1000, exact.scratch);
+        descend(&exact, 1000);
         check_that_no_single_step_helps(&exact, 0);
         problem_free(exact);
         problem_free(p);
@@ -133,7 +138,7 @@ static void inputs_that_are_always_zero_stay(void) {
     for (int64_t k = 0; k < K; k++) p.gram[dead * K + k] = p.gram[k * K + dead] = 0;
     set_residual(&p);
     float *before = copy_of(p.rows.q, K * QK_LANES);
-    qk_coordinate_descent(&p.rows, p.gram, p.residual, 20, p.scratch);
+    descend(&p, 20);
     CHECK_SAME(p.rows.q + dead * QK_LANES, before + dead * QK_LANES, QK_LANES);
     CHECK(memcmp(p.rows.q, before, (size_t)(K * QK_LANES) * sizeof *before) != 0);
     check_consistent(&p);
@@ -181,16 +186,41 @@ static void naive_rounding(problem *p, int64_t lane) {
 }
 
 static void rounding_follows_its_definition(void) {
-    for (int w = 0; w < WIDTHS; w++)
+    for (int w = 0; w < FAST; w++)
         for (int box = 0; box < 3; box++) {
             const uint64_t seed = (uint64_t)(w * 10 + box);
             const int64_t K = widths[w], count = K > 9 && lanes_used[w] > 3 ? 3 : lanes_used[w];
             problem p = exact_problem(seed, count, K, box), naive = exact_problem(seed, count, K, box);
             for (int64_t i = 0; i < count; i++) naive_rounding(&naive, i);
-            for (int64_t i = 0; i < 2 * K * QK_LANES; i++) p.scratch[i] = -77; /* it need not be zeroed */
-            qk_gptq(&p.rows, p.target, p.factor, p.scratch);
+            gptq(&p);
             CHECK_SAME(p.rows.q, naive.rows.q, K * QK_LANES);
             check_consistent(&p);
+            problem_free(naive);
+            problem_free(p);
+        }
+}
+
+/* Of more inputs than a strip has: each line of L' (w - target) is made as small as its integer allows. */
+static void rounding_goes_from_strip_to_strip(void) {
+    for (int w = FAST; w < WIDTHS; w++)
+        for (int box = 0; box < 3; box++) {
+            const int64_t K = widths[w];
+            problem p = exact_problem((uint64_t)box, lanes_used[w], K, box);
+            problem naive = exact_problem((uint64_t)box, lanes_used[w], K, box);
+            for (int64_t lane = 0; lane < p.count; lane++)
+                for (int64_t j = K - 1; j >= 0; j--) {
+                    const int64_t at = j * QK_LANES + lane, scale = scale_at(&p, lane, j);
+                    double best = naive.target[at];
+                    for (int64_t i = j + 1; i < K; i++)
+                        best -= p.factor[i * K + j] * (weight_of(&naive, lane, i) - naive.target[i * QK_LANES + lane]);
+                    best = nearbyint(best / naive.scale[scale]) + naive.zp[scale];
+                    naive.rows.q[at] = clip(best, naive.lo[at], naive.hi[at]);
+                }
+            gptq(&p);
+            check_equal(p.rows.q, naive.rows.q, K * QK_LANES);
+            check_consistent(&p);
+            for (int64_t at = 0; at < K * QK_LANES; at++) /* the slope where it ended */
+                CHECK(p.residual[at] == (float)slope_of(&p, at % QK_LANES, at / QK_LANES));
             problem_free(naive);
             problem_free(p);
         }
@@ -199,12 +229,12 @@ static void rounding_follows_its_definition(void) {
 static void rounding_in_float32_reaches_the_same_error(void) {
     double reached = 0, expected = 0;
     int64_t differ = 0, integers = 0;
-    for (int w = 0; w < WIDTHS; w++)
+    for (int w = 0; w < FAST; w++)
         for (int box = 0; box < 3; box++) {
             const uint64_t seed = (uint64_t)(w * 10 + box);
             const int64_t K = widths[w], count = K > 9 ? 2 : QK_LANES;
             problem p = real_problem(seed, count, K, box), naive = real_problem(seed, count, K, box);
-            qk_gptq(&p.rows, p.target, p.factor, p.scratch);
+            gptq(&p);
             check_consistent(&p);
             for (int64_t lane = 0; lane < count; lane++) {
                 naive_rounding(&naive, lane);
@@ -223,9 +253,9 @@ static void rounding_in_float32_reaches_the_same_error(void) {
 /* ---- lanes ----------------------------------------------------------------------------------- */
 
 static void solve_both(problem *p) {
-    qk_gptq(&p->rows, p->target, p->factor, p->scratch);
+    gptq(p);
     set_residual(p);
-    qk_coordinate_descent(&p->rows, p->gram, p->residual, 20, p->scratch);
+    descend(p, 20);
 }
 
 /* Each lane of a full problem, solved with no other lane in use. */
@@ -274,9 +304,9 @@ static void uncorrelated_inputs_are_solved_exactly(void) {
         }
         set_residual(&p);
         for (int64_t lane = 0; lane < count; lane++) best[lane] = brute_force(&p, lane);
-        qk_coordinate_descent(&p.rows, p.gram, p.residual, 10, p.scratch);
+        descend(&p, 10);
         for (int64_t lane = 0; lane < count; lane++) CHECK_CLOSE(error_of(&p, lane), best[lane], 1e-12);
-        qk_gptq(&p.rows, p.target, p.factor, p.scratch);
+        gptq(&p);
         for (int64_t lane = 0; lane < count; lane++) CHECK_CLOSE(error_of(&p, lane), best[lane], 1e-12);
         problem_free(p);
     }
@@ -290,10 +320,10 @@ static void tiny_boxes_are_mostly_solved(void) {
         problem p = real_problem(seed, COUNT, 6, 0);
         double best[COUNT], rounded[COUNT];
         for (int64_t lane = 0; lane < COUNT; lane++) best[lane] = brute_force(&p, lane);
-        qk_gptq(&p.rows, p.target, p.factor, p.scratch);
+        gptq(&p);
         for (int64_t lane = 0; lane < COUNT; lane++) rounded[lane] = error_of(&p, lane);
         set_residual(&p);
-        qk_coordinate_descent(&p.rows, p.gram, p.residual, 100, p.scratch);
+        descend(&p, 100);
         for (int64_t lane = 0; lane < COUNT; lane++) {
             const double descended = error_of(&p, lane);
             CHECK(rounded[lane] >= best[lane] * (1 - 1e-9));
@@ -308,6 +338,6 @@ static void tiny_boxes_are_mostly_solved(void) {
 QK_TESTS(QK_TEST(descent_follows_its_definition), QK_TEST(descent_in_float32_reaches_the_same_error),
          QK_TEST(descent_never_makes_a_lane_worse), QK_TEST(descent_ends_where_no_single_step_helps),
          QK_TEST(inputs_that_are_always_zero_stay), QK_TEST(rounding_follows_its_definition),
-         QK_TEST(rounding_in_float32_reaches_the_same_error), QK_TEST(a_lane_does_not_depend_on_the_others),
-         QK_TEST(a_lane_of_nan_leaves_the_others_alone), QK_TEST(uncorrelated_inputs_are_solved_exactly),
-         QK_TEST(tiny_boxes_are_mostly_solved))
+         QK_TEST(rounding_goes_from_strip_to_strip), QK_TEST(rounding_in_float32_reaches_the_same_error),
+         QK_TEST(a_lane_does_not_depend_on_the_others), QK_TEST(a_lane_of_nan_leaves_the_others_alone),
+         QK_TEST(uncorrelated_inputs_are_solved_exactly), QK_TEST(tiny_boxes_are_mostly_solved))

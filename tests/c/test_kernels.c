@@ -255,23 +255,6 @@ static void for_every_line_count(void (*check)(const qk_kernels *, size_t, size_
         for (int t = 0; t < count; t++) check(tables[t], n, n % SHIFTS);
 }
 
-static void check_spread(const qk_kernels *k, size_t n, size_t shift) {
-    float *to = values(GUARDED, n + 43, 3), *before = values(GUARDED, n + 43, 3), *step = values(QK_LANES, n + 47, 1);
-    float *line = values(LINES + SHIFTS, n + 53, 1);
-    k->spread(to + shift, step, line + shift, n);
-    for (size_t i = 0; i < GUARDED; i++) {
-        const size_t at = i - shift;
-        const bool inside = i >= shift && at < n * QK_LANES;
-        CHECK(to[i] == (inside ? before[i] + line[shift + at / QK_LANES] * step[at % QK_LANES] : before[i]));
-    }
-    free(line);
-    free(step);
-    free(before);
-    free(to);
-}
-
-static void spread_adds_an_outer_product(void) { for_every_line_count(check_spread); }
-
 enum { SCALE_BLOCK = 3, FIRST = 7 }; /* of lanes with an odd shift, which have more than one scale */
 
 /* Random lanes; arrays (LINES + 1, QK_LANES) from `shift` on. square (n, LD) has NaN wherever nothing may be read. */
@@ -336,55 +319,106 @@ static size_t scale_at(const lane_data *d, size_t lane, size_t k) {
     return (d->shift % 2 ? (FIRST + k) / SCALE_BLOCK * QK_LANES : 0) + lane;
 }
 
-/* One lane after the other, in float32 as the kernel. */
-static int64_t descend_lane_by_lane(lane_data *d, size_t n) {
-    bool moved[LINES] = {false};
-    int64_t count = 0;
-    for (size_t lane = 0; lane < QK_LANES; lane++)
-        for (size_t k = 0; k < n; k++) {
-            const size_t at = d->shift + k * QK_LANES + lane;
-            const float curvature = d->square[k * LD + k], before = d->q[at], scale = d->scale[scale_at(d, lane, k)];
-            d->steps[at] = 0;
-            if (!(curvature > 0)) continue;
-            d->q[at] = clipped(rintf(before - d->sums[at] / (scale * curvature)), d->lo[at], d->hi[at]);
-            d->steps[at] = scale * (d->q[at] - before);
-            if (d->steps[at] == 0) continue;
-            moved[k] = true;
-            for (size_t i = 0; i < n; i++)
-                d->sums[d->shift + i * QK_LANES + lane] += d->square[k * LD + i] * d->steps[at];
+/* ---- one output ------------------------------------------------------------------------------ */
+
+/* Random arrays of one output, from `shift` on; gram (n, LD) has NaN wherever nothing may be read. */
+typedef struct {
+    float *scale, *curvature, *lo, *hi, *q, *residual, *gram, *step;
+    int32_t which[LINES];
+} line_data;
+
+static line_data line_data_new(size_t n, size_t shift) {
+    qk_random r = {n + 67};
+    line_data d = {.scale = qk_floats(&r, LD, 0.05f, 0.2f),
+                   .curvature = MEMORY(float, LD),
+                   .lo = MEMORY(float, LD),
+                   .hi = MEMORY(float, LD),
+                   .q = MEMORY(float, LD),
+                   .residual = qk_floats(&r, LD, -1, 1),
+                   .gram = qk_floats(&r, LINES * LD, -0.3f, 0.3f),
+                   .step = MEMORY(float, LD)};
+    const float none[] = {0, -1, NAN}; /* inputs that are always zero; q is out of their boxes */
+    for (size_t i = 0; i < LD; i++) {
+        d.lo[i] = -1 - (float)qk_random_below(&r, 5);
+        d.hi[i] = i % 11 == 5 ? d.lo[i] : d.lo[i] + (float)qk_random_below(&r, 9);
+        d.q[i] = i >= shift && (i - shift) % 7 == 3 ? 99 : d.lo[i];
+        d.step[i] = -77;
+    }
+    for (size_t i = 0; i < LINES; i++)
+        for (size_t j = 0; j < LD; j++) {
+            if (i == j) d.gram[i * LD + j] = i % 7 == 3 ? none[i % 3] : (float)qk_uniform(&r, 0.5, 1);
+            if (j >= n) d.gram[i * LD + j] = NAN;
         }
-    for (size_t k = 0; k < n; k++) count += moved[k];
+    for (size_t i = 0; i < n; i++) d.curvature[shift + i] = d.gram[i * LD + i];
+    return d;
+}
+
+static void line_data_free(line_data *d) {
+    void *arrays[] = {d->scale, d->curvature, d->lo, d->hi, d->q, d->residual, d->gram, d->step};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+}
+
+static int32_t descend_one(const qk_kernels *k, line_data *d, size_t n, size_t shift) {
+    const qk_line line = {d->scale + shift, d->curvature + shift, d->lo + shift,
+                          d->hi + shift,    d->q + shift,         d->residual + shift};
+    return k->descend_line(&line, d->gram, LD, d->which, d->step + shift, n);
+}
+
+/* One input after the other, in float32 as the kernel. */
+static int32_t descend_slowly(line_data *d, size_t n, size_t shift) {
+    int32_t count = 0;
+    for (size_t k = 0; k < n; k++) {
+        const size_t at = shift + k;
+        const float before = d->q[at];
+        if (!(d->curvature[at] > 0)) continue;
+        const float step_down = d->residual[at] / (d->scale[at] * d->curvature[at]);
+        const float to = clipped(rintf(before - step_down), d->lo[at], d->hi[at]);
+        if (to == before) continue;
+        d->q[at] = to;
+        const float step = d->scale[at] * (to - before);
+        for (size_t i = 0; i < n; i++) d->residual[shift + i] += d->gram[k * LD + i] * step;
+        d->which[count] = (int32_t)k;
+        d->step[shift + (size_t)count++] = step;
+    }
     return count;
 }
 
-static void check_descend(const qk_kernels *k, size_t n, size_t shift) {
-    lane_data got = lane_data_new(n, shift, false), scalar = lane_data_new(n, shift, false);
-    lane_data naive = lane_data_new(n, shift, false), *all[] = {&got, &scalar, &naive};
-    for (int i = 0; i < 3; i++) {
-        const float none[] = {0, -1, NAN}; /* inputs that are always zero; q is out of their boxes */
-        for (size_t j = 3; j < n; j += 7) {
-            all[i]->square[j * LD + j] = none[j % 3];
-            for (size_t lane = 0; lane < QK_LANES; lane++) all[i]->q[shift + j * QK_LANES + lane] = 99;
-        }
-        for (size_t j = 5; j < n; j += 11) /* inputs that no lane moves */
-            for (size_t lane = 0; lane < QK_LANES; lane++) {
-                const size_t at = shift + j * QK_LANES + lane;
-                all[i]->hi[at] = all[i]->lo[at] = all[i]->q[at];
-            }
-    }
+static void check_descend_line(const qk_kernels *k, size_t n, size_t shift) {
+    line_data got = line_data_new(n, shift), slow = line_data_new(n, shift);
     for (int sweep = 0; sweep < 3; sweep++) {
-        const int64_t count = k->descend(&got.lanes, got.square, LD, got.sums + shift, got.steps + shift, n);
-        CHECK(count == qk_kernels_scalar.descend(&scalar.lanes, scalar.square, LD, scalar.sums + shift,
-                                                 scalar.steps + shift, n));
-        CHECK(count == descend_lane_by_lane(&naive, n));
-        CHECK(sweep > 0 || n == 0 || (count > 0 && count <= (int64_t)n));
-        check_same_lanes(&got, &scalar);
-        check_equal_lanes(&got, &naive);
+        const int32_t count = descend_one(k, &got, n, shift);
+        CHECK(count == descend_slowly(&slow, n, shift));
+        CHECK(count <= (int32_t)n && (sweep > 0 || n < 16 || count > 0));
+        CHECK_SAME(got.which, slow.which, count);
+        CHECK_SAME(got.q, slow.q, LD);
+        CHECK_SAME(got.residual, slow.residual, LD);
+        CHECK_SAME(got.step, slow.step, LD);
     }
-    for (int i = 0; i < 3; i++) lane_data_free(all[i]);
+    line_data_free(&slow);
+    line_data_free(&got);
 }
 
-static void descend_minimises_lane_by_lane(void) { for_every_line_count(check_descend); }
+static void descend_line_minimises_input_by_input(void) { for_every_line_count(check_descend_line); }
+
+static void check_add_lines(const qk_kernels *k, size_t n, size_t shift) {
+    enum { MOST = 11, ROWS = 20 };
+    float *to = values(LD, n + 71, 1), *before = values(LD, n + 71, 1), *lines = values(ROWS * LD, n + 73, 1);
+    float *scalar = values(LD, n + 71, 1), *step = values(MOST, n + 79, 1);
+    const int32_t which[MOST] = {0, 3, 4, 7, 7, 8, 11, 12, 15, 18, 19}, count = (int32_t)(n % (MOST + 1));
+    k->add_lines(to + shift, step, which, count, lines, LD, n);
+    qk_kernels_scalar.add_lines(scalar + shift, step, which, count, lines, LD, n);
+    for (size_t i = 0; i < LD; i++) {
+        double sum = before[i];
+        for (int32_t c = 0; c < count && i >= shift && i < shift + n; c++)
+            sum += (double)step[c] * lines[(size_t)which[c] * LD + i - shift];
+        CHECK(fabs(to[i] - sum) <= 1e-5);
+    }
+    CHECK_SAME(to, scalar, LD);
+    void *arrays[] = {to, before, lines, scalar, step};
+    for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
+}
+
+static void add_lines_adds_multiples_of_lines(void) { for_every_line_count(check_add_lines); }
 
 static void round_lane_by_lane(lane_data *d, size_t n) {
     for (size_t lane = 0; lane < QK_LANES; lane++)
@@ -447,5 +481,5 @@ QK_TESTS(QK_TEST(the_cap_chooses_the_table), QK_TEST(fake_quant_is_quantize_then
          QK_TEST(bin_indices_are_floors), QK_TEST(drop_zeros_keeps_all_others),
          QK_TEST(add_counts_adds_two_full_counts), QK_TEST(sums_are_sums), QK_TEST(dot_and_axpy_in_float64),
          QK_TEST(gram_panel_adds_both_triangles), QK_TEST(gathers_take_what_the_index_names),
-         QK_TEST(dot_f32_is_a_sum_of_products), QK_TEST(spread_adds_an_outer_product),
-         QK_TEST(descend_minimises_lane_by_lane), QK_TEST(round_carrying_carries_lane_by_lane))
+         QK_TEST(dot_f32_is_a_sum_of_products), QK_TEST(add_lines_adds_multiples_of_lines),
+         QK_TEST(descend_line_minimises_input_by_input), QK_TEST(round_carrying_carries_lane_by_lane))

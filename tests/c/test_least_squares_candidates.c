@@ -200,7 +200,7 @@ static void the_best_candidate_of_each_row_wins(void) {
         }
 }
 
-/* Every fourth block of 32 outputs is tried with all candidates. */
+/* Two of the ten blocks of 32 outputs say which candidates the others are tried with. */
 static void large_layers_try_most_outputs_with_the_best_candidates_alone(void) {
     const ref_case many = {"many outputs", {.groups = 1, .inputs = 40, .outputs = 300}, 3, {12, 40, 40}};
     const double three[] = {1e-4, 1e-2, 3};
@@ -218,9 +218,9 @@ static void large_layers_try_most_outputs_with_the_best_candidates_alone(void) {
             memcpy(weights[run], f.new_weight, 300 * 40 * sizeof *f.new_weight);
             fixture_free(&f);
         }
-        int64_t differ[2] = {0}; /* in the part, in the rest */
-        for (int64_t i = 0; i < 300 * 40; i++) differ[i / 40 / 32 % 4 != 0] += weights[0][i] != weights[1][i];
-        CHECK(differ[0] == 0 && differ[1] > 0);
+        int64_t differ = 0;
+        for (int64_t i = 0; i < 300 * 40; i++) differ += weights[0][i] != weights[1][i];
+        CHECK(differ > 0);
         CHECK(r[0].after[QK_HELD_OUT] <= r[1].after[QK_HELD_OUT]);
         CHECK(r[1].before[QK_HELD_OUT] - r[1].after[QK_HELD_OUT] >
               0.9 * (r[0].before[QK_HELD_OUT] - r[0].after[QK_HELD_OUT]));
