@@ -15,9 +15,11 @@ from setuptools import Extension, find_packages, setup
 ROOT = Path(__file__).parent
 
 DEPENDENCIES = [  # why each is there, and at least this version: docs/decisions/0001-dependencies.md
+    "click>=8.2",
     "numpy>=2.0",
     "onnx>=1.21",
     "onnxruntime>=1.32",
+    "pyyaml>=6.0.1",
     "rich>=13",
     "jinja2>=3.1",
 ]

@@ -50,6 +50,15 @@ def weight_scale(
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """(scale, zero_point) of the weight (rows, inputs) with the least squared error, one each or one a row."""
 
+def add_distances(total: float, have: NDArray[np.float32], want: NDArray[np.float32], samples: int, /) -> float:
+    """`total` plus the L2 norm of have - want of each of so many samples: what selective update compares.
+    The arrays hold the samples one after the other. ValueError unless both have as many values, a multiple of
+    samples."""
+
+def is_better(score: float, kept: float, /) -> bool:
+    """Selective update's rule: whether a score, of which lower ones are better, is strictly below the one kept last.
+    NaN never is."""
+
 def unused_memory() -> int:
     """Bytes that the process has beside what it allocated: code, and what the C library keeps of freed memory."""
 
@@ -110,6 +119,53 @@ class ValueRanges:
         levels: int,
     ) -> tuple[float, float]:
         """The range (lowest, highest) that a CalibMethod gives the tensor (csrc/include/qk.h)."""
+
+@final
+class QuantizedLayer:
+    """A layer as it was quantized, from which the solvers start. The arrays are not copied."""
+
+    def __new__(
+        cls,
+        weight: NDArray[np.float32],
+        weight_q: NDArray[np.int32],
+        weight_scale: NDArray[np.float32],
+        weight_zero_point: NDArray[np.int32],
+        *,
+        qmin: int,
+        qmax: int,
+        bias: NDArray[np.float32] | None,
+        bias_scale: NDArray[np.float32] | None,
+        bias_qmin: int,
+        bias_qmax: int,
+    ) -> QuantizedLayer:
+        """weight, weight_q: (rows, K), the rows of all groups. weight_scale, weight_zero_point: (rows), or (rows,
+        blocks) for blocks of K / blocks neighbouring inputs. bias: (rows), as real numbers. bias_scale: (rows), None
+        where the bias must stay. ValueError when shapes do not fit."""
+
+@final
+class GradientOptions:
+    """How the gradient loops work."""
+
+    def __new__(
+        cls,
+        *,
+        method: str,
+        update_bias: bool,
+        batch_size: int,
+        iterations: int,
+        learning_rate: float,
+        reg_param: float,
+        warm_start: float,
+        beta_start: float,
+        beta_end: float,
+        drop_ratio: float,
+        window: int,
+        patience: int,
+        seed: int,
+    ) -> GradientOptions:
+        """method: "adaround" or "adaquant". window, patience: of early stop, in steps and in windows; window 0: none.
+        drop_ratio: of QDrop, the probability of the quantized graph's input; 1: always that. ValueError for another
+        method or no iterations; other values are checked by `TrainingData.train`."""
 
 @final
 class Layer:
@@ -186,25 +242,17 @@ class Layer:
 
     def least_squares(
         self,
-        weight: NDArray[np.float32],
-        weight_q: NDArray[np.int32],
-        weight_scale: NDArray[np.float32],
-        weight_zero_point: NDArray[np.int32],
+        start: QuantizedLayer,
+        pool: ThreadPool,
         *,
-        qmin: int,
-        qmax: int,
-        bias: NDArray[np.float32] | None,
-        bias_scale: NDArray[np.float32] | None,
-        bias_qmin: int,
-        bias_qmax: int,
         update_bias: bool,
         free: bool,
         damping: NDArray[np.float64],
         max_sweeps: int,
-        pool: ThreadPool,
     ) -> LeastSquaresResult:
-        """Integer weight and bias with the least output error, chosen on held-out rows. weight_scale and
-        weight_zero_point: one per row, or (rows, blocks) for blocks of K / blocks neighbouring inputs."""
+        """Integer weight and bias with the least output error, chosen on held-out rows. free: any integer of the grid,
+        else the two around the float weight. damping: candidates, relative to the mean diagonal of the Gram matrix.
+        ValueError when the start's weight has not the layer's shape."""
 
 @type_check_only
 class LeastSquaresResult(TypedDict):
@@ -247,48 +295,20 @@ class TrainingData:
         float graph feeds the layer, float32; for drop_ratio below 1. None of them is copied, and
         NumPy refuses to resize them as long as the samples are here."""
 
-    def start_loss(
-        self,
-        weight: NDArray[np.float32],
-        weight_q: NDArray[np.int32],
-        weight_scale: NDArray[np.float32],
-        weight_zero_point: NDArray[np.int32],
-        bias: NDArray[np.float32] | None,
-        pool: ThreadPool,
-        /,
-    ) -> float:
+    def start_loss(self, start: QuantizedLayer, pool: ThreadPool, /) -> float:
         """The reconstruction loss of the start, over all samples: summed over outputs, mean over output positions."""
 
     def train(
         self,
-        weight: NDArray[np.float32],
-        weight_q: NDArray[np.int32],
-        weight_scale: NDArray[np.float32],
-        weight_zero_point: NDArray[np.int32],
-        *,
-        qmin: int,
-        qmax: int,
-        bias: NDArray[np.float32] | None,
-        bias_scale: NDArray[np.float32] | None,
-        bias_qmin: int,
-        bias_qmax: int,
-        update_bias: bool,
-        adaround: bool,
-        batch_size: int,
-        iterations: int,
-        learning_rate: float,
-        reg_param: float,
-        warm_start: float,
-        beta_range: tuple[float, float],
-        drop_ratio: float,
-        window: int,
-        patience: int,
-        seed: int,
-        offered_weight: NDArray[np.int32] | None,
-        offered_bias: NDArray[np.int32] | None,
+        start: QuantizedLayer,
+        options: GradientOptions,
         pool: ThreadPool,
+        *,
+        offered: tuple[NDArray[np.int32], NDArray[np.int32] | None] | None = None,
     ) -> TrainedLayer:
-        """AdaRound or AdaQuant by gradient, from the float weight. Scales as above."""
+        """AdaRound or AdaQuant by gradient, from the float weight. offered: weight (rows, K) and bias (rows) of another
+        solution, kept for each output for which it is the better one. ValueError when the start's weight has not the
+        layer's shape."""
 
 @type_check_only
 class TrainedLayer(TypedDict):
@@ -305,17 +325,3 @@ class TrainedLayer(TypedDict):
     trained: int
     iterations: int
     stopped_early: bool
-
-@final
-class SelectiveUpdate:
-    """Whether a whole model is better than it was kept last: its scores, of which lower ones are better."""
-
-    def __new__(cls) -> SelectiveUpdate: ...
-    def add(self, have: NDArray[np.float32], want: NDArray[np.float32], samples: int, /) -> None:
-        """Adds the L2 norm of have - want of each of so many samples to the next score."""
-
-    def score(self) -> float:
-        """The mean of the norms added since the last score; NaN when there are none."""
-
-    def keep(self, score: float, /) -> bool:
-        """Whether a score is strictly below the one kept last (infinite at first), whose place it then takes."""

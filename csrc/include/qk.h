@@ -339,18 +339,9 @@ qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start
                    qk_pool *pool, qk_gradient_result *result);
 
 /* ---- selective update: is the whole model better than it was? --------------------------------- */
-/* Scores of a whole model; lower is better. */
-typedef struct {
-    double best; /* of the model as it was kept last */
-    double sum;  /* of the L2 norms since the last score */
-    int64_t norms;
-} qk_selective;
-qk_selective qk_selective_start(void);
-/* Adds the L2 norm of have - want of every sample; both are (samples, size). */
-void qk_selective_add(qk_selective *s, const float *have, const float *want, int64_t samples, int64_t size);
-/* The mean of the norms added since the last score; NaN when there are none. */
-double qk_selective_score(qk_selective *s);
-/* Whether a score is strictly below that of the model kept last (infinite at the start); it then takes its place. */
-bool qk_selective_keep(qk_selective *s, double score);
+/* `sum` and, one after the other, the L2 norm of have - want of every sample; both are (samples, size). */
+double qk_add_distances(double sum, const float *have, const float *want, int64_t samples, int64_t size);
+/* Whether a model's score is strictly below that of the model kept last; NaN never is. */
+bool qk_is_better(double score, double kept);
 
 #endif

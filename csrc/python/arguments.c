@@ -141,30 +141,11 @@ bool qk_conv_from(PyObject *conv, qk_geometry *g) {
     return true;
 }
 
-/* One scale per row, or so many for blocks of neighbouring inputs as the array holds, if that divides K. */
-static npy_intp scales_in(PyObject *array, npy_intp rows, npy_intp inputs) {
-    const npy_intp size = PyArray_Check(array) ? PyArray_SIZE((PyArrayObject *)array) : 0, per_row = size / rows;
-    return per_row > 1 && per_row * rows == size && inputs % per_row == 0 ? size : rows;
-}
-
-bool qk_quantized_layer_from(PyObject *const arrays[6], npy_intp rows, npy_intp inputs, qk_quantized_layer *layer) {
-    PyArrayObject *w, *q, *s, *z, *b = NULL, *bs = NULL;
-    const npy_intp scales = scales_in(arrays[2], rows, inputs);
-    if (!(w = qk_array(arrays[0], "weight", NPY_FLOAT32, rows * inputs)) ||
-        !(q = qk_array(arrays[1], "weight_q", NPY_INT32, rows * inputs)) ||
-        !(s = qk_array(arrays[2], "weight_scale", NPY_FLOAT32, scales)) ||
-        !(z = qk_array(arrays[3], "weight_zero_point", NPY_INT32, scales)) ||
-        (arrays[4] != Py_None && !(b = qk_array(arrays[4], "bias", NPY_FLOAT32, rows))) ||
-        (arrays[5] != Py_None && !(bs = qk_array(arrays[5], "bias_scale", NPY_FLOAT32, rows))))
-        return false;
-    layer->weight = PyArray_DATA(w);
-    layer->weight_q = PyArray_DATA(q);
-    layer->weight_scale = PyArray_DATA(s);
-    layer->scale_block = inputs * rows / scales;
-    layer->weight_zp = PyArray_DATA(z);
-    layer->bias = b ? PyArray_DATA(b) : NULL;
-    layer->bias_scale = bs ? PyArray_DATA(bs) : NULL;
-    return true;
+bool qk_keep_array(PyObject *list, PyObject *array) {
+    PyObject *reference = PyWeakref_NewRef(array, NULL);
+    const bool ok = reference && PyList_Append(list, array) == 0 && PyList_Append(list, reference) == 0;
+    Py_XDECREF(reference);
+    return ok;
 }
 
 PyObject *qk_affine_arrays(const qk_affine *affine, npy_intp count) {

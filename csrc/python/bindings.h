@@ -15,11 +15,12 @@
 #include "qk.h"
 
 typedef struct {
-    PyTypeObject *pool_type, *ranges_type, *layer_type, *training_type, *selective_type;
+    PyTypeObject *pool_type, *ranges_type, *layer_type, *training_type, *quantized_layer_type, *options_type;
 } qk_module_state;
 
 extern PyModuleDef qk_module;
-extern PyType_Spec qk_pool_spec, qk_ranges_spec, qk_layer_spec, qk_training_spec, qk_selective_spec;
+extern PyType_Spec qk_pool_spec, qk_ranges_spec, qk_layer_spec, qk_training_spec, qk_quantized_layer_spec,
+    qk_options_spec;
 
 /* The state of the module that defined self's type. */
 qk_module_state *qk_state_of(PyObject *self);
@@ -45,8 +46,9 @@ bool qk_scale_type_from(const char *name, qk_scale_type *type);
 /* None, or a tuple (kernel, strides, dilations, pads, auto_pad) of a Conv, into g. A ConvTranspose's has output_padding
  * and output_shape (or None) behind. */
 bool qk_conv_from(PyObject *conv, qk_geometry *g);
-/* weight, weight_q, weight_scale, weight_zero_point, bias or None, bias_scale or None. */
-bool qk_quantized_layer_from(PyObject *const arrays[6], npy_intp rows, npy_intp inputs, qk_quantized_layer *layer);
+/* Keeps an array's memory alive and where it is, as long as `list` lives: NumPy moves none that a weak reference points
+ * to, not even with resize(refcheck=False). false with an exception set. */
+bool qk_keep_array(PyObject *list, PyObject *array);
 /* (scale, zero_point): arrays (count) of float32 and int32. */
 PyObject *qk_affine_arrays(const qk_affine *affine, npy_intp count);
 PyObject *qk_new_array(int ndim, const npy_intp *dims, int type);
@@ -65,5 +67,12 @@ bool qk_take(bool *in_use, const char *name);
 qk_pool *qk_pool_from(qk_module_state *state, PyObject *object);
 /* Whether `cancel` of a ThreadPool object was called. With the GIL held. */
 bool qk_pool_is_cancelled(PyObject *pool);
+
+/* ---- quantized_layer.c, gradient_options.c ---- */
+/* What is behind a QuantizedLayer object, and it has so many rows and inputs; NULL with an exception set. */
+const qk_quantized_layer *qk_quantized_layer_from(qk_module_state *state, PyObject *object, npy_intp rows,
+                                                  npy_intp inputs);
+/* What is behind a GradientOptions object; NULL with TypeError. */
+const qk_gradient_options *qk_gradient_options_from(qk_module_state *state, PyObject *object);
 
 #endif

@@ -243,29 +243,22 @@ static PyObject *result_dict(const qk_layer *layer, const qk_least_squares_resul
 }
 
 static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"weight",    "weight_q",   "weight_scale", "weight_zero_point",
-                            "qmin",      "qmax",       "bias",         "bias_scale",
-                            "bias_qmin", "bias_qmax",  "update_bias",  "free",
-                            "damping",   "max_sweeps", "pool",         NULL};
+    static char *names[] = {"start", "pool", "update_bias", "free", "damping", "max_sweeps", NULL};
     layer_object *self = (layer_object *)object;
-    PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *damping, *pool_argument;
-    qk_quantized_layer start = {0};
+    qk_module_state *state = qk_state_of(object);
+    PyObject *start_argument, *damping, *pool_argument;
     qk_least_squares_options options = {.cancelled = qk_cancelled, .part_from = QK_PART_FROM};
     int update_bias, is_free;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOOO$iiOOiippOiO:least_squares", names, &weight, &weight_q, &scale,
-                                     &zp, &start.qmin, &start.qmax, &bias, &bias_scale, &start.bias_qmin,
-                                     &start.bias_qmax, &update_bias, &is_free, &damping, &options.max_sweeps,
-                                     &pool_argument))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OO$ppOi:least_squares", names, &start_argument, &pool_argument,
+                                     &update_bias, &is_free, &damping, &options.max_sweeps))
         return NULL;
     const qk_geometry *g = qk_layer_geometry(self->layer);
     const npy_intp rows = g->groups * g->outputs, dims[] = {rows, g->inputs};
-    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
+    const qk_quantized_layer *start = qk_quantized_layer_from(state, start_argument, rows, g->inputs);
+    qk_pool *pool = start ? qk_pool_from(state, pool_argument) : NULL;
     PyArrayObject *d;
-    if (!pool ||
-        !qk_quantized_layer_from((PyObject *[]){weight, weight_q, scale, zp, bias, bias_scale}, rows, g->inputs,
-                                 &start) ||
-        !(d = qk_array(damping, "damping", NPY_FLOAT64,
-                       PyArray_Check(damping) ? PyArray_SIZE((PyArrayObject *)damping) : 0)))
+    if (!pool || !(d = qk_array(damping, "damping", NPY_FLOAT64,
+                                PyArray_Check(damping) ? PyArray_SIZE((PyArrayObject *)damping) : 0)))
         return NULL;
     options.user = pool_argument;
     options.box = is_free ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL;
@@ -275,7 +268,7 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
 
     PyObject *new_weight = qk_new_array(2, dims, NPY_INT32);
     PyObject *new_bias =
-        start.bias && start.bias_scale && update_bias ? qk_new_array(1, &rows, NPY_INT32) : Py_NewRef(Py_None);
+        start->bias && start->bias_scale && update_bias ? qk_new_array(1, &rows, NPY_INT32) : Py_NewRef(Py_None);
     PyObject *result = NULL;
     if (new_weight && new_bias && take_flushed(self, pool)) {
         qk_least_squares_result r = {.weight_q = PyArray_DATA((PyArrayObject *)new_weight)};
@@ -285,7 +278,7 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
         }
         qk_status status;
         Py_BEGIN_ALLOW_THREADS
-        status = qk_least_squares(self->layer, &start, &options, pool, &r);
+        status = qk_least_squares(self->layer, start, &options, pool, &r);
         Py_END_ALLOW_THREADS
         result =
             status == QK_OK ? result_dict(self->layer, &r, new_weight, new_bias) : qk_raise(status, "least_squares");
@@ -316,8 +309,7 @@ static PyMethodDef layer_methods[] = {
      "weight_scale($self, weight, *, qmin, qmax, symmetric, per_channel, bias_free, scale_type, pool)\n--\n\n"
      "(scale, zero_point) of the weight (rows, K) with the least output error."},
     {"least_squares", KEYWORDS(layer_least_squares), METH_VARARGS | METH_KEYWORDS,
-     "least_squares($self, weight, weight_q, weight_scale, weight_zero_point, *, qmin, qmax, bias, bias_scale,"
-     " bias_qmin, bias_qmax, update_bias, free, damping, max_sweeps, pool)\n--\n\n"
+     "least_squares($self, start, pool, *, update_bias, free, damping, max_sweeps)\n--\n\n"
      "Integer weight and bias with the least output error, chosen on held-out rows."},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot layer_slots[] = {

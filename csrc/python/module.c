@@ -82,6 +82,31 @@ static PyObject *module_weight_scale(PyObject *module, PyObject *args, PyObject 
     return result;
 }
 
+static PyObject *module_add_distances(PyObject *module, PyObject *args) {
+    (void)module;
+    PyObject *have_argument, *want_argument;
+    double sum;
+    long long samples;
+    if (!PyArg_ParseTuple(args, "dOOL:add_distances", &sum, &have_argument, &want_argument, &samples)) return NULL;
+    const npy_intp count = PyArray_Check(want_argument) ? PyArray_SIZE((PyArrayObject *)want_argument) : 0;
+    PyArrayObject *want = qk_array(want_argument, "want", NPY_FLOAT32, count), *have;
+    if (!want || !(have = qk_array(have_argument, "have", NPY_FLOAT32, count))) return NULL;
+    if (samples < 1 || count % samples)
+        return PyErr_Format(PyExc_ValueError, "samples: a divisor of %zd is needed, not %lld", (Py_ssize_t)count,
+                            samples);
+    Py_BEGIN_ALLOW_THREADS
+    sum = qk_add_distances(sum, PyArray_DATA(have), PyArray_DATA(want), samples, count / samples);
+    Py_END_ALLOW_THREADS
+    return PyFloat_FromDouble(sum);
+}
+
+static PyObject *module_is_better(PyObject *module, PyObject *args) {
+    (void)module;
+    double score, kept;
+    if (!PyArg_ParseTuple(args, "dd:is_better", &score, &kept)) return NULL;
+    return PyBool_FromLong(qk_is_better(score, kept));
+}
+
 static PyObject *module_unused_memory(PyObject *module, PyObject *args) {
     (void)module;
     (void)args;
@@ -118,6 +143,12 @@ static PyMethodDef module_methods[] = {
     {"weight_scale", (PyCFunction)(void (*)(void))module_weight_scale, METH_VARARGS | METH_KEYWORDS,
      "weight_scale(weight, *, qmin, qmax, symmetric, per_channel, scale_type, pool)\n--\n\n"
      "(scale, zero_point) of the weight (rows, inputs) with the least squared error, one each or one a row."},
+    {"add_distances", module_add_distances, METH_VARARGS,
+     "add_distances(total, have, want, samples, /)\n--\n\n"
+     "`total` plus the L2 norm of have - want of each of so many samples: what selective update compares."},
+    {"is_better", module_is_better, METH_VARARGS,
+     "is_better(score, kept, /)\n--\n\n"
+     "Selective update's rule: whether a score, of which lower ones are better, is strictly below the one kept last."},
     {"unused_memory", module_unused_memory, METH_NOARGS,
      "unused_memory()\n--\n\n"
      "Bytes that the process has beside what it allocated: code, and what the C library keeps of freed memory."},
@@ -148,7 +179,8 @@ static int module_exec(PyObject *module) {
                    add_type(module, &qk_ranges_spec, &state->ranges_type) &&
                    add_type(module, &qk_layer_spec, &state->layer_type) &&
                    add_type(module, &qk_training_spec, &state->training_type) &&
-                   add_type(module, &qk_selective_spec, &state->selective_type)
+                   add_type(module, &qk_quantized_layer_spec, &state->quantized_layer_type) &&
+                   add_type(module, &qk_options_spec, &state->options_type)
                ? 0
                : -1;
 }
@@ -159,7 +191,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->ranges_type);
     Py_VISIT(state->layer_type);
     Py_VISIT(state->training_type);
-    Py_VISIT(state->selective_type);
+    Py_VISIT(state->quantized_layer_type);
+    Py_VISIT(state->options_type);
     return 0;
 }
 
@@ -169,7 +202,8 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->ranges_type);
     Py_CLEAR(state->layer_type);
     Py_CLEAR(state->training_type);
-    Py_CLEAR(state->selective_type);
+    Py_CLEAR(state->quantized_layer_type);
+    Py_CLEAR(state->options_type);
     return 0;
 }
 

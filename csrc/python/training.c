@@ -61,15 +61,6 @@ static bool stage_from(PyObject *argument, npy_intp rows, qk_output_stage *stage
                             &stage->affine.zero_point, &stage->grid.qmin, &stage->grid.qmax);
 }
 
-/* Keeps an array's memory alive and where it is: NumPy moves none that a weak reference points to, not even with
- * resize(refcheck=False). */
-static bool keep_array(PyObject *list, PyObject *array) {
-    PyObject *reference = PyWeakref_NewRef(array, NULL);
-    const bool ok = reference && PyList_Append(list, array) == 0 && PyList_Append(list, reference) == 0;
-    Py_XDECREF(reference);
-    return ok;
-}
-
 static PyObject *training_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
     static char *names[] = {"inputs", "outputs", "groups", "conv", "holdout", "x_scale", "x_zero_point", "stage", NULL};
     long long inputs, outputs, groups = 1;
@@ -91,7 +82,7 @@ static PyObject *training_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     self->inputs = (npy_intp)inputs;
     self->arrays = PyList_New(0);
     const bool kept = self->arrays && PyList_Append(self->arrays, stage_argument) == 0 &&
-                      (!stage.slopes || keep_array(self->arrays, PyTuple_GET_ITEM(stage_argument, 3)));
+                      (!stage.slopes || qk_keep_array(self->arrays, PyTuple_GET_ITEM(stage_argument, 3)));
     const qk_status status = kept ? qk_training_data_new(&self->data, &geometry, &stage, holdout) : QK_OK;
     if (kept && status == QK_OK) return (PyObject *)self;
     Py_DECREF(self);
@@ -119,8 +110,8 @@ static PyObject *training_add(PyObject *object, PyObject *args) {
         return NULL;
     const Py_ssize_t before = PyList_GET_SIZE(self->arrays);
     /* First kept, then added: what cannot be kept must not be read later. */
-    const bool kept = keep_array(self->arrays, x_argument) && keep_array(self->arrays, y_argument) &&
-                      (float_argument == Py_None || keep_array(self->arrays, float_argument));
+    const bool kept = qk_keep_array(self->arrays, x_argument) && qk_keep_array(self->arrays, y_argument) &&
+                      (float_argument == Py_None || qk_keep_array(self->arrays, float_argument));
     const qk_status status =
         kept ? qk_training_data_add(self->data, &x, float_argument != Py_None ? &x_float : NULL, &y) : QK_OK;
     self->in_use = false;
@@ -138,68 +129,53 @@ static PyObject *result_dict(const qk_gradient_result *r, PyObject *weight, PyOb
         "iterations", (long long)r->iterations, "stopped_early", r->end == QK_STOPPED_EARLY ? Py_True : Py_False);
 }
 
-/* Arrays or None: the other solution. Its bias may be None only where the bias stays. */
-static bool offered_from(const training_object *self, PyObject *weight, PyObject *bias, const qk_quantized_layer *start,
-                         qk_gradient_options *o) {
+/* None, or (weight, bias): another solution for the same start. Its bias may be None only where the bias stays. */
+static bool offered_from(const training_object *self, PyObject *offered, bool tunes_bias, qk_gradient_options *o) {
+    PyObject *weight, *bias;
     PyArrayObject *w, *b;
-    if (weight == Py_None) return true;
-    if (!(w = qk_array(weight, "offered_weight", NPY_INT32, self->rows * self->inputs))) return false;
+    if (offered == Py_None) return true;
+    if (!PyTuple_Check(offered)) {
+        PyErr_Format(PyExc_TypeError, "offered: (weight, bias) is needed, not %s", Py_TYPE(offered)->tp_name);
+        return false;
+    }
+    if (!PyArg_ParseTuple(offered, "OO;offered: (weight, bias) is needed", &weight, &bias) ||
+        !(w = qk_array(weight, "offered weight", NPY_INT32, self->rows * self->inputs)))
+        return false;
     o->offered_weight_q = PyArray_DATA(w);
-    if (!start->bias || !start->bias_scale || !o->update_bias) return true;
-    if (!(b = qk_array(bias, "offered_bias", NPY_INT32, self->rows))) return false;
+    if (!tunes_bias) return true;
+    if (!(b = qk_array(bias, "offered bias", NPY_INT32, self->rows))) return false;
     o->offered_bias_q = PyArray_DATA(b);
     return true;
 }
 
 static PyObject *training_train(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"weight",      "weight_q",   "weight_scale",   "weight_zero_point", "qmin",
-                            "qmax",        "bias",       "bias_scale",     "bias_qmin",         "bias_qmax",
-                            "update_bias", "adaround",   "batch_size",     "iterations",        "learning_rate",
-                            "reg_param",   "warm_start", "beta_range",     "drop_ratio",        "window",
-                            "patience",    "seed",       "offered_weight", "offered_bias",      "pool",
-                            NULL};
+    static char *names[] = {"start", "options", "pool", "offered", NULL};
     training_object *self = (training_object *)object;
-    PyObject *weight, *weight_q, *scale, *zp, *bias, *bias_scale, *offered_weight, *offered_bias, *pool_argument;
-    qk_quantized_layer start = {0};
-    qk_gradient_options o = {.cancelled = qk_cancelled};
-    int update_bias, adaround;
-    long long batch_size, iterations, window, patience;
-    unsigned long long seed;
-    if (!PyArg_ParseTupleAndKeywords(
-            args, kwargs, "OOOO$iiOOiippLLddd(dd)dLLKOOO:train", names, &weight, &weight_q, &scale, &zp, &start.qmin,
-            &start.qmax, &bias, &bias_scale, &start.bias_qmin, &start.bias_qmax, &update_bias, &adaround, &batch_size,
-            &iterations, &o.learning_rate, &o.reg_param, &o.warm_start, &o.beta_start, &o.beta_end, &o.drop_ratio,
-            &window, &patience, &seed, &offered_weight, &offered_bias, &pool_argument))
+    qk_module_state *state = qk_state_of(object);
+    PyObject *start_argument, *options_argument, *pool_argument, *offered = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$O:train", names, &start_argument, &options_argument,
+                                     &pool_argument, &offered))
         return NULL;
-    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
-    if (!pool || !qk_quantized_layer_from((PyObject *[]){weight, weight_q, scale, zp, bias, bias_scale}, self->rows,
-                                          self->inputs, &start))
-        return NULL;
-    if (iterations < 1) {
-        PyErr_SetString(PyExc_ValueError, "iterations: at least 1 is needed");
-        return NULL;
-    }
-    o.user = pool_argument;
-    o.update_bias = update_bias;
-    if (!offered_from(self, offered_weight, offered_bias, &start, &o)) return NULL;
-    o.method = adaround ? QK_ADAROUND : QK_ADAQUANT;
-    o.batch_size = batch_size;
-    o.iterations = iterations;
-    o.window = window;
-    o.patience = patience;
-    o.seed = seed;
-    const npy_intp dims[] = {self->rows, self->inputs}, steps = (npy_intp)iterations;
+    const qk_quantized_layer *start = qk_quantized_layer_from(state, start_argument, self->rows, self->inputs);
+    const qk_gradient_options *given = start ? qk_gradient_options_from(state, options_argument) : NULL;
+    qk_pool *pool = given ? qk_pool_from(state, pool_argument) : NULL;
+    if (!pool) return NULL;
+    qk_gradient_options options = *given; /* with what belongs to this call alone */
+    const bool tunes_bias = start->bias && start->bias_scale && options.update_bias;
+    if (!offered_from(self, offered, tunes_bias, &options)) return NULL;
+    options.cancelled = qk_cancelled;
+    options.user = pool_argument;
+    const npy_intp dims[] = {self->rows, self->inputs}, steps = (npy_intp)options.iterations;
     PyObject *new_weight = qk_new_array(2, dims, NPY_INT32), *losses = qk_new_array(1, &steps, NPY_FLOAT64);
-    PyObject *new_bias =
-        start.bias && start.bias_scale && update_bias ? qk_new_array(1, dims, NPY_INT32) : Py_NewRef(Py_None);
+    PyObject *new_bias = tunes_bias ? qk_new_array(1, dims, NPY_INT32) : Py_NewRef(Py_None);
     PyObject *result = NULL;
     if (new_weight && losses && new_bias && qk_take(&self->in_use, "TrainingData")) {
         qk_gradient_result r = {.weight_q = PyArray_DATA((PyArrayObject *)new_weight)};
-        if (new_bias != Py_None) r.bias_q = PyArray_DATA((PyArrayObject *)new_bias);
-        o.losses = PyArray_DATA((PyArrayObject *)losses);
+        if (tunes_bias) r.bias_q = PyArray_DATA((PyArrayObject *)new_bias);
+        options.losses = PyArray_DATA((PyArrayObject *)losses);
         qk_status status;
         Py_BEGIN_ALLOW_THREADS
-        status = qk_train(self->data, &start, &o, pool, &r);
+        status = qk_train(self->data, start, &options, pool, &r);
         Py_END_ALLOW_THREADS
         self->in_use = false;
         result = status == QK_OK ? result_dict(&r, new_weight, new_bias, losses) : qk_raise(status, "train");
@@ -212,20 +188,16 @@ static PyObject *training_train(PyObject *object, PyObject *args, PyObject *kwar
 
 static PyObject *training_start_loss(PyObject *object, PyObject *args) {
     training_object *self = (training_object *)object;
-    PyObject *weight, *weight_q, *scale, *zp, *bias, *pool_argument;
-    if (!PyArg_ParseTuple(args, "OOOOOO:start_loss", &weight, &weight_q, &scale, &zp, &bias, &pool_argument))
-        return NULL;
-    qk_quantized_layer start = {0};
-    qk_pool *pool = qk_pool_from(qk_state_of(object), pool_argument);
-    if (!pool ||
-        !qk_quantized_layer_from((PyObject *[]){weight, weight_q, scale, zp, bias, Py_None}, self->rows, self->inputs,
-                                 &start) ||
-        !qk_take(&self->in_use, "TrainingData"))
-        return NULL;
+    qk_module_state *state = qk_state_of(object);
+    PyObject *start_argument, *pool_argument;
+    if (!PyArg_ParseTuple(args, "OO:start_loss", &start_argument, &pool_argument)) return NULL;
+    const qk_quantized_layer *start = qk_quantized_layer_from(state, start_argument, self->rows, self->inputs);
+    qk_pool *pool = start ? qk_pool_from(state, pool_argument) : NULL;
+    if (!pool || !qk_take(&self->in_use, "TrainingData")) return NULL;
     double loss;
     qk_status status;
     Py_BEGIN_ALLOW_THREADS
-    status = qk_start_loss(self->data, &start, pool, &loss);
+    status = qk_start_loss(self->data, start, pool, &loss);
     Py_END_ALLOW_THREADS
     self->in_use = false;
     return status == QK_OK ? PyFloat_FromDouble(loss) : qk_raise(status, "start_loss");
@@ -239,12 +211,10 @@ static PyMethodDef training_methods[] = {
      "float"
      " graph feeds the layer, float32; for drop_ratio below 1. None of them is copied."},
     {"start_loss", training_start_loss, METH_VARARGS,
-     "start_loss($self, weight, weight_q, weight_scale, weight_zero_point, bias, pool, /)\n--\n\n"
+     "start_loss($self, start, pool, /)\n--\n\n"
      "The reconstruction loss of the start, over all samples: summed over outputs, mean over output positions."},
     {"train", KEYWORDS(training_train), METH_VARARGS | METH_KEYWORDS,
-     "train($self, weight, weight_q, weight_scale, weight_zero_point, *, qmin, qmax, bias, bias_scale, bias_qmin,"
-     " bias_qmax, update_bias, adaround, batch_size, iterations, learning_rate, reg_param, warm_start, beta_range,"
-     " drop_ratio, window, patience, seed, offered_weight, offered_bias, pool)\n--\n\n"
+     "train($self, start, options, pool, *, offered=None)\n--\n\n"
      "AdaRound or AdaQuant by gradient, from the float weight."},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot training_slots[] = {

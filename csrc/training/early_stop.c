@@ -1,3 +1,4 @@
+/* Early stop, and selective update: whether what was trained is better than what there was. */
 #include "training/early_stop.h"
 
 #include <math.h>
@@ -19,3 +20,24 @@ qk_verdict qk_early_stop_add(qk_early_stop *e, double loss) {
     }
     return ++e->bad > e->patience ? QK_STOP : QK_GO_ON;
 }
+
+/* ---- selective update ------------------------------------------------------------------------- */
+
+static double squared_distance(const float *a, const float *b, int64_t n) {
+    enum { LANES = 8 }; /* The number is fixed, and with it the order of additions. */
+    double lanes[LANES] = {0}, sum = 0;
+    for (int64_t i = 0; i < n; i += LANES)
+        for (int64_t lane = 0; lane < LANES && i + lane < n; lane++) {
+            const double d = (double)a[i + lane] - (double)b[i + lane];
+            lanes[lane] += d * d;
+        }
+    for (int lane = 0; lane < LANES; lane++) sum += lanes[lane];
+    return sum;
+}
+
+double qk_add_distances(double sum, const float *have, const float *want, int64_t samples, int64_t size) {
+    for (int64_t i = 0; i < samples; i++) sum += sqrt(squared_distance(have + i * size, want + i * size, size));
+    return sum;
+}
+
+bool qk_is_better(double score, double kept) { return score < kept; }

@@ -18,6 +18,11 @@ __all__ = ["PathDataReader"]
 
 _IMAGES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
+_HOW_IMAGES = (
+    ": give preprocess, which makes arrays of the images there: --preprocess imagenet on the command line, "
+    'quantize(..., preprocess="imagenet") in Python, or a function of yours'
+)
+
 Preprocess = Callable[[Path], NDArray[np.generic]]
 
 
@@ -113,7 +118,7 @@ def _files(folder: Path, *, with_images: bool) -> list[Path]:
     if with_images:
         arrays = sorted(arrays + images)
     if not arrays:
-        hint = ": give preprocess, which makes arrays of the images there" if images else ""
+        hint = _HOW_IMAGES if images else ""
         kinds = ".npy file and no image" if with_images else ".npy file"
         raise FileNotFoundError(f"there is no {kinds} in {os.fspath(folder)!r}{hint}")
     return arrays

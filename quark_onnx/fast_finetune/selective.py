@@ -42,7 +42,6 @@ class Judge(ABC):
     _sign = 1  # -1: a higher score is better
 
     def __init__(self) -> None:
-        self._core = _core.SelectiveUpdate()
         self._kept = math.nan
         self._outputs_now: Callable[[], Iterator[Arrays]] = lambda: iter(())
         self._remembered: Callable[[Callable[[], float]], float] = lambda score: score()
@@ -62,7 +61,7 @@ class Judge(ABC):
         """
         self._outputs_now = outputs_now
         self._kept = self._remembered(self._score)
-        if not self._core.keep(self._sign * self._kept):
+        if not _core.is_better(self._sign * self._kept, math.inf):
             raise FinetuneError(
                 f"selective_update has nothing to go by: before the first layer the {self._name} is {self._kept}, as "
                 "outputs contain NaN or Inf. Choose another output with output_index, or give an evaluator"
@@ -76,7 +75,7 @@ class Judge(ABC):
         """
         before, score = self._kept, self._remembered(self._score)
         change = f"{self._name} {before:.6g} -> {score:.6g}"
-        if not self._core.keep(self._sign * score):
+        if not _core.is_better(self._sign * score, self._sign * before):
             return Reason.MODEL_NOT_BETTER.why(change=change)
         self._kept = score
         _LOG.info("the whole model got better: %s", change)
@@ -124,6 +123,7 @@ class OutputJudge(Judge):
         self._reference = walk.ahead(self._targets)
 
     def _score(self) -> float:
+        total, norms = 0.0, 0
         for batch, arrays in enumerate(self._outputs_now()):
             wanted, count = self._reference.run(batch), self._counts[batch]
             for name, target in zip(self.outputs, self._targets, strict=True):
@@ -133,8 +133,10 @@ class OutputJudge(Judge):
                         f"selective_update cannot compare the output {name!r}: its shape is {have.shape}, in the float "
                         f"model {want.shape}. Choose another with output_index, or give an evaluator"
                     )
-                self._core.add(_float32(have), _float32(want), len(want) if want.shape[:1] == (count,) else 1)
-        return self._core.score()
+                samples = len(want) if want.shape[:1] == (count,) else 1
+                total = _core.add_distances(total, _float32(have), _float32(want), samples)
+                norms += samples
+        return total / norms if norms else math.nan
 
 
 class EvaluatorJudge(Judge):

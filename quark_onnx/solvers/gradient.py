@@ -83,28 +83,26 @@ class GradientLayer:
         if batch_size < config.batch_size:
             self._say(logging.WARNING, f"batch_size {config.batch_size} is {fitted}, all there are")
         window = config.num_batches if config.num_batches > 1 else max(1, config.num_iterations // 10)
-        arrays, options = quantized_layer(self._plan)
-        learning_rate = self._learning_rate()
+        start = quantized_layer(self._plan)
+        beta_start, beta_end = config.beta_range
+        options = _core.GradientOptions(
+            method="adaround" if isinstance(config, AdaRoundConfig) else "adaquant",
+            update_bias=self._update_bias,
+            batch_size=batch_size,
+            iterations=config.num_iterations,
+            learning_rate=self._learning_rate(start),
+            reg_param=config.reg_param,
+            warm_start=config.warm_start,
+            beta_start=beta_start,
+            beta_end=beta_end,
+            drop_ratio=config.drop_ratio,
+            window=window if config.early_stop else 0,
+            patience=config.patience,
+            seed=config.fixed_seed,
+        )
+        offer = None if offered is None else (offered.weight, offered.bias)
         with told_by_the_core():
-            trained = self._data.train(
-                *arrays,
-                **options,
-                update_bias=self._update_bias,
-                adaround=isinstance(config, AdaRoundConfig),
-                batch_size=batch_size,
-                iterations=config.num_iterations,
-                learning_rate=learning_rate,
-                reg_param=config.reg_param,
-                warm_start=config.warm_start,
-                beta_range=config.beta_range,
-                drop_ratio=config.drop_ratio,
-                window=window if config.early_stop else 0,
-                patience=config.patience,
-                seed=config.fixed_seed,
-                offered_weight=None if offered is None else offered.weight,
-                offered_bias=None if offered is None else offered.bias,
-                pool=self._pool,
-            )
+            trained = self._data.train(start, options, self._pool, offered=offer)
         self._say_losses(trained)
         outputs = len(self._plan.weight.rows)
         rows = self._values // (outputs * self._samples)
@@ -125,15 +123,14 @@ class GradientLayer:
             losses=loss_curve(trained["losses"][: trained["iterations"]]),
         )
 
-    def _learning_rate(self) -> float:
+    def _learning_rate(self, start: _core.QuantizedLayer) -> float:
         """With `lr_adjust` it depends on the layer's error before training: the mean square over all elements."""
         adjust, usual = self._config.lr_adjust, self._config.learning_rate
         if adjust is None:
             return usual
-        arrays, options = quantized_layer(self._plan)
         outputs = len(self._plan.weight.rows)
         with told_by_the_core():
-            loss = self._data.start_loss(*arrays, options["bias"], self._pool)
+            loss = self._data.start_loss(start, self._pool)
         error = float(self._plan.factor) ** 2 * loss / outputs
         if callable(adjust):
             given = of_the_caller(adjust)(error)  # what it raises ends the run

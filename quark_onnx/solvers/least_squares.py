@@ -79,16 +79,14 @@ class LeastSquaresLayer:
 
     def solve(self) -> Solution:
         settings = self._settings
-        arrays, options = quantized_layer(self._plan)
         with told_by_the_core():
             solved = self._core.least_squares(
-                *arrays,
-                **options,
+                quantized_layer(self._plan),
+                self._pool,
                 update_bias=settings.update_bias,
                 free=settings.free,
                 damping=np.array(settings.damping),
                 max_sweeps=settings.max_sweeps,
-                pool=self._pool,
             )
         return Solution(
             weight=solved["weight"],

@@ -139,15 +139,19 @@ class LeftOut:
 OpenSolver = Callable[[LayerPlan, _core.ThreadPool], LayerSolver]  # of a layer; the pool is what it works with
 
 
-def quantized_layer(layer: LayerPlan) -> tuple[_WeightArrays, dict[str, Any]]:
-    """The layer as the core takes it, its output divided by its factor: positional and keyword arguments."""
+def quantized_layer(layer: LayerPlan) -> _core.QuantizedLayer:
+    """The layer as the core takes it, its output divided by its factor."""
     weight, bias, factor = layer.weight, layer.bias, np.float32(layer.factor)
     tunes_bias = bias is not None and bias.initializer is not None
-    return (weight.rows, weight.rows_q, weight.scale, weight.zero_point), {
-        "qmin": weight.qmin,
-        "qmax": weight.qmax,
-        "bias": bias.real / factor if bias is not None else None,
-        "bias_scale": bias.scale / factor if bias is not None and tunes_bias else None,
-        "bias_qmin": bias.qmin if bias is not None else 0,
-        "bias_qmax": bias.qmax if bias is not None else 0,
-    }
+    return _core.QuantizedLayer(
+        weight.rows,
+        weight.rows_q,
+        weight.scale,
+        weight.zero_point,
+        qmin=weight.qmin,
+        qmax=weight.qmax,
+        bias=bias.real / factor if bias is not None else None,
+        bias_scale=bias.scale / factor if bias is not None and tunes_bias else None,
+        bias_qmin=bias.qmin if bias is not None else 0,
+        bias_qmax=bias.qmax if bias is not None else 0,
+    )

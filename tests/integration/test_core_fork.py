@@ -101,6 +101,10 @@ def test_a_child_is_told_that_another_thread_has_the_layer() -> None:
     pool = _core.ThreadPool(1)
     layer.feed(X, Y, pool)
     weight = np.random.default_rng(2).standard_normal((24, 64), np.float32)
+    start = _core.QuantizedLayer(
+        weight, np.zeros((24, 64), np.int32), np.ones(24, np.float32), np.zeros(24, np.int32), qmin=-8, qmax=7,
+        bias=None, bias_scale=None, bias_qmin=0, bias_qmax=0,
+    )  # fmt: skip
     inside, go_on = threading.Event(), threading.Event()
 
     def is_refused() -> bool:
@@ -113,11 +117,7 @@ def test_a_child_is_told_that_another_thread_has_the_layer() -> None:
     def solve() -> None:
         inside.set()
         while not go_on.is_set():
-            layer.least_squares(
-                weight, np.zeros((24, 64), np.int32), np.ones(24, np.float32), np.zeros(24, np.int32), qmin=-8, qmax=7,
-                bias=None, bias_scale=None, bias_qmin=0, bias_qmax=0, update_bias=False, free=True,
-                damping=np.array([0.1]), max_sweeps=5, pool=pool,
-            )  # fmt: skip
+            layer.least_squares(start, pool, update_bias=False, free=True, damping=np.array([0.1]), max_sweeps=5)
 
     worker = threading.Thread(target=solve)
     worker.start()

@@ -96,6 +96,7 @@ class Case:
         }  # fmt: skip
 
     def start(self) -> tuple[dict[str, Any], list[Any]]:
+        """Keywords and arrays of a QuantizedLayer."""
         d, shape = self.draw, (self.rows, self.inputs)
         low, high = d.grid()
         bias = d.of(None, d.array((self.rows,)))
@@ -104,7 +105,6 @@ class Case:
         keywords = {
             "qmin": low, "qmax": high, "bias": bias, "bias_scale": d.of(None, d.array((self.rows,))),
             "bias_qmin": d.number(-(2**31), -(2**31)), "bias_qmax": d.number(2**31 - 1, 2**31 - 1),
-            "update_bias": d.of(True, False),
         }  # fmt: skip
         return keywords, arrays
 
@@ -129,8 +129,9 @@ def use_layer(d: Draw) -> None:
                        per_channel=d.of(True, False), bias_free=d.of(True, False),
                        scale_type=d.of("Float32", "PowerOf2", "Int16", "x" if d.odd() else "Int16"),
                        pool=d.pool())  # fmt: skip
-    found = layer.least_squares(*arrays, **keywords, free=d.of(True, False), damping=np.array([0.1, d.real(0, 1)]),
-                                max_sweeps=d.number(1, 5), pool=d.pool())  # fmt: skip
+    found = layer.least_squares(_core.QuantizedLayer(*arrays, **keywords), d.pool(), update_bias=d.of(True, False),
+                                free=d.of(True, False), damping=np.array([0.1, d.real(0, 1)]),
+                                max_sweeps=d.number(1, 5))  # fmt: skip
     check_weight(found["weight"], arrays[1], keywords)
 
 
@@ -141,13 +142,16 @@ def use_training(d: Draw) -> None:
     data = _core.TrainingData(d.number(c.inputs, c.inputs), d.number(c.outputs, c.outputs), stage=stage, **c.options)
     data.add(c.x, c.y, d.of(None, d.array(np.shape(c.x))))
     keywords, arrays = c.start()
-    data.start_loss(*arrays, keywords["bias"], d.pool())
-    found = data.train(
-        *arrays, **keywords, adaround=d.of(True, False), batch_size=d.number(1, 3), iterations=min(d.number(1, 9), 50),
-        learning_rate=d.real(0.001, 0.1), reg_param=d.real(0, 0.1), warm_start=d.real(0, 1),
-        beta_range=(d.real(10, 20), d.real(1, 2)), drop_ratio=d.of(1.0, d.real(0, 1)), window=d.number(0, 3),
-        patience=d.number(0, 3), seed=d.number(0, 9), offered_weight=None, offered_bias=None, pool=d.pool(),
+    start = _core.QuantizedLayer(*arrays, **keywords)
+    data.start_loss(start, d.pool())
+    options = _core.GradientOptions(
+        method=d.of("adaround", "adaquant", "x" if d.odd() else "adaround"), update_bias=d.of(True, False),
+        batch_size=d.number(1, 3), iterations=min(d.number(1, 9), 50), learning_rate=d.real(0.001, 0.1),
+        reg_param=d.real(0, 0.1), warm_start=d.real(0, 1), beta_start=d.real(10, 20), beta_end=d.real(1, 2),
+        drop_ratio=d.of(1.0, d.real(0, 1)), window=d.number(0, 3), patience=d.number(0, 3), seed=d.number(0, 9),
     )  # fmt: skip
+    offered = d.of(None, (d.array((c.rows, c.inputs), np.int32, -8, 7), d.of(None, d.array((c.rows,), np.int32, 0, 9))))
+    found = data.train(start, options, d.pool(), offered=offered)
     check_weight(found["weight"], arrays[1], keywords)
 
 
@@ -172,9 +176,7 @@ def use_functions(d: Draw) -> None:
     _core.fake_quant(d.array((3, 7)), d.real(0.01, 1), d.number(-9, 9), low, high)
     _core.weight_scale(d.array((3, 7)), qmin=low, qmax=high, symmetric=d.of(True, False), per_channel=True,
                        scale_type=d.of("Float32", "PowerOf2"), pool=d.pool())  # fmt: skip
-    update = _core.SelectiveUpdate()
-    update.add(d.array((4, 3)), d.array((4, 3)), d.number(4, 4))
-    update.keep(update.score())
+    _core.is_better(_core.add_distances(0.0, d.array((4, 3)), d.array((4, 3)), d.number(4, 4)), d.real(0, 9))
 
 
 def try_one(seed: int) -> bool:

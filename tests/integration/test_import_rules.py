@@ -39,6 +39,9 @@ LAYERS = (
     "resume",
     "fast_finetune",
     "quantization",
+    "comparison",
+    "inspection",
+    "cli",
 )
 
 # Folders of csrc and what each may include besides itself, qk.h and the C library.

@@ -25,11 +25,11 @@ ones, pool = np.ones(outputs, np.float32), _core.ThreadPool(2)
 before = _core.resident_memory()[0]
 layer = _core.Layer(inputs, outputs, 300, 65536, holdout=5)
 layer.feed(x, y, pool)
-layer.least_squares(
+start = _core.QuantizedLayer(
     weight, steps, np.full((outputs, 1), 0.02, np.float32), np.zeros((outputs, 1), np.int32), qmin=-127, qmax=127,
-    bias=0 * ones, bias_scale=1e-3 * ones, bias_qmin=-(2**31), bias_qmax=2**31 - 1, update_bias=True, free=False,
-    damping=np.array([1e-2]), max_sweeps=1, pool=pool,
+    bias=0 * ones, bias_scale=1e-3 * ones, bias_qmin=-(2**31), bias_qmax=2**31 - 1,
 )
+layer.least_squares(start, pool, update_bias=True, free=False, damping=np.array([1e-2]), max_sweeps=1)
 print(_core.resident_memory()[1] - before)
 """
 

@@ -106,6 +106,21 @@ class TrainingCase:
         return data
 
 
+QUANTIZED_LAYER = (
+    "weight", "weight_q", "weight_scale", "weight_zero_point", "qmin", "qmax", "bias", "bias_scale", "bias_qmin",
+    "bias_qmax",
+)  # fmt: skip
+
+
+def start_of(layer: QuantizedLayer, **changed: Any) -> _core.QuantizedLayer:
+    """The layer as the core takes it. changed: arguments in place of the ones that follow from it."""
+    values = (
+        layer.weight, layer.weight_q, layer.scale, layer.zero_point, layer.qmin, layer.qmax, layer.bias,
+        layer.bias_scale, -(2**31), 2**31 - 1,
+    )  # fmt: skip
+    return _core.QuantizedLayer(**dict(zip(QUANTIZED_LAYER, values, strict=True)) | changed)
+
+
 def train(
     data: _core.TrainingData,
     layer: QuantizedLayer,
@@ -116,28 +131,11 @@ def train(
     **changed: Any,
 ) -> dict[str, Any]:
     """The core's answer. changed: arguments in place of the ones that follow from layer and options."""
-    arrays = {
-        "weight": layer.weight,
-        "weight_q": layer.weight_q,
-        "weight_scale": layer.scale,
-        "weight_zero_point": layer.zero_point,
-    }
-    rest = {
-        "qmin": layer.qmin,
-        "qmax": layer.qmax,
-        "bias": layer.bias,
-        "bias_scale": layer.bias_scale,
-        "bias_qmin": -(2**31),
-        "bias_qmax": 2**31 - 1,
-        "adaround": adaround,
-        "offered_weight": None,
-        "offered_bias": None,
-        "pool": pool,
-        **vars(options),
-    }
-    unknown = changed.keys() - arrays.keys() - rest.keys()
-    assert not unknown
-    return data.train(**{**arrays, **rest, **changed})
+    start = start_of(layer, **{name: changed.pop(name) for name in QUANTIZED_LAYER if name in changed})
+    offered = changed.pop("offered", None)
+    named: dict[str, Any] = {"method": "adaround" if adaround else "adaquant", **vars(options)}
+    named["beta_start"], named["beta_end"] = named.pop("beta_range")
+    return data.train(start, _core.GradientOptions(**named | changed), pool, offered=offered)
 
 
 def quantized_layer(seed: int, *, rows: int, inputs: int, with_bias: bool = True, blocks: int = 1) -> QuantizedLayer:

@@ -164,13 +164,16 @@ def solve(**changes: Any) -> Any:
         "bias_scale": ones(2),
         "bias_qmin": -128,
         "bias_qmax": 127,
+    }
+    options: dict[str, Any] = {
         "update_bias": True,
         "free": False,
         "damping": np.array([0.1]),
         "max_sweeps": 3,
         "pool": POOL,
     }
-    return fed_layer().least_squares(**{**arguments, **changes})
+    start = _core.QuantizedLayer(**arguments | {name: changes.pop(name) for name in arguments if name in changes})
+    return fed_layer().least_squares(start, **options | changes)
 
 
 def choose(**changes: Any) -> Any:
@@ -203,7 +206,8 @@ def test_arrays_that_least_squares_refuses(name: str):
         solve(**{name: [1.0]})
     if name != "damping":
         dtype = np.int32 if name in ("weight_q", "weight_zero_point") else np.float32
-        with pytest.raises(ValueError, match=f"{name}: [62] elements are needed, not 5"):
+        wrong_size = r"an array \(rows, inputs\) is needed" if name == "weight" else "[62] elements are needed, not 5"
+        with pytest.raises(ValueError, match=f"{name}: {wrong_size}"):
             solve(**{name: ones(5, dtype=dtype)})
         with pytest.raises(ValueError, match=f"{name}: a C-contiguous, aligned array in native"):
             solve(**{name: ones(12, dtype=dtype)[::2]})
@@ -354,11 +358,11 @@ def test_python_threads_may_share_a_pool():
         scale, zero_point = layer.weight_scale(
             weight, qmin=-7, qmax=7, symmetric=True, per_channel=True, bias_free=True, scale_type="Float32", pool=POOL
         )
-        solved = layer.least_squares(
+        start = _core.QuantizedLayer(
             weight, np.clip(np.rint(weight / scale[:, None]), -7, 7).astype(np.int32), scale, zero_point,
-            qmin=-7, qmax=7, bias=None, bias_scale=None, bias_qmin=0, bias_qmax=0, update_bias=False,
-            free=True, damping=np.array([0.1]), max_sweeps=5, pool=POOL,
+            qmin=-7, qmax=7, bias=None, bias_scale=None, bias_qmin=0, bias_qmax=0,
         )  # fmt: skip
+        solved = layer.least_squares(start, POOL, update_bias=False, free=True, damping=np.array([0.1]), max_sweeps=5)
         return [scale, solved["weight"], np.array(solved["after"]), np.array(ranges.min_max(0))]
 
     alone = [work(seed) for seed in range(12)]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from reference.output_stage import Stage
 from reference.training import Options
-from reference.training_cases import CASES, matrix_case, train
+from reference.training_cases import CASES, ONE, matrix_case, start_of, train
 
 from quark.onnx import _core
 
@@ -206,7 +206,14 @@ def test_refused_samples_leave_no_trace(adaround: bool):
 BAD_TRAINS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "weight of float64": ({"weight": np.ones((5, 12))}, TypeError, "weight: dtype float32 is needed, not float64"),
     "weight as a list": ({"weight": [[1.0]]}, TypeError, "weight: a NumPy array is needed, not list"),
-    "weight of another size": ({"weight": ones(5, 11)}, ValueError, "weight: 60 elements are needed, not 55"),
+    "weight of another size": ({"weight": ones(5, 11)}, ValueError, "weight_q: 55 elements are needed, not 60"),
+    "weight without rows": ({"weight": ones(60)}, ValueError, r"weight: an array \(rows, inputs\) is needed"),
+    "no inputs": ({"weight": ones(5, 0)}, ValueError, r"weight: an array \(rows, inputs\) is needed"),
+    "a layer of another shape": (
+        {"weight": ones(5, 11), "weight_q": ones(5, 11, dtype=np.int32)},
+        ValueError,
+        r"start: a weight \(5, 12\) is needed, not \(5, 11\)",
+    ),
     "strided weight": ({"weight": ones(5, 24)[:, ::2]}, ValueError, "weight: a C-contiguous"),
     "integers of int8": ({"weight_q": ones(5, 12, dtype=np.int8)}, TypeError, "weight_q: dtype int32"),
     "one scale": ({"weight_scale": ones(1)}, ValueError, "weight_scale: 5 elements are needed, not 1"),
@@ -221,7 +228,14 @@ BAD_TRAINS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "negative batches": ({"batch_size": -1}, ValueError, "train: an argument is out of range"),
     "more than there are": ({"batch_size": 33}, ValueError, "train: an argument is out of range"),
     "a fraction of a step": ({"iterations": 1.5}, TypeError, "integer"),
-    "one beta": ({"beta_range": (2.0,)}, TypeError, "2"),
+    "a word for a number": ({"learning_rate": "1"}, TypeError, "must be real number"),
+    "a negative seed": ({"seed": -1}, OverflowError, "negative"),
+    "another method": ({"method": "brecq"}, ValueError, r"method: 'brecq' is none of \['adaround', 'adaquant'\]"),
+    "a number for the method": ({"method": 0}, TypeError, "method: a str is needed, not int"),
+    "another option": ({"momentum": 0.9}, TypeError, "GradientOptions: 'momentum' is no option"),
+    "offered integers alone": ({"offered": ones(5, 12, dtype=np.int32)}, TypeError, "offered: .* not numpy.ndarray"),
+    "one offered array": ({"offered": (ones(5, 12, dtype=np.int32),)}, TypeError, "offered: .weight, bias. is needed"),
+    "offered floats": ({"offered": (ones(5, 12), None)}, TypeError, "offered weight: dtype int32"),
     "mixing without float inputs": ({"drop_ratio": 0.5}, ValueError, "train: an argument is out of range"),
     "a negative share": ({"drop_ratio": -0.1}, ValueError, "train: an argument is out of range"),
     "more than all": ({"drop_ratio": 1.1}, ValueError, "train: an argument is out of range"),
@@ -237,6 +251,28 @@ def test_arguments_that_train_nothing(name: str, adaround: bool):
     with pytest.raises(kind, match=message):
         train(data, GEMM.layer, OPTIONS, adaround=adaround, **changed)
     train(data, GEMM.layer, OPTIONS, adaround=adaround)  # nothing is left behind
+
+
+def test_every_option_is_needed():
+    named = {"method": "adaround", **vars(OPTIONS), "beta_start": 20.0, "beta_end": 2.0}
+    del named["beta_range"]
+    for name in named:
+        with pytest.raises(TypeError, match=f"GradientOptions: {name} is missing"):
+            _core.GradientOptions(**{n: value for n, value in named.items() if n != name})
+    with pytest.raises(TypeError, match="every option is needed, by its name"):
+        _core.GradientOptions(1)
+    with pytest.raises(TypeError, match="every option is needed, by its name"):
+        _core.GradientOptions()
+
+
+def test_start_and_options_have_types():
+    data = GEMM.core()
+    with pytest.raises(TypeError, match="start: a QuantizedLayer is needed, not NoneType"):
+        data.train(None, None, ONE)
+    with pytest.raises(TypeError, match="options: GradientOptions are needed, not dict"):
+        data.train(start_of(GEMM.layer), {}, ONE)
+    with pytest.raises(TypeError, match="start: a QuantizedLayer is needed, not NoneType"):
+        data.start_loss(None, ONE)
 
 
 @METHODS

@@ -16,7 +16,7 @@ from reference.least_squares import start
 from reference.output_stage import Stage
 from reference.stage_cases import ALPHA, ELEMENTWISE, LAYERS, SLOPE, quantized, softmax_case, with_slopes
 from reference.training import Options, Trained, real_bias
-from reference.training_cases import CASES, TrainingCase, in_8_bits, matrix_case, train
+from reference.training_cases import CASES, ONE, TrainingCase, in_8_bits, matrix_case, start_of, train
 
 from quark.onnx import _core
 
@@ -274,9 +274,7 @@ def test_behind_softmax_all_outputs_change_or_none(method: ModuleType, options: 
 def test_the_loss_of_the_start_is_seen_through_the_stage():
     for case in (stage_case("conv", "prelu", "quantized"), softmax_case("matmul", 1)):
         layer = case.layer
-        found = case.core().start_loss(
-            layer.weight, layer.weight_q, layer.scale, layer.zero_point, layer.bias, _core.ThreadPool(1)
-        )
+        found = case.core().start_loss(start_of(layer), ONE)
         assert found == pytest.approx(case.rows.loss(layer.real(layer.weight_q), start(layer).bias), rel=1e-5)
 
 

@@ -81,6 +81,21 @@ def core_of(p: Problem) -> _core.Layer:
     return core
 
 
+def start_of(layer: QuantizedLayer, bias_qmin: int = -(2**31), bias_qmax: int = 2**31 - 1) -> _core.QuantizedLayer:
+    return _core.QuantizedLayer(
+        layer.weight,
+        layer.weight_q,
+        layer.scale,
+        layer.zero_point,
+        qmin=layer.qmin,
+        qmax=layer.qmax,
+        bias=layer.bias,
+        bias_scale=layer.bias_scale,
+        bias_qmin=bias_qmin,
+        bias_qmax=bias_qmax,
+    )
+
+
 def solve(
     core: _core.Layer,
     layer: QuantizedLayer,
@@ -92,21 +107,12 @@ def solve(
     pool: _core.ThreadPool = ONE,
 ) -> dict[str, Any]:
     return core.least_squares(
-        layer.weight,
-        layer.weight_q,
-        layer.scale,
-        layer.zero_point,
-        qmin=layer.qmin,
-        qmax=layer.qmax,
-        bias=layer.bias,
-        bias_scale=layer.bias_scale,
-        bias_qmin=-(2**31),
-        bias_qmax=2**31 - 1,
+        start_of(layer),
+        pool,
         update_bias=update_bias,
         free=free,
         damping=np.array(damping),
         max_sweeps=max_sweeps,
-        pool=pool,
     )
 
 
@@ -271,12 +277,8 @@ def test_the_bias_stays_in_its_range():
     p = problem(4, outputs=2, inputs=4, samples=100)
     far = p.y + np.float32(1e4)
     core = core_of(replace(p, y=far))
-    found = core.least_squares(
-        p.layer.weight, p.layer.weight_q, p.layer.scale, p.layer.zero_point,
-        qmin=p.layer.qmin, qmax=p.layer.qmax, bias=p.layer.bias, bias_scale=p.layer.bias_scale,
-        bias_qmin=-128, bias_qmax=127, update_bias=True, free=False, damping=np.array([0.1]), max_sweeps=5,
-        pool=ONE,
-    )  # fmt: skip
+    start = start_of(p.layer, bias_qmin=-128, bias_qmax=127)
+    found = core.least_squares(start, ONE, update_bias=True, free=False, damping=np.array([0.1]), max_sweeps=5)
     assert found["bias"].max() == 127
     assert found["bias"].min() >= -128
 

@@ -31,11 +31,11 @@ def least_squares(pool: _core.ThreadPool) -> object:
     random = np.random.default_rng(0)
     layer.feed(random.standard_normal((40, 3), np.float32), random.standard_normal((40, 2), np.float32), pool)
     ones = np.ones(2, np.float32)
-    return layer.least_squares(
+    start = _core.QuantizedLayer(
         np.ones((2, 3), np.float32), np.ones((2, 3), np.int32), ones, np.zeros(2, np.int32), qmin=-8, qmax=7, bias=None,
-        bias_scale=None, bias_qmin=0, bias_qmax=0, update_bias=False, free=True, damping=np.array([0.1]), max_sweeps=2,
-        pool=pool,
+        bias_scale=None, bias_qmin=0, bias_qmax=0,
     )  # fmt: skip
+    return layer.least_squares(start, pool, update_bias=False, free=True, damping=np.array([0.1]), max_sweeps=2)
 
 
 @pytest.mark.parametrize("solve", [training, least_squares])

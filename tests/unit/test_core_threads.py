@@ -30,12 +30,13 @@ def filled(*, floats: bool = False) -> _core.Layer:
 
 
 def solve(layer: _core.Layer) -> object:
-    start = np.clip(np.rint(WEIGHT / 0.05), -128, 127).astype(np.int32)
-    return layer.least_squares(
-        WEIGHT, start, np.full(OUTPUTS, 0.05, np.float32), np.zeros(OUTPUTS, np.int32), qmin=-128, qmax=127, bias=None,
-        bias_scale=None, bias_qmin=0, bias_qmax=0, update_bias=False, free=True, damping=np.array([1.0]), max_sweeps=1,
-        pool=POOL,
-    )["weight"].tobytes()  # fmt: skip
+    weight_q = np.clip(np.rint(WEIGHT / 0.05), -128, 127).astype(np.int32)
+    start = _core.QuantizedLayer(
+        WEIGHT, weight_q, np.full(OUTPUTS, 0.05, np.float32), np.zeros(OUTPUTS, np.int32), qmin=-128, qmax=127,
+        bias=None, bias_scale=None, bias_qmin=0, bias_qmax=0,
+    )  # fmt: skip
+    solved = layer.least_squares(start, POOL, update_bias=False, free=True, damping=np.array([1.0]), max_sweeps=1)
+    return solved["weight"].tobytes()
 
 
 def scale_of(layer: _core.Layer) -> object:
