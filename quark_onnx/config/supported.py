@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from quark.onnx.errors import UnsupportedError
 
 from .algorithm import BiasCorrectionConfig, CLEConfig, FastFinetuneConfig
-from .data_type import DataType, Int2, Int4, Int8, Int16, Int32, UInt2, UInt4, UInt8, UInt16
+from .data_type import types_for
 from .extra_options import FIXED_OPTIONS, MEANINGLESS_OPTIONS
 from .qconfig import QConfig
 from .spec import CalibMethod, QLayerConfig, QTensorConfig, QuantGranularity, ScaleType
@@ -16,20 +16,20 @@ from .validate import problem
 __all__ = ["IgnoredOption", "check_supported", "ignored_extra_options", "ignored_options"]
 
 _ACTIVATION = {
-    "data_type": (Int8, UInt8, Int16, UInt16),
+    "data_type": types_for("activation"),
     "scale_type": tuple(ScaleType),
     "quant_granularity": (QuantGranularity.Tensor,),
     "activation_calibration": tuple(method for method in CalibMethod if method is not CalibMethod.MinOutputMSE),
 }
 _WEIGHT = {
-    "data_type": (Int8, UInt8, Int16, UInt16, Int4, UInt4),
+    "data_type": types_for("weight"),
     "scale_type": tuple(ScaleType),
     "quant_granularity": tuple(QuantGranularity),
     "weight_calibration": tuple(CalibMethod),
 }
 
 _BIAS = {
-    "data_type": (Int8, UInt8, Int16, UInt16, Int32),
+    "data_type": types_for("bias"),
     "scale_type": tuple(ScaleType),
     "quant_granularity": (QuantGranularity.Tensor, QuantGranularity.Channel),
 }
@@ -38,9 +38,6 @@ _TABLES = {"input_tensors": _ACTIVATION, "activation": _ACTIVATION, "weight": _W
 
 # The methods for which CalibTensorRangeSymmetric means something.
 _SYMMETRIC_OR_NOT = (CalibMethod.MinMax, CalibMethod.Percentile, CalibMethod.LayerwisePercentile)
-
-_CUSTOM = "{} needs AMD Quark's custom operators"
-_TWO_BITS = "onnxruntime (1.32) takes {} for 8 bits or miscomputes it when it optimises the model"
 
 # Keywords of the published loops, with why a closed-form solver has no use for them.
 _NO_MEANING = {
@@ -169,15 +166,13 @@ def _check_spec(where: str, spec: QTensorConfig, table: dict[str, tuple[Any, ...
     for field, supported in table.items():
         if getattr(spec, field) not in supported:
             name = "calibration_method" if field.endswith("_calibration") else field
-            why = _why_not(spec.data_type) if field == "data_type" else "nothing else is supported yet"
+            why = (
+                spec.data_type.missing.format(spec.data_type)
+                if field == "data_type"
+                else "nothing else is supported yet"
+            )
             instead = f"{' or '.join(map(repr, supported))}: {why}"
             raise _unsupported(f"{where}.{name}", getattr(spec, name), instead)
-
-
-def _why_not(kind: DataType) -> str:
-    if kind in (Int4, UInt4, UInt8, Int8):
-        return "nothing else is supported here"
-    return (_TWO_BITS if kind in (Int2, UInt2) else _CUSTOM).format(kind)
 
 
 def _unsupported(where: str, given: object, instead: str) -> UnsupportedError:

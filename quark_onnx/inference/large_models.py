@@ -13,10 +13,14 @@ import onnxruntime as ort
 from onnx import numpy_helper
 from onnx.checker import MAXIMUM_PROTOBUF
 
+from quark.onnx.config.data_type import DATA_TYPES
+
 __all__ = ["copy_fields", "digest_of", "is_large", "serialized_for", "transformed", "without_weights"]
 
 _LIMIT = MAXIMUM_PROTOBUF - (64 << 20)  # of all tensors; the nodes need room too
-_PACKED = (onnx.TensorProto.INT4, onnx.TensorProto.UINT4, onnx.TensorProto.INT2, onnx.TensorProto.UINT2)
+_PACKED = frozenset(
+    onnx.TensorProto.DataType.Value(kind.element_type) for kind in DATA_TYPES.values() if 0 < kind.bits < 8
+)
 _LARGE = 1 << 20  # bytes of a tensor that is put aside; what is smaller may hold shapes, axes, ...
 
 

@@ -28,9 +28,6 @@ from quark.onnx.qdq.int32_bias import bias_limit
 
 __all__ = ["build_plan"]
 
-# By width, in steps: half of a layer's integers farther than this from its rounded float weight means another weight.
-_FAR = {2: 0, 4: 1, 8: 2, 16: 512}
-
 
 class _Skip(Exception):
     """Why a layer is left as it is."""
@@ -260,7 +257,7 @@ def _is_near(weight: QuantizedWeight, kind: DataType) -> bool:
     those of every weight."""
     nearest = np.clip(np.rint(weight.steps), kind.qmin, kind.qmax)
     distance = np.abs(nearest - weight.rows_q)[nearest != weight.zero_points]
-    far = int(np.count_nonzero(distance > _FAR[kind.bits]))
+    far = int(np.count_nonzero(distance > (kind.near or 0)))
     return 2 * far <= int(distance.size)
 
 

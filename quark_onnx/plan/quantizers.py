@@ -6,13 +6,13 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from quark.onnx.config.data_type import Int2, Int4, Int8, Int16, UInt2, UInt4, UInt8, UInt16
+from quark.onnx.config.data_type import DATA_TYPES
 from quark.onnx.graph.dataflow import Dataflow
 
 __all__ = ["INTEGERS", "constant_values", "dequantize_parameters"]
 
-# By NumPy's name of the type: that of weights and activations.
-INTEGERS = {kind.name.lower(): kind for kind in (Int2, UInt2, Int4, UInt4, Int8, UInt8, Int16, UInt16)}
+# The types of weights and activations, by NumPy's name.
+INTEGERS = {kind.element_type.lower(): kind for kind in DATA_TYPES.values() if kind.near is not None}
 
 
 def dequantize_parameters(

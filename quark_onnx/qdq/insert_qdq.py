@@ -32,6 +32,7 @@ from quark.onnx.qdq.per_tensor_weights import one_scale_weights
 from quark.onnx.qdq.propagated_views import quantize_propagated_views
 from quark.onnx.qdq.quant_overrides import Overrides, TensorFormat, format_overrides
 from quark.onnx.qdq.scaled_quantizer import ScaledQuantizer
+from quark.onnx.qdq.stand_ins import put_back_operators, put_in_stand_ins
 from quark.onnx.qdq.weight_params import WIDEST, WeightParams
 
 __all__ = ["DEFAULT_OP_TYPES", "QdqModel", "QdqOptions", "calibration_tensors", "insert_qdq", "qdq_model"]
@@ -211,6 +212,7 @@ def qdq_model(
             _LOG.handle(record)
     _avoid_lowest_integer(result.graph, [name for name, own in weight_formats.items() if own.symmetric])
     write_blocks(result.graph, _weights_in_blocks(model.graph, options), weight_params)
+    put_back_operators(result.graph, model.graph)
     _sort_nodes(result.graph)
     drop_qdq_before_activations(result, options.is_fused)
     quantize_propagated_views(result)
@@ -235,6 +237,7 @@ def _quantizer(
     }
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
+    op_types, excluded = put_in_stand_ins(copy.graph, options.op_types, options.excluded_nodes)
     add_infer_metadata(copy)  # or the quantizer writes the model to a file to infer the shapes that it has
     return _Quantizer(
         options=options,
@@ -245,8 +248,8 @@ def _quantizer(
         activation_qType=options.activation_type,
         tensors_range=ranges,
         nodes_to_quantize=[],
-        nodes_to_exclude=options.excluded_nodes,
-        op_types_to_quantize=options.op_types,
+        nodes_to_exclude=excluded,
+        op_types_to_quantize=op_types,
         extra_options={
             "ActivationSymmetric": options.activation_symmetric,
             "WeightSymmetric": options.weight_symmetric,

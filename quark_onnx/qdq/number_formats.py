@@ -10,18 +10,7 @@ from quark.onnx.config.data_type import DATA_TYPES, DataType
 
 __all__ = ["QUANT_TYPES", "integer_type", "qdq_opset"]
 
-QUANT_TYPES = {
-    "Int4": QuantType.QInt4,
-    "UInt4": QuantType.QUInt4,
-    "Int8": QuantType.QInt8,
-    "UInt8": QuantType.QUInt8,
-    "Int16": QuantType.QInt16,
-    "UInt16": QuantType.QUInt16,
-}
-
-# The first opset whose QuantizeLinear and DequantizeLinear have integers of so many bits, and an axis. Before 21
-# onnxruntime has 4 and 16 bits in its own domain com.microsoft.
-_OPSETS = {4: 21, 8: 13, 16: 21, 32: 13}
+QUANT_TYPES = {name: QuantType[kind.quantizer] for name, kind in DATA_TYPES.items() if kind.quantizer}
 
 
 def integer_type(quant_type: QuantType) -> DataType:
@@ -31,4 +20,4 @@ def integer_type(quant_type: QuantType) -> DataType:
 
 def qdq_opset(kinds: Iterable[DataType]) -> int:
     """The first opset whose Q/DQ nodes have all of the formats."""
-    return max(_OPSETS[kind.bits] for kind in kinds)
+    return max(kind.first_opset for kind in kinds)

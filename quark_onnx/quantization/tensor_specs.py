@@ -12,7 +12,7 @@ from quark.onnx.calibration.activation_range import ActivationRange
 from quark.onnx.calibration.calibrate import CalibrationSettings
 from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.calibration.weight_range import WeightRange
-from quark.onnx.config.data_type import DATA_TYPES, Int32
+from quark.onnx.config.data_type import DATA_TYPES, Int32, types_for
 from quark.onnx.config.qconfig import QConfig
 from quark.onnx.config.spec import (
     CalibMethod,
@@ -42,8 +42,9 @@ _CANDIDATES = (99.99, 99.999, 99.99999)  # of LayerwisePercentile
 _LEVELS = 128  # of Entropy
 _FUSED = ("Relu", "LeakyRelu", "PRelu", "Clip")
 _BLOCK_SIZE = 32
-_ACTIVATION_TYPES = ("QInt8", "QUInt8", "QInt16", "QUInt16")
-_WEIGHT_TYPES = (*_ACTIVATION_TYPES, "QInt4", "QUInt4")
+_ACTIVATION_TYPES, _WEIGHT_TYPES = (
+    tuple(dict.fromkeys(kind.quantizer for kind in types_for(role))) for role in ("activation", "weight")
+)
 _OVERRIDES = "QConfig.extra_options['TensorQuantOverrides']"
 
 
