@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 CUDA = "CUDAExecutionProvider"
+# What onnxruntime 1.32 says of a weight of several nodes, which it turns into uint8 for each, without VNNI.
+_REPLACED_TWICE = "Attempt to replace the existing tensor"
 READY = 2  # results that wait for the caller, so that no thread does while the caller works
 
 Batch = dict[str, NDArray[np.generic]]
@@ -79,8 +81,9 @@ def session(
 
     Args:
         fuse_qdq: as onnxruntime runs a Q/DQ model by default, with integer kernels that may differ from machine to
-            machine, but without the saturating ones that it has for processors without VNNI. Off, each Q and DQ is
-            computed as ONNX defines it, with float operators in between.
+            machine, but without the saturating ones that it has for processors without VNNI. Off, or where a weight of
+            several nodes has no other kernel there, each Q and DQ is computed as ONNX defines it, with float operators
+            in between.
         optimise: False: the graph as it is, slower, with other last bits.
         save_as: write the optimised graph there.
 
@@ -97,13 +100,15 @@ def session(
         options.optimized_model_filepath = str(save_as)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the core needs the processors in between
     options.add_session_config_entry("session.disable_quant_qdq", "0" if fuse_qdq else "1")
-    options.add_session_config_entry("session.x64quantprecision", "1")  # no saturating sums: see saturation.py
+    options.add_session_config_entry("session.x64quantprecision", "1" if fuse_qdq else "0")  # see saturation.py
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # as fast, and freed memory goes back
     try:  # without fallback: it would go on on the CPU
         content, kept = serialized_for(options, model)
         opened = _Session(content, options, providers=engine.providers(), enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
+        if fuse_qdq and _REPLACED_TWICE in str(error):  # no kernel is both exact and there
+            return session(model, engine, optimise=optimise, save_as=save_as)
         raise unless_out_of_memory(error, ModelError(f"onnxruntime cannot load the model: {error}")) from error
     if engine.device != "cpu" and CUDA not in opened.get_providers():  # onnxruntime says so in its log only
         raise UnsupportedError(f"onnxruntime's {CUDA} does not start on {engine.device!r}")

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, numpy_helper
+from small_models import opened
 
 __all__ = ["Arrays", "outputs_of", "rms", "rounding_noise"]
 
@@ -19,13 +19,7 @@ _NOT_WEIGHTS = {"Resize": (1, 2), "Upsample": (1,), "Clip": (1, 2), "Pad": (2,)}
 
 def outputs_of(model: onnx.ModelProto, items: list[Arrays], *, optimise: bool = False) -> list[list[np.ndarray]]:
     """By item, by output."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.x64quantprecision", "1")  # the same on processors without VNNI
-    if not optimise:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = opened(model.SerializeToString(), optimise=optimise)
     return [session.run(None, item) for item in items]
 
 
