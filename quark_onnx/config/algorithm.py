@@ -242,6 +242,8 @@ class CLEConfig(AlgoConfig):
             layers, added over all pairs, are below it.
         cle_over_clips: equalise over Clip(x, 0, h), ReLU6 say, as well, which becomes Relu and Min with a bound for
             each channel. The quantized model runs Min in float, which takes time. Not in AMD Quark.
+        keep_worse: equalise even if the quantized model is worse by it, on samples that nothing was fitted to; it is
+            not quantized without equalisation then, which saves the second calibration. Not in AMD Quark.
     """
 
     name: ClassVar[str] = "cle"
@@ -253,6 +255,7 @@ class CLEConfig(AlgoConfig):
     cle_scale_use_threshold: Flag = True
     cle_total_layer_diff_threshold: Penalty = 1.9e-7
     cle_over_clips: Flag = True
+    keep_worse: Flag = False
 
 
 @strict_keywords

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
@@ -12,17 +11,12 @@ from pathlib import Path
 
 import onnx
 
-from quark.onnx.calibration.calibrate import Calibration, calibrate
-from quark.onnx.calibration.lost_parts import lost_parts
-from quark.onnx.calibration.weight_range import weight_scales
 from quark.onnx.calibration_data.any_data import Data, checked_data, data_reader
 from quark.onnx.calibration_data.checked_items import (
-    Batch,
     DataReader,
     checked_items,
     first_samples,
     model_inputs,
-    sample_count,
 )
 from quark.onnx.calibration_data.data_source import get_data_reader
 from quark.onnx.calibration_data.data_warnings import DataWatch
@@ -35,9 +29,6 @@ from quark.onnx.errors import ConfigTypeError, ModelError, UnsupportedError
 from quark.onnx.fast_finetune.fast_finetune import FastFinetune, store_for
 from quark.onnx.inference.devices import engine_on_device
 from quark.onnx.inference.sessions import BatchMerging, Engine, batch_is_free
-from quark.onnx.layers.bias_reach import with_biases_in_reach
-from quark.onnx.layers.equalise import PairReport
-from quark.onnx.layers.weight_layers import WeightLayer, weight_layers
 from quark.onnx.model_files.model_file import ModelLike, load_model
 from quark.onnx.model_files.quantized_form import check_is_float, check_is_qdq, is_quantized
 from quark.onnx.model_files.quantizer_gate import check_quantizers
@@ -46,21 +37,21 @@ from quark.onnx.own_errors import only_own_errors
 from quark.onnx.plan.float_form import matching_form
 from quark.onnx.preparation.finite_constants import check_weights, with_finite_biases
 from quark.onnx.preparation.prepare import prepared_forms, prepared_on
-from quark.onnx.qdq.insert_qdq import calibration_tensors, qdq_model
 from quark.onnx.quantization.equalised_model import equalised_model
 from quark.onnx.quantization.excluded_layers import excluded_outputs
+from quark.onnx.quantization.judged_equalisation import recorded, why_equalisation_goes
+from quark.onnx.quantization.plain_quantization import quantize_plainly
 from quark.onnx.quantization.quantization_report import plain_report
 from quark.onnx.quantization.reference_model import reference_forms, reference_model
-from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tensor_specs
+from quark.onnx.quantization.tensor_specs import needed_opset, tensor_specs
 from quark.onnx.report.activation_report import activation_reports
 from quark.onnx.report.model_sizes import model_sizes
-from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import Report
 from quark.onnx.report.resources import PhaseClock
 from quark.onnx.report.written_configuration import written_configuration
-from quark.onnx.resume.saved_run import NothingSaved, saved_run
+from quark.onnx.resume.saved_run import saved_run
 from quark.onnx.system.memory_limit import MemoryLimit
-from quark.onnx.whole_model.set_apart import SetApart
+from quark.onnx.whole_model.set_apart import SetApart, StoredBatches
 
 __all__ = ["ModelQuantizer", "finetune"]
 
@@ -158,8 +149,6 @@ class ModelQuantizer:
             specs, prepared = tensor_specs(config, model, original), model
             del few, ready
         watch = DataWatch()
-        pairs: tuple[PairReport, ...] = ()
-        warnings: tuple[str, ...] = ()
         with ExitStack() as stack:
             models = {"float model": original, "reference model": other.model if other else None}
             saved = stack.enter_context(saved_run(save_dir, models, config, model_output))
@@ -180,27 +169,32 @@ class ModelQuantizer:
                 apart = SetApart(store)
             items = apart.split(items, divisible=batch_is_free(model))
             first = next(items)
+            equalised = batches = None
             if config.equalisation is not None:
                 with clock.phase("equalise"):
                     equalised = equalised_model(model, specs.scope.quantized, config.equalisation, first, engine)
-                model, specs = equalised.model, specs.with_twins(equalised.twins)
-                pairs, warnings = equalised.pairs, equalised.warnings
-            with clock.phase("prepare"):
-                tensors = calibration_tensors(model, specs.qdq_options())
+                if equalised.is_changed and not config.equalisation.keep_worse:
+                    batches = StoredBatches(store, "calibration")  # for a second calibration, of the model as it was
             items = chain([first], items)
             del first  # it may be all of the data
-            with clock.phase("calibrate"):
-                calibration = _calibrate(model, items, tensors, finetuning, specs, engine, saved)
-                model, clipped = with_biases_in_reach(model, calibration.ranges, specs.scope.quantized)
-                calibration = _with_own_scales(calibration, model, specs, engine)
-            with clock.phase("insert Q/DQ"):
-                options = replace(specs.qdq_options(), without_range=frozenset(calibration.without_range))
-                inserted = qdq_model(model, calibration.ranges, calibration.weights, options)
-                quantized, warnings, notes = inserted.model, warnings + _logged(clipped), notes + inserted.notes
-            notes += _notes_of_ranges(model, calibration)
-            lost = lost_parts(model, specs.scope.quantized, calibration.ranges, specs.calibration_settings().range_of)
-            warnings += _logged((*watch.warnings(model, calibration.ranges), *lost))
-            warnings += _warnings_of_nothing(quantized)
+            keep = finetuning.keep if finetuning is not None else None
+            if equalised is None:
+                made = quantize_plainly(model, specs, items, keep, engine, clock, saved)
+            else:
+                items = recorded(items, batches) if batches is not None else items
+                its_specs = specs.with_twins(equalised.twins)
+                made = quantize_plainly(equalised.model, its_specs, items, keep, engine, clock, saved)
+                if batches is not None:
+                    without = quantize_plainly(model, specs, iter(batches), None, engine, clock, saved)
+                    batches.drop_all()
+                    with clock.phase("compare"):
+                        why = why_equalisation_goes(model, without.quantized, made.quantized, apart, store, engine)
+                    if why:
+                        made, equalised = without, equalised.undone(model, why)
+            model, quantized, calibration = made.float_model, made.quantized, made.calibration
+            warnings = equalised.warnings if equalised is not None else ()
+            warnings += _logged((*made.warnings, *watch.warnings(model, calibration.ranges)))
+            notes += made.notes
             seen = calibration.samples + (apart.compared.samples if apart.held_out else 0)
             if finetuning is not None:
                 target = reference[0] if reference else model
@@ -214,7 +208,7 @@ class ModelQuantizer:
                 report = plain_report(prepared, model, quantized, apart, store, engine, clock, seen)
             report = replace(
                 report,
-                pairs=pairs,
+                pairs=equalised.pairs if equalised is not None else (),
                 warnings=(*warnings, *report.warnings),
                 notes=(*notes, *report.notes, *saved.notes),
                 sizes=model_sizes(original, quantized),
@@ -342,81 +336,10 @@ def _unfused(config: QConfig) -> tuple[str, ...]:
     return tuple(name for option, name in operators.items() if not config.extra_options.get(option, True))
 
 
-def _warnings_of_nothing(quantized: onnx.ModelProto) -> tuple[str, ...]:
-    """Whether nothing was quantized. Logged too."""
-    if is_quantized(quantized):
-        return ()
-    warning = "nothing is quantized: the model has none of the operators to quantize, or all of them are excluded"
-    _LOG.warning(warning)
-    return (warning,)
-
-
 def _logged(warnings: tuple[str, ...]) -> tuple[str, ...]:
     for line in warnings:
         _LOG.warning(line)
     return warnings
-
-
-def _notes_of_ranges(model: onnx.ModelProto, calibration: Calibration) -> tuple[str, ...]:
-    """The tensors that stay in float, as they have no range."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    found = []
-    for tensor, why in calibration.without_range.items():
-        maker = f", which {makers[tensor].op_type} {makers[tensor].name!r} makes," if tensor in makers else ""
-        found.append(f"tensor {tensor!r}{maker} stays in float, and what shares its scale: {why}")
-    for line in found:
-        _LOG.info(line)
-    return tuple(found)
-
-
-def _calibrate(
-    model: onnx.ModelProto,
-    items: Iterator[Batch],
-    tensors: list[str],
-    finetuning: FastFinetune | None,
-    specs: TensorSpecs,
-    engine: Engine,
-    saved: NothingSaved,
-) -> Calibration:
-    layers = _quantized_layers(model, specs)
-    with PhaseProgress("Calibrating samples", None) as progress:
-
-        def watched(items: Iterator[Batch]) -> Iterator[Batch]:
-            for item in items:
-                yield item
-                progress.advance(sample_count(item))
-
-        items = watched(items)
-        can_join = BatchMerging(model, engine).is_exact
-        if finetuning is not None:
-            items = finetuning.keep(items, model, can_join)
-        items = _first(items, specs.options.get("CalibDataSize"), drain=finetuning is not None)
-        settings = specs.calibration_settings()
-        return saved.calibration(
-            items, lambda items: calibrate(model, items, can_join, tensors, layers, settings, engine)
-        )
-
-
-def _with_own_scales(found: Calibration, model: onnx.ModelProto, specs: TensorSpecs, engine: Engine) -> Calibration:
-    """With the parameters that follow from weights and biases themselves."""
-    layers = _quantized_layers(model, specs)
-    own = weight_scales(model, layers, specs.weight_ranges(layers), threads=engine.threads)
-    return replace(found, weights=found.weights | own)
-
-
-def _quantized_layers(model: onnx.ModelProto, specs: TensorSpecs) -> list[WeightLayer]:
-    return [layer for layer in weight_layers(model) if layer.node_name in specs.scope.quantized]
-
-
-def _first(items: Iterator[Batch], samples: int | None, *, drain: bool) -> Iterator[Batch]:
-    """The items that hold the first samples; with `drain` the others are read too, for whoever passes them on."""
-    seen = 0
-    for item in items:
-        if samples is None or seen < samples:
-            yield item
-        elif not drain:
-            return
-        seen += sample_count(item)
 
 
 def _with_notes(report: Report, config: QConfig, reader: DataReader, *, quantizes: bool = True) -> Report:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -37,6 +37,26 @@ class Equalised:
     twins: Mapping[str, str]
     warnings: tuple[str, ...]
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether any pair is equalised."""
+        return any(not pair.reason for pair in self.pairs)
+
+    def undone(self, model: onnx.ModelProto, why: str) -> Equalised:
+        """Without equalisation; logged as a warning.
+
+        Args:
+            model: as it was given.
+            why: for the report of each pair that was equalised.
+        """
+        warning = f"cross-layer equalisation was {why}"
+        _LOG.warning(warning)
+        pairs = tuple(
+            pair if pair.reason else PairReport(head=pair.head, tail=pair.tail, channels=pair.channels, reason=why)
+            for pair in self.pairs
+        )
+        return Equalised(model, pairs, {}, (*self.warnings, warning))
+
 
 def equalised_model(
     model: onnx.ModelProto, quantized: Collection[str], config: CLEConfig, batch: Batch, engine: Engine
@@ -49,21 +69,14 @@ def equalised_model(
         batch: the first of the calibration data. Models that it does not fit are not compared.
     """
     result, pairs = equalise(model, quantized, config)
-    warnings: tuple[str, ...] = ()
-    if all(pair.reason for pair in pairs):
-        warnings = (f"CLEConfig has no effect: {_why_not(pairs)}",)
-    elif not _computes_the_same(model, result, batch, engine):
-        warnings = (f"cross-layer equalisation was {_MOVED}",)
-        result = model
-        pairs = tuple(
-            pair if pair.reason else PairReport(head=pair.head, tail=pair.tail, channels=pair.channels, reason=_MOVED)
-            for pair in pairs
-        )
-    for line in warnings:
-        _LOG.warning(line)
     known = {node.name for node in model.graph.node}
     bounds = [node for node in result.graph.node if node.name not in known]  # Min behind what was a Clip
-    return Equalised(result, pairs, {node.input[0]: node.output[0] for node in bounds}, warnings)
+    found = Equalised(result, pairs, {node.input[0]: node.output[0] for node in bounds}, ())
+    if not found.is_changed:
+        warning = f"CLEConfig has no effect: {_why_not(pairs)}"
+        _LOG.warning(warning)
+        return replace(found, warnings=(warning,))
+    return found if _computes_the_same(model, result, batch, engine) else found.undone(model, _MOVED)
 
 
 def _why_not(pairs: tuple[PairReport, ...]) -> str:

@@ -15,10 +15,10 @@ from quark.onnx.plan.reasons import Reason
 from quark.onnx.report.chance import standard_errors
 from quark.onnx.report.layer_report import LayerReport
 
-__all__ = ["Change", "Kept", "keep_better", "without"]
+__all__ = ["Change", "Kept", "is_worse", "keep_better", "without"]
 
 _LOG = logging.getLogger(__name__)
-CERTAIN = 1.1  # standard errors of the difference: a single sample, however bad, makes one
+_CERTAIN = 1.1  # standard errors of the difference: a single sample, however bad, makes one
 _STATES = 8  # of the model that are tried in between, about evenly spread over its layers
 
 
@@ -50,6 +50,11 @@ class Kept:
     why: str = ""
 
 
+def is_worse(after: NDArray[np.float64], before: NDArray[np.float64]) -> bool:
+    """Whether the errors of one state of a model, by sample, are worse than another's by more than chance."""
+    return standard_errors(after, before) > _CERTAIN
+
+
 def keep_better(
     quantized: onnx.ModelProto,
     changes: Sequence[Change],
@@ -69,7 +74,7 @@ def keep_better(
         done: what made the changes: "finetuning".
     """
     after = errors()
-    if not standard_errors(after, before) > CERTAIN:
+    if not is_worse(after, before):
         return Kept()
     initializers = constant_tensors(quantized.graph)
     new = [{name: _copy(initializers[name]) for name in change.before} for change in changes]

@@ -49,6 +49,11 @@ class StoredBatches(Sequence[Batch]):
         for name in self._inputs[index]:
             self._store.drop((self._name, name, index))
 
+    def drop_all(self) -> None:
+        """Free all batches."""
+        for index in range(len(self)):
+            self.drop(index)
+
     def __len__(self) -> int:
         return len(self._inputs)
 

@@ -10,7 +10,18 @@ import numpy as np
 import onnx
 import pytest
 from reference.inner_tensors import inner_tensors
-from small_models import MODELS, Reader, embedding, fitted, mean_squared_error, mlp, samples, separable_cnn
+from small_models import (
+    MODELS,
+    Reader,
+    Weights,
+    build,
+    embedding,
+    fitted,
+    mean_squared_error,
+    mlp,
+    samples,
+    separable_cnn,
+)
 
 from quark.onnx import (
     AdaQuantConfig,
@@ -27,6 +38,7 @@ from quark.onnx import (
 )
 from quark.onnx.config.spec import CalibMethod
 from quark.onnx.errors import ConfigError, DataError, UnsupportedError
+from quark.onnx.layers.equalise import PairReport
 from quark.onnx.preparation.prepare import prepare
 from quark.onnx.quantization import equalised_model
 from quark.onnx.report.report import Report
@@ -116,6 +128,57 @@ def test_an_equalisation_that_moves_the_outputs_is_undone(monkeypatch: pytest.Mo
     assert bits(quantized) == bits(quantize(separable_cnn())[0])
     assert all(pair.reason.startswith("undone") for pair in report.pairs)
     assert any("equalisation was undone" in line for line in report.warnings)
+
+
+@pytest.fixture
+def unequal(monkeypatch: pytest.MonkeyPatch) -> onnx.ModelProto:
+    """A model whose ranges an equalisation that is no good sets apart by 1024; what it computes stays."""
+    w = Weights(5)
+    text = "(float[N,8] x) => (float[N,4] y) { [a] h = Gemm<transB=1>(x, a_w, a_b) r = Relu(h) [b] y = MatMul(r, b_w) }"
+
+    def wrong(model: onnx.ModelProto, *_: object) -> tuple[onnx.ModelProto, tuple[PairReport, ...]]:
+        changed = onnx.ModelProto()
+        changed.CopyFrom(model)
+        for tensor in changed.graph.initializer:
+            values = onnx.numpy_helper.to_array(tensor).copy()
+            values[0] *= 2.0 ** (-10 if tensor.name == "b_w" else 10)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        return changed, (PairReport(head="a", tail="b", channels=16, scaled=1, factors=(2.0**-10, 1.0)),)
+
+    monkeypatch.setattr(equalised_model, "equalise", wrong)
+    return build(text, a_w=w.conv(16, 8), a_b=w.bias(16), b_w=w.conv(16, 4))
+
+
+@pytest.mark.parametrize(
+    "others", [(), (BiasCorrectionConfig(),), (AdaRoundConfig(),), (AdaRoundConfig(mem_opt_level=2),)], ids=str
+)
+def test_an_equalisation_that_makes_the_model_worse_is_undone(
+    unequal: onnx.ModelProto, others: tuple[AlgoConfig, ...]
+) -> None:
+    quantized, report = quantize(unequal, CLEConfig(), *others)
+    assert bits(quantized) == bits(quantize(unequal, *others)[0])
+    (pair,) = report.pairs
+    assert pair.reason.startswith("undone: the quantized model is worse with it on the 5 samples compared")
+    (warning,) = (line for line in report.warnings if "equalisation was undone" in line)
+    assert "more than chance" in warning
+    assert report.samples == SAMPLES
+
+
+def test_keep_worse_keeps_an_equalisation(unequal: onnx.ModelProto) -> None:
+    arrays = samples(unequal, 100, seed=1)
+    kept, report = quantize(unequal, CLEConfig(keep_worse=True))
+    undone, _ = quantize(unequal, CLEConfig())
+    assert not report.pairs[0].reason
+    assert mean_squared_error(unequal, kept, arrays) > 10 * mean_squared_error(unequal, undone, arrays)
+
+
+@pytest.mark.parametrize("finetuning", [(), (AdaRoundConfig(),)], ids=str)
+def test_an_equalisation_that_is_good_is_not_touched_by_the_judgement(finetuning: tuple[AlgoConfig, ...]) -> None:
+    model = separable_cnn()
+    kept, report = quantize(model, CLEConfig(keep_worse=True), *finetuning)
+    judged, also = quantize(model, CLEConfig(), *finetuning)
+    assert bits(judged) == bits(kept)
+    assert (also.pairs, also.end_to_end, also.warnings) == (report.pairs, report.end_to_end, report.warnings)
 
 
 def test_a_bound_has_the_spec_of_the_clip() -> None:

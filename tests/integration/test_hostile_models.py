@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 from small_models import Reader, samples, separable_cnn
 
-import quark.onnx.quantization.api
+import quark.onnx.quantization.plain_quantization
 from quark.onnx import (
     AdaRoundConfig,
     DataError,
@@ -138,7 +138,7 @@ def test_an_error_of_ours_names_the_node_and_asks_for_a_report(monkeypatch: pyte
         for node in model.graph.node:
             raise KeyError(node.op_type)
 
-    monkeypatch.setattr(quark.onnx.quantization.api, "weight_layers", broken)
+    monkeypatch.setattr(quark.onnx.quantization.plain_quantization, "weight_layers", broken)
     with pytest.raises(ModelError, match=r"^at node 'stem' \(Conv\): KeyError: 'Conv'.*please report it") as caught:
         quantize(separable_cnn(), reader(), AdaRoundConfig())
     assert isinstance(caught.value.__cause__, KeyError)

@@ -210,7 +210,7 @@ def test_what_is_kept_is_not_done_again(tmp_path: Path, monkeypatch: pytest.Monk
         with monkeypatch.context() as patch:
             stop_after(2, patch)
             if stops:
-                patch.setattr("quark.onnx.quantization.api.calibrate", None)
+                patch.setattr("quark.onnx.quantization.plain_quantization.calibrate", None)
             try:
                 run(tmp_path)
             except Stopped:
