@@ -16,18 +16,18 @@ qk_adam qk_adam_at(double learning_rate, int64_t t);
 /* AdaRound (arXiv 2004.10568), n weights of one scale: w = scale (clip(base + h) - zp), h the rectified
  * sigmoid of alpha. lo, hi: the integers that may be used. */
 typedef struct {
-    float *alpha, *first, *second; /* (n): variable and Adam's two averages */
-    float *sigmoid;                /* (n): of alpha; set by a call with a negative rate, then kept up to date */
-    const float *base;             /* (n): floor(w / scale) + zp */
-    float *weight;                 /* (n): becomes the soft weight */
+    float *alpha, *m, *v; /* (n): variable, and Adam's first and second moment of its gradient */
+    float *sigmoid;       /* (n): of alpha; set by soft_rounding_weights, then kept up to date */
+    const float *base;    /* (n): floor(w / scale) + zp */
+    float *weight;        /* (n): becomes the soft weight */
     float scale, zp, lo, hi;
     float penalty, beta; /* of the regulariser 1 - |2h - 1|^beta */
 } qk_soft_rounding;
 
 /* AdaQuant (arXiv 2006.10518), n weights of one scale: w^ = scale (clip(round(w / scale) + zp) - zp). */
 typedef struct {
-    float *real, *first, *second; /* (n): variable and Adam's two averages */
-    float *weight;                /* (n): becomes the quantized weight */
+    float *real, *m, *v; /* (n): variable, and Adam's first and second moment of its gradient */
+    float *weight;       /* (n): becomes the quantized weight */
     float scale, zp, lo, hi;
 } qk_straight_through;
 
@@ -111,11 +111,15 @@ typedef struct {
     double (*sloped_error)(float *restrict error, const float *restrict value, const float *restrict target,
                            const float *restrict slope, size_t n);
     /* One step of Adam for n variables. */
-    void (*adam)(float *restrict variable, float *restrict first, float *restrict second,
-                 const float *restrict gradient, qk_adam adam, size_t n);
-    /* One step along `gradient`, of the loss by the weight. A negative rate sets weight and sigmoid only. Returns the
-     * sum of the regulariser 1 - |2h - 1|^beta before the step, 0 where it has no penalty. */
+    void (*adam)(float *restrict variable, float *restrict m, float *restrict v, const float *restrict gradient,
+                 qk_adam adam, size_t n);
+    /* Sets weight and sigmoid from the variables. */
+    void (*soft_rounding_weights)(const qk_soft_rounding *r, size_t n);
+    /* One step along `gradient`, of the loss by the weight, and the weights then. Returns the sum of the regulariser
+     * 1 - |2h - 1|^beta before the step, 0 where it has no penalty. */
     double (*soft_rounding_step)(const qk_soft_rounding *r, const float *restrict gradient, qk_adam adam, size_t n);
+    /* The same two of AdaQuant's variables. */
+    void (*straight_through_weights)(const qk_straight_through *r, size_t n);
     void (*straight_through_step)(const qk_straight_through *r, const float *restrict gradient, qk_adam adam, size_t n);
 
     /* to (n) += step[i] * line which[i] of `lines`, for all i < count; lines are ld apart. */

@@ -170,7 +170,8 @@ static void add_piece(qk_sample_grams *g, addition *a, int64_t piece, float *pro
     const int64_t n = g->on->pieces.tables[piece].count;
     a->error = a->panel + g->inputs * n;
     a->line = a->error + g->outputs * n;
-    for (int64_t p = 0; p < n && g->with_bias; p++) a->error[p - n] = 1;
+    float *last_line = a->panel + (g->inputs - 1) * n; /* With the bias it is the input that is always 1. */
+    for (int64_t p = 0; p < n && g->with_bias; p++) last_line[p] = 1;
     qk_fill_piece(d, d->x[a->sample], &(qk_piece_fill){&g->on->pieces.tables[piece], a->group, a->panel, n, 0, NULL});
     add_errors(g, a, piece);
     if (!g->as_bytes) add_gram(g, products, a->panel, n, piece > 0);

@@ -200,7 +200,7 @@ static void line_to_planes(float *planes, const float *line, const layout *l, in
             memcpy(planes + s * l->out_size + i * l->out_width, line + s * l->count + i * W, (size_t)W * sizeof *line);
 }
 
-void qk_winograd_forward(const qk_winograd *w, const qk_part *p, int worker, float *out) {
+void qk_winograd_forward(qk_winograd *w, const qk_part *p, int worker, float *out) {
     const layout l = layout_of_part(w, p);
     const scratch s = scratch_of(w, worker);
     const int64_t C = w->channels, T = l.tiles, ld = ELEMENTS * T, n = l.samples * l.count;
@@ -221,7 +221,7 @@ void qk_winograd_forward(const qk_winograd *w, const qk_part *p, int worker, flo
     }
 }
 
-void qk_winograd_backward(const qk_winograd *w, const qk_part *p, int worker, float *gradient, const float *error) {
+void qk_winograd_backward(qk_winograd *w, const qk_part *p, int worker, float *gradient, const float *error) {
     const layout l = layout_of_part(w, p);
     const scratch s = scratch_of(w, worker);
     const int64_t C = w->channels, T = l.tiles, ld = ELEMENTS * T, n = l.samples * l.count;

@@ -39,8 +39,8 @@ void qk_winograd_destroy(qk_winograd *w);
 /* The weight (groups * O, C * 9) of the calls to come. */
 void qk_winograd_use_weight(qk_winograd *w, const float *weight, qk_pool *pool);
 /* out (outputs, n) = weight * inputs, where n = (last - first) * count columns of the part. */
-void qk_winograd_forward(const qk_winograd *w, const qk_part *part, int worker, float *out);
+void qk_winograd_forward(qk_winograd *w, const qk_part *part, int worker, float *out);
 /* gradient (outputs, C * 9) = error (outputs, n) * inputs', of the part of this worker's last qk_winograd_forward. */
-void qk_winograd_backward(const qk_winograd *w, const qk_part *part, int worker, float *gradient, const float *error);
+void qk_winograd_backward(qk_winograd *w, const qk_part *part, int worker, float *gradient, const float *error);
 
 #endif

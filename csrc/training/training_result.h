@@ -1,23 +1,30 @@
+/* The integers that are the result: for each output the best that were offered, the start's to begin with. */
 #ifndef QK_TRAINING_RESULT_H
 #define QK_TRAINING_RESULT_H
 
-#include "training/trainer.h"
+#include "training/judge.h"
+#include "training/variables.h"
 
-/* What is added up while all samples of a set are judged; entries that are NULL are not. */
 typedef struct {
-    double *row_loss;     /* (rows) */
-    double *mean_power;   /* (groups * K): mean square of each input */
-    double *mean_error;   /* (rows): of each output, times the stage's derivative */
-    double *slope_power;  /* (rows): mean square of that */
-    double *target_power; /* mean square of the target */
-} qk_summary;
-/* The loss over all samples of a set; NaN without any. Adds to the entries of `sums`. */
-double qk_evaluate(qk_trainer *t, qk_set set, qk_summary sums);
-/* Errors of the start, and from them the unit of each output. */
-qk_status qk_judge_start(qk_trainer *t, qk_gradient_result *result);
+    const qk_training_problem *problem;
+    qk_judge *judge;
+    qk_float_layer *layer;       /* what is judged */
+    qk_gradient_result *best;    /* the caller's */
+    bool *took;                  /* (rows): whether the best is no longer the start */
+    double *best_loss, *offered; /* (rows): judged losses of the best, and of what is offered */
+    int32_t *weight_q, *bias_q;  /* (rows, K), (rows): what the steps led to */
+} qk_training_result;
+
+/* qk_training_result_destroy after a failure, too. */
+qk_status qk_training_result_init(qk_training_result *r, qk_judge *judge, qk_float_layer *layer,
+                                  qk_gradient_result *best);
+void qk_training_result_destroy(qk_training_result *r);
+/* Errors of the start, as which the layer must compute; and over the fitted samples, added: input_power (groups * K),
+ * mean square of each input; slope_power (rows), mean square of the stage's derivative. QK_E_TOO_LARGE. */
+qk_status qk_judge_start(qk_training_result *r, double *input_power, double *slope_power);
 /* The better of the start and of what the caller offers, output by output. */
-void qk_first_result(qk_trainer *t, qk_gradient_result *result);
+void qk_offer_first(qk_training_result *r);
 /* What the variables round to, where it is better still. */
-qk_status qk_finish(qk_trainer *t, qk_gradient_result *result);
+qk_status qk_finish(qk_training_result *r, const qk_variables *v);
 
 #endif

@@ -73,7 +73,7 @@ static void output_error_subtracts_and_sums_squares(void) { for_every_length(che
 /* The arrays of either step, each with a guard value behind its end. */
 typedef struct {
     size_t n, shift;
-    float *variable, *first, *second, *base, *weight, *gradient; /* base: of AdaRound */
+    float *variable, *m, *v, *base, *weight, *gradient; /* base: of AdaRound */
 } state;
 
 static float *guarded(qk_random *random, size_t n, size_t shift, float lo, float hi) {
@@ -92,8 +92,8 @@ static state state_new(size_t n, size_t shift, uint64_t seed) {
     state s = {.n = n,
                .shift = shift,
                .variable = guarded(&r, n, shift, -4, 4),
-               .first = guarded(&r, n, shift, -0.5f, 0.5f),
-               .second = guarded(&r, n, shift, 0.01f, 0.1f),
+               .m = guarded(&r, n, shift, -0.5f, 0.5f),
+               .v = guarded(&r, n, shift, 0.01f, 0.1f),
                .base = guarded(&r, n, shift, LO - 3, HI + 2),
                .weight = guarded(&r, n, shift, 0, 0),
                .gradient = guarded(&r, n, shift, -2, 2)};
@@ -102,54 +102,58 @@ static state state_new(size_t n, size_t shift, uint64_t seed) {
 }
 
 static void state_free(state *s) {
-    float *arrays[] = {s->variable, s->first, s->second, s->base, s->weight, s->gradient};
+    float *arrays[] = {s->variable, s->m, s->v, s->base, s->weight, s->gradient};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
 static void check_same_state(const state *a, const state *b) {
     const size_t n = a->n + a->shift + 1;
     CHECK_SAME(a->variable, b->variable, n);
-    CHECK_SAME(a->first, b->first, n);
-    CHECK_SAME(a->second, b->second, n);
+    CHECK_SAME(a->m, b->m, n);
+    CHECK_SAME(a->v, b->v, n);
     CHECK_SAME(a->base, b->base, n);
     CHECK_SAME(a->weight, b->weight, n);
     CHECK_SAME(a->gradient, b->gradient, n);
 }
 
 /* Adam as its paper has it, with beta 0.9 and 0.999. */
-static double adam(double *first, double *second, double g) {
-    *first = 0.9 * *first + 0.1 * g;
-    *second = 0.999 * *second + 0.001 * g * g;
-    return (double)RATE * (*first / CORRECTION1) / (sqrt(*second / CORRECTION2) + 1e-8);
+static double adam(double *m, double *v, double g) {
+    *m = 0.9 * *m + 0.1 * g;
+    *v = 0.999 * *v + 0.001 * g * g;
+    return (double)RATE * (*m / CORRECTION1) / (sqrt(*v / CORRECTION2) + 1e-8);
 }
 
 /* Item i of `after` is that of `before` after a step along g. */
 static void check_adam(const state *before, const state *after, size_t i, double g) {
-    double first = before->first[i], second = before->second[i];
-    const double step = adam(&first, &second, g);
-    CHECK_CLOSE(after->first[i], first, 1e-5);
-    CHECK_CLOSE(after->second[i], second, 1e-5);
+    double m = before->m[i], v = before->v[i];
+    const double step = adam(&m, &v, g);
+    CHECK_CLOSE(after->m[i], m, 1e-5);
+    CHECK_CLOSE(after->v[i], v, 1e-5);
     CHECK_CLOSE(after->variable[i], before->variable[i] - step, 1e-6);
 }
 
 /* ---- soft_rounding_step ---------------------------------------------------------------------- */
 
-static double soft_step(const qk_kernels *k, const state *s, float penalty, float beta, float rate) {
+static qk_soft_rounding soft_rounding_of(const state *s, float *sigmoid) {
+    return (qk_soft_rounding){.alpha = s->variable + s->shift,
+                              .sigmoid = sigmoid + s->shift,
+                              .m = s->m + s->shift,
+                              .v = s->v + s->shift,
+                              .base = s->base + s->shift,
+                              .weight = s->weight + s->shift,
+                              .scale = SCALE,
+                              .zp = ZP,
+                              .lo = LO,
+                              .hi = HI};
+}
+
+static double soft_step(const qk_kernels *k, const state *s, float penalty, float beta) {
     float sigmoid[MOST + 2];
-    const qk_soft_rounding r = {.alpha = s->variable + s->shift,
-                                .sigmoid = sigmoid + s->shift,
-                                .first = s->first + s->shift,
-                                .second = s->second + s->shift,
-                                .base = s->base + s->shift,
-                                .weight = s->weight + s->shift,
-                                .scale = SCALE,
-                                .zp = ZP,
-                                .lo = LO,
-                                .hi = HI,
-                                .penalty = penalty,
-                                .beta = beta};
-    k->soft_rounding_step(&r, s->gradient + s->shift, (qk_adam){-1, 1}, s->n);
-    return k->soft_rounding_step(&r, s->gradient + s->shift, (qk_adam){rate / CORRECTION1, 1 / CORRECTION2}, s->n);
+    qk_soft_rounding r = soft_rounding_of(s, sigmoid);
+    r.penalty = penalty;
+    r.beta = beta;
+    k->soft_rounding_weights(&r, s->n);
+    return k->soft_rounding_step(&r, s->gradient + s->shift, (qk_adam){RATE / CORRECTION1, 1 / CORRECTION2}, s->n);
 }
 
 static double soft_h(double alpha) { return fmin(fmax(1.2 / (1 + exp(-alpha)) - 0.1, 0), 1); }
@@ -171,8 +175,8 @@ static void check_soft_rounding(const qk_kernels *k, size_t n, size_t shift) {
     for (int i = 0; i < 3; i++) {
         const uint64_t seed = n * 7 + (uint64_t)i;
         state before = state_new(n, shift, seed), got = state_new(n, shift, seed), scalar = state_new(n, shift, seed);
-        const double total = soft_step(k, &got, penalties[i], betas[i], RATE);
-        const double scalar_total = soft_step(&qk_kernels_scalar, &scalar, penalties[i], betas[i], RATE);
+        const double total = soft_step(k, &got, penalties[i], betas[i]);
+        const double scalar_total = soft_step(&qk_kernels_scalar, &scalar, penalties[i], betas[i]);
         check_same_state(&got, &scalar);
         CHECK_SAME(&total, &scalar_total, 1);
         double expected = 0;
@@ -191,7 +195,7 @@ static void check_soft_rounding(const qk_kernels *k, size_t n, size_t shift) {
 
 static void soft_rounding_steps_along_its_gradient(void) { for_every_length(check_soft_rounding); }
 
-/* From averages of 0 the first average becomes a tenth of the gradient. */
+/* From moments of 0 the first moment becomes a tenth of the gradient. */
 static void soft_rounding_differentiates_weight_and_regulariser(void) {
     const qk_kernels *tables[MOST_TABLES];
     const int count = runnable(tables);
@@ -200,17 +204,17 @@ static void soft_rounding_differentiates_weight_and_regulariser(void) {
         for (int kind = 0; kind < 4; kind++) { /* the weight alone, then the regulariser alone by its exponent */
             state s = state_new(MOST, 0, 11), before = state_new(MOST, 0, 11);
             for (size_t i = 0; i < MOST; i++) {
-                s.first[i] = 0;
+                s.m[i] = 0;
                 if (kind > 0) s.gradient[i] = 0;
             }
             const double beta = betas[kind > 0 ? kind - 1 : 0];
-            soft_step(tables[t], &s, kind > 0, (float)beta, RATE);
+            soft_step(tables[t], &s, kind > 0, (float)beta);
             for (size_t i = 0; i < MOST; i++) {
                 const double up = before.variable[i] + step, down = before.variable[i] - step, base = before.base[i];
                 const double difference =
                     kind ? regulariser(up, (float)beta) - regulariser(down, (float)beta)
                          : (double)before.gradient[i] * (soft_weight(up, base) - soft_weight(down, base));
-                CHECK_CLOSE(10 * (double)s.first[i], difference / (2 * step), 2e-5);
+                CHECK_CLOSE(10 * (double)s.m[i], difference / (2 * step), 2e-5);
             }
             state_free(&s);
             state_free(&before);
@@ -228,15 +232,15 @@ static void soft_rounding_at_its_ends_and_in_the_middle(void) {
         for (size_t i = 0; i < COUNT; i++) {
             s.variable[i] = alphas[i];
             s.base[i] = 3;
-            s.first[i] = 0;
+            s.m[i] = 0;
             s.gradient[i] = i == MIDDLE || i == MIDDLE + 1 ? 0 : 1;
         }
-        const double total = soft_step(tables[t], &s, 1, 20, RATE);
+        const double total = soft_step(tables[t], &s, 1, 20);
         CHECK_CLOSE(total, 2, 1e-6); /* of the two in the middle */
         for (size_t i = 0; i < COUNT; i++) {
             const double h = alphas[i] < 0 ? 0 : alphas[i] > 0 ? 1 : 0.5;
             CHECK_CLOSE(s.weight[i], SCALE * (3 + h - ZP), 1e-6);
-            CHECK(s.first[i] == 0);
+            CHECK(s.m[i] == 0);
             CHECK(s.variable[i] == alphas[i]);
         }
         state_free(&s);
@@ -254,14 +258,16 @@ static void the_rectified_sigmoid_is_precise(void) {
         float sigmoid[COUNT];
         const qk_soft_rounding r = {
             .alpha = alpha, .sigmoid = sigmoid, .base = base, .weight = weight, .scale = 1, .lo = LO, .hi = HI};
-        tables[t]->soft_rounding_step(&r, base, (qk_adam){-1, 1}, COUNT);
+        tables[t]->soft_rounding_weights(&r, COUNT);
         for (int i = 0; i < COUNT; i++) CHECK(fabs(weight[i] - soft_h(alpha[i])) <= 3e-7);
     }
 }
 
 static void check_soft_weight_only(const qk_kernels *k, size_t n, size_t shift) {
     state before = state_new(n, shift, n), s = state_new(n, shift, n);
-    CHECK(soft_step(k, &s, 1, 20, -1) == 0);
+    float sigmoid[MOST + 2];
+    const qk_soft_rounding r = soft_rounding_of(&s, sigmoid);
+    k->soft_rounding_weights(&r, n);
     for (size_t i = shift; i < n + shift; i++) CHECK_CLOSE(s.weight[i], soft_weight(s.variable[i], s.base[i]), 1e-6);
     memcpy(before.weight, s.weight, (n + shift + 1) * sizeof *s.weight);
     CHECK(s.weight[n + shift] == -77);
@@ -270,20 +276,24 @@ static void check_soft_weight_only(const qk_kernels *k, size_t n, size_t shift) 
     state_free(&s);
 }
 
-static void a_negative_rate_only_sets_the_soft_weight(void) { for_every_length(check_soft_weight_only); }
+static void the_soft_weight_is_set_alone(void) { for_every_length(check_soft_weight_only); }
 
 /* ---- straight_through_step ------------------------------------------------------------------- */
 
-static void straight_step(const qk_kernels *k, const state *s, float rate) {
-    const qk_straight_through r = {.real = s->variable + s->shift,
-                                   .first = s->first + s->shift,
-                                   .second = s->second + s->shift,
-                                   .weight = s->weight + s->shift,
-                                   .scale = SCALE,
-                                   .zp = ZP,
-                                   .lo = LO,
-                                   .hi = HI};
-    k->straight_through_step(&r, s->gradient + s->shift, (qk_adam){rate / CORRECTION1, 1 / CORRECTION2}, s->n);
+static qk_straight_through straight_through_of(const state *s) {
+    return (qk_straight_through){.real = s->variable + s->shift,
+                                 .m = s->m + s->shift,
+                                 .v = s->v + s->shift,
+                                 .weight = s->weight + s->shift,
+                                 .scale = SCALE,
+                                 .zp = ZP,
+                                 .lo = LO,
+                                 .hi = HI};
+}
+
+static void straight_step(const qk_kernels *k, const state *s) {
+    const qk_straight_through r = straight_through_of(s);
+    k->straight_through_step(&r, s->gradient + s->shift, (qk_adam){RATE / CORRECTION1, 1 / CORRECTION2}, s->n);
 }
 
 static float quantized(float real) { /* as ONNX divides and rounds, half to even */
@@ -303,8 +313,8 @@ static void check_straight_through(const qk_kernels *k, size_t n, size_t shift) 
         put_ties(&states[i]);
     }
     const state *before = &states[0], *got = &states[1];
-    straight_step(k, got, RATE);
-    straight_step(&qk_kernels_scalar, &states[2], RATE);
+    straight_step(k, got);
+    straight_step(&qk_kernels_scalar, &states[2]);
     check_same_state(got, &states[2]);
     int64_t inside_grid = 0;
     for (size_t i = shift; i < n + shift; i++) {
@@ -324,7 +334,8 @@ static void check_quantized_weight_only(const qk_kernels *k, size_t n, size_t sh
     state before = state_new(n, shift, n + 6), s = state_new(n, shift, n + 6);
     put_ties(&before);
     put_ties(&s);
-    straight_step(k, &s, -1);
+    const qk_straight_through r = straight_through_of(&s);
+    k->straight_through_weights(&r, n);
     for (size_t i = shift; i < n + shift; i++) CHECK(s.weight[i] == quantized(s.variable[i]));
     memcpy(before.weight, s.weight, (n + shift + 1) * sizeof *s.weight);
     CHECK(s.weight[n + shift] == -77);
@@ -333,7 +344,7 @@ static void check_quantized_weight_only(const qk_kernels *k, size_t n, size_t sh
     state_free(&s);
 }
 
-static void a_negative_rate_only_sets_the_quantized_weight(void) { for_every_length(check_quantized_weight_only); }
+static void the_quantized_weight_is_set_alone(void) { for_every_length(check_quantized_weight_only); }
 
 /* ---- Adam ------------------------------------------------------------------------------------ */
 
@@ -344,8 +355,8 @@ static void adam_steps_are_as_long_as_the_rate(void) {
     const float sizes[] = {1e-3f, -1, 1e3f, 0};
     for (int t = 0; t < count; t++)
         for (int i = 0; i < 4; i++) {
-            float real = 0, first = 0, second = 0, weight = 0;
-            const qk_straight_through r = {&real, &first, &second, &weight, 1, 0, -100, 100};
+            float real = 0, m = 0, v = 0, weight = 0;
+            const qk_straight_through r = {&real, &m, &v, &weight, 1, 0, -100, 100};
             for (int step = 1; step <= 50; step++) {
                 tables[t]->straight_through_step(&r, &sizes[i], qk_adam_at(0.01, step), 1);
                 const double sign = sizes[i] > 0 ? 1 : sizes[i] < 0 ? -1 : 0;
@@ -359,19 +370,19 @@ static void averages_that_fade_away_end_at_zero(void) {
     const qk_kernels *tables[MOST_TABLES];
     const int count = runnable(tables);
     for (int t = 0; t < count; t++) {
-        float variable[] = {0, 0, 0, 0}, first[] = {1.05e-30f, -1e-29f, 0, 0}, second[] = {1.0005e-30f, 1e-29f, 0, 0};
+        float variable[] = {0, 0, 0, 0}, m[] = {1.05e-30f, -1e-29f, 0, 0}, v[] = {1.0005e-30f, 1e-29f, 0, 0};
         const float gradient[] = {0, 0, 1e-14f, 1e-16f};
-        tables[t]->adam(variable, first, second, gradient, qk_adam_at(0.01, 1), 4);
-        CHECK(first[0] == 0 && second[0] == 0);
-        CHECK(first[1] < -8e-30f && second[1] > 9e-30f);
-        CHECK(first[2] > 9e-16f && variable[2] < 0);
-        CHECK(first[3] == 0 && variable[3] == 0);
+        tables[t]->adam(variable, m, v, gradient, qk_adam_at(0.01, 1), 4);
+        CHECK(m[0] == 0 && v[0] == 0);
+        CHECK(m[1] < -8e-30f && v[1] > 9e-30f);
+        CHECK(m[2] > 9e-16f && variable[2] < 0);
+        CHECK(m[3] == 0 && variable[3] == 0);
     }
 }
 
 QK_TESTS(QK_TEST(weighted_sum_adds_lines), QK_TEST(output_error_subtracts_and_sums_squares),
          QK_TEST(soft_rounding_steps_along_its_gradient), QK_TEST(soft_rounding_differentiates_weight_and_regulariser),
          QK_TEST(soft_rounding_at_its_ends_and_in_the_middle), QK_TEST(the_rectified_sigmoid_is_precise),
-         QK_TEST(a_negative_rate_only_sets_the_soft_weight), QK_TEST(straight_through_steps_inside_the_grid),
-         QK_TEST(a_negative_rate_only_sets_the_quantized_weight), QK_TEST(adam_steps_are_as_long_as_the_rate),
+         QK_TEST(the_soft_weight_is_set_alone), QK_TEST(straight_through_steps_inside_the_grid),
+         QK_TEST(the_quantized_weight_is_set_alone), QK_TEST(adam_steps_are_as_long_as_the_rate),
          QK_TEST(averages_that_fade_away_end_at_zero))
