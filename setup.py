@@ -19,7 +19,7 @@ DEPENDENCIES = [  # why each is there, and at least this version: docs/decisions
     "numpy>=2.0",
     "onnx>=1.21",
     "onnxruntime>=1.32",
-    "pyyaml>=6.0.1",
+    "pyyaml>=6.0.2",
     "rich>=13",
     "jinja2>=3.1",
 ]

@@ -24,6 +24,7 @@ from onnxruntime.quantization import (
 
 from quark.onnx.calibration import CachedDataReader, PathDataReader, RandomDataReader, get_data_reader
 from quark.onnx.calibration_data.images import ImagePreprocessing
+from quark.onnx.comparison import ComparedModels, compare_models
 from quark.onnx.config import (
     BFP16,
     AdaQuantConfig,
@@ -102,6 +103,7 @@ from quark.onnx.errors import (
     QuarkError,
     UnsupportedError,
 )
+from quark.onnx.inspection import InspectedModel, inspect_model
 from quark.onnx.missing_names import refuse_missing
 from quark.onnx.operators.custom_ops import get_library_path
 from quark.onnx.quantization.api import ModelQuantizer, finetune
@@ -152,6 +154,7 @@ __all__ = [
     "CalibraterBase",
     "CalibrationDataReader",
     "CalibrationMethod",
+    "ComparedModels",
     "Config",
     "ConfigError",
     "ConfigTypeError",
@@ -165,6 +168,7 @@ __all__ = [
     "Float16Spec",
     "GPTQConfig",
     "ImagePreprocessing",
+    "InspectedModel",
     "Int2",
     "Int2Spec",
     "Int4",
@@ -221,9 +225,11 @@ __all__ = [
     "VitisQuantFormat",
     "VitisQuantType",
     "XInt8Spec",
+    "compare_models",
     "finetune",
     "get_data_reader",
     "get_library_path",
+    "inspect_model",
     "quantize",
     "write_calibration_table",
 ]

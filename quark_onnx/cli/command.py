@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import click
+from rich import box
 from rich.console import Console
+from rich.table import Table
 
 from quark.onnx.cli.config_options import ConfigOption
 from quark.onnx.cli.messages import messages_on_stderr
 
-__all__ = ["SectionedCommand", "State", "new_command", "result_console", "write_json"]
+__all__ = ["SectionedCommand", "State", "new_command", "new_table", "result_console", "write_json"]
 
 _OUTPUT = "Output"
 _PIPED_WIDTH = 120
@@ -82,7 +84,19 @@ def write_json(result: dict[str, Any]) -> None:
 
 def result_console() -> Console:
     """For results on standard output: as wide as the terminal, in colour only there."""
-    console = Console(file=sys.stdout, emoji=False, highlight=False, soft_wrap=False)
-    return (
-        console if console.is_terminal else Console(file=sys.stdout, emoji=False, highlight=False, width=_PIPED_WIDTH)
-    )
+    console = Console(file=sys.stdout, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = _PIPED_WIDTH
+    return console
+
+
+def new_table(*columns: str, numbers: Collection[str] = ()) -> Table:
+    """A table in ASCII, which any terminal and file can take.
+
+    Args:
+        numbers: the columns that hold some.
+    """
+    table = Table(box=box.MARKDOWN)
+    for name in columns:
+        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    return table

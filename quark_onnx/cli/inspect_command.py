@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from quark.onnx.calibration_data.any_data import Data
-from quark.onnx.cli.command import new_command, result_console, write_json
+from quark.onnx.cli.command import new_command, new_table, result_console, write_json
 from quark.onnx.cli.configuration import algorithm_options, configuration, model_options, source_options
 from quark.onnx.cli.data_options import data_options, given_data
 from quark.onnx.config.qconfig import QConfig
@@ -45,7 +45,10 @@ def show_inspection(ctx: click.Context, model: Path, config: QConfig, data: Data
     for line in _summary(model, found):
         console.print(Text(line))
     if found.layers:
-        console.print(_table(found, whole=ctx.params.get("full", False)))
+        whole = ctx.params.get("full", False)
+        console.print(_table(found, whole=whole))
+        if not whole and len(found.layers) > _MOST_ROWS:
+            console.print(Text(f"and {len(found.layers) - _MOST_ROWS} more layers: quark-onnx inspect --full"))
     for line in (*found.ignored, *found.notes):
         console.print(Text(f"note: {line}"))
 
@@ -98,10 +101,8 @@ def _seconds(seconds: float) -> str:
 
 def _table(found: InspectedModel, *, whole: bool) -> Table:
     layers = found.layers if whole else found.layers[:_MOST_ROWS]
-    rest = len(found.layers) - len(layers)
-    table = Table(caption=f"and {rest} more: --full" if rest else None, caption_justify="left")
-    for name in ("layer", "operator", "weights", "inputs", "outputs", "positions", "becomes", "then"):
-        table.add_column(name, justify="right" if name in ("weights", "inputs", "outputs", "positions") else "left")
+    sizes = ("weights", "inputs", "outputs", "positions")
+    table = new_table("layer", "operator", *sizes, "becomes", "then", numbers=sizes)
     for layer in layers:
         numbers = (layer.weights, layer.inputs, layer.outputs, layer.positions)
         table.add_row(

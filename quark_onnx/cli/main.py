@@ -20,6 +20,7 @@ from quark.onnx.cli.finetune_command import finetune_command
 from quark.onnx.cli.inspect_command import inspect_command
 from quark.onnx.cli.messages import error_line
 from quark.onnx.cli.quantize_command import quantize_command
+from quark.onnx.cli.report_command import report_command
 from quark.onnx.errors import QuarkError
 
 __all__ = ["main", "program"]
@@ -40,6 +41,7 @@ def program() -> click.Group:
             finetune_command(),
             inspect_command(),
             compare_command(),
+            report_command(),
             completion_command(),
         ],
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},

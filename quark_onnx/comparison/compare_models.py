@@ -13,15 +13,26 @@ from numpy.typing import NDArray
 
 from quark.onnx.calibration_data.any_data import Data, data_reader
 from quark.onnx.calibration_data.checked_items import Batch, checked_items, first_samples, model_inputs, sample_count
+from quark.onnx.config.algorithm import TUNABLE_OP_TYPES
 from quark.onnx.errors import DataError, ModelError
+from quark.onnx.inference.saturation import SATURATION, products_saturate
 from quark.onnx.inference.sessions import Engine, session
 from quark.onnx.model_files.model_file import ModelLike, load_model
+from quark.onnx.model_files.quantized_form import is_quantized
 from quark.onnx.own_errors import only_own_errors
+from quark.onnx.plan.build import build_plan
+from quark.onnx.plan.float_form import matching_form
+from quark.onnx.preparation.prepare import prepared_forms
+from quark.onnx.quantization.api import _engine
 from quark.onnx.report.deviation import Comparison
+from quark.onnx.report.layer_error import LayerError
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.system.memory_limit import unless_out_of_memory
+from quark.onnx.whole_model.layer_errors import layer_errors_or_note
 
 __all__ = ["ComparedModels", "ComparedOutput", "compare_models"]
+
+_OF_LAYERS = 8  # samples that layers are compared on: each has many positions
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,8 @@ class ComparedModels:
         outputs: run as ONNX defines the model: Q and DQ computed, with float operators in between.
         default_agreement, default_outputs: with onnxruntime's default optimisation, which has integer kernels; None and
             () where it cannot run the model so.
+        layers: what each quantized layer inherits and adds, measured on the first samples; none where the models could
+            not be compared layer by layer.
         notes: what was not compared, and why.
     """
 
@@ -60,6 +73,7 @@ class ComparedModels:
     outputs: tuple[ComparedOutput, ...]
     default_agreement: float | None
     default_outputs: tuple[ComparedOutput, ...]
+    layers: tuple[LayerError, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,9 +83,7 @@ class ComparedModels:
 
 
 @only_own_errors
-def compare_models(
-    reference: ModelLike, model: ModelLike, data: Data, *, samples: int | None = None, engine: Engine
-) -> ComparedModels:
+def compare_models(reference: ModelLike, model: ModelLike, data: Data, *, samples: int | None = None) -> ComparedModels:
     """Run two models on the same data.
 
     Args:
@@ -79,13 +91,13 @@ def compare_models(
         model: the quantized one.
         data: in any form that `data_reader` takes.
         samples: the first so many; None: all.
-        engine: runs the models.
 
     Raises:
         OSError: a path cannot be read.
         ModelError: a model is invalid, or the two have not the same inputs and outputs.
         DataError: the data does not fit.
     """
+    engine = _engine(None)
     first, second = load_model(reference, role="float model"), load_model(model, role="quantized model")
     _check_interfaces(first, second)
     items = first_samples(checked_items(data_reader(data, first), model_inputs(first)), samples)
@@ -97,16 +109,21 @@ def compare_models(
     except ModelError as error:
         notes.append(f"onnxruntime runs the quantized model only without optimisation: {error}")
     gathered = [_Gathered(names) for _ in runs[1:]]
-    count = 0
+    count, few = 0, list[Batch]()
     with PhaseProgress("Comparing samples", None) as progress:
         for item in items:
             wanted, *others = (run(item) for run in runs)
             for sums, given in zip(gathered, others, strict=True):
                 sums.add(wanted, given)
+            if count < _OF_LAYERS:
+                few.append({name: array.copy() for name, array in item.items()})
             count += sample_count(item)
             progress.advance(sample_count(item))
     left_out = sorted(set().union(*(sums.left_out for sums in gathered)))
     notes += [f"the output {name!r} was not compared: its shape depends on the data" for name in left_out]
+    if is_quantized(second) and products_saturate():
+        notes.append(SATURATION)
+    layers, further = _layers(first, second, few, engine)
     default = gathered[1] if len(gathered) > 1 else None
     return ComparedModels(
         samples=count,
@@ -114,8 +131,24 @@ def compare_models(
         outputs=tuple(gathered[0].outputs()),
         default_agreement=default.agreement if default else None,
         default_outputs=tuple(default.outputs()) if default else (),
-        notes=tuple(notes),
+        layers=layers,
+        notes=(*notes, *further),
     )
+
+
+def _layers(
+    reference: onnx.ModelProto, model: onnx.ModelProto, items: Sequence[Batch], engine: Engine
+) -> tuple[tuple[LayerError, ...], tuple[str, ...]]:
+    """The layers' errors, and notes; nothing where the reference is quantized too, or the model is not."""
+    if is_quantized(reference) or not is_quantized(model):
+        return (), ()
+    try:
+        forms, _ = prepared_forms(reference, items, engine)
+        form = matching_form(forms, model, TUNABLE_OP_TYPES)
+    except ModelError as error:
+        return (), (f"the layers were not compared one by one: {error}",)
+    plan = build_plan(form, model, TUNABLE_OP_TYPES)
+    return layer_errors_or_note(form, model, items, engine, plan.layers)
 
 
 class _Run:

@@ -12,7 +12,12 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-__all__ = ["products_saturate"]
+__all__ = ["SATURATION", "products_saturate"]
+
+SATURATION = (
+    "this processor has no VNNI, and onnxruntime's default kernels add products of 8-bit integers with saturation on "
+    'it: set session.x64quantprecision to "1", as here, or the model computes something else than it defines'
+)
 
 _INPUTS = 64
 

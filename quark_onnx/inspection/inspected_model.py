@@ -81,7 +81,7 @@ class InspectedModel:
         opset: of the default domain.
         inputs, outputs: name -> type and shape, as the model states them.
         operators: op type -> how many, in the model as it is given.
-        weights: elements of all its float constants.
+        weights: elements of all float constants, after preparation.
         layers: with constant weights, after preparation.
         activations: how many tensors would get Q/DQ with a scale of their own.
         in_float: op type -> how many nodes of the prepared model stay in float, as their operator is not quantized, or
@@ -150,7 +150,7 @@ def inspect_model(model: ModelLike, config: QConfig = USUAL_CONFIG, data: Data |
         inputs={value.name: _shown(value) for value in original.graph.input},
         outputs={value.name: _shown(value) for value in original.graph.output},
         operators=dict(Counter(node.op_type for node in original.graph.node).most_common()),
-        weights=sum(math.prod(t.dims) for t in original.graph.initializer if t.data_type == onnx.TensorProto.FLOAT),
+        weights=sum(math.prod(t.dims) for t in prepared.graph.initializer if t.data_type == onnx.TensorProto.FLOAT),
         layers=tuple(_layers(prepared, quantized, plan, work, algorithm)),
         activations=len(tensors),
         in_float=_in_float(prepared, specs),
@@ -280,4 +280,4 @@ def _shown(value: onnx.ValueInfoProto) -> str:
     name = onnx.TensorProto.DataType.Name(kind.elem_type).lower()
     if not kind.HasField("shape"):
         return f"{name}, of unknown shape"
-    return f"{name}[{', '.join(str(d.dim_value) if d.dim_value else d.dim_param or '?' for d in kind.shape.dim)}]"
+    return f"{name}[{', '.join(str(d.dim_value) if d.dim_value > 0 else d.dim_param or '?' for d in kind.shape.dim)}]"

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.graph.joined_outputs import JoinedOutput, joined_outputs
 from quark.onnx.graph.random_nodes import is_random
-from quark.onnx.inference.saturation import products_saturate
+from quark.onnx.inference.saturation import SATURATION, products_saturate
 from quark.onnx.inference.sessions import Engine, in_order, session
 from quark.onnx.report.deviation import Comparison, Deviation, Parts
 from quark.onnx.report.report import EndToEnd
@@ -149,11 +149,7 @@ class WholeModel:
                 "figures are optimistic"
             )
         if products_saturate():
-            notes.append(
-                "this processor has no VNNI, and onnxruntime's default kernels add products of 8-bit integers with "
-                'saturation on it: set session.x64quantprecision to "1", as here, or the model computes '
-                "something else than it defines"
-            )
+            notes.append(SATURATION)
         if self._is_random:
             notes.append("the model draws random numbers: the differences between whole models are theirs too")
         batches = len(self._shapes)
