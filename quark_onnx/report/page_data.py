@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quark.onnx.report.layer_error import decibels
 from quark.onnx.report.short_text import decibel_text
+from quark.onnx.report.sqnr_rows import SqnrRow, sqnr_rows
 
 if TYPE_CHECKING:
     from quark.onnx.report.activation_report import ActivationReport
@@ -32,7 +32,7 @@ class LayerRow:
     before: float
     after: float
     text: str
-    state: str  # "better", "left" or "measured"
+    state: str  # "better", "left" or "measured", which has a color each
     reason: str
 
     @property
@@ -103,18 +103,11 @@ class PageData:
 
 def page_data(report: Report) -> PageData:
     """The figures of a report."""
-    scale = _DecibelScale(report)
-    tuned = tuple(_tuned_row(layer, scale) for layer in report.layers)
-    measured = tuple(
-        LayerRow(
-            error.name, error.op_type, scale.at(error.own_db), scale.at(error.output_db),
-            f"{decibel_text(error.own_db)} alone, {decibel_text(error.output_db)} in the model", "measured", "",
-        )
-        for error in report.layer_errors
-    )  # fmt: skip
+    rows = sqnr_rows(report)
+    scale = _DecibelScale(rows)
     left = [(layer.name, layer.op_type, layer.reason) for layer in report.layers if not layer.accepted]
     return PageData(
-        layers=tuned or measured,
+        layers=tuple(_layer_row(row, scale) for row in rows),
         ticks=scale.ticks(),
         rejected=(*left, *((layer.node, layer.op_type, layer.reason) for layer in report.skipped)),
         curves=tuple(_curve(layer) for layer in report.layers if layer.losses),
@@ -128,9 +121,8 @@ def page_data(report: Report) -> PageData:
 class _DecibelScale:
     """From dB to percent of the chart's width, of all layers."""
 
-    def __init__(self, report: Report) -> None:
-        values = [value for layer in report.layers for value in _before_and_after(layer)]
-        values += [value for error in report.layer_errors for value in (error.own_db, error.output_db)]
+    def __init__(self, rows: Sequence[SqnrRow]) -> None:
+        values = [value for row in rows for value in (row.first, row.second)]
         known = [min(max(value, _FLOOR), _CEILING) for value in values if not math.isnan(value)] or [0.0, 30.0]
         self._low = min(0.0, 10 * math.floor(min(known) / 10))
         self._high = max(self._low + 10, 10 * math.ceil(max(known) / 10))
@@ -146,19 +138,15 @@ class _DecibelScale:
         return tuple((self.at(step), f"{step}") for step in steps)
 
 
-def _before_and_after(layer: LayerReport) -> tuple[float, float]:
-    """SQNR of a layer's output in dB: on held-out rows, where there are any."""
-    for index in (1, 0):
-        if layer.power[index] > 0:
-            return decibels(layer.before[index] / layer.power[index]), decibels(layer.after[index] / layer.power[index])
-    return math.nan, math.nan
-
-
-def _tuned_row(layer: LayerReport, scale: _DecibelScale) -> LayerRow:
-    before, after = _before_and_after(layer)
-    text = f"{decibel_text(before)} → {decibel_text(after)} dB" if layer.accepted else f"{decibel_text(before)} dB"
-    state = "better" if layer.accepted else "left"
-    return LayerRow(layer.name, layer.op_type, scale.at(before), scale.at(after), text, state, layer.reason)
+def _layer_row(row: SqnrRow, scale: _DecibelScale) -> LayerRow:
+    first, second = decibel_text(row.first), decibel_text(row.second)
+    if row.changed is None:
+        state, text = "measured", f"{first} alone, {second} in the model"
+    elif row.changed:
+        state, text = "better", f"{first} → {second} dB"
+    else:
+        state, text = "left", f"{first} dB"
+    return LayerRow(row.name, row.op_type, scale.at(row.first), scale.at(row.second), text, state, row.reason)
 
 
 def _curve(layer: LayerReport) -> Curve:

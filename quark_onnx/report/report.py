@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quark.onnx.layers.equalise import PairReport
 from quark.onnx.plan.types import SkippedLayer
@@ -18,9 +18,13 @@ from quark.onnx.report.layer_error import LayerError
 from quark.onnx.report.layer_report import LayerReport
 from quark.onnx.report.model_sizes import ModelSizes
 from quark.onnx.report.plain_data import to_plain
+from quark.onnx.report.plot import figure
 from quark.onnx.report.saved_report import read_json, restored
 from quark.onnx.report.short_text import short_text
 from quark.onnx.report.verdict import Verdict, verdict_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 __all__ = ["EndToEnd", "Report"]
 
@@ -132,6 +136,15 @@ class Report:
         if path is not None:
             Path(path).write_text(page, encoding="utf-8")
         return page
+
+    def plot(self) -> Figure:
+        """A figure of matplotlib (the extra `plot`): SQNR of every layer before and after, losses of training. Save it
+        with `figure.savefig("report.png")`.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        return figure(self)
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Report:

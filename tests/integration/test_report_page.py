@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -281,3 +282,26 @@ def test_a_browser_shows_all_of_it_on_a_phone(run: str, options: tuple[str, ...]
     assert seen["empty"] == 0
     assert seen["contrast"] > 7
     assert (seen["paper"] < 0.1) == bool(options)
+
+
+def test_a_figure_shows_every_layer(report: Report, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    figure = report.plot()
+    figure.savefig(tmp_path / "report.png")
+    assert (tmp_path / "report.png").stat().st_size > 5000
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        one.name for one in report.layers or report.layer_errors
+    ]
+    first, second = (points.get_offsets()[:, 0] for points in axes.collections)
+    if not report.layers:
+        assert np.allclose(first, [error.own_db for error in report.layer_errors])
+        assert np.allclose(second, [error.output_db for error in report.layer_errors])
+    lines = figure.axes[1].lines if len(figure.axes) > 1 else []
+    assert len(lines) == sum(bool(layer.losses) for layer in report.layers)
+
+
+def test_without_matplotlib_the_figure_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match=r"pip install 'quark-onnx\[plot\]'"):
+        report_of().plot()
