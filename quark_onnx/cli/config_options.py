@@ -134,7 +134,7 @@ def field_options(
     Args:
         path: of the class's fields in a written configuration.
         section: of the help.
-        prefix: of the options' names.
+        prefix: of the options' names; fields that begin with it get it once.
         leave_out: fields without an option.
         variants: classes with the same fields, by name; where their defaults differ, help says so.
     """
@@ -146,7 +146,7 @@ def field_options(
         differing = {
             word: value for word, other in variants.items() if (value := _defaults(other)[name]) != defaults[name]
         }
-        option, place = kebab(prefix + name), (*path, name)
+        option, place = kebab(name if name.startswith(prefix) else prefix + name), (*path, name)
         default = _default_text(defaults.get(name), differing)
         if kinds == (bool,):
             yield ConfigOption([f"--{option}/--no-{option}"], place, section, described[name], default)

@@ -89,7 +89,7 @@ def model_options() -> Iterator[ConfigOption]:
     path = ("algo_config", CLEConfig.name)
     section = "Cross-layer equalisation"
     yield _switch("--cle", path, section, "Equalise the weights of layers that follow each other, before quantization.")
-    yield from field_options(CLEConfig, path, section)
+    yield from field_options(CLEConfig, path, section, prefix="cle_")
 
 
 def algorithm_options(*, default: str) -> Iterator[ConfigOption]:
