@@ -7,13 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from quark.onnx.quantization import tensor_specs
 from quark.onnx.whole_model import set_apart
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's import mode "importlib" adds no folder of its own
 
-_FEWEST = set_apart.FEWEST
+_FEWEST, _FLOAT_SHARE = set_apart.FEWEST, tensor_specs.FLOAT_SHARE
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests that recompute what comes of the data take all of it; those marked `sets_apart` run as users do."""
+    """Tests that recompute what comes of the data take all of it, and all activations are quantized; those marked
+    `sets_apart`, `islands` run as users do.
+    """
     set_apart.FEWEST = _FEWEST if item.get_closest_marker("sets_apart") else 1 << 60
+    tensor_specs.FLOAT_SHARE = _FLOAT_SHARE if item.get_closest_marker("islands") else 0.0

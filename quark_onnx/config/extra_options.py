@@ -107,12 +107,15 @@ OpTypes = Annotated[tuple[str, ...] | list[str], strings("a list of op types")]
 
 
 class ExtraOptions(TypedDict, total=False):
-    """What is in effect of `QConfig.extra_options`. The names are AMD Quark's, except NumThreads, MaxMemory and
-    BlockSize.
+    """What is in effect of `QConfig.extra_options`. The names are AMD Quark's, except NumThreads, MaxMemory,
+    MaxFloatShare and BlockSize.
 
     NumThreads: threads of onnxruntime and of the solvers, 1 to 1024; as many as there are cores when absent.
     MaxMemory: MiB of resident memory that the process may have; when absent, what the machine, its control groups and
         RLIMIT_AS leave. What does not fit is done in a way that takes less, or left out; the report says so.
+    MaxFloatShare: how much of the activations, 0 to 1 of their values, may stay in float because their quantizers alone
+        destroy the model (docs/islands.md); 0 quantizes all of them. 0.25 when absent, and 0 where the scales of
+        activations are powers of two, which are for devices without floats.
     OpTypesToQuantize: the only op types to quantize; those of docs/compatibility.md when absent.
     ExtraOpTypesToQuantize: op types to quantize as well.
     QuantizeAllOpTypes: quantize all op types of the model.
@@ -149,6 +152,7 @@ class ExtraOptions(TypedDict, total=False):
 
     NumThreads: Annotated[int, integer("an int from 1 to 1024", lambda n: 1 <= n <= 1024)]
     MaxMemory: Annotated[int, integer("an int >= 1, of MiB", lambda n: n >= 1)]
+    MaxFloatShare: Annotated[float, real("a number from 0 to 1", lambda x: 0 <= x <= 1)]
     OpTypesToQuantize: OpTypes
     ExtraOpTypesToQuantize: OpTypes
     QuantizeAllOpTypes: Flag

@@ -58,7 +58,7 @@ def _config(
     activation: QTensorConfig, weight: QTensorConfig, *algorithms: AlgoConfig, options: Mapping[str, Any] = _ALIGNED
 ) -> QConfig:
     layer = QLayerConfig(input_tensors=activation, weight=weight)
-    return QConfig(layer, algo_config=algorithms, extra_options=options)
+    return QConfig(layer, algo_config=algorithms, extra_options={"MaxFloatShare": 0.0, **options})
 
 
 def _with(config: QConfig, algorithm: AlgoConfig) -> QConfig:

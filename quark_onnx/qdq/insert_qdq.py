@@ -283,6 +283,8 @@ class _Quantizer(ScaledQuantizer):
         quantizer = options.formats.get(output_name, options.activation_format)
         clips = not (quantizer.symmetric or quantizer.reaches_beyond or output_name in options.overrides)
         own = options.formats.get(upstream_output_name, quantizer) != quantizer
+        if output_name in options.without_range:
+            return False  # there is no quantizer that could do the clipping
         if not clips or own or self._is_always_zero(output_name) or upstream_output_name in options.overrides:
             return False
         known = upstream_output_name in self.quantization_params

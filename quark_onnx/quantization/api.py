@@ -147,7 +147,7 @@ class ModelQuantizer:
             model, notes = with_finite_biases(ready.model)
             notes = (*reference_notes, *ready.notes, *notes)
             specs, prepared = tensor_specs(config, model, original), model
-            del few, ready
+            del ready
         watch = DataWatch()
         with ExitStack() as stack:
             models = {"float model": original, "reference model": other.model if other else None}
@@ -179,13 +179,13 @@ class ModelQuantizer:
             del first  # it may be all of the data
             keep = finetuning.keep if finetuning is not None else None
             if equalised is None:
-                made = quantize_plainly(model, specs, items, keep, engine, clock, saved)
+                made = quantize_plainly(model, specs, items, few, keep, engine, clock, saved)
             else:
                 items = recorded(items, batches) if batches is not None else items
                 its_specs = specs.with_twins(equalised.twins)
-                made = quantize_plainly(equalised.model, its_specs, items, keep, engine, clock, saved)
+                made = quantize_plainly(equalised.model, its_specs, items, few, keep, engine, clock, saved)
                 if batches is not None:
-                    without = quantize_plainly(model, specs, iter(batches), None, engine, clock, saved)
+                    without = quantize_plainly(model, specs, iter(batches), few, None, engine, clock, saved)
                     batches.drop_all()
                     with clock.phase("compare"):
                         why = why_equalisation_goes(model, without.quantized, made.quantized, apart, store, engine)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
@@ -17,11 +17,12 @@ from quark.onnx.inference.sessions import BatchMerging, Engine
 from quark.onnx.layers.bias_reach import with_biases_in_reach
 from quark.onnx.layers.weight_layers import WeightLayer, weight_layers
 from quark.onnx.model_files.quantized_form import is_quantized
-from quark.onnx.qdq.insert_qdq import calibration_tensors, qdq_model
+from quark.onnx.qdq.insert_qdq import QdqModel, calibration_tensors, qdq_model
 from quark.onnx.quantization.tensor_specs import TensorSpecs
 from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.resources import PhaseClock
 from quark.onnx.resume.saved_run import NothingSaved
+from quark.onnx.sensitivity.kept_in_float import kept_in_float
 
 __all__ = ["Keep", "PlainQuantization", "quantize_plainly"]
 
@@ -53,6 +54,7 @@ def quantize_plainly(
     model: onnx.ModelProto,
     specs: TensorSpecs,
     items: Iterator[Batch],
+    few: Sequence[Batch],
     keep: Keep | None,
     engine: Engine,
     clock: PhaseClock,
@@ -62,6 +64,7 @@ def quantize_plainly(
 
     Args:
         items: the calibration data.
+        few: some samples of it, to see what single quantizers do.
         keep: takes what finetuning needs of all items, also of those behind the last one to calibrate with.
         saved: keeps the first calibration of the run.
 
@@ -74,16 +77,21 @@ def quantize_plainly(
         calibration = _calibrate(model, items, tensors, keep, specs, engine, saved)
         model, clipped = with_biases_in_reach(model, calibration.ranges, specs.scope.quantized)
         calibration = _with_own_scales(calibration, model, specs, engine)
-    with clock.phase("insert Q/DQ"):
+
+    def insert(calibration: Calibration) -> QdqModel:
         options = replace(specs.qdq_options(), without_range=frozenset(calibration.without_range))
-        inserted = qdq_model(model, calibration.ranges, calibration.weights, options)
+        return qdq_model(model, calibration.ranges, calibration.weights, options)
+
+    with clock.phase("insert Q/DQ"):
+        kept = kept_in_float(model, calibration, insert, few, engine, specs.max_float_share)
+    calibration, inserted = kept.calibration, kept.inserted
     lost = lost_parts(model, specs.scope.quantized, calibration.ranges, specs.calibration_settings().range_of)
     return PlainQuantization(
         model,
         inserted.model,
         calibration,
-        warnings=(*clipped, *lost, *_warnings_of_nothing(inserted.model)),
-        notes=(*inserted.notes, *_notes_of_ranges(model, calibration)),
+        warnings=(*clipped, *kept.warnings, *lost, *_warnings_of_nothing(inserted.model)),
+        notes=(*kept.notes, *inserted.notes, *_notes_of_ranges(model, calibration)),
     )
 
 

@@ -38,6 +38,7 @@ from quark.onnx.quantization.node_scope import NodeScope
 __all__ = ["TensorSpecs", "needed_opset", "tensor_specs"]
 
 _PERCENTILE = 99.999
+FLOAT_SHARE = 0.25  # MaxFloatShare
 _CANDIDATES = (99.99, 99.999, 99.99999)  # of LayerwisePercentile
 _LEVELS = 128  # of Entropy
 _FUSED = ("Relu", "LeakyRelu", "PRelu", "Clip")
@@ -98,6 +99,12 @@ class TensorSpecs:
             quantize_views=self.options.get("ForceQuantizeNoInputCheck", False),
             fused={kind: self.options[name] for kind in _FUSED if (name := f"RemoveQDQConv{kind}") in self.options},
         )
+
+    @property
+    def max_float_share(self) -> float:
+        """How much of the activations may stay in float to save the model, 0 to 1."""
+        default = 0.0 if self.activation.scale_type is ScaleType.PowerOf2 else FLOAT_SHARE
+        return float(self.options.get("MaxFloatShare", default))
 
     def calibration_settings(self) -> CalibrationSettings:
         """How ranges and scales are chosen."""

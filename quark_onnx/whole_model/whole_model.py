@@ -12,7 +12,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.errors import DataError, ModelError
-from quark.onnx.graph.joined_outputs import JoinedOutput, joined_outputs
+from quark.onnx.graph.joined_outputs import joined_outputs
 from quark.onnx.graph.random_nodes import is_random
 from quark.onnx.inference.saturation import SATURATION, products_saturate
 from quark.onnx.inference.sessions import Engine, in_order, session
@@ -20,13 +20,13 @@ from quark.onnx.report.deviation import Comparison, Deviation, Parts
 from quark.onnx.report.report import EndToEnd
 from quark.onnx.stores.batch_store import BatchStore
 from quark.onnx.system.memory_limit import unless_out_of_memory
+from quark.onnx.whole_model.part_masks import PartMasks
 from quark.onnx.whole_model.set_apart import FEWEST, SetApart
 
 __all__ = ["WholeModel", "WholeResult"]
 
 _LOG = logging.getLogger(__name__)
 _REFERENCE = "outputs of the whole model"  # in the place of a graph's name in the store
-_Masks = dict[int, Parts]
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class WholeModel:
         self._is_random = any(map(is_random, reference.graph.node))
         self._joined = joined_outputs(reference)
         self._shapes: list[list[tuple[int, ...] | None]] = []
-        self._parts: list[_Masks] = []
+        self._parts: list[dict[int, Parts]] = []
         self._left_out: dict[str, set[int]] = {}  # by output, the batches
         self._keep(reference)
         self._before: tuple[Comparison, Comparison | None] | None = None
@@ -166,7 +166,7 @@ class WholeModel:
             model = onnx.ModelProto()
             model.CopyFrom(reference)
             model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in further)
-        masks = _MaskFinder(self._joined, self._engine)
+        masks = PartMasks(self._joined, self._engine)
         for index, values in enumerate(self._run(model, self.role, fuse_qdq=False)):
             outputs = values[: len(self.names)]
             for position, value in enumerate(outputs):
@@ -219,28 +219,6 @@ class WholeModel:
         except Exception as error:  # onnxruntime's exceptions have no base of their own
             otherwise = DataError(f"the {role} cannot run on the calibration data: {error}")
             raise unless_out_of_memory(error, otherwise) from error
-
-
-class _MaskFinder:
-    """The parts of joined outputs, for tensors of given shapes."""
-
-    def __init__(self, joined: dict[int, JoinedOutput], engine: Engine) -> None:
-        self._joined = joined
-        self._sessions = {index: session(one.moves, engine) for index, one in joined.items()}
-        self._known: dict[tuple[tuple[str, tuple[int, ...]], ...], _Masks] = {}
-
-    def of(self, shapes: dict[str, tuple[int, ...]]) -> _Masks:
-        """By position of the output."""
-        key = tuple(sorted(shapes.items()))
-        if key not in self._known:
-            self._known[key] = {
-                index: one.parts(self._moved(index, one.marks(shapes))) for index, one in self._joined.items()
-            }
-        return self._known[key]
-
-    def _moved(self, index: int, marks: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
-        moved: NDArray[np.float32] = self._sessions[index].run(None, marks)[0]
-        return moved
 
 
 def _is_compared(value: Any) -> bool:

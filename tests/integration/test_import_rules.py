@@ -36,6 +36,7 @@ LAYERS = (
     "report",
     "solvers",
     "whole_model",
+    "sensitivity",
     "resume",
     "fast_finetune",
     "quantization",

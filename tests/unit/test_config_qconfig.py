@@ -202,7 +202,7 @@ REJECTED = [
     (
         {"extra_options": {"xyz": {}}},
         ValueError,
-        r"unknown option 'xyz'; known: NumThreads, MaxMemory, OpTypesToQuantize, .* and \d+ more",
+        r"unknown option 'xyz'; known: NumThreads, MaxMemory, MaxFloatShare, .* and \d+ more",
     ),
     (
         {"extra_options": {"NumThreads": 0}},

@@ -1,0 +1,100 @@
+"""The step between Q/DQ insertion and finetuning that keeps islands in float."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx
+
+from quark.onnx.calibration.calibrate import Calibration
+from quark.onnx.errors import ModelError, OutOfMemoryError
+from quark.onnx.graph.random_nodes import is_random
+from quark.onnx.inference.sessions import Batch, Engine
+from quark.onnx.qdq.insert_qdq import QdqModel
+from quark.onnx.sensitivity.damage import Damage
+from quark.onnx.sensitivity.islands import Island, islands
+
+__all__ = ["KeptInFloat", "kept_in_float"]
+
+_NAMED = 3  # tensors that a warning names
+
+
+@dataclass(frozen=True)
+class KeptInFloat:
+    """A quantized model with islands, and what the report says of them.
+
+    Attributes:
+        calibration: tensors of islands have no range, and the reason says how much harm their quantizer does.
+        inserted: the Q/DQ model that it makes.
+        notes, warnings: for the report.
+    """
+
+    calibration: Calibration
+    inserted: QdqModel
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def kept_in_float(
+    model: onnx.ModelProto,
+    calibration: Calibration,
+    insert: Callable[[Calibration], QdqModel],
+    items: Sequence[Batch],
+    engine: Engine,
+    max_share: float,
+) -> KeptInFloat:
+    """Insert Q/DQ, and again without the quantizers that destroy the model, if there are any.
+
+    Args:
+        model: the float model.
+        calibration: of it.
+        insert: makes the Q/DQ model of a calibration.
+        items: a few samples of the data; with none, or a model that draws random numbers, nothing is looked for.
+        engine: runs the models.
+        max_share: of the values that go through activation quantizers may stay in float, 0 to 1; 0: nothing is looked
+            for.
+    """
+    inserted = insert(calibration)
+    if max_share <= 0 or not items or any(map(is_random, model.graph.node)):
+        return KeptInFloat(calibration, inserted)
+    try:
+        found = islands(Damage(model, inserted.model, items, engine), max_share)
+    except (ModelError, OutOfMemoryError) as error:  # the quantized model is there, and may be all that fits
+        warning = f"what single quantizers do to the outputs was not measured: {error}"
+        return KeptInFloat(calibration, inserted, warnings=(warning,))
+    warnings = (_too_much(found.left_out, max_share),) if found.left_out else ()
+    if not found.kept:
+        return KeptInFloat(calibration, inserted, warnings=warnings)
+    why = {tensor: f"its quantizer alone {_harm(island)}" for island in found.kept for tensor in island.tensors}
+    calibration = replace(
+        calibration,
+        ranges={name: limits for name, limits in calibration.ranges.items() if name not in why},
+        without_range=calibration.without_range | why,
+    )
+    note = (
+        f"{100 * found.share:.3g} % of the activations stay in float, as their quantizers alone destroy the model "
+        f"(MaxFloatShare): with them the quantized activations took an output to {_db(found.before)}, without to "
+        f"{_db(found.after)}"
+    )
+    return KeptInFloat(calibration, insert(calibration), (note,), warnings)
+
+
+def _too_much(left_out: tuple[Island, ...], max_share: float) -> str:
+    named = ", ".join(f"{island.tensors[0]!r} ({_db(island.error)})" for island in left_out[:_NAMED])
+    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
+    share = 100 * sum(island.share for island in left_out)
+    return (
+        f"8 bits destroy the model: the quantizers of {named}{more} alone take an output to so many dB. In float they "
+        f"would be another {share:.3g} % of the activations, more than MaxFloatShare={max_share:g} leaves room for, or "
+        "no help: raise it, or give those tensors 16 bits"
+    )
+
+
+def _harm(island: Island) -> str:
+    return f"takes the output that it harms most to {_db(island.error)}"
+
+
+def _db(error: float) -> str:
+    return f"{-10 * np.log10(max(error, 1e-12)):.1f} dB"

@@ -1,0 +1,34 @@
+"""Which elements of an output come from which tensor, where several are joined in it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quark.onnx.graph.joined_outputs import JoinedOutput
+from quark.onnx.inference.sessions import Engine, session
+from quark.onnx.report.deviation import Parts
+
+__all__ = ["PartMasks"]
+
+
+class PartMasks:
+    """The parts of joined outputs, for tensors of given shapes."""
+
+    def __init__(self, joined: dict[int, JoinedOutput], engine: Engine) -> None:
+        self._joined = joined
+        self._sessions = {index: session(one.moves, engine) for index, one in joined.items()}
+        self._known: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[int, Parts]] = {}
+
+    def of(self, shapes: dict[str, tuple[int, ...]]) -> dict[int, Parts]:
+        """By position of the output."""
+        key = tuple(sorted(shapes.items()))
+        if key not in self._known:
+            self._known[key] = {
+                index: one.parts(self._moved(index, one.marks(shapes))) for index, one in self._joined.items()
+            }
+        return self._known[key]
+
+    def _moved(self, index: int, marks: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        moved: NDArray[np.float32] = self._sessions[index].run(None, marks)[0]
+        return moved
