@@ -6,9 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from quark.onnx.quantization import tensor_specs
 from quark.onnx.whole_model import set_apart
+
+# No test depends on timing: a busy machine draws examples slowly.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 sys.path.insert(0, str(Path(__file__).parent))  # pytest's import mode "importlib" adds no folder of its own
 
