@@ -11,16 +11,6 @@ typedef struct {
     int64_t begin, end, parts; /* the strip; parts of the inputs that are brought up to date */
 } strip_job;
 
-/* The scale of each input of a strip. */
-static void fill_scales(const qk_batch *batch, int64_t row, int64_t begin, int64_t end, float *scale) {
-    const int64_t K = batch->inputs, width = qk_scale_block(batch->start, K);
-    const float *scales = batch->start->weight_scale + row * (K / width);
-    for (int64_t k = begin, next; k < end; k = next) {
-        next = qk_smaller(end, (k / width + 1) * width);
-        for (int64_t i = k; i < next; i++) scale[i - begin] = scales[k / width];
-    }
-}
-
 static void descend_task(void *context, int64_t index, int worker) {
     (void)worker;
     const strip_job *job = context;
@@ -36,7 +26,7 @@ static void descend_task(void *context, int64_t index, int worker) {
     for (int64_t k = 0; k < count; k++) curvature[k] = gram[k * K + k];
     for (int64_t i = 0; i < block->rows.count; i++) {
         const int64_t line = block->line + i, at = line * K + job->begin, steps = line * count;
-        fill_scales(s->batch, block->rows.first + i, job->begin, job->end, scale);
+        qk_line_scales(s->batch, block->rows.first + i, job->begin, job->end, scale);
         const qk_line one = {scale, curvature, s->batch->lo + at, s->batch->hi + at, s->q + at, s->lines + at};
         s->moves[line] =
             qk_kernels_get()->descend_line(&one, gram, K, s->which + steps, s->step + steps, (size_t)count);

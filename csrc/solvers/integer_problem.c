@@ -98,3 +98,12 @@ void qk_lines_of(const qk_batch *batch, const qk_batch_part *block, const float 
     for (int64_t i = 0; i < block->rows.count; i++)
         for (int64_t k = 0; k < end - begin; k++) at[i * batch->inputs + k] = lanes[k * QK_LANES + i];
 }
+
+void qk_line_scales(const qk_batch *batch, int64_t row, int64_t begin, int64_t end, float *scale) {
+    const int64_t K = batch->inputs, width = qk_scale_block(batch->start, K);
+    const float *scales = batch->start->weight_scale + row * (K / width);
+    for (int64_t k = begin, next; k < end; k = next) {
+        next = qk_smaller(end, (k / width + 1) * width);
+        for (int64_t i = k; i < next; i++) scale[i - begin] = scales[k / width];
+    }
+}

@@ -83,5 +83,7 @@ void qk_lanes_of(const qk_batch *batch, const qk_batch_part *block, const float 
                  float *to);
 void qk_lines_of(const qk_batch *batch, const qk_batch_part *block, const float *lanes, int64_t begin, int64_t end,
                  float *to);
+/* scale (end - begin): of each of these inputs of an output. */
+void qk_line_scales(const qk_batch *batch, int64_t row, int64_t begin, int64_t end, float *scale);
 
 #endif

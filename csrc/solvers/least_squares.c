@@ -17,6 +17,7 @@
 #include "ops/quantized_weight.h"
 #include "solvers/candidate.h"
 #include "solvers/gram_problem.h"
+#include "solvers/row_problem.h"
 
 enum {
     PILOT = 2,              /* blocks that candidates are tried on first */
@@ -231,6 +232,14 @@ static qk_status solve(qk_problem *problem, const qk_quantized_layer *start, con
     return status;
 }
 
+/* Destroys the problem. */
+static qk_status solve_once(qk_problem *problem, const qk_quantized_layer *start,
+                            const qk_least_squares_options *options, qk_least_squares_result *result) {
+    const qk_status status = solve(problem, start, options, result);
+    problem->does->destroy(problem);
+    return status;
+}
+
 qk_status qk_least_squares_on(const qk_quadratic moments[2], const qk_quantized_layer *start,
                               const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result) {
     const qk_quadratic *fitted = &moments[QK_FITTED];
@@ -240,10 +249,22 @@ qk_status qk_least_squares_on(const qk_quadratic moments[2], const qk_quantized_
     QK_TRY(qk_quantized_layer_check(start, fitted->groups * fitted->outputs, fitted->inputs));
     qk_blas_enter();
     qk_status status = qk_gram_problem_new(&problem, moments, start, is_bias_free(start, options), capacity, &run);
-    if (status == QK_OK) {
-        status = solve(problem, start, options, result);
-        problem->does->destroy(problem);
-    }
+    if (status == QK_OK) status = solve_once(problem, start, options, result);
+    qk_blas_leave();
+    return status;
+}
+
+static qk_status solve_rows(const qk_layer *layer, const qk_quantized_layer *start,
+                            const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result) {
+    const qk_geometry *g = qk_layer_geometry(layer);
+    const qk_run run = {.pool = pool, .cancelled = options->cancelled, .user = options->user};
+    const qk_quadratic shape = {.groups = g->groups, .inputs = g->inputs, .outputs = g->outputs};
+    const int64_t capacity = capacity_of(qk_row_blocks(&shape, QK_LANES), g->inputs);
+    qk_problem *problem = NULL;
+    QK_TRY(qk_quantized_layer_check(start, g->groups * g->outputs, g->inputs));
+    qk_blas_enter();
+    qk_status status = qk_row_problem_new(&problem, layer, start, is_bias_free(start, options), capacity, &run);
+    if (status == QK_OK) status = solve_once(problem, start, options, result);
     qk_blas_leave();
     return status;
 }
@@ -251,6 +272,7 @@ qk_status qk_least_squares_on(const qk_quadratic moments[2], const qk_quantized_
 qk_status qk_least_squares(const qk_layer *layer, const qk_quantized_layer *start,
                            const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result) {
     if (!layer->with_target && start->bias) return QK_E_ARG;
+    if (layer->keeps_rows) return solve_rows(layer, start, options, pool, result);
     qk_quadratic moments[2] = {0};
     qk_status status = QK_OK;
     qk_blas_enter();

@@ -134,7 +134,10 @@ class WeightScaleSearch:
             sizes = [min(block, inputs - begin) for begin in range(0, inputs, block)] if block else [inputs]
             searched.append((layer, grid, rows, sizes))
         share = _share_of_rows([(layer.attributes.groups, sizes) for layer, _, _, sizes in searched], _budget(memory))
-        for layer, grid, rows, sizes in searched if share is not None else ():
+        if share is None:
+            _LOG.warning("there is no memory to choose weight scales by output error: minimum and maximum set them")
+            searched, share = [], 0.0
+        for layer, grid, rows, sizes in searched:
             groups = layer.attributes.groups
             outputs = len(rows) // groups
             parts = tuple(_data(layer, size, outputs, groups, _rows(size, share)) for size in sizes)

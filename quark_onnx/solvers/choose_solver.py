@@ -14,8 +14,8 @@ from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.solvers.gradient import GradientLayer
 from quark.onnx.solvers.holdout import HOLDOUT
-from quark.onnx.solvers.layer_memory import least_squares_bytes, training_bytes
-from quark.onnx.solvers.least_squares import LeastSquaresLayer, LeastSquaresSettings
+from quark.onnx.solvers.layer_memory import least_squares_bytes, rows_bytes, rows_that_fit, training_bytes
+from quark.onnx.solvers.least_squares import KeptRows, LeastSquaresLayer, LeastSquaresSettings
 from quark.onnx.solvers.solve_layer import out_of_memory
 from quark.onnx.solvers.solver import LayerInput, LayerSolver, LeftOut, OpenSolver, Solution
 from quark.onnx.stores.batch_store import BatchStore
@@ -49,11 +49,18 @@ def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore, e
         nonlocal promised
         needed = least_squares_bytes(layer, engine.threads)
         free = engine.memory.free() - promised
-        if needed > free:
+        kept = None
+        if needed > free and (rows := rows_that_fit(layer, free, engine.threads)):
+            kept, needed = KeptRows(rows, thinned=True), rows_bytes(layer, rows, engine.threads)
+        elif needed > free:
             inputs = layer.weight.rows.shape[1]
             return LeftOut(Reason.TOO_LARGE.why(inputs=inputs, needed=needed / _MIB, free=max(0, free) / _MIB))
         promised += needed if config.parallel else 0
-        return LeastSquaresLayer(layer, settings, samples=samples, pool=pool)
+        solver = LeastSquaresLayer(layer, settings, samples=samples, pool=pool, kept=kept)
+        if kept is not None:
+            text = f"moments would take too much memory: solved on {kept.most} rows or fewer"
+            solver.messages.append((logging.INFO, f"layer {layer.node}: {text}"))
+        return solver
 
     def gradient(layer: LayerPlan, pool: _core.ThreadPool, *, update_bias: bool, holdout: int) -> GradientLayer:
         return GradientLayer(layer, config, store, update_bias=update_bias, holdout=holdout, pool=pool)

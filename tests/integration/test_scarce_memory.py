@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import tempfile
 from collections.abc import Callable
@@ -81,10 +82,24 @@ def test_layers_too_large_for_least_squares_stay_and_say_so(
 
 def test_layers_too_large_for_least_squares_are_trained_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quark.onnx.solvers.choose_solver.least_squares_bytes", lambda *_: 1 << 60)
+    monkeypatch.setattr("quark.onnx.solvers.choose_solver.rows_that_fit", lambda *_: 0)
     _, report = quantized(separable_cnn(), AdaRoundConfig(num_iterations=50))
     accepted = [layer for layer in report.layers if layer.accepted]
     assert accepted
     assert all(layer.candidate.startswith("adaround, ") for layer in accepted)
+
+
+def test_layers_whose_moments_are_too_large_are_solved_on_rows(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("quark.onnx.solvers.choose_solver.least_squares_bytes", lambda *_: 1 << 60)
+    with caplog.at_level(logging.INFO):
+        _, report = quantized(separable_cnn(), AdaRoundConfig(solver="least_squares"))
+    accepted = [layer for layer in report.layers if layer.accepted]
+    assert accepted
+    assert all(layer.rows[0] <= layer.inputs for layer in accepted)
+    assert all(layer.after[1] < layer.before[1] for layer in accepted)
+    assert "solved on" in caplog.text
 
 
 def test_the_limit_is_the_options(monkeypatch: pytest.MonkeyPatch) -> None:

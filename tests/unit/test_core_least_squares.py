@@ -75,8 +75,8 @@ def problem(
     return Problem(layer, x.astype(np.float32), y.astype(np.float32))
 
 
-def core_of(p: Problem) -> _core.Layer:
-    core = _core.Layer(p.x.shape[1], p.y.shape[1], len(p.x), 1 << 20, holdout=HOLDOUT)
+def core_of(p: Problem, kept: int = 0) -> _core.Layer:
+    core = _core.Layer(p.x.shape[1], p.y.shape[1], len(p.x), 1 << 20, holdout=HOLDOUT, kept=kept)
     core.feed(p.x, p.y, ONE)
     return core
 
@@ -175,6 +175,33 @@ def test_each_output_gets_the_best_candidate_of_the_reference(p: Problem, free: 
     best = np.min([errors(p.layer, candidate, *held_out) for candidate in expected], axis=0)
     reached = errors(p.layer, solution_of(found, p.layer), *held_out)
     np.testing.assert_allclose(reached, best, rtol=1e-6, atol=1e-9 * found["power"][1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.builds(
+        problem,
+        st.integers(0, 2**32 - 1),
+        outputs=st.integers(1, 40),
+        inputs=st.integers(33, 150),
+        samples=st.integers(10, 33),
+        with_bias=st.booleans(),
+        blocks=st.sampled_from([1, 2, 3, 4]),
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+def test_kept_rows_lead_where_moments_lead(p: Problem, free: bool, update_bias: bool):
+    """Nothing of size K x K is made of them; what is reported is true."""
+    options = {"free": free, "update_bias": update_bias, "damping": (1e-2, 1.0)}
+    rows, moments = solve(core_of(p, 1000), p.layer, **options), solve(core_of(p), p.layer, **options)
+    same = (rows["weight"] == moments["weight"]).all(axis=1)
+    assert (~same).sum() <= 1 + len(same) // 10  # a rounding that float32 decides otherwise changes all that follow
+    for index, (x, y) in enumerate(p.sets):
+        assert rows["power"][index] == pytest.approx(moments["power"][index], rel=1e-5)
+        want = error(p.layer, solution_of(rows, p.layer), x, y)
+        assert rows["after"][index] == pytest.approx(want, rel=1e-4, abs=1e-6 * rows["power"][index])
+        assert rows["before"][index] == pytest.approx(moments["before"][index], rel=1e-4)
 
 
 @settings(max_examples=40, deadline=None)
