@@ -267,6 +267,7 @@ class _Quantizer(ScaledQuantizer):
     def __init__(self, *, options: QdqOptions, **arguments: Any) -> None:
         self._options = options
         super().__init__(**arguments)
+        self._overshooting = {node.name for node in self.model.nodes() if _overshoots(node)}
 
     def scales_of(self, tensor: str, *, weight: bool) -> ScaleType:
         usual = self._options.weight_format if weight else self._options.activation_format
@@ -313,8 +314,9 @@ class _Quantizer(ScaledQuantizer):
         return known is not None and not (known.lowest or known.highest)
 
     def quantize_output_same_as_input(self, output_name: str, input_name: str, node_name: str) -> None:
-        """Let the output of a view share the parameters of its input, unless it has others of its own."""
-        if self._options.without_range and not self.is_tensor_quantized(input_name):
+        """Let the output of a view share the parameters of its input, unless it has others, or needs them."""
+        without_range = self._options.without_range and not self.is_tensor_quantized(input_name)
+        if without_range or node_name in self._overshooting:
             self.quantize_activation_tensor(output_name)
             return
         shared = self._format(input_name)
@@ -325,6 +327,12 @@ class _Quantizer(ScaledQuantizer):
 
     def _format(self, tensor: str) -> TensorFormat:
         return self._options.formats.get(self.source_of(tensor), self._options.activation_format)
+
+
+def _overshoots(node: onnx.NodeProto) -> bool:
+    """Whether values lie beyond the input's range, as of cubic Resize; onnxruntime lets both share a scale."""
+    modes = [attribute.s for attribute in node.attribute if attribute.name == "mode"]
+    return node.op_type == "Resize" and not node.domain and modes == [b"cubic"]
 
 
 def _has_scale(values: NDArray[np.float32]) -> bool:
