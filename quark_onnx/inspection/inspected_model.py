@@ -36,8 +36,8 @@ from quark.onnx.plan.types import LayerPlan, Plan
 from quark.onnx.preparation.finite_constants import check_weights, with_finite_biases
 from quark.onnx.preparation.prepare import prepared_on
 from quark.onnx.qdq.insert_qdq import calibration_tensors, qdq_model
-from quark.onnx.quantization.api import _engine, _unfused
 from quark.onnx.quantization.quantize import USUAL_CONFIG
+from quark.onnx.quantization.run_options import engine_for, unfused
 from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tensor_specs
 
 __all__ = ["InspectedLayer", "InspectedModel", "inspect_model"]
@@ -127,13 +127,13 @@ def inspect_model(model: ModelLike, config: QConfig = USUAL_CONFIG, data: Data |
         OSError, ModelError, DataError, ConfigError, UnsupportedError: as `ModelQuantizer.quantize_model` does.
     """
     check_supported(config)
-    engine = _engine(config)
+    engine = engine_for(config)
     original = load_model(model, role="float model")
     check_is_float(original)
     check_weights(original)
     reader = _reader(original, config, data)
     few, _ = first_items(original, checked_items(reader, model_inputs(original)))
-    ready = prepared_on(original, few, engine, opset=needed_opset(config), unfused=_unfused(config))
+    ready = prepared_on(original, few, engine, opset=needed_opset(config), unfused=unfused(config))
     prepared, notes = with_finite_biases(ready.model)
     specs = tensor_specs(config, prepared, original)
     tensors = calibration_tensors(prepared, specs.qdq_options())

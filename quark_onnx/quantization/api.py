@@ -4,54 +4,41 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import ExitStack
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 
 import onnx
 
 from quark.onnx.calibration_data.any_data import Data, checked_data, data_reader
-from quark.onnx.calibration_data.checked_items import (
-    DataReader,
-    checked_items,
-    first_samples,
-    model_inputs,
-)
+from quark.onnx.calibration_data.checked_items import DataReader, checked_items, first_samples, model_inputs
 from quark.onnx.calibration_data.data_source import get_data_reader
 from quark.onnx.calibration_data.data_warnings import DataWatch
 from quark.onnx.calibration_data.first_items import first_items
 from quark.onnx.calibration_data.ready_readers import RandomDataReader
-from quark.onnx.config.algorithm import AdaRoundConfig, FastFinetuneConfig
+from quark.onnx.config.algorithm import FastFinetuneConfig
 from quark.onnx.config.qconfig import QConfig
 from quark.onnx.config.supported import check_supported, ignored_extra_options
 from quark.onnx.errors import ConfigTypeError, ModelError, UnsupportedError
-from quark.onnx.fast_finetune.fast_finetune import FastFinetune, store_for
+from quark.onnx.fast_finetune.fast_finetune import FastFinetune
 from quark.onnx.inference.devices import engine_on_device
-from quark.onnx.inference.sessions import BatchMerging, Engine, batch_is_free
+from quark.onnx.inference.sessions import BatchMerging, batch_is_free
 from quark.onnx.model_files.model_file import ModelLike, load_model
 from quark.onnx.model_files.quantized_form import check_is_float, check_is_qdq, is_quantized
 from quark.onnx.model_files.quantizer_gate import check_quantizers
 from quark.onnx.model_files.saved_model import check_output_path, save_model
 from quark.onnx.own_errors import only_own_errors
 from quark.onnx.plan.float_form import matching_form
-from quark.onnx.preparation.finite_constants import check_weights, with_finite_biases
-from quark.onnx.preparation.prepare import prepared_forms, prepared_on
-from quark.onnx.quantization.equalised_model import equalised_model
+from quark.onnx.preparation.finite_constants import check_weights
+from quark.onnx.preparation.prepare import prepared_forms
 from quark.onnx.quantization.excluded_layers import excluded_outputs
-from quark.onnx.quantization.judged_equalisation import recorded, why_equalisation_goes
-from quark.onnx.quantization.plain_quantization import quantize_plainly
-from quark.onnx.quantization.quantization_report import plain_report
+from quark.onnx.quantization.quantization_run import QuantizationRun
 from quark.onnx.quantization.reference_model import reference_forms, reference_model
-from quark.onnx.quantization.tensor_specs import needed_opset, tensor_specs
-from quark.onnx.report.activation_report import activation_reports
+from quark.onnx.quantization.run_options import engine_for
 from quark.onnx.report.model_sizes import model_sizes
 from quark.onnx.report.report import Report
 from quark.onnx.report.resources import PhaseClock
 from quark.onnx.report.written_configuration import written_configuration
 from quark.onnx.resume.saved_run import saved_run
-from quark.onnx.system.memory_limit import MemoryLimit
-from quark.onnx.whole_model.set_apart import SetApart, StoredBatches
 
 __all__ = ["ModelQuantizer", "finetune"]
 
@@ -79,7 +66,7 @@ class ModelQuantizer:
         config = config.taken()  # what the caller changes from now on is none of ours
         check_supported(config)
         if config.fast_finetune is not None:
-            engine_on_device(config.fast_finetune, _engine(config))
+            engine_on_device(config.fast_finetune, engine_for(config))
         self.config = config
         self.report: Report | None = None
 
@@ -127,7 +114,7 @@ class ModelQuantizer:
         clock, config = PhaseClock(), self.config
         if calibration_data_path is None and not config.extra_options.get("UseRandomData", False):
             checked_data(calibration_data_reader)  # before any work
-        engine = _engine(config)
+        run = QuantizationRun(config, engine_for(config), clock)
         reference_path = config.fast_finetune.ref_model_path if config.fast_finetune is not None else None
         if model_output is not None:
             check_output_path(model_output, model_input, reference_path)
@@ -139,81 +126,10 @@ class ModelQuantizer:
         if config.fast_finetune is not None:
             FastFinetune.check(original, config.fast_finetune)
         other = reference_model(reference_path, original)
-        with clock.phase("prepare"):
-            needed = first_samples(checked_items(reader, model_inputs(original)), _samples_needed(config))
-            few, items = first_items(original, needed)
-            reference, reference_notes = reference_forms(other, few, engine)
-            ready = prepared_on(original, few, engine, opset=needed_opset(config), unfused=_unfused(config))
-            model, notes = with_finite_biases(ready.model)
-            notes = (*reference_notes, *ready.notes, *notes)
-            specs, prepared = tensor_specs(config, model, original), model
-            del ready
-        watch = DataWatch()
-        with ExitStack() as stack:
-            models = {"float model": original, "reference model": other.model if other else None}
-            saved = stack.enter_context(saved_run(save_dir, models, config, model_output))
-            items = watch.over(saved.watched(items))
-            finetuning = None
-            if config.fast_finetune is not None or config.bias_correction is not None:
-                finetuning = FastFinetune(
-                    config.fast_finetune,
-                    engine=engine,
-                    clock=clock,
-                    saved=saved,
-                    correction=config.bias_correction,
-                )
-                engine = stack.enter_context(finetuning).engine
-                store, apart = finetuning.store, finetuning.apart
-            else:
-                store = stack.enter_context(store_for(AdaRoundConfig(), engine))
-                apart = SetApart(store)
-            items = apart.split(items, divisible=batch_is_free(model))
-            first = next(items)
-            equalised = batches = None
-            if config.equalisation is not None:
-                with clock.phase("equalise"):
-                    equalised = equalised_model(model, specs.scope.quantized, config.equalisation, first, engine)
-                if equalised.is_changed and not config.equalisation.keep_worse:
-                    batches = StoredBatches(store, "calibration")  # for a second calibration, of the model as it was
-            items = chain([first], items)
-            del first  # it may be all of the data
-            keep = finetuning.keep if finetuning is not None else None
-            if equalised is None:
-                made = quantize_plainly(model, specs, items, few, keep, engine, clock, saved)
-            else:
-                items = recorded(items, batches) if batches is not None else items
-                its_specs = specs.with_twins(equalised.twins)
-                made = quantize_plainly(equalised.model, its_specs, items, few, keep, engine, clock, saved)
-                if batches is not None:
-                    without = quantize_plainly(model, specs, iter(batches), few, None, engine, clock, saved)
-                    batches.drop_all()
-                    with clock.phase("compare"):
-                        why = why_equalisation_goes(model, without.quantized, made.quantized, apart, store, engine)
-                    if why:
-                        made, equalised = without, equalised.undone(model, why)
-            model, quantized, calibration = made.float_model, made.quantized, made.calibration
-            warnings = equalised.warnings if equalised is not None else ()
-            warnings += _logged((*made.warnings, *watch.warnings(model, calibration.ranges)))
-            notes += made.notes
-            seen = calibration.samples + (apart.compared.samples if apart.held_out else 0)
-            if finetuning is not None:
-                target = reference[0] if reference else model
-                report = finetuning.run(
-                    target,
-                    quantized,
-                    samples_seen=seen,
-                    reference=target if reference else prepared,
-                )
-            else:
-                report = plain_report(prepared, model, quantized, apart, store, engine, clock, seen)
-            report = replace(
-                report,
-                pairs=equalised.pairs if equalised is not None else (),
-                warnings=(*warnings, *report.warnings),
-                notes=(*notes, *report.notes, *saved.notes),
-                sizes=model_sizes(original, quantized),
-                activations=activation_reports(calibration.histograms, quantized),
-            )
+        prepared = run.prepared(original, reader, other)
+        models = {"float model": original, "reference model": other.model if other else None}
+        with saved_run(save_dir, models, config, model_output) as saved:
+            quantized, report = run.quantized(original, prepared, saved)
             returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
             saved.finish()
         self.report = _with_notes(report, config, reader)
@@ -260,7 +176,7 @@ def finetune(
     if isinstance(config, QConfig) and config.equalisation is not None:
         raise UnsupportedError("CLEConfig changes the float model before it is quantized: leave it out of finetune()")
     correction = config.bias_correction if isinstance(config, QConfig) else None
-    engine = _engine(config if isinstance(config, QConfig) else None)
+    engine = engine_for(config if isinstance(config, QConfig) else None)
     engine_on_device(algorithm, engine)
     checked_data(reader)
     if output is not None:
@@ -315,30 +231,9 @@ def finetune(
     return report if delivered is None else (delivered, report)
 
 
-def _engine(config: QConfig | None) -> Engine:
-    """Threads and memory as the options say: by default, what the machine has for this process."""
-    options = config.extra_options if config is not None else {}
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    most = options.get("MaxMemory")
-    return Engine(options.get("NumThreads", processors), memory=MemoryLimit(None if most is None else most << 20))
-
-
-def _samples_needed(config: QConfig) -> int | None:
-    """How many samples of the reader calibration and finetuning take together; None: all there are."""
-    calibrated = config.extra_options.get("CalibDataSize")
-    if calibrated is None or (config.bias_correction is not None and config.fast_finetune is None):
-        return None
-    return calibrated if config.fast_finetune is None else max(calibrated, config.fast_finetune.data_size)
-
-
-def _unfused(config: QConfig) -> tuple[str, ...]:
-    operators = {"FuseGelu": "Gelu", "FuseLayerNorm": "LayerNormalization"}
-    return tuple(name for option, name in operators.items() if not config.extra_options.get(option, True))
-
-
 def _logged(warnings: tuple[str, ...]) -> tuple[str, ...]:
-    for line in warnings:
-        _LOG.warning(line)
+    for warning in warnings:
+        _LOG.warning(warning)
     return warnings
 
 
