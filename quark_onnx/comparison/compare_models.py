@@ -23,7 +23,7 @@ from quark.onnx.own_errors import only_own_errors
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.float_form import matching_form
 from quark.onnx.preparation.prepare import prepared_forms
-from quark.onnx.quantization.api import _engine
+from quark.onnx.quantization.run_options import engine_for
 from quark.onnx.report.deviation import Comparison
 from quark.onnx.report.layer_error import LayerError
 from quark.onnx.report.progress import PhaseProgress
@@ -97,7 +97,7 @@ def compare_models(reference: ModelLike, model: ModelLike, data: Data, *, sample
         ModelError: a model is invalid, or the two have not the same inputs and outputs.
         DataError: the data does not fit.
     """
-    engine = _engine(None)
+    engine = engine_for(None)
     first, second = load_model(reference, role="float model"), load_model(model, role="quantized model")
     _check_interfaces(first, second)
     items = first_samples(checked_items(data_reader(data, first), model_inputs(first)), samples)
