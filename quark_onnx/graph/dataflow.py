@@ -19,7 +19,7 @@ class Segment:
     """Some nodes of a graph as a model of their own.
 
     Attributes:
-        model: its inputs are untyped until `Dataflow.typed` gives them types.
+        nodes: in graph order.
         inputs: dynamic tensors that the nodes read and do not make.
         outputs: tensors that the nodes make and somebody needs.
     """
