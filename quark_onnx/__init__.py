@@ -6,6 +6,7 @@
 See README.md for the first steps and docs/ for the rest.
 """
 
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from quark.onnx import _preload  # noqa: F401  (first: see there)
@@ -236,6 +237,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("quark-onnx")
     if name in READY:
         return handed_out(name)  # each import has a copy of its own, which it may change
     raise refuse_missing(__name__, name)
