@@ -187,7 +187,9 @@ def checked_array(array: NDArray[np.generic], spec: ModelInput, where: str) -> N
     if array.size == 0:
         raise DataError(f"{what} has the shape {array.shape} and is empty")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError(f"{what} contains NaN or Inf: clean the data first")
+        is_mask = not np.isnan(array).any() and array.max() < np.inf
+        remedy = "for a mask, give -1e4 or the lowest finite float in its place" if is_mask else "clean the data first"
+        raise DataError(f"{what} contains NaN or Inf: {remedy}")
     return array
 
 

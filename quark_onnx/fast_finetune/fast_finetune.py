@@ -320,8 +320,8 @@ class FastFinetune:
             found.append("BiasCorrectionConfig has no effect: no layer has an integer bias of its own")
         if result is not None and (layers or corrections) and not taken_back and _is_no_better(result):
             found.append(
-                f"{done} did not bring the whole model closer to the {result.reference} on the {result.samples} "
-                f"samples compared: error "
+                f"{done} did not bring the whole model closer to the {result.reference} on the samples compared "
+                f"({result.samples}): error "
                 f"{100 * result.before.error:.4g} % before, {100 * result.after.error:.4g} % after"
             )
         for line in found:
