@@ -10,10 +10,10 @@ import onnx
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.editor import constant_tensors
+from quark.onnx.operators.table import LINEAR
 
 __all__ = ["ModelSizes", "model_sizes"]
 
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _BITS: dict[int, int] = {
     onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4, onnx.TensorProto.INT2: 2, onnx.TensorProto.UINT2: 2,
 }  # fmt: skip
@@ -59,7 +59,7 @@ def _bytes(tensor: onnx.TensorProto) -> int:
 def _weights(graph: Dataflow) -> Iterator[str]:
     """What the weight of each layer is."""
     for node in graph.model.graph.node:
-        if node.op_type not in _LAYERS or node.domain not in ("", "ai.onnx"):
+        if node.op_type not in LINEAR or node.domain not in ("", "ai.onnx"):
             continue
         constant = [name for name in node.input[:2] if graph.is_constant(name)]
         if len(constant) != 1:
