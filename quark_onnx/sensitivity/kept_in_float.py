@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from quark.onnx.sensitivity.islands import Island, islands
 
 __all__ = ["KeptInFloat", "kept_in_float"]
 
+_COPIES = 3  # of the float model: one with switches, and what onnxruntime makes of it
 _NAMED = 3  # tensors that a warning names
 
 
@@ -59,11 +61,15 @@ def kept_in_float(
     inserted = insert(calibration)
     if max_share <= 0 or not items or any(map(is_random, model.graph.node)):
         return KeptInFloat(calibration, inserted)
+    weights = 4 * sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
+    if _COPIES * weights > engine.memory.free():
+        return KeptInFloat(
+            calibration, inserted, warnings=(_unmeasured("too little memory for more copies of the model"),)
+        )
     try:
         found = islands(Damage(model, inserted.model, items, engine), max_share)
     except (ModelError, OutOfMemoryError) as error:  # the quantized model is there, and may be all that fits
-        warning = f"what single quantizers do to the outputs was not measured: {error}"
-        return KeptInFloat(calibration, inserted, warnings=(warning,))
+        return KeptInFloat(calibration, inserted, warnings=(_unmeasured(str(error)),))
     warnings = (_too_much(found.left_out, max_share),) if found.left_out else ()
     if not found.kept:
         return KeptInFloat(calibration, inserted, warnings=warnings)
@@ -79,6 +85,10 @@ def kept_in_float(
         f"{_db(found.after)}"
     )
     return KeptInFloat(calibration, insert(calibration), (note,), warnings)
+
+
+def _unmeasured(why: str) -> str:
+    return f"whether single activation quantizers destroy the model was not measured (MaxFloatShare): {why}"
 
 
 def _too_much(left_out: tuple[Island, ...], max_share: float) -> str:

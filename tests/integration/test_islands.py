@@ -8,10 +8,13 @@ import pytest
 from small_models import Arrays, build, run, samples, separable_cnn
 
 from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec, XInt8Spec
+from quark.onnx.calibration.calibrate import Calibration
 from quark.onnx.inference.sessions import Engine
-from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, qdq_model
+from quark.onnx.qdq.insert_qdq import QdqModel, QdqOptions, calibration_tensors, qdq_model
 from quark.onnx.sensitivity.damage import Damage
+from quark.onnx.sensitivity.kept_in_float import kept_in_float
 from quark.onnx.sensitivity.switched_model import switched_model
+from quark.onnx.system.memory_limit import MemoryLimit
 
 pytestmark = pytest.mark.islands
 
@@ -161,3 +164,14 @@ def test_a_relu_whose_output_stays_in_float_is_not_left_to_a_quantizer() -> None
     ranges = {name: (-4.0, 4.0) for name in calibration_tensors(model, QdqOptions()) if name != "r"}
     result = qdq_model(model, ranges, {}, QdqOptions(without_range=frozenset({"r"}))).model
     assert "Relu" in {node.op_type for node in result.graph.node}
+
+
+def test_where_memory_is_scarce_nothing_is_measured_with_a_warning() -> None:
+    model = detector()
+    data = samples(model, 32)
+    result, _ = quantized(model, data, MaxFloatShare=0.0)
+    inserted, calibration = QdqModel(result, ()), Calibration({}, {}, 32)
+    engine = Engine(1, memory=MemoryLimit(1))
+    kept = kept_in_float(model, calibration, lambda _: inserted, [data], engine, 0.5)
+    assert kept.inserted is inserted
+    assert "not measured" in kept.warnings[0]
