@@ -45,7 +45,7 @@ class GradientRow:
 
     @property
     def peer_job(self) -> PeerJob:
-        """The same job for amd-quark."""
+        """amd-quark runs this job."""
         return PeerJob(
             case=self.case,
             samples=self.samples,

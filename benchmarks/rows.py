@@ -46,7 +46,7 @@ class Row:
 
     @property
     def peer_job(self) -> PeerJob:
-        """The same job for amd-quark."""
+        """amd-quark runs this job."""
         return PeerJob(case=self.case, samples=self.samples)
 
     def with_samples(self, samples: int) -> Row:

@@ -14,12 +14,12 @@ from typing import TypedDict, final, type_check_only
 import numpy as np
 from numpy.typing import NDArray
 
-# Of a layer in training: activation, a, b, slopes (rows) of PRelu, axis of softmax, folded, grid of the output
-# (scale, zero_point, qmin, qmax).
+# It describes what follows a layer in training: activation, a, b, slopes (rows) of PRelu, axis of softmax, folded, grid
+# of the output (scale, zero_point, qmin, qmax).
 _OutputStage = tuple[str, float, float, NDArray[np.float32] | None, int, bool, tuple[float, int, int, int] | None]
 
-# Of a Conv: kernel, strides, dilations, pads, auto_pad (0 NOTSET, 1 SAME_UPPER, 2 SAME_LOWER, 3 VALID). Of a
-# ConvTranspose also output_padding and output_shape, None where it is not given.
+# A Conv has kernel, strides, dilations, pads, auto_pad (0 NOTSET, 1 SAME_UPPER, 2 SAME_LOWER, 3 VALID). A
+# ConvTranspose also has output_padding and output_shape, None where it is not given.
 _Ints = Sequence[int]
 _Conv = tuple[_Ints, _Ints, _Ints, _Ints, int] | tuple[_Ints, _Ints, _Ints, _Ints, int, _Ints, _Ints | None]
 

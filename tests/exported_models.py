@@ -89,7 +89,7 @@ def efficientnet_block(*, seed: int = 0) -> onnx.ModelProto:
 
 
 def mobilenet_v3_block(*, seed: int = 1) -> onnx.ModelProto:
-    """The same with HardSwish, and HardSigmoid as the gate."""
+    """It has HardSwish in place of SiLU, and HardSigmoid as the gate: x (N, 8, 8, 8) to y (N, 10)."""
     return _inverted_residual(hard_swish, hard_sigmoid, seed=seed)
 
 

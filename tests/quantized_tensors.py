@@ -55,11 +55,11 @@ class QuantizedModel:
         return self._described(self._readers[quantize[0].output[0]][0]) if quantize else None
 
     def scale(self, node: str, index: int = 0) -> np.ndarray:
-        """Of an input of a node."""
+        """Return the scale of an input of a node."""
         return self.constants[self._made[self.nodes[node].input[index]].input[1]]
 
     def integers(self, node: str, index: int = 1) -> np.ndarray:
-        """Of a constant input of a node."""
+        """Return the integers of a constant input of a node."""
         return self.constants[self._made[self.nodes[node].input[index]].input[0]]
 
     def _described(self, dequantize: onnx.NodeProto | None) -> Quantized | None:

@@ -309,7 +309,7 @@ MODELS = {
 
 
 def fitted(arrays: Arrays) -> Arrays:
-    """Of 40 samples or more, those that ranges, scales and integers come from; `apart` has the others."""
+    """Ranges, scales and integers come from these; of 40 samples or more `apart` has the others."""
     return {name: array[~_is_apart(array)] for name, array in arrays.items()}
 
 
@@ -377,7 +377,7 @@ def opened(source: str | bytes, *, optimise: bool, fuse_qdq: bool = True) -> onn
 
 
 def mean_squared_error(float_model: onnx.ModelProto, model: onnx.ModelProto, arrays: Arrays) -> float:
-    """Of the first output, over the variance of the float model's."""
+    """Return the error of the first output, over the variance of the float model's."""
     want, have = (run(m, arrays)[0].astype(np.float64) for m in (float_model, model))
     return float(np.mean((have - want) ** 2) / np.var(want))
 

@@ -10,7 +10,7 @@
 qk_status qk_cholesky_tiled_f32(float *a, int64_t n, double least, qk_run *run, bool *positive);
 qk_status qk_cholesky_tiled_f64(double *a, int64_t n, double least, qk_run *run, bool *positive);
 
-/* The same without a pool, for a task of one. pivots (n): scratch. */
+/* Factors as the tiled ones do, without a pool, inside a task. pivots (n): scratch. */
 bool qk_cholesky_alone_f32(float *a, int64_t n, double least, float *pivots);
 
 #endif

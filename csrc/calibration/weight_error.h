@@ -18,7 +18,7 @@ typedef struct {
 qk_status qk_weight_error_init(qk_weight_error *e, const qk_layer *layer, bool bias_free);
 void qk_weight_error_destroy(qk_weight_error *e);
 
-/* Of `count` lines d (count, K) of one group: to[i * stride]. scratch (count, qk_weight_error_width). */
+/* to[i * stride] becomes the error of line i of d (count, K), of one group. scratch (count, qk_weight_error_width). */
 int64_t qk_weight_error_width(const qk_weight_error *e);
 void qk_weight_errors(const qk_weight_error *e, int64_t group, const float *d, int64_t count, float *scratch,
                       double *to, int64_t stride);

@@ -197,7 +197,7 @@ typedef struct {
 /* affine: (groups * O) or 1 entries. */
 qk_status qk_choose_weight_scale(const qk_layer *layer, const qk_scale_problem *problem, qk_affine *affine,
                                  qk_pool *pool);
-/* The same by the squared error of the weight itself (CalibMethod.MinMSE): weight (rows, inputs). */
+/* Chooses it by the squared error of the weight itself (CalibMethod.MinMSE): weight (rows, inputs). */
 qk_status qk_choose_weight_scale_alone(const qk_scale_problem *problem, int64_t rows, int64_t inputs, qk_affine *affine,
                                        qk_pool *pool);
 
@@ -249,7 +249,7 @@ typedef struct {
     qk_candidate candidate;     /* the one that won most of them */
 } qk_least_squares_result;
 
-/* Of a layer without target the float weight gives it, y = W x, and there is no bias. */
+/* Where a layer has no target the float weight gives it, y = W x, and there is no bias. */
 qk_status qk_least_squares(const qk_layer *layer, const qk_quantized_layer *start,
                            const qk_least_squares_options *options, qk_pool *pool, qk_least_squares_result *result);
 

@@ -77,7 +77,7 @@ typedef struct {
 
     /* sum and sum of squares of n values */
     double (*sum)(const float *x, size_t n);
-    /* The same, and of products, in float64. */
+    /* These sum values and products in float64. */
     double (*exact_sum)(const float *x, size_t n);
     double (*exact_product)(const float *restrict x, const float *restrict y, size_t n);
     double (*sum_squares)(const float *x, size_t n);
@@ -118,7 +118,7 @@ typedef struct {
     /* One step along `gradient`, of the loss by the weight, and the weights then. Returns the sum of the regulariser
      * 1 - |2h - 1|^beta before the step, 0 where it has no penalty. */
     double (*soft_rounding_step)(const qk_soft_rounding *r, const float *restrict gradient, qk_adam adam, size_t n);
-    /* The same two of AdaQuant's variables. */
+    /* AdaQuant's variables have these two. */
     void (*straight_through_weights)(const qk_straight_through *r, size_t n);
     void (*straight_through_step)(const qk_straight_through *r, const float *restrict gradient, qk_adam adam, size_t n);
 

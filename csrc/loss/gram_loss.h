@@ -29,7 +29,7 @@ typedef struct {
     int64_t parts, lines, bundle; /* of a step: tasks of a group, inputs of a part; groups of a task */
 } qk_gram_loss;
 
-/* Of steps with at most `batch` samples. The bias moves only if `of` is with it. `of` must outlive it.
+/* A step has at most `batch` samples. The bias moves only if `of` is with it. `of` must outlive it.
  * qk_gram_loss_destroy after a failure, too. */
 qk_status qk_gram_loss_init(qk_gram_loss *g, const qk_sample_grams *of, int64_t batch);
 void qk_gram_loss_destroy(qk_gram_loss *g);

@@ -112,7 +112,7 @@ static void multiply_waiting(const qk_sample_grams *g, group_bytes *b) {
     b->used = 0;
 }
 
-/* Of n columns the sum of (a - z)(b - z), from those of a (b - 128). */
+/* Returns the sum of (a - z)(b - z) over n columns, from those of a (b - 128). */
 static double product_of(const qk_sample_grams *g, const group_bytes *b, int64_t i, int64_t j, double n) {
     const double z = g->affine.zero_point, gram = b->gram[i * geometry_of(g)->inputs + j];
     return gram + (128 - z) * b->sum[i] - z * b->sum[j] + n * z * z;

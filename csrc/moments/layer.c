@@ -383,7 +383,7 @@ static void add_sums(const qk_sums *to, const qk_layer *of, const qk_sums *from,
     }
 }
 
-/* Of another layer, whatever its phases, to one that has one phase. */
+/* Adds another layer, whatever its phases, to one that has one phase. */
 static qk_status add_layer(qk_layer *layer, const qk_layer *other) {
     double *line = QK_NEW(double, other->geometry.inputs);
     if (!line) return QK_E_NOMEM;
@@ -417,7 +417,7 @@ static qk_status leave_own_form(qk_layer *layer) {
     return QK_OK;
 }
 
-/* Of a layer without data: rows that are kept have all taps. */
+/* Gives a layer without data one phase: rows that are kept have all taps. */
 static qk_status take_one_phase(qk_layer *layer) {
     sets_destroy(layer);
     layer->phases = (qk_phases){1, 1, {1, 1, 1}};

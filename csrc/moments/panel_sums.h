@@ -4,7 +4,7 @@
 #include "ops/panel.h"
 #include "qk.h"
 
-/* Of the rows of one phase, with K' = C / groups * taps inputs per group. */
+/* It holds the sums of the rows of one phase, with K' = C / groups * taps inputs per group. */
 typedef struct {
     int64_t taps;            /* of the kernel, that the phase sees */
     int64_t inputs;          /* K' */

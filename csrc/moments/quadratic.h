@@ -13,7 +13,7 @@ typedef struct {
 /* Beyond it data is QK_E_TOO_LARGE: candidates are sought in float32. */
 #define QK_LARGEST_MOMENT 1e36
 
-/* Of zeros. QK_E_NOMEM. */
+/* Allocates it, filled with zeros. QK_E_NOMEM. */
 qk_status qk_quadratic_new(qk_quadratic *q, int64_t groups, int64_t inputs, int64_t outputs);
 /* Allocates and fills; with_target as the layer was made. QK_E_NO_ROWS, and as below. */
 qk_status qk_quadratic_init(qk_quadratic *q, const qk_layer *layer, qk_set set, bool with_target);

@@ -74,8 +74,8 @@ static void resolve_conv_axis(const qk_geometry *g, int axis, qk_extent *e) {
     e->out[axis] = room < 0 ? 0 : room / stride + 1;
 }
 
-/* The same of ConvTranspose, where the padding is cut off the output. SAME would need a negative one where the stride
- * is larger than the window: as in onnxruntime there is none then, and there are fewer outputs than in * stride. */
+/* A ConvTranspose has its padding cut off the output. SAME would need a negative one where the stride is larger than
+ * the window: as in onnxruntime there is none then, and there are fewer outputs than in * stride. */
 static void resolve_transposed_axis(const qk_geometry *g, int axis, qk_extent *e) {
     const int64_t in = e->in[axis], stride = g->stride[axis], given = g->output_shape[axis];
     const bool upper = g->auto_pad == QK_PAD_SAME_UPPER, same = upper || g->auto_pad == QK_PAD_SAME_LOWER;

@@ -170,7 +170,7 @@ static void fill_line(float *restrict line, const qk_panel_fill_job *job, int64_
     for (int64_t i = 0; i < rows->padding_count[tap]; i++) line[padding[i]] = 0;
 }
 
-/* The same as bytes. */
+/* fill_line does this for reals: here every value stays a byte, and padding becomes the zero point. */
 static void fill_byte_line(uint8_t *restrict line, const qk_panel_fill_job *job, int64_t shift, int64_t tap,
                            uint8_t zero_point) {
     const qk_row_table *rows = job->rows;

@@ -32,7 +32,8 @@ enum { QK_PIECE = 128 };
 /* Memory for at most `blocks` blocks. QK_E_NOMEM: destroy what there is. */
 qk_status qk_batch_new(qk_batch *batch, const qk_quantized_layer *start, int64_t inputs, int64_t blocks);
 void qk_batch_destroy(qk_batch *batch);
-/* Of the blocks that the indices name, ascending, as qk_row_block_at counts blocks of QK_LANES outputs. */
+/* Fills the batch from the blocks that the indices name, ascending, as qk_row_block_at counts blocks of QK_LANES
+ * outputs. */
 void qk_batch_fill(qk_batch *batch, const qk_quadratic *shape, qk_box box, const int64_t *indices, int64_t count);
 
 typedef struct qk_problem qk_problem;

@@ -171,7 +171,7 @@ class WeightScaleSearch:
         return [i for i in range(samples) if self._wants_next()] if self.plentiful() else []
 
     def _wants_next(self) -> bool:
-        """Of the first samples each, then one in n / _PLANNED_SAMPLES at the nth, so that all data has its say.
+        """The first samples are all wanted, then one in n / _PLANNED_SAMPLES at the nth, so that all data has its say.
         Besides, the core takes fewer rows of the later ones.
         """
         self._seen += 1
@@ -226,8 +226,8 @@ class WeightScaleSearch:
 
 
 def _data(layer: WeightLayer, inputs: int, outputs: int, groups: int, rows: int) -> _core.Layer:
-    """Of so many inputs of each group. The number of samples is not known ahead: so many rows at first, then fewer of
-    each. They make moments, or are kept where they are fewer than the inputs.
+    """Return the data of a layer with so many inputs per group. The number of samples is not known ahead, so the first
+    ones give `rows` rows and later ones fewer. They make moments, or are kept where they are fewer than the inputs.
     """
     convolution = layer.attributes.convolution(layer.weight_shape)
     return _core.Layer(

@@ -60,7 +60,7 @@ class BatchJoiner:
 
 
 def input_bytes(item: Batch) -> int:
-    """Of all arrays of an item or batch."""
+    """Return how many bytes all arrays of an item or batch take."""
     return sum(array.nbytes for array in item.values())
 
 

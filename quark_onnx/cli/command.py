@@ -24,7 +24,7 @@ _PIPED_WIDTH = 120
 
 @dataclass
 class State:
-    """Of one call.
+    """One call of the command line shares this state.
 
     Attributes:
         debug: an error shows where it comes from.

@@ -203,7 +203,7 @@ class _Gathered:
 
 
 def _cosines(want: NDArray[Any], have: NDArray[Any]) -> NDArray[np.float64]:
-    """Of each sample; nan where one of the vectors is 0."""
+    """Return the cosine of each sample; nan where one of the vectors is 0."""
     a, b = (array.reshape(len(array) if array.ndim else 1, -1).astype(np.float64) for array in (want, have))
     lengths = np.sqrt((a * a).sum(axis=1) * (b * b).sum(axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -145,7 +145,7 @@ def member(kind: type[enum.Enum]) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """The same, or None."""
+    """Return the check that lets None pass and leaves every other value to `check`."""
     return Check(
         f"{check.expected}, or None",
         lambda value: None if value is None else check.convert(value),

@@ -175,7 +175,7 @@ class Walk:
         return self._to_run_again.isdisjoint(map(id, nodes)) and not any(map(is_random, nodes))
 
     def _bytes(self, tensors: Iterable[str]) -> float:
-        """Of a sample; NaN where the model does not tell."""
+        """Return how many bytes a sample of the tensors takes; NaN where the model does not tell."""
         return sum(self.dataflow.bytes_per_sample(name) for name in tensors)
 
     def _here(self) -> frozenset[str]:

@@ -16,7 +16,7 @@ __all__ = ["matching_form"]
 def matching_form(
     forms: Iterable[onnx.ModelProto], quantized: onnx.ModelProto, op_types: Collection[str]
 ) -> onnx.ModelProto:
-    """Of several forms of one float model, the one whose layers and weights are those of the quantized model.
+    """Return the one of several forms of a float model whose layers and weights are those of the quantized model.
 
     The tool that quantized may have folded BatchNormalization, or written MatMul and Add as Gemm, before. A layer
     must be tuned towards the output that it had in the graph that was quantized.

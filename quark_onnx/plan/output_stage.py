@@ -38,7 +38,7 @@ class Activation:
     axis: int = 0
 
     def is_like(self, other: Activation) -> bool:
-        """The same but for the rounding of its numbers."""
+        """Whether they differ at most in how their numbers are rounded."""
         if (self.kind, self.axis) != (other.kind, other.axis) or not (
             math.isclose(self.a, other.a, rel_tol=1e-5) and math.isclose(self.b, other.b, rel_tol=1e-5)
         ):

@@ -18,8 +18,8 @@ __all__ = ["leave_shared", "share_weights"]
 def share_weights(
     entries: Sequence[tuple[onnx.NodeProto, LayerPlan | SkippedLayer]], graph: Dataflow
 ) -> list[LayerPlan | SkippedLayer]:
-    """Of the layers of a quantized graph, those that share a weight name each other. Their biases stay. Where another
-    node reads the weight too, it must not change: they are skipped.
+    """Let the layers of a quantized graph that share a weight name each other. Their biases stay. Where another node
+    reads the weight too, it must not change: they are skipped.
     """
     users: dict[str, list[tuple[onnx.NodeProto, LayerPlan]]] = {}
     for node, entry in entries:

@@ -76,7 +76,7 @@ def _find(model: onnx.ModelProto, but: Collection[str]) -> list[_Fused]:
 
 
 def _float32_shapes(graph: onnx.GraphProto) -> dict[str, _Shape]:
-    """Of the tensors that are known to be float32 and of how many axes."""
+    """Return the shapes of the tensors that are known to be float32 and whose number of axes is known."""
     values = ((value.name, value.type.tensor_type) for value in (*graph.input, *graph.value_info, *graph.output))
     return {
         name: tuple(dim.dim_value or None for dim in tensor.shape.dim)

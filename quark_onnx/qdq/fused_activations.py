@@ -55,6 +55,6 @@ def _maker(tensor: str, op_type: str, graph: Dataflow) -> onnx.NodeProto | None:
 
 
 def _bounds(node: onnx.NodeProto, graph: Dataflow) -> list[float]:
-    """Of a Clip, as far as they are constant."""
+    """Return those bounds of a Clip that are constant."""
     tensors = (graph.initializers.get(name) for name in node.input[1:])
     return [numpy_helper.to_array(tensor).item() for tensor in tensors if tensor is not None]

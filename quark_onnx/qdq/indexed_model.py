@@ -53,7 +53,7 @@ class IndexedModel(ONNXModel):  # type: ignore[misc]  # onnxruntime has no types
             self._asked = before
 
     def look_at(self, names: Iterable[str]) -> None:
-        """The same, until something else is said."""
+        """Let `initializer()` give the initializers with these names until something else is said."""
         self._asked = [self._initializers[name] for name in dict.fromkeys(names) if name in self._initializers]
 
     def initializer(self) -> Any:

@@ -98,7 +98,7 @@ class QdqOptions:
 
     @property
     def activation_format(self) -> TensorFormat:
-        """Of the activations without one of their own."""
+        """Activations without a format of their own have this one."""
         return TensorFormat(
             self.activation_type,
             self.activation_symmetric,
@@ -108,7 +108,7 @@ class QdqOptions:
 
     @property
     def weight_format(self) -> TensorFormat:
-        """Of the weights without one of their own."""
+        """Weights without a format of their own have this one."""
         return TensorFormat(
             self.weight_type, self.weight_symmetric, self.per_channel, block=self.block, scales=self.weight_scales
         )

@@ -21,7 +21,7 @@ from quark.onnx.report.report import Report
 
 __all__ = ["USUAL_CONFIG", "quantize", "usual_reader"]
 
-# Of Python's and the command line's `quantize`, where no other is given.
+# Python's and the command line's `quantize` use it where no other is given.
 USUAL_CONFIG = QConfig(QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()), algo_config=[AdaRoundConfig()])
 
 

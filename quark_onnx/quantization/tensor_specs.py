@@ -70,7 +70,7 @@ class TensorSpecs:
     options: Mapping[str, Any]
 
     def with_twins(self, twins: Mapping[str, str]) -> TensorSpecs:
-        """The same for a model with more activations, each with the spec of another."""
+        """Return the specs for a model with more activations, each of which takes the spec of another."""
         given = {new: self.activations[tensor] for new, tensor in twins.items() if tensor in self.activations}
         return replace(self, activations={**self.activations, **given})
 
@@ -117,7 +117,7 @@ class TensorSpecs:
         )
 
     def weight_ranges(self, layers: Iterable[WeightLayer]) -> dict[str, WeightRange]:
-        """Of the weights and biases whose range follows from themselves, unless it is minimum and maximum."""
+        """Return the ranges of weights and biases that follow from themselves, unless they are minimum and maximum."""
         specs = {layer.weight: self.weights.get(layer.weight, self.weight) for layer in layers}
         found = {name: self._weight_range(spec) for name, spec in specs.items() if self._searched(spec) is None}
         found |= {name: self._weight_range(spec) for name, spec in self.biases.items()}

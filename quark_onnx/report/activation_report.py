@@ -55,7 +55,7 @@ class ActivationReport:
 
     @property
     def bin_width(self) -> float:
-        """Of the histogram."""
+        """Every bin of the histogram is this wide."""
         return (self.high - self.low) / max(len(self.counts), 1)
 
 

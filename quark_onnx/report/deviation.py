@@ -88,7 +88,7 @@ class _Sums:
 
     @property
     def variance(self) -> float:
-        """Of the float values, times their number; their power where they do not vary."""
+        """Return the variance of the float values times their number; where they do not vary, their power."""
         variance = self._square - self._sum**2 / self._count if self._count else 0.0
         return variance if variance > 1e-12 * self._square else self._square
 

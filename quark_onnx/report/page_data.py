@@ -42,7 +42,7 @@ class LayerRow:
 
     @property
     def length(self) -> float:
-        """Of the bar."""
+        """The bar is this long."""
         return abs(self.after - self.before)
 
 

@@ -37,8 +37,8 @@ class SqnrRow:
 
 
 def sqnr_rows(report: Report) -> tuple[SqnrRow, ...]:
-    """Of tuned layers: before and after, on held-out rows, where there are any. Of a plain run: what each layer does
-    alone, and in the quantized model.
+    """Return a row per layer: tuned ones show before and after, on held-out rows where there are any. In a plain run
+    each shows what it does alone and in the quantized model.
     """
     if report.layers:
         return tuple(_tuned(layer) for layer in report.layers)

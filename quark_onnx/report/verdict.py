@@ -16,9 +16,10 @@ __all__ = ["Grade", "Verdict", "verdict_of"]
 
 Grade = Literal["good", "fair", "poor", "unknown"]
 
-# Of the outputs' variance. A classifier keeps its accuracy with 1 %, loses some of it below 10 %, much above.
+# These are shares of the outputs' variance. A classifier keeps its accuracy with 1 %, loses some of it below 10 %, and
+# much above.
 _GOOD, _FAIR = 0.01, 0.1
-# Of samples with the same class as the float model; one sample may always differ.
+# These are shares of samples with the float model's class; one sample may always differ.
 _GOOD_AGREEMENT, _FAIR_AGREEMENT = 0.95, 0.75
 _FINE = 30.0  # dB of a layer alone: whatever ails the model, it is not this one
 _FEW = 32  # samples to calibrate with

@@ -58,7 +58,7 @@ class Islands:
 
     @property
     def share(self) -> float:
-        """Of the values that go through activation quantizers, 0 to 1."""
+        """This share (0 to 1) of the values that go through activation quantizers stays in float."""
         return math.fsum(island.share for island in self.kept)
 
 

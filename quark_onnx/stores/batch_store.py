@@ -39,7 +39,7 @@ class BatchStore(ABC):
 
     @abstractmethod
     def mapped(self, array: Array) -> Array:
-        """The same array, to be read piece by piece. It has no key: it is there as long as it is used."""
+        """Return the array so that it is read piece by piece. It has no key: it is there as long as it is used."""
 
     @abstractmethod
     def drop(self, key: Key) -> None:

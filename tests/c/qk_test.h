@@ -30,7 +30,7 @@ static inline void qk_fail(const char *file, int line, const char *what) {
 #define CHECK(condition) ((condition) ? (void)0 : qk_fail(__FILE__, __LINE__, #condition))
 /* |a - b| <= tolerance * max(1, |b|) */
 #define CHECK_CLOSE(a, b, tolerance) CHECK(qk_close((a), (b), (tolerance)))
-/* The same bits; one NaN equals another only bit for bit. */
+/* Bits must agree; one NaN equals another only bit for bit. */
 #define CHECK_SAME(a, b, count) CHECK(memcmp((a), (b), (size_t)(count) * sizeof *(a)) == 0)
 
 static inline bool qk_close(double a, double b, double tolerance) {

@@ -40,7 +40,7 @@ static inline void set_target(fixture *f, qk_random *noise) {
     free(xs);
 }
 
-/* Of `samples` samples; neither `layer` nor `data` holds any yet. */
+/* It has the data of `samples` samples; neither `layer` nor `data` holds any yet. */
 static inline fixture fixture_of(const ref_case *c, int64_t samples, uint64_t seed, int threads) {
     const qk_geometry *g = &c->geometry;
     const int64_t rows = g->groups * g->outputs, K = g->inputs;

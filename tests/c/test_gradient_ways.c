@@ -119,7 +119,7 @@ static void threads_do_not_change_a_bit(void) {
         }
 }
 
-/* Of 8-bit inputs, whose moments judge: those of the samples' Gram matrices, or of the rows. */
+/* Its inputs are 8 bits, whose moments judge: those of the samples' Gram matrices, or of the rows. */
 static fixture bytes_new(const ref_case *c, qk_dtype dtype, int threads) {
     fixture f = fixture_of(c, SAMPLES, 1, threads);
     qk_random r = {9};

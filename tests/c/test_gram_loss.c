@@ -44,7 +44,7 @@ typedef struct {
     qk_gram_loss loss;
 } gram_losses;
 
-/* Of all samples in this order, added in two calls; steps of at most `batch` of them. */
+/* All samples are added, in this order, by two calls; a step has at most `batch` of them. */
 static void gram_losses_new(gram_losses *g, const moved_layer *m, const int64_t *samples, int64_t batch) {
     const int64_t count = m->f.data->count;
     CHECK(qk_reconstruction_init(&g->on, m->f.data, count, count, m->f.pool) == QK_OK);

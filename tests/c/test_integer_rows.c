@@ -200,7 +200,7 @@ static void rounding_follows_its_definition(void) {
         }
 }
 
-/* Of more inputs than a strip has: each line of L' (w - target) is made as small as its integer allows. */
+/* There are more inputs than a strip has: each line of L' (w - target) is made as small as its integer allows. */
 static void rounding_goes_from_strip_to_strip(void) {
     for (int w = FAST; w < WIDTHS; w++)
         for (int box = 0; box < 3; box++) {

@@ -3,7 +3,7 @@
 #include "moments/row_choice.h"
 #include "reference.h"
 
-/* The same, by obvious loops over the chosen rows. */
+/* Obvious loops over the chosen rows give the moments that the core must give. */
 static moments naive_moments(const qk_geometry *g, const qk_tensor *x, const qk_tensor *y, const qk_row_choice *choice,
                              qk_set set) {
     const int64_t K = g->inputs, O = g->outputs, inputs = g->groups * K, outputs = g->groups * O;
@@ -271,7 +271,7 @@ static qk_layer *fed_layer(const qk_geometry *g, const qk_tensor *x, const qk_te
     return layer;
 }
 
-/* Of a weight that two convolutions have, with other strides and pads and on inputs of other sizes. */
+/* Two convolutions have one weight, with other strides and pads and on inputs of other sizes. */
 static void joined_layers_have_the_rows_of_both(void) {
     const qk_geometry one = {2, QK_PAD_EXPLICIT, 2, 3, 18, {3, 3}, {1, 1}, {1, 1}, {1, 1}, {1, 1}};
     const qk_geometry two = {2, QK_PAD_VALID, 2, 3, 18, {3, 3}, {2, 2}, {1, 1}, {0}, {0}};
@@ -309,8 +309,8 @@ static void joined_layers_have_the_rows_of_both(void) {
     ref_free(&x1), ref_free(&x2), ref_free(&y1), ref_free(&y2);
 }
 
-/* Of a weight that two ConvTransposes have with other strides: what the rows of one see is not cut as the other's is.
- * In either order, and rows may follow. */
+/* Two ConvTransposes have one weight with other strides: what the rows of one see is not cut as the other's is. They
+ * join in either order, and rows may follow. */
 static void joined_layers_may_have_other_strides(void) {
     const qk_geometry two[] = {{2, QK_PAD_EXPLICIT, 2, 3, 18, {3, 3}, {2, 3}, {1, 1}, {1, 1}, {1, 1}, true},
                                {2, QK_PAD_EXPLICIT, 2, 3, 18, {3, 3}, {4, 1}, {1, 1}, {0, 1}, {1, 0}, true},

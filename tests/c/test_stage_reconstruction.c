@@ -22,7 +22,7 @@ static void outputs_of(const fixture *f, int64_t sample, const float *xs, double
         }
 }
 
-/* Of one sample, in the order of y. size: what the rounding of `pulled` is relative to. */
+/* It holds the results of one sample, in the order of y. size: what the rounding of `pulled` is relative to. */
 typedef struct {
     double *z, *y, *target, *error, *pulled, *power, *size;
 } judged;

@@ -183,7 +183,7 @@ static void shapes_that_differ_are_refused(void) {
     ref_free(&y);
 }
 
-/* Of the same shape, float32, and for all samples or for none. */
+/* They must have the shape of the others, be float32, and come for all samples or for none. */
 static void float_inputs_that_do_not_fit_are_refused(void) {
     const ref_case *c = &ref_cases[5];
     qk_random random = {10};

@@ -201,7 +201,7 @@ static qk_reconstruction_result step_new(const fixture *f, bool by_im2col) {
     return r;
 }
 
-/* Of a layer that is planned for so many samples. */
+/* Takes a step of a layer that is planned for so many samples. */
 static void step(const fixture *f, const float *bias, const int64_t *which, int64_t count,
                  qk_reconstruction_result *result) {
     qk_reconstruction r;

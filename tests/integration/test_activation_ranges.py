@@ -167,7 +167,7 @@ IDENTITY = "(float[N,2000] x) => (float[N,2000] y) { y = Mul(x, one) }"
 
 
 def range_of_input(x: np.ndarray, activation: QTensorConfig, **options: Any) -> tuple[float, float]:
-    """Of a model's only input, from the scale and zero point of its Q/DQ."""
+    """Return the range of a model's only input, from the scale and zero point of its Q/DQ."""
     model = build(IDENTITY, one=np.float32([1.0]))
     constants = initializers(quantize(model, activation, {"x": x.reshape(-1, 2000).astype(np.float32)}, **options))
     scale, zero_point = float(constants["x_scale"]), int(constants["x_zero_point"])

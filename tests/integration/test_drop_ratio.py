@@ -42,7 +42,7 @@ def tuned(config: AdaRoundConfig | AdaQuantConfig) -> onnx.ModelProto:
 
 
 def first_loss(ratio: float, caplog: pytest.LogCaptureFixture) -> float:
-    """Of the first step, on all samples, with the weights rounded to nearest."""
+    """Return the loss of the first step, on all samples, with the weights rounded to nearest."""
     caplog.clear()
     with caplog.at_level(logging.INFO, "quark.onnx"):
         tuned(AdaQuantConfig(

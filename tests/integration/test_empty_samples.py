@@ -100,7 +100,7 @@ def test_layers_are_tuned_on_what_there_is(make: Callable[[], onnx.ModelProto], 
 def test_empty_samples_change_nothing_of_the_scales(
     make: Callable[[], onnx.ModelProto], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of the layer behind, that is: more empty samples among the same others give the same scale."""
+    """The layer behind keeps its scale where more empty samples join the same others."""
     model, some = make(), [FOUND] * 12
     plain, _ = quantized(model, some)
     more, _ = quantized(model, [*some, 0, 0, 0])

@@ -108,7 +108,7 @@ def test_early_stop_is_reported_and_patience_delays_it() -> None:
     most, window = 400, 5
 
     def steps(**options: Any) -> list[int]:
-        """Of each layer."""
+        """Return the number of steps of each layer."""
         config = AdaQuantConfig(
             solver="gradient", num_iterations=most, learning_rate=0.3, num_batches=window, **options
         )

@@ -203,7 +203,7 @@ def test_the_readers_batches_do_not_matter() -> None:
 
 
 def test_an_output_that_does_not_count_samples() -> None:
-    """Of a model whose batch is fixed, one output is a mean over the samples of a batch."""
+    """One output of a model whose batch is fixed is a mean over the samples of a batch."""
     w = Weights(0)
     a = w.gains(8)
     model = build(

@@ -39,7 +39,7 @@ def data_for(model: onnx.ModelProto, dtype: type, count: int, seed: int = 0) -> 
 
 
 def error(float_model: onnx.ModelProto, model: onnx.ModelProto, data: Arrays) -> float:
-    """Of a model of another float type against the float32 model."""
+    """Return the mean squared error of a model of another float type against the float32 model."""
     real = {name: a.astype(np.float32) if a.dtype.kind == "f" else a for name, a in data.items()}
     return float(((run(float_model, real)[0] - run(model, data)[0].astype(np.float64)) ** 2).mean())
 

@@ -70,7 +70,7 @@ def best_bias(layer: QuantizedLayer, rows: Rows, weight_q: np.ndarray) -> np.nda
 
 
 def better_rows(layer: QuantizedLayer, judge: Rows, kept: Trained, other: Trained) -> Trained:
-    """Of two results, output by output."""
+    """Keep, output by output, the better of two results."""
     before, after = (judge.row_losses(layer.real(t.weight_q), real_bias(layer, t.bias_q)) for t in (kept, other))
     better = after < before
     bias_q = None if kept.bias_q is None else np.where(better, other.bias_q, kept.bias_q)

@@ -28,7 +28,7 @@ class QuantizedLayer:
 
     @property
     def scales(self) -> np.ndarray:
-        """Of every weight: (O, K)."""
+        """Every weight has its scale here: (O, K)."""
         return self._of_every_weight(self.scale)
 
     @property

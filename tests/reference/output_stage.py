@@ -37,7 +37,7 @@ def normal_density(z: np.ndarray) -> np.ndarray:
 
 
 def activation(name: str, a: Any, b: float) -> Activation:
-    """Of one number each; `a` is a number or one of each output."""
+    """Make the activation, which takes one number at a time; `a` is a number or one of each output."""
     match name:
         case "none":
             return Activation(lambda z: z, np.ones_like)
@@ -136,7 +136,7 @@ class Stage:
         return self.inside(z) * self.f.slope(z)
 
     def jacobian(self, z: np.ndarray) -> np.ndarray:
-        """Of softmax, its axis moved to the end: [..., j, i] is the derivative of value j by z i."""
+        """Return the slopes of softmax, its axis moved to the end: [..., j, i] is the derivative of value j by z i."""
         p, inside = (np.moveaxis(v, self.axis, -1) for v in (self.target(z), self.inside(z)))
         return (inside * p)[..., None] * (np.eye(p.shape[-1]) - p[..., None, :])
 

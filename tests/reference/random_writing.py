@@ -144,7 +144,7 @@ class RandomWriting:
 
 
 def _number_of(part: Any) -> float | None:
-    """Of a part without names; sqrt and pi are numbers."""
+    """Return the value of a part without names; sqrt and pi are numbers."""
     if not isinstance(part, ast.expr):
         return part if isinstance(part, float) else None
     if {inner.id for inner in ast.walk(part) if isinstance(inner, ast.Name)} - {"sqrt", "pi"}:
@@ -153,7 +153,7 @@ def _number_of(part: Any) -> float | None:
 
 
 def _operands(part: ast.expr, join: type, inverse_join: type) -> list[Operand]:
-    """Of a sum or a product, however deep; numbers are one operand."""
+    """List the operands of a sum or a product, however deep; numbers are one operand."""
     match part:
         case _ if _number_of(part) is not None:
             return [(False, _number_of(part))]

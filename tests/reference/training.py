@@ -99,7 +99,7 @@ class Rows:
         return self.stage.target(self.as_layer(self.y))
 
     def errors(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """Of the values that the loss compares: (samples, groups, positions, O)."""
+        """Return the errors of the values that the loss compares: (samples, groups, positions, O)."""
         return self.as_rows(self.stage.value(self.before_stage(weight, bias)) - self.target())
 
     def pulled_back(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -109,7 +109,7 @@ class Rows:
 
     @property
     def positions(self) -> int:
-        """Of all samples together."""
+        """All samples together have this many positions."""
         return self.x.shape[0] * self.x.shape[2]
 
     def row_losses(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -125,14 +125,14 @@ class Rows:
         return float((self.target() ** 2).sum() / self.positions)
 
     def gradients(self, weight: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of the loss, by the weight and by the bias."""
+        """Return the gradients of the loss by the weight and by the bias."""
         errors = self.pulled_back(weight, bias)
         by_weight = 2 * np.einsum("sgpo,sgpk->gok", errors, self.x) / self.positions
         by_bias = 2 * errors.sum(axis=(0, 2)) / self.positions
         return by_weight.reshape(weight.shape), by_bias.reshape(bias.shape)
 
     def mean_error(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """Of every output, times the derivative of the stage."""
+        """Return the mean error of every output, times the derivative of the stage."""
         return self.pulled_back(weight, bias).mean(axis=(0, 2)).reshape(bias.shape)
 
     def slope_power(self, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:

@@ -242,7 +242,7 @@ def case_of(
 
 
 def in_8_bits(case: TrainingCase, dtype: type[np.unsignedinteger] | type[np.signedinteger]) -> TrainingCase:
-    """The same layer on an input that is fed before its DequantizeLinear."""
+    """Return the layer on an input that is fed before its DequantizeLinear."""
     grid = np.iinfo(dtype)
     scale, zero_point = float(np.float32(np.ptp(case.x) / 255)), int(grid.min) + 110
     x = quantize(case.x, scale, zero_point, grid.min, grid.max).astype(dtype)

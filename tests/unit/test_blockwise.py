@@ -169,7 +169,7 @@ def test_other_layers_have_one_scale_per_channel():
 
 
 def plan_of(text: str, block: int, axis: int, weight: np.ndarray, scale: np.ndarray) -> tuple[LayerPlan | None, str]:
-    """Of a float layer and the same with int8 weights in blocks; or why there is none."""
+    """Plan a float layer whose quantized form has int8 weights in blocks; or return why there is no plan."""
     model = build(text, opset=21, w=weight)
     dequantize = helper.make_node("DequantizeLinear", ["q", "s"], ["r"], axis=axis, block_size=block)
     result = onnx.ModelProto()

@@ -99,7 +99,7 @@ def rows_of(layer: WeightLayer, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ["conv1d", "mlp", "residual", "autoencoder"])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_weight_scales_are_those_of_a_search_on_the_rows(name: str, symmetric: bool, monkeypatch: pytest.MonkeyPatch):
-    """Of all rows: samples have no more positions than the pass draws of each."""
+    """All rows count here: samples have no more positions than the pass draws of each."""
     monkeypatch.setattr(weight_scale_search, "_FEWEST_ROWS", 64)
     model = MODELS[name]()
     data = samples(model, 30)
@@ -162,7 +162,7 @@ def test_scales_of_blocks_are_those_of_a_search_on_each_block(block: int):
 
 
 def test_batches_do_not_matter_where_only_some_samples_count():
-    """Of images with more rows than count of each."""
+    """Images have more rows here than count of each."""
     random = np.random.default_rng(0)
     model = build("(float[N,3,9,9] x) => (float[N,4,7,7] y) { [a] y = Conv(x, w) }", w=random.normal(size=(4, 3, 3, 3)))
     data = samples(model, 70)

@@ -124,7 +124,7 @@ def solution_of(found: dict[str, Any], layer: QuantizedLayer) -> Solution:
 
 
 def error(layer: QuantizedLayer, solution: Solution, x: np.ndarray, y: np.ndarray) -> float:
-    """Of all outputs of a row together."""
+    """Return the error of all outputs of a row together."""
     return float(errors(layer, solution, x, y).sum())
 
 

@@ -300,7 +300,7 @@ def test_no_rows_is_an_error():
 
 
 def test_joined_layers_have_the_rows_of_both():
-    """Of one weight that two layers have, on inputs of other shapes."""
+    """Two layers may have one weight, on inputs of other shapes."""
     random = np.random.default_rng(0)
     data = [(random.integers(-4, 5, (n, 4)), random.integers(-4, 5, (n, 3))) for n in (10, 20)]  # exact in float32
     layers = [_core.Layer(4, 3, 10, 1000, holdout=5) for _ in data]

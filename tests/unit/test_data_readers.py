@@ -21,7 +21,7 @@ ANY = "(float[N,C,H,W] image, float[N,K] vector, float[A,B,D] cube, int64[N] ids
 
 
 class Reader:
-    """Of some items, in one piece of memory; counts what was read."""
+    """It gives some items, all in one piece of memory, and counts what was read."""
 
     def __init__(self, items: list[Any]) -> None:
         self._items: Iterator[Any] = iter(items)

@@ -225,7 +225,7 @@ def test_a_model_that_cannot_be_raised_stays_and_says_so(monkeypatch: pytest.Mon
 def test_scale_and_bias_have_the_shape_of_what_is_normalized(
     shape: str, rest: str, constants: dict[str, Any], expected: list[str] | None
 ) -> None:
-    """Of any shape that does not differ elsewhere; None: the graph stays."""
+    """A scale or bias of any shape is taken that is the same along all other axes; None: the graph stays."""
     original = norm_model(shape, rest, **constants)
     result = prepare(original)
     assert ops(result) == (expected or ops(original)[:-1])

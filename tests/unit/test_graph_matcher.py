@@ -184,7 +184,7 @@ def test_what_is_nearly_one_is_none(text: str) -> None:
 
 
 def test_means_that_lose_their_axis_are_others() -> None:
-    """Of a square, so that a mean of each row can be taken from each column."""
+    """The tensor is square, so that a mean of each row can be taken from each column."""
     text = "m = ReduceMean<axes=[-1]>(x) d = Sub(x, m) p = Mul(d, d) v = ReduceMean<axes=[-1]{}>(p) e = Add(v, epsilon)"
     for keep, expected in (("", ["LayerNormalization"]), (", keepdims=0", [])):
         body = f"{text.format(keep)} q = Sqrt(e) y = Div(d, q)"

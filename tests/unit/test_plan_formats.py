@@ -30,7 +30,7 @@ def plan_of(
     output: np.ndarray | None = None,
     domain: str = "",
 ) -> Plan:
-    """Of MatMul by a weight, or Gemm with an integer bias; the output may be quantized too."""
+    """Plan a MatMul by a weight, or a Gemm with an integer bias; the output may be quantized too."""
     rows, columns = weight.shape
     header = f"(float[N,{rows}] x) => (float[N,{columns}] y)"
     axis = "<axis=1>" if np.ndim(scale) else ""

@@ -35,7 +35,7 @@ CASES: dict[Reason, list[tuple[Callable[[], Plan | Reasons], str]]] = {}
 
 
 def occurs(reason: Reason, *, layer: str = "layer", **about: object) -> Callable[..., Callable[[], Plan | Reasons]]:
-    """Of the layer `layer` in the plan, or among the reasons, that a function gives."""
+    """Require the reason for the layer `layer` in the plan, or among the reasons, that a function gives."""
     text = ".*".join(map(re.escape, re.split(r"{\w+[^}]*}", reason.text)))
     expected = re.escape(reason.why(**about)) if about else text
 
