@@ -192,7 +192,8 @@ class Comparison:
         outputs = [sums for sums in outputs if sums] or [self._tensors(index) for index in chosen]
         of_samples = len({tuple(map(len, sums.noise)) for tensors in outputs for sums in tensors}) == 1
         errors = [np.mean([sums.errors(of_samples=of_samples) for sums in tensors], axis=0) for tensors in outputs]
-        return np.asarray(np.mean(errors, axis=0)) if errors else np.zeros(0)
+        most = max(map(len, errors), default=0)  # an output that some batch could not be compared in has fewer
+        return np.asarray(np.mean([found for found in errors if len(found) == most], axis=0)) if most else np.zeros(0)
 
     def _tensors(self, index: int) -> list[_Sums]:
         """The parts of an output, or else itself."""

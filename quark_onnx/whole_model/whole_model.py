@@ -82,7 +82,7 @@ class WholeModel:
         plain = self._compare(quantized)
         try:
             optimised = self._compare(quantized, fuse_qdq=True)
-        except ModelError as error:  # it has been run as defined
+        except (ModelError, DataError) as error:  # it has been run as defined
             _LOG.warning("onnxruntime's default optimisation breaks the quantized model: %s", error)
             optimised = None
         self._before = plain, optimised

@@ -55,7 +55,7 @@ def test_random_data_is_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_without_data_there_is_no_work(tmp_path: Path) -> None:
     quantizer = ModelQuantizer(CONFIG)
-    with pytest.raises(DataError, match="calibration data reader is needed"):
+    with pytest.raises(DataError, match="calibration data is needed"):
         quantizer.quantize_model(tmp_path / "absent.onnx")
     with pytest.raises(FileNotFoundError, match="there is no folder of calibration data"):
         quantizer.quantize_model(mlp(), tmp_path / "out.onnx", calibration_data_path=tmp_path / "absent")

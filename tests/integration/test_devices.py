@@ -60,6 +60,7 @@ def no_provider(patch: pytest.MonkeyPatch) -> str:
 def offer_cuda(patch: pytest.MonkeyPatch, session: Callable[..., Session]) -> None:
     patch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *CPU])
     patch.setattr(onnxruntime, "InferenceSession", session)
+    patch.setattr("quark.onnx.inference.sessions._Session", session)
 
 
 def silently_the_cpu(patch: pytest.MonkeyPatch) -> str:

@@ -165,7 +165,9 @@ def test_how_they_finetune() -> None:
 def test_the_documented_layers() -> None:
     assert quark.onnx.XINT8_QCONFIG.global_config == QLayerConfig(input_tensors=XInt8Spec(), weight=XInt8Spec())
     assert quark.onnx.A8W8_QCONFIG.global_config == QLayerConfig(input_tensors=Int8Spec(), weight=Int8Spec())
-    assert quark.onnx.A8W8_QCONFIG.extra_options == {"ForceQuantizeNoInputCheck": True}, "what means something here"
+    assert quark.onnx.A8W8_QCONFIG.extra_options == {"ForceQuantizeNoInputCheck": True, "MaxFloatShare": 0.0}, (
+        "what means something here"
+    )
     assert get_default_config("U8S8_AAWS").global_config.inputs == UInt8Spec()
 
 

@@ -250,7 +250,7 @@ def test_onnx_own_test_models_pass_where_onnxruntime_runs_them() -> None:
     refused = [(model, message) for model in models if (message := objection(model))]
     assert len(refused) < len(models) // 20
     for model, message in refused:
-        if "is no tensor" not in message:
+        if "data is taken for tensors only" not in message:
             assert not runs(model), message
 
 
