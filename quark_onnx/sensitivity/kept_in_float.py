@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 
 from quark.onnx.calibration.calibrate import Calibration
-from quark.onnx.errors import ModelError, OutOfMemoryError
 from quark.onnx.graph.random_nodes import is_random
 from quark.onnx.inference.sessions import Batch, Engine
 from quark.onnx.qdq.insert_qdq import QdqModel
@@ -68,8 +67,8 @@ def kept_in_float(
         )
     try:
         found = islands(Damage(model, inserted.model, items, engine), max_share)
-    except (ModelError, OutOfMemoryError) as error:  # the quantized model is there, and may be all that fits
-        return KeptInFloat(calibration, inserted, warnings=(_unmeasured(str(error)),))
+    except Exception as error:  # whatever it is: the quantized model is there, and nothing of the caller's runs here
+        return KeptInFloat(calibration, inserted, warnings=(_unmeasured(f"{type(error).__name__}: {error}"),))
     warnings = (_too_much(found.left_out, max_share),) if found.left_out else ()
     if not found.kept:
         return KeptInFloat(calibration, inserted, warnings=warnings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import onnx
 import pytest
@@ -175,3 +177,13 @@ def test_where_memory_is_scarce_nothing_is_measured_with_a_warning() -> None:
     kept = kept_in_float(model, calibration, lambda _: inserted, [data], engine, 0.5)
     assert kept.inserted is inserted
     assert "not measured" in kept.warnings[0]
+
+
+def test_whatever_goes_wrong_in_measuring_loses_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Damage, "error", Mock(side_effect=ValueError("shapes differ")))
+    model = detector()
+    data = samples(model, 32)
+    without, _ = quantized(model, data, MaxFloatShare=0.0)
+    result, quantizer = quantized(model, data, MaxFloatShare=0.5)
+    assert result.SerializeToString() == without.SerializeToString()
+    assert any("not measured" in warning and "shapes differ" in warning for warning in quantizer.report.warnings)
