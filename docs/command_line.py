@@ -91,7 +91,7 @@ def _command(command: click.Command, context: click.Context, first: click.Comman
 def _sections(command: click.Command, context: click.Context) -> dict[str, list[click.Option]]:
     found: dict[str, list[click.Option]] = {}
     for param in command.get_params(context):
-        if isinstance(param, click.Option) and param.name != "help":  # whose place depends on click's version
+        if isinstance(param, click.Option) and "--help" not in param.opts:  # its place depends on click's version
             found.setdefault(section_of(param), []).append(param)
     return found
 
