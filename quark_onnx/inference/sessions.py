@@ -22,6 +22,7 @@ from quark.onnx.system.native_calls import leave_if_python_ends, native_call
 __all__ = [
     "CUDA",
     "READY",
+    "ROOM",
     "BatchMerging",
     "Engine",
     "alike",
@@ -34,6 +35,7 @@ __all__ = [
 CUDA = "CUDAExecutionProvider"
 # What onnxruntime 1.32 says of a weight of several nodes, which it turns into uint8 for each, without VNNI.
 _REPLACED_TWICE = "Attempt to replace the existing tensor"
+ROOM = 256 << 20  # bytes that optional work needs: with fewer, onnxruntime may end the process in place of an error
 READY = 2  # results that wait for the caller, so that no thread does while the caller works
 
 Batch = dict[str, NDArray[np.generic]]

@@ -11,7 +11,7 @@ import onnx
 
 from quark.onnx.calibration.calibrate import Calibration
 from quark.onnx.graph.random_nodes import is_random
-from quark.onnx.inference.sessions import Batch, Engine
+from quark.onnx.inference.sessions import ROOM, Batch, Engine
 from quark.onnx.qdq.insert_qdq import QdqModel
 from quark.onnx.sensitivity.damage import Damage
 from quark.onnx.sensitivity.islands import Island, islands
@@ -61,7 +61,7 @@ def kept_in_float(
     if max_share <= 0 or not items or any(map(is_random, model.graph.node)):
         return KeptInFloat(calibration, inserted)
     weights = 4 * sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
-    if _COPIES * weights > engine.memory.free():
+    if _COPIES * weights + ROOM > engine.memory.free():
         return KeptInFloat(
             calibration, inserted, warnings=(_unmeasured("too little memory for more copies of the model"),)
         )

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.calibration_data.checked_items import Batch, sample_count
 from quark.onnx.graph.dataflow import Dataflow, Segment
-from quark.onnx.inference.sessions import Engine, batch_is_free, session
+from quark.onnx.inference.sessions import ROOM, Engine, batch_is_free, session
 from quark.onnx.layers.weight_layers import weight_layers
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.report.layer_error import LayerError
@@ -100,6 +100,8 @@ def layer_errors_or_note(
     layers: Sequence[LayerPlan] = (),
 ) -> tuple[tuple[LayerError, ...], tuple[str, ...]]:
     """`layer_errors` of a run whose model is complete: what goes wrong here is a note in the report."""
+    if engine.memory.free() < ROOM:
+        return (), ("the layers were not compared one by one: too little memory is free",)
     try:
         return layer_errors(float_model, quantized, batches, engine, layers), ()
     except Exception as error:  # whatever it is: nothing of the caller's runs here
