@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,9 @@ def outcome(tmp_path: Path, limit: str, allowed: int, **options: Any) -> tuple[s
     )  # fmt: skip
     if run.returncode == 127 and "thread-local data" in run.stderr:
         pytest.skip("the C library ended the process itself, which no caller can prevent")
+    if run.returncode in (-signal.SIGABRT, -signal.SIGSEGV) and "bad_alloc" in run.stderr:
+        assert not (folder / "q.onnx").exists()
+        pytest.skip("onnxruntime's C++ ended the process itself where memory was refused")
     assert run.returncode == 0, (run.returncode, run.stderr[-2000:])
     first, left, again = json.loads(run.stdout.splitlines()[-1])
     assert again == "done"
