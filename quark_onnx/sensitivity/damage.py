@@ -9,6 +9,7 @@ import onnx
 
 from quark.onnx.calibration_data.checked_items import sample_count
 from quark.onnx.graph.joined_outputs import joined_outputs
+from quark.onnx.inference.exposed_tensors import ExposedTensors
 from quark.onnx.inference.sessions import Batch, Engine, in_order, session
 from quark.onnx.report.deviation import Comparison, Deviation, Parts
 from quark.onnx.sensitivity.switched_model import Switch, switched_model
@@ -83,16 +84,6 @@ class Damage:
         sources = sorted({name for one in joined.values() for name in one.sources})
         if not sources:
             return [{} for _ in self._items]
-        further = onnx.ModelProto()
-        further.CopyFrom(model)
-        del further.graph.output[:]
-        inputs = {value.name for value in model.graph.input}
-        made = [name for name in sources if name not in inputs]
-        further.graph.output.extend(onnx.ValueInfoProto(name=name) for name in made)
-        opened, masks = session(further, engine) if made else None, PartMasks(joined, engine)
-        found = []
-        for item in self._items:
-            values = opened.run(None, item) if opened else []
-            known = {**item, **dict(zip(made, values, strict=True))}
-            found.append(masks.of({name: known[name].shape for name in sources}))
-        return found
+        exposed, masks = ExposedTensors(model, sources, engine), PartMasks(joined, engine)
+        known = (exposed(item) for item in self._items)
+        return [masks.of({name: values[name].shape for name in sources}) for values in known]

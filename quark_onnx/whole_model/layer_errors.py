@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.calibration_data.checked_items import Batch, sample_count
 from quark.onnx.graph.dataflow import Dataflow, Segment
+from quark.onnx.inference.exposed_tensors import ExposedTensors
 from quark.onnx.inference.sessions import ROOM, Engine, batch_is_free, session
 from quark.onnx.layers.weight_layers import weight_layers
 from quark.onnx.plan.types import LayerPlan
@@ -75,8 +76,8 @@ def layer_errors(
         return ()
     wanted = list(dict.fromkeys(name for pair in pairs for name in (pair.float_input, pair.float_output)))
     given = list(dict.fromkeys(name for pair in pairs for name in (pair.data, pair.output)))
-    run_float = _Exposed(float_model, wanted, engine)
-    run_quantized = _Exposed(quantized, given, engine)
+    run_float = ExposedTensors(float_model, wanted, engine)
+    run_quantized = ExposedTensors(quantized, given, engine)
     alone, sums = _Alone(pairs, graph, engine), {pair.node.name: _Sums() for pair in pairs}
     samples = 0
     for batch in _first_samples(batches, divisible=batch_is_free(float_model)):
@@ -133,24 +134,6 @@ class _Noise:
 class _Sums:
     def __init__(self) -> None:
         self.inherited, self.total, self.own, self.weights = _Noise(), _Noise(), _Noise(), _Noise()
-
-
-class _Exposed:
-    """A model that gives inner tensors."""
-
-    def __init__(self, model: onnx.ModelProto, names: list[str], engine: Engine) -> None:
-        inputs = {value.name for value in model.graph.input}
-        self._asked = [name for name in names if name not in inputs]
-        exposed = onnx.ModelProto()
-        exposed.CopyFrom(model)
-        del exposed.graph.output[:]
-        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._asked)
-        self._session = session(exposed, engine) if self._asked else None
-
-    def __call__(self, batch: Batch) -> _Values:
-        """The inputs and the tensors."""
-        values = self._session.run(self._asked, batch) if self._session is not None else []
-        return {**batch, **dict(zip(self._asked, values, strict=True))}
 
 
 class _Alone:
