@@ -28,8 +28,8 @@ from quark.onnx.inference.sessions import Engine, batch_is_free
 from quark.onnx.model_files.quantized_form import check_is_qdq
 from quark.onnx.plan.another_model import doubt_of_the_float_model
 from quark.onnx.plan.build import build_plan
+from quark.onnx.plan.configured import leave_as_configured
 from quark.onnx.plan.excluded import leave_excluded
-from quark.onnx.plan.shared_weights import leave_shared
 from quark.onnx.plan.types import Plan, SkippedLayer
 from quark.onnx.report.layer_report import LayerReport
 from quark.onnx.report.progress import PhaseProgress
@@ -188,12 +188,8 @@ class FastFinetune:
         config = self._config
         with self._clock.phase("plan"):
             plan = build_plan(float_model, quantized, config.target_op_type, output_qdq=config.output_qdq)
-        self._doubt, plan = doubt_of_the_float_model(plan), leave_excluded(plan, self._excluded)
-        if config.solver == "gradient":
-            plan = leave_shared(plan, "the gradient solver tunes one layer at a time")
-        if config.selective_update:
-            plan = leave_shared(plan, "selective_update judges one layer at a time")
-        return plan
+        self._doubt = doubt_of_the_float_model(plan)
+        return leave_as_configured(plan, config, self._excluded)
 
     def _correct(
         self,

@@ -30,8 +30,7 @@ from quark.onnx.model_files.model_file import ModelLike, load_model
 from quark.onnx.model_files.quantized_form import check_is_float
 from quark.onnx.own_errors import only_own_errors
 from quark.onnx.plan.build import build_plan
-from quark.onnx.plan.excluded import leave_excluded
-from quark.onnx.plan.shared_weights import leave_shared
+from quark.onnx.plan.configured import leave_as_configured
 from quark.onnx.plan.types import LayerPlan, Plan
 from quark.onnx.preparation.finite_constants import check_weights, with_finite_biases
 from quark.onnx.preparation.prepare import prepared_on
@@ -193,12 +192,7 @@ def _plan(
     settings = algorithm or AdaRoundConfig()
     plan = build_plan(model, quantized, settings.target_op_type, output_qdq=settings.output_qdq)
     excluded = [name for node in model.graph.node if node.name in specs.scope.excluded for name in node.output]
-    plan = leave_excluded(plan, frozenset(excluded))
-    if settings.solver == "gradient":
-        plan = leave_shared(plan, "the gradient solver tunes one layer at a time")
-    if settings.selective_update:
-        plan = leave_shared(plan, "selective_update judges one layer at a time")
-    return plan
+    return leave_as_configured(plan, settings, frozenset(excluded))
 
 
 def _measured(
