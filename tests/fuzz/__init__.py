@@ -1,1 +1,1 @@
-"""Mutated models through both entry points; tests/integration/test_fuzzed_models.py runs it."""
+"""Mutated models through both entry points; tests/integration/hostile/test_fuzzed_models.py runs it."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 # Lines of amd-quark 0.13, colours and progress bar included: kws, 16 samples, 20 iterations, two of ten layers.
 LOG = (

@@ -13,7 +13,7 @@ import pytest
 
 from quark.onnx.solvers import least_squares
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 RUNS = 30
 
 pytestmark = pytest.mark.sets_apart

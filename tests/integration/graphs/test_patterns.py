@@ -29,7 +29,7 @@ from quark.onnx.patterns.table import PATTERNS
 from quark.onnx.qdq.insert_qdq import DEFAULT_OP_TYPES
 from quark.onnx.report.report import Report
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 MODELS = {"efficientnet": efficientnet_block, "mobilenet_v3": mobilenet_v3_block, "bert": bert_block}
 EVERY_MODEL = pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 CONFIGS = {

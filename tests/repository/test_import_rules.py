@@ -170,3 +170,11 @@ def test_no_module_of_the_tests_holds_a_random_stream(path: Path):
             if isinstance(made, ast.Call):
                 name = made.func.attr if isinstance(made.func, ast.Attribute) else getattr(made.func, "id", "")
                 assert name not in streams, f"{path.name}:{statement.lineno}: give each test a generator of its own"
+
+
+def test_the_unit_tests_mirror_the_package() -> None:
+    folders = {
+        path.name for path in (ROOT / "tests" / "unit").iterdir() if path.is_dir() and path.name != "__pycache__"
+    }
+    package = {path.name for path in (ROOT / "quark_onnx").iterdir() if path.is_dir()}
+    assert folders - {"benchmarks", "core"} <= package

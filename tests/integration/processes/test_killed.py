@@ -70,7 +70,7 @@ class Place:
             folder.mkdir()
         self.path = self.output / "q.onnx"
         environment = os.environ | {"TMPDIR": str(self.temporary), "ORT_DISABLE_TELEMETRY": "1"}
-        command = [sys.executable, "-c", SERVER, str(Path(__file__).parents[1])]
+        command = [sys.executable, "-c", SERVER, str(Path(__file__).parents[2])]
         self._server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )

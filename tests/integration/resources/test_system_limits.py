@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 import pytest
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 
 # Quantizes under a limit, then again without it. Prints what became of both.
 CHILD = """

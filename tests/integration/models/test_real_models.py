@@ -27,7 +27,7 @@ from quark.onnx import (
     finetune,
 )
 
-LOADER = Path(__file__).parents[3] / "shared" / "tools" / "datasets.py"
+LOADER = Path(__file__).parents[4] / "shared" / "tools" / "datasets.py"
 DEFAULT = QLayerConfig(UInt8Spec(), weight=Int8Spec())
 MIN_MAX = QLayerConfig(UInt8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax))
 SAMPLES = {"kws": 40, "resnet20": 16, "mobilenet_v1": 16, "ocr_angle": 24}

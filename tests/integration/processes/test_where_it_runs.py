@@ -16,7 +16,7 @@ from small_models import Reader, mlp, samples, separable_cnn
 
 from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 PRELUDE = """
     import atexit, hashlib, os, sys, threading
     sys.path.insert(0, sys.argv[1])

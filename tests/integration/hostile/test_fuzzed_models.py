@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-WORKER = Path(__file__).parents[1] / "fuzz" / "worker.py"
+WORKER = Path(__file__).parents[2] / "fuzz" / "worker.py"
 USUAL = 1000
 RECYCLED = 250  # runs of one process
 SECONDS = 1800  # of a process that sleeps: its limit is of processor time

@@ -190,7 +190,7 @@ ModelQuantizer(config).quantize_model(model, None, Reader(samples(model, 24)))
 
 
 def test_a_run_whose_output_goes_to_files() -> None:
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[2])]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert result.stdout == ""
     assert "INFO Calibrating samples: 24 done in" in result.stderr
@@ -202,7 +202,7 @@ def test_a_run_whose_output_goes_to_files() -> None:
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
 def test_a_run_in_a_terminal() -> None:
     ours, theirs = os.openpty()
-    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[1])]
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[2])]
     environment = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "CI")} | {"TERM": "xterm"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
     os.close(theirs)

@@ -42,7 +42,7 @@ from quark.onnx.config.validate import checks
 pytestmark = pytest.mark.sets_apart
 
 LAYER = QLayerConfig(UInt8Spec(calibration_method=CalibMethod.MinMax), weight=Int8Spec())
-DOCS = Path(__file__).parents[2] / "docs" / "compatibility.md"
+DOCS = Path(__file__).parents[3] / "docs" / "compatibility.md"
 
 
 def quantize(
