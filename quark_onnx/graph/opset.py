@@ -5,9 +5,11 @@ from __future__ import annotations
 import onnx
 import onnx.version_converter
 
-from quark.onnx.graph.old_resize import keep_old_resize
+from quark.onnx.graph.old_operators import keep_old_resize, write_for_converter
 
 __all__ = ["opset_of", "raised"]
+
+_FIRST_MODERN = 13  # no operator of this opset or a newer one needs to be written for the converter
 
 
 def opset_of(model: onnx.ModelProto, default: int = 1) -> int:
@@ -21,7 +23,12 @@ def raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     Raises:
         Exception: the converter cannot: RuntimeError, an error of its own, or the checker's.
     """
-    result: onnx.ModelProto = onnx.version_converter.convert_version(model, opset)
+    given = model
+    if opset_of(model) < _FIRST_MODERN:
+        given = onnx.ModelProto()
+        given.CopyFrom(model)
+        write_for_converter(given.graph)
+    result: onnx.ModelProto = onnx.version_converter.convert_version(given, opset)
     if opset_of(model) < 11:
         keep_old_resize(result.graph)
     result.graph.ClearField("output")  # the converter fixes free axes there

@@ -81,6 +81,16 @@ OLD = {
                            {"scales": np.array([1.0, 1.0, 0.6, 0.6])}),
     "Slice 9": (9, IMAGE + "{ y = Slice<axes=[2,3], starts=[1,0], ends=[-1,5]>(x) }", {}),
     "Pad 9": (9, IMAGE + '{ y = Pad<mode="reflect", pads=[0,0,1,2,0,0,1,0]>(x) }', {}),
+    "Pad 7, edges": (7, IMAGE + '{ y = Pad<mode="edge", value=0.0, pads=[0,0,1,2,0,0,1,0]>(x) }', {}),
+    "Pad 10, reflected": (10, IMAGE + '{ y = Pad<mode="reflect", value=1.5, pads=[0,0,1,-2,0,0,1,0]>(x) }', {}),
+    "Pad 10, a value": (10, IMAGE + '{ y = Pad<mode="constant", value=-1.5, pads=[0,0,1,2,0,0,1,0]>(x) }', {}),
+    "Pad 9, before Conv": (9, IMAGE + "{ p = Pad<value=0.0, pads=[0,0,1,1,0,0,1,1]>(x) y = Conv(p, w) }",
+                           {"w": uniform(6, 6, 3, 3)}),
+    "Hardmax 7": (7, IMAGE + "{ y = Hardmax(x) }", {}),
+    "Hardmax 11, axis -2": (11, IMAGE + "{ y = Hardmax<axis=-2>(x) }", {}),
+    "BatchNormalization 7, each element": (7, IMAGE + "{ y = BatchNormalization<spatial=0>(x, g, b, m, v) }",
+                                           {"g": 1 + uniform(6, 8, 8), "b": uniform(6, 8, 8, seed=1),
+                                            "m": uniform(6, 8, 8, seed=2), "v": 1 + uniform(6, 8, 8, seed=3)}),
     "Split 11": (11, IMAGE + "{ i, j = Split<axis=1, split=[2,4]>(x) k, l = Split<axis=1>(j) "
                              "y = Concat<axis=1>(l, i) }", {}),
     "Squeeze 11": (11, """(float[N,6,8,8] x) => (float[N,1,6] y) {
@@ -137,7 +147,8 @@ def test_nodes_of_other_domains_stay() -> None:
 def test_branches_are_raised_too() -> None:
     yes = onnx.parser.parse_graph("yes () => (float[M,8] o) { o = Clip<min=0.0, max=1.0>(h) }")
     no = onnx.parser.parse_graph(
-        "no () => (float[M,8] o) { a = Unsqueeze<axes=[0]>(h) b = Squeeze<axes=[0]>(a) o = Softmax<axis=1>(b) }"
+        """no () => (float[M,8] o) { a = Unsqueeze<axes=[0]>(h) b = Squeeze<axes=[0]>(a) e = Softmax<axis=1>(b)
+                                   d = Hardmax(e) o = Pad<mode="edge", value=1.0, pads=[0,0,0,0]>(d) }"""
     )
     model = old_model(
         9,
