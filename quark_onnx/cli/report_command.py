@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -21,7 +22,7 @@ def report(ctx: click.Context) -> None:
       quark-onnx quantize model.onnx int8.onnx --data photos/ --report run.json
       quark-onnx report run.json --html run.html
     """
-    kept = Report.load(ctx.params["run"])
+    kept = replace(Report.load(ctx.params["run"]), interface="command line")
     html: Path | None = ctx.params["html"]
     if html is not None:
         kept.to_html(html)

@@ -31,6 +31,7 @@ def _known_suffix(ctx: click.Context, param: click.Parameter, value: Path | None
 
 def show_report(ctx: click.Context, report: Report, output: Path) -> None:
     """The report of what was written to `output`. Its warnings stand on standard error already."""
+    report = replace(report, interface="command line")
     path: Path | None = ctx.params["report"]
     if path is not None and path.suffix == ".html":
         report.to_html(path)

@@ -44,7 +44,11 @@ def QuantizationConfig(**options: Any) -> QConfig:  # noqa: N802
     from .spec import Int8Spec, QLayerConfig
 
     config = opened(QConfig(QLayerConfig(input_tensors=Int8Spec(), weight=Int8Spec())))
-    # Types first, which keep what other names say of their tensors; the algorithm behind the options that name it.
-    for name in sorted(options, key=lambda name: (not name.endswith("_type"), name == "include_fast_ft")):
+    # Types keep what other names say of their tensors; names of single options add to extra_options; the algorithm is
+    # named by one of these.
+    first = ("activation_type", "weight_type", "extra_options")
+    for name in sorted(
+        options, key=lambda name: (name not in first, name == "extra_options", name == "include_fast_ft")
+    ):
         setattr(config, name, options[name])
     return config

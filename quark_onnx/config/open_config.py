@@ -226,10 +226,11 @@ class _Only:
             raise UnsupportedError(f"QuantizationConfig.{self.name}={value!r} is not supported: {self.instead}")
 
 
-def _means_nothing(config: OpenConfig, value: object) -> None:
-    """The name changes nothing of the model here: messages, files on the way, targets of a compiler."""
+def _is_about_logs(config: OpenConfig, value: object) -> None:
+    """The name says how much AMD Quark logs, and nothing of the model."""
 
 
+_SUBGRAPH = "list in exclude what stays in float: names of nodes, or ([first nodes], [last nodes])"
 OLD_NAMES: Mapping[str, Callable[[OpenConfig, object], None]] = {
     "quant_format": _Only("quant_format", ("QDQ",), "models have Q/DQ, QuantFormat.QDQ"),
     "calibrate_method": _set_calibrate_method,
@@ -251,12 +252,15 @@ OLD_NAMES: Mapping[str, Callable[[OpenConfig, object], None]] = {
     "nodes_to_quantize": _sets_option("NodesToQuantize"),
     "op_types_to_quantize": _sets_option("OpTypesToQuantize"),
     "extra_op_types_to_quantize": _sets_option("ExtraOpTypesToQuantize"),
-    **dict.fromkeys(
-        (
-            "optimize_model", "enable_npu_cnn", "enable_npu_transformer", "debug_mode", "print_summary",
-            "ignore_warnings", "log_severity_level", "execution_providers", "crypto_mode", "input_nodes",
-            "output_nodes",
-        ),
-        _means_nothing,
-    ),
-}  # fmt: skip
+    "input_nodes": _Only("input_nodes", (None, [], ()), _SUBGRAPH),
+    "output_nodes": _Only("output_nodes", (None, [], ()), _SUBGRAPH),
+    "optimize_model": _Only("optimize_model", (True,), "the model is always prepared in the same way"),
+    "enable_npu_cnn": _sets_option("EnableNPUCnn"),
+    "enable_npu_transformer": _sets_option("EnableNPUTransformer"),
+    "debug_mode": _sets_option("DebugMode"),
+    "print_summary": _sets_option("PrintSummary"),
+    "ignore_warnings": _sets_option("IgnoreWarnings"),
+    "execution_providers": _sets_option("ExecutionProviders"),
+    "crypto_mode": _Only("crypto_mode", (False,), "nothing is encrypted"),
+    "log_severity_level": _is_about_logs,
+}

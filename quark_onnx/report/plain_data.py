@@ -7,7 +7,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from quark.onnx.errors import DataError
 
@@ -73,6 +73,10 @@ def _value(hint: Any, plain: Any, where: str) -> Any:
     if origin is tuple:
         return _tuple(arguments, plain, where)
     if hint is Any:
+        return plain
+    if origin is Literal:
+        if plain not in arguments:
+            raise DataError(f"{where}: got {_short(plain)}, expected one of {', '.join(map(repr, arguments))}")
         return plain
     kind = Mapping if origin is not None and issubclass(origin, Mapping) else hint
     if kind is Mapping and isinstance(plain, Mapping):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from quark.onnx.layers.equalise import PairReport
 from quark.onnx.plan.types import SkippedLayer
 from quark.onnx.report.activation_report import ActivationReport
+from quark.onnx.report.advice import Interface
 from quark.onnx.report.deviation import Deviation
 from quark.onnx.report.full_text import full_text
 from quark.onnx.report.html_page import html_fragment, html_page
@@ -52,6 +53,13 @@ class EndToEnd:
     before_default: Deviation | None
     after_default: Deviation | None
 
+    @property
+    def is_worse(self) -> bool:
+        """Whether the model lost SQNR by what was done to it after quantization. It lost no more than chance has it, or
+        keep_worse=True kept it.
+        """
+        return self.after.sqnr_db < self.before.sqnr_db
+
 
 @dataclass(frozen=True, repr=False)
 class Report:
@@ -79,6 +87,7 @@ class Report:
         memory: the most memory of the process, as `peak_rss_mib`, at the end of each phase.
         peak_rss_mib: the most memory the process has had since it began, whatever used it: libraries, this package, and
             what the reader and the rest of the program hold; None where the system does not tell.
+        interface: "python" or "command line", where the run was started: advice is spelled for it.
     """
 
     algorithm: str | None
@@ -99,6 +108,7 @@ class Report:
     phases: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, float] = field(default_factory=dict)
     peak_rss_mib: float | None = None
+    interface: Interface = "python"
 
     @property
     def verdict(self) -> Verdict:

@@ -45,7 +45,8 @@ def _lines(report: Report) -> Iterator[str]:
         for text in told[:_MOST_LINES]:
             yield from _wrapped(text, first="  - ", rest="    ")
         if len(told) > _MOST_LINES:
-            yield f"  - and {len(told) - _MOST_LINES} more in report.full()"
+            where = "report.full()" if report.interface == "python" else "--report FILE.html"
+            yield f"  - and {len(told) - _MOST_LINES} more in {where}"
     yield ""
     yield from _wrapped(_effort(report))
     yield from _wrapped(_more(report))
@@ -72,7 +73,11 @@ def _effort(report: Report) -> str:
 
 def _more(report: Report) -> str:
     layers = f"{len(report.layers)} tuned, {len(report.skipped)} left" if report.layers or report.skipped else "none"
-    return f"Layers: {layers}. All of it: report.full(), report.to_html('report.html')"
+    where = {
+        "python": "report.full(), report.to_html('report.html')",
+        "command line": "--report FILE.html, --json",
+    }
+    return f"Layers: {layers}. All of it: {where[report.interface]}"
 
 
 def _wrapped(text: str, first: str = "", rest: str = "") -> list[str]:

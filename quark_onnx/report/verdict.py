@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from quark.onnx.report.weak_layers import Cause, WeakLayer, weakest_layers
+from quark.onnx.report.advice import advice
+from quark.onnx.report.weak_layers import WeakLayer, weakest_layers
 
 if TYPE_CHECKING:
     from quark.onnx.report.deviation import Deviation
@@ -21,8 +22,6 @@ Grade = Literal["good", "fair", "poor", "unknown"]
 _GOOD, _FAIR = 0.01, 0.1
 # These are shares of samples with the float model's class; one sample may always differ.
 _GOOD_AGREEMENT, _FAIR_AGREEMENT = 0.95, 0.75
-_FINE = 30.0  # dB of a layer alone: whatever ails the model, it is not this one
-_FEW = 32  # samples to calibrate with
 _NAMES = {"adaround": "AdaRound", "adaquant": "AdaQuant"}
 
 
@@ -52,10 +51,10 @@ def verdict_of(report: Report) -> Verdict:
     grade = _grade(report.end_to_end)
     return Verdict(
         grade=grade,
-        headline=_headline(grade, report.end_to_end),
+        headline=_headline(grade, report),
         sentences=tuple(_sentences(report)),
         weakest=weakest,
-        advice=tuple(_advice(report, grade, weakest)),
+        advice=tuple(advice(report, grade, weakest)),
     )
 
 
@@ -72,13 +71,19 @@ def _grade(result: EndToEnd | None) -> Grade:
     return "fair" if within(_FAIR, _FAIR_AGREEMENT) else "poor"
 
 
-def _headline(grade: Grade, result: EndToEnd | None) -> str:
+def _headline(grade: Grade, report: Report) -> str:
+    result = report.end_to_end
     if result is None:
         return "Not compared with the float model: see the warnings"
     after = result.after
     agreement = "" if after.agreement is None else f", agreement {100 * after.agreement:.1f} %"
     of = "held-out samples" if result.held_out else "samples that it was fitted to"
-    return f"{grade.capitalize()}: SQNR {after.sqnr_db:.1f} dB{agreement} of {result.samples} {of}"
+    gained = f", and {_done(report)} did not help" if result.is_worse else ""
+    return f"{grade.capitalize()}{gained}: SQNR {after.sqnr_db:.1f} dB{agreement} of {result.samples} {of}"
+
+
+def _done(report: Report) -> str:
+    return _NAMES.get(report.algorithm or "", "bias correction")
 
 
 def _sentences(report: Report) -> Iterator[str]:
@@ -99,7 +104,8 @@ def _sentences(report: Report) -> Iterator[str]:
 
 
 def _gain(report: Report, result: EndToEnd) -> str:
-    done = _NAMES.get(report.algorithm or "", "Bias correction")
+    done = _done(report)
+    done = done[:1].upper() + done[1:]
     layers = report.layers or report.corrections
     changed = sum(layer.accepted for layer in layers)
     seconds = sum(report.phases.get(phase, 0.0) for phase in ("finetune", "bias correction"))
@@ -122,36 +128,3 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.3g} {unit}"
     return f"{count} B"
-
-
-_MORE_BITS = "give activations 16 bits (Int16Spec or UInt16Spec), or leave the weakest layers in float: exclude={names}"
-_REMEDIES: dict[Cause, str] = {
-    "weight scale": "give each output channel its weight scale: weight=Int8Spec(quant_granularity="
-    "QuantGranularity.Channel)",
-    "weight bits": "give the weakest layers 8-bit weights: "
-    "specific_layer_config={{QLayerConfig(weight=Int8Spec()): {names}}}",
-    "weights": "leave the weakest layers in float: exclude={names}",
-    "range": "let activations keep their whole range: calibration_method=CalibMethod.MinMax",
-    "outliers": _MORE_BITS,
-    "input": _MORE_BITS,
-}
-
-
-def _advice(report: Report, grade: Grade, weakest: tuple[WeakLayer, ...]) -> Iterator[str]:
-    if grade in ("fair", "poor"):
-        if report.algorithm is None:
-            yield "finetune: algo_config=[AdaRoundConfig()]"
-        told = set[str]()
-        poor = [one for one in weakest if one.own_db < _FINE] or weakest
-        for layer in poor:
-            if layer.cause not in _REMEDIES or layer.cause in told:
-                continue
-            told.add(layer.cause)
-            names = [one.name for one in poor if one.cause == layer.cause]
-            yield _REMEDIES[layer.cause].format(names=names)
-    if report.samples < _FEW:
-        yield f"calibrate with 100 samples or more: {report.samples} say little of ranges, and less of the agreement"
-    if grade == "good":
-        yield "measure it with your own metric before you ship it"
-    elif grade == "unknown":
-        yield "run it on the hardware that it is meant for, and compare there"

@@ -209,6 +209,26 @@ def test_the_older_configuration(files: tuple[str, str]) -> None:
     assert QuantizationConfig(quant_format=QuantFormat.QDQ) == QuantizationConfig()
 
 
+def test_single_options_of_an_older_configuration_stand_beside_extra_options() -> None:
+    config = quark.onnx.QuantizationConfig(
+        extra_options={"NumThreads": 2}, extra_op_types_to_quantize=["Elu"], nodes_to_quantize=["stem"]
+    )
+    assert config.taken().extra_options == {
+        "NumThreads": 2,
+        "ExtraOpTypesToQuantize": ("Elu",),
+        "NodesToQuantize": ("stem",),
+    }
+
+
+def test_what_has_no_effect_of_an_older_configuration_is_reported(files: tuple[str, str]) -> None:
+    config = quark.onnx.QuantizationConfig(enable_npu_cnn=True, enable_npu_transformer=False, print_summary=True)
+    quantizer = ModelQuantizer(config)
+    quantizer.quantize_model(*files, ImageReader(files[0], 4))
+    first, second = quantizer.report.ignored
+    assert "EnableNPUCnn" in first
+    assert "PrintSummary" in second
+
+
 @pytest.mark.parametrize("method", ["MinMax", "Entropy", "Percentile", "Distribution"])
 def test_calibration_methods_of_onnxruntime(method: str) -> None:
     from quark.onnx import CalibMethod, CalibrationMethod, QuantizationConfig
@@ -225,6 +245,9 @@ def test_calibration_methods_of_onnxruntime(method: str) -> None:
         ({"use_dynamic_quant": True}, UnsupportedError, "ranges of activations are constants"),
         ({"include_sq": True}, UnsupportedError, "SmoothQuantConfig"),
         ({"include_auto_mp": True}, UnsupportedError, "specific_layer_config"),
+        ({"optimize_model": False}, UnsupportedError, "always prepared"),
+        ({"input_nodes": ["conv1"]}, UnsupportedError, "list in exclude what stays in float"),
+        ({"extra_option": {}}, ConfigTypeError, "did you mean 'extra_options'"),
         ({"activation_type": "QInt8"}, ConfigError, "activation_type: got 'QInt8', expected a QuantType"),
         ({"include_fast_finetune": True}, ConfigTypeError, "did you mean 'include_fast_ft'"),
         ({"extra_options": {"FastFinetun": {}}}, ConfigError, "did you mean 'FastFinetune'"),

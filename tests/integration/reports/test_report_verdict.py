@@ -129,6 +129,36 @@ def test_the_advice_to_a_bad_model_makes_it_better() -> None:
     assert "your own metric" in better.verdict.advice[0]
 
 
+def test_advice_from_the_command_line_is_written_for_it() -> None:
+    report = replace(report_of(separable_cnn(), config()), interface="command line")
+    first, second, *_ = report.verdict.advice
+    assert first == "finetune: --adaround"
+    assert second.endswith("--weight-quant-granularity Channel")
+    for text in (" ".join(str(report).split()), report.to_html()):
+        assert second in text
+        assert "QuantGranularity.Channel" not in text
+        assert "report.full()" not in text
+
+
+@pytest.mark.parametrize(("name", "quoted"), [("a/b", "a/b"), ("the layer", "'the layer'")])
+def test_names_in_advice_are_quoted_for_the_shell(name: str, quoted: str) -> None:
+    report = report_of(mlp(), config())
+    layers = tuple(replace(e, name=name, own=1.0, weights=1.0, weight_scales=8) for e in report.layer_errors[:1])
+    report = replace(report, layer_errors=layers, interface="command line")
+    assert f"leave the weakest layers in float: --exclude {quoted}" in report.verdict.advice
+
+
+def test_finetuning_that_did_not_help_is_told() -> None:
+    """A little worse is within chance, so it is not taken back: but nobody should read that it is good and go on."""
+    report = report_of(mlp(), config(algo_config=[AdaRoundConfig()]))
+    result = report.end_to_end
+    assert not result.is_worse
+    assert "did not help" not in str(report)
+    worse = replace(report, end_to_end=replace(result, before=result.after, after=result.before))
+    assert worse.verdict.headline.startswith(f"{worse.verdict.grade.capitalize()}, and AdaRound did not help: SQNR ")
+    assert any(text.startswith("leave finetuning out") for text in worse.verdict.advice)
+
+
 @pytest.mark.parametrize(
     ("error", "agreement", "samples", "grade"),
     [
@@ -237,6 +267,10 @@ def test_infinities_read_back() -> None:
         ('{"algorithm": null}', "not a whole Report"),
         ('{"algorithm": null, "samples": "many"}', r"samples: got 'many', expected a int"),
         ('{"algorithm": null, "samples": 3, "extra": 1}', "no field 'extra'"),
+        (
+            '{"algorithm": null, "samples": 3, "interface": "fax"}',
+            "got 'fax', expected one of 'python', 'command line'",
+        ),
         ('{"algorithm": null, "samples": 3, "layers": [{"name": "a", "op_type": "Conv"}]}', "not a whole LayerReport"),
     ],
 )
