@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "base/memory.h"
+#include "least_squares/least_squares.h"
 #include "ops/quantized_weight.h"
-#include "solvers/least_squares.h"
 
 qk_status qk_training_result_init(qk_training_result *r, qk_judge *judge, qk_float_layer *layer,
                                   qk_gradient_result *best) {

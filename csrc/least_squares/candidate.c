@@ -1,12 +1,12 @@
-#include "solvers/candidate.h"
+#include "least_squares/candidate.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/memory.h"
+#include "least_squares/acceptance.h"
 #include "ops/quantized_weight.h"
-#include "solvers/acceptance.h"
 
 /* ---- what outputs hold ----------------------------------------------------------------------- */
 

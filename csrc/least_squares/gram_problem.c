@@ -1,7 +1,7 @@
 /* Integers from moments: every product is with a K x K matrix, and is made for a piece of the outputs and a strip of
  * the inputs at a time. Slopes at the start are float64; candidates are sought and compared in float32, as changes from
  * the start, which are of the size of the error itself. */
-#include "solvers/gram_problem.h"
+#include "least_squares/gram_problem.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -9,7 +9,7 @@
 #ifndef QK_ROW_FACTOR_H
 #define QK_ROW_FACTOR_H
 
-#include "solvers/row_set.h"
+#include "least_squares/row_set.h"
 
 typedef struct {
     double damping;

@@ -1,4 +1,4 @@
-#include "solvers/row_factor.h"
+#include "least_squares/row_factor.h"
 
 #include <stdlib.h>
 #include <string.h>

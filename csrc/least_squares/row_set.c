@@ -1,4 +1,4 @@
-#include "solvers/row_set.h"
+#include "least_squares/row_set.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -5,7 +5,7 @@
  * successively, with few inputs to the closest point, then descends by coordinates. Outputs are problems of their own:
  * for each the candidate that is best on held-out rows wins, the start included. Large layers try candidates on a few
  * of the outputs, from strong to weak damping and only as long as that gains, and the best of them on the others. */
-#include "solvers/least_squares.h"
+#include "least_squares/least_squares.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -13,11 +13,11 @@
 
 #include "base/blas.h"
 #include "base/memory.h"
+#include "least_squares/candidate.h"
+#include "least_squares/gram_problem.h"
+#include "least_squares/row_problem.h"
 #include "moments/layer.h"
 #include "ops/quantized_weight.h"
-#include "solvers/candidate.h"
-#include "solvers/gram_problem.h"
-#include "solvers/row_problem.h"
 
 enum {
     PILOT = 2,              /* blocks that candidates are tried on first */

@@ -1,7 +1,7 @@
 /* Integers from rows (the dual form): every product is with the rows X, K x N, so that cost and memory follow N K where
  * moments take K K. What is kept up to date is the error of each row, r = w X - y, from which the slope of any input is
  * r x'. All errors are changes from the start or of the size of the error itself, in float32. */
-#include "solvers/row_problem.h"
+#include "least_squares/row_problem.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -9,9 +9,9 @@
 
 #include "base/blas.h"
 #include "base/memory.h"
+#include "least_squares/row_factor.h"
 #include "ops/quantized_weight.h"
 #include "solvers/integer_rows.h"
-#include "solvers/row_factor.h"
 
 enum {
     BLOCK = QK_COLUMN_BLOCK,
