@@ -112,7 +112,7 @@ core = Extension(
 setup(
     packages=["quark.onnx", *(f"quark.onnx.{name}" for name in find_packages("quark_onnx"))],
     package_dir={"quark.onnx": "quark_onnx"},
-    package_data={"quark.onnx": ["py.typed", "_core.pyi"], "quark.onnx.report": ["templates/*.j2"]},
+    package_data={"quark.onnx": ["py.typed", "_core.pyi"], "quark.onnx.report.views": ["templates/*.j2"]},
     ext_modules=[core],
     install_requires=[*DEPENDENCIES, *blas.requires],
     # What was compiled for one OpenBLAS must not be taken for the other.

@@ -82,7 +82,7 @@ from quark.onnx.config import (
     UInt32Spec,
     XInt8Spec,
 )
-from quark.onnx.config.legacy_names import (
+from quark.onnx.config.amd_quark.legacy_names import (
     ExtendedCalibrationMethod,
     ExtendedQuantFormat,
     ExtendedQuantType,
@@ -92,7 +92,7 @@ from quark.onnx.config.legacy_names import (
     VitisQuantFormat,
     VitisQuantType,
 )
-from quark.onnx.config.presets import READY, handed_out
+from quark.onnx.config.amd_quark.presets import READY, handed_out
 from quark.onnx.errors import (
     ConfigError,
     ConfigTypeError,

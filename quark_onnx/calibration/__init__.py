@@ -5,7 +5,12 @@ from onnxruntime.quantization import CalibraterBase, CalibrationDataReader, Cali
 from quark.onnx.calibration_data.data_source import get_data_reader
 from quark.onnx.calibration_data.path_reader import PathDataReader
 from quark.onnx.calibration_data.ready_readers import CachedDataReader, RandomDataReader
-from quark.onnx.config.legacy_names import ExtendedCalibrationMethod, Int16Method, LayerWiseMethod, PowerOfTwoMethod
+from quark.onnx.config.amd_quark.legacy_names import (
+    ExtendedCalibrationMethod,
+    Int16Method,
+    LayerWiseMethod,
+    PowerOfTwoMethod,
+)
 from quark.onnx.missing_names import refuse_missing
 
 __all__ = [

@@ -13,8 +13,8 @@ from rich.text import Text
 from quark.onnx.cli.command import new_command, new_table, result_console, write_json
 from quark.onnx.cli.data_options import data_options, given_data
 from quark.onnx.comparison import ComparedModels, ComparedOutput, compare_models
-from quark.onnx.report.layer_error import LayerError
-from quark.onnx.report.short_text import decibel_text
+from quark.onnx.measures.layer_error import LayerError
+from quark.onnx.report.views.short_text import decibel_text
 
 __all__ = ["compare_command"]
 

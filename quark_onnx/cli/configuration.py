@@ -22,8 +22,8 @@ from quark.onnx.config.algorithm import (
     BiasCorrectionConfig,
     CLEConfig,
 )
+from quark.onnx.config.amd_quark.presets import PRESETS, get_default_config
 from quark.onnx.config.extra_options import ExtraOptions
-from quark.onnx.config.presets import PRESETS, get_default_config
 from quark.onnx.config.qconfig import QConfig
 from quark.onnx.config.spec import QTensorConfig
 from quark.onnx.errors import ConfigError

@@ -17,6 +17,8 @@ from quark.onnx.config.algorithm import TUNABLE_OP_TYPES
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.inference.saturation import SATURATION, products_saturate
 from quark.onnx.inference.sessions import Engine, session
+from quark.onnx.measures.deviation import Comparison
+from quark.onnx.measures.layer_error import LayerError
 from quark.onnx.model_files.model_file import ModelLike, load_model
 from quark.onnx.model_files.quantized_form import is_quantized
 from quark.onnx.own_errors import only_own_errors
@@ -24,10 +26,8 @@ from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.float_form import matching_form
 from quark.onnx.preparation.prepare import prepared_forms
 from quark.onnx.quantization.run_options import engine_for
-from quark.onnx.report.deviation import Comparison
-from quark.onnx.report.layer_error import LayerError
-from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.system.memory_limit import unless_out_of_memory
+from quark.onnx.system.progress import PhaseProgress
 from quark.onnx.whole_model.layer_errors import layer_errors_or_note
 
 __all__ = ["ComparedModels", "ComparedOutput", "compare_models"]

@@ -11,6 +11,8 @@ from .algorithm import (
     QuarotConfig,
     SmoothQuantConfig,
 )
+from .amd_quark.legacy import Config, QuantizationConfig
+from .amd_quark.presets import DefaultConfigMapping, get_default_config, get_default_config_mapping
 from .data_type import (
     BFP16,
     MX4,
@@ -36,8 +38,7 @@ from .data_type import (
     UInt16,
     UInt32,
 )
-from .presets import DefaultConfigMapping, get_default_config, get_default_config_mapping
-from .qconfig import Config, QConfig, QuantizationConfig
+from .qconfig import QConfig
 from .spec import (
     BFloat16Spec,
     BFP16Spec,

@@ -13,12 +13,12 @@ from .algorithm import AlgoConfig, BiasCorrectionConfig, CLEConfig, FastFinetune
 from .extra_options import ExtraOptions, extra_options, known_options
 from .fast_finetune_options import with_options
 from .frozen import FrozenConfig, FrozenMapping, instance, told_how_to_change, unexpected_keyword
-from .legacy import Config, QuantizationConfig
 from .node_selection import NodeChoice, NodeChoices, node_choices
+from .ready import ready_configuration
 from .spec import QLayerConfig, QTensorConfig
 from .validate import Check, Flag, checks, problem, strings
 
-__all__ = ["Config", "ExtraOptions", "QConfig", "QuantizationConfig"]
+__all__ = ["ExtraOptions", "QConfig"]
 
 Value = TypeVar("Value")
 
@@ -199,14 +199,13 @@ class QConfig(FrozenConfig):
 
     @staticmethod
     def get_default_config(name: str) -> QConfig:
-        """The ready configuration of this name; see `presets`.
+        """The ready configuration of this name; see `amd_quark/presets.py`.
 
         Raises:
             ConfigError: there is none.
         """
-        from .presets import get_default_config  # which is made of QConfigs
-
-        return get_default_config(name)
+        ready: QConfig = ready_configuration(name)
+        return ready
 
 
 def _merged(extra_options: object, loose: Mapping[str, object]) -> object:

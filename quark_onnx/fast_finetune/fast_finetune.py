@@ -32,13 +32,13 @@ from quark.onnx.plan.configured import leave_as_configured
 from quark.onnx.plan.excluded import leave_excluded
 from quark.onnx.plan.types import Plan, SkippedLayer
 from quark.onnx.report.layer_report import LayerReport
-from quark.onnx.report.progress import PhaseProgress
 from quark.onnx.report.report import EndToEnd, Report
-from quark.onnx.report.resources import PhaseClock, peak_rss_mib
 from quark.onnx.resume.saved_run import NothingSaved
 from quark.onnx.solvers.choose_solver import choose_solver, is_trained_in_steps
 from quark.onnx.stores.batch_store import BatchStore, FileStore
 from quark.onnx.stores.spilling_store import SpillingStore
+from quark.onnx.system.progress import PhaseProgress
+from quark.onnx.system.resources import PhaseClock, peak_rss_mib
 from quark.onnx.whole_model.keep_better import Change, Kept, keep_better, without
 from quark.onnx.whole_model.layer_errors import layer_errors_or_note
 from quark.onnx.whole_model.set_apart import SetApart

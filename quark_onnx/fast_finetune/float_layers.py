@@ -10,10 +10,10 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from quark.onnx.core_view.normalized_input import NormalizedInput
 from quark.onnx.errors import FinetuneError
 from quark.onnx.graph.dataflow import Dataflow, Segment
 from quark.onnx.inference.sessions import Engine, session
-from quark.onnx.plan.normalized_input import NormalizedInput
 from quark.onnx.plan.types import LayerPlan
 
 __all__ = ["FloatLayer", "float_layers"]

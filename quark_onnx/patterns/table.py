@@ -19,7 +19,7 @@ class Pattern:
 
     Attributes:
         stands_for: an ONNX operator on x, or "SiLU". preparation/fuse.py says what becomes of each,
-            plan/output_stage.py which of them the loss looks through.
+            core_view/output_stage.py which of them the loss looks through.
         formula: of x and of constants (any other name; the graph gives their values), in Python's notation. Calls are
             ONNX operators, with Clip(x, min, max), HardSigmoid(x, alpha, beta), ReduceMean(x, axes). One formula is
             every order of sums and products and every place of a number in them, with Sub, Neg, Div, Reciprocal, Sqrt

@@ -11,19 +11,19 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.config.data_type import DataType
+from quark.onnx.core_view.arrangement import Arrangement, Transposed, TransposedInput
+from quark.onnx.core_view.normalized_input import NormalizedInput
+from quark.onnx.core_view.output_stage import output_stage
+from quark.onnx.core_view.quantizers import INTEGERS, constant_values, dequantize_parameters
+from quark.onnx.core_view.weight_scales import scales_in_rows
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.layers.weight_layers import OTHER_OPERATORS, WeightLayer, weight_layer, weight_layers
 from quark.onnx.operators.normalization_attributes import NormAttributes
 from quark.onnx.operators.table import OPERATORS
-from quark.onnx.plan.arrangement import Arrangement, Transposed, TransposedInput
 from quark.onnx.plan.bodies import layers_in_bodies
-from quark.onnx.plan.normalized_input import NormalizedInput
-from quark.onnx.plan.output_stage import output_stage
-from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.shared_weights import share_weights
 from quark.onnx.plan.types import LayerPlan, Plan, QuantizedBias, QuantizedInput, QuantizedWeight, SkippedLayer
-from quark.onnx.plan.weight_scales import scales_in_rows
 from quark.onnx.qdq.int32_bias import bias_limit
 
 __all__ = ["build_plan"]

@@ -8,10 +8,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.onnx.core_view.arrangement import Arrangement
+from quark.onnx.core_view.output_stage import OutputStage
 from quark.onnx.operators.attributes import ConvAttributes
 from quark.onnx.operators.row_layout import RowLayout
-from quark.onnx.plan.arrangement import Arrangement
-from quark.onnx.plan.output_stage import OutputStage
 from quark.onnx.plan.reasons import Why
 
 __all__ = ["LayerPlan", "Plan", "QuantizedBias", "QuantizedInput", "QuantizedWeight", "SkippedLayer"]

@@ -36,9 +36,9 @@ from quark.onnx.quantization.reference_model import reference_forms, reference_m
 from quark.onnx.quantization.run_options import engine_for
 from quark.onnx.report.model_sizes import model_sizes
 from quark.onnx.report.report import Report
-from quark.onnx.report.resources import PhaseClock
 from quark.onnx.report.written_configuration import written_configuration
 from quark.onnx.resume.saved_run import saved_run
+from quark.onnx.system.resources import PhaseClock
 
 __all__ = ["ModelQuantizer", "finetune"]
 

@@ -19,10 +19,10 @@ from quark.onnx.layers.weight_layers import WeightLayer, weight_layers
 from quark.onnx.model_files.quantized_form import is_quantized
 from quark.onnx.qdq.insert_qdq import QdqModel, calibration_tensors, qdq_model
 from quark.onnx.quantization.tensor_specs import TensorSpecs
-from quark.onnx.report.progress import PhaseProgress
-from quark.onnx.report.resources import PhaseClock
 from quark.onnx.resume.saved_run import NothingSaved
 from quark.onnx.sensitivity.kept_in_float import kept_in_float
+from quark.onnx.system.progress import PhaseProgress
+from quark.onnx.system.resources import PhaseClock
 
 __all__ = ["Keep", "PlainQuantization", "quantize_plainly"]
 

@@ -9,8 +9,8 @@ import onnx
 
 from quark.onnx.inference.sessions import Engine
 from quark.onnx.report.report import Report
-from quark.onnx.report.resources import PhaseClock, peak_rss_mib
 from quark.onnx.stores.batch_store import BatchStore
+from quark.onnx.system.resources import PhaseClock, peak_rss_mib
 from quark.onnx.whole_model.layer_errors import layer_errors_or_note
 from quark.onnx.whole_model.set_apart import SetApart
 from quark.onnx.whole_model.whole_model import WholeModel

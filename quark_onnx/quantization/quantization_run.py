@@ -41,9 +41,9 @@ from quark.onnx.quantization.tensor_specs import TensorSpecs, needed_opset, tens
 from quark.onnx.report.activation_report import activation_reports
 from quark.onnx.report.model_sizes import model_sizes
 from quark.onnx.report.report import Report
-from quark.onnx.report.resources import PhaseClock
 from quark.onnx.resume.saved_run import NothingSaved
 from quark.onnx.stores.batch_store import BatchStore
+from quark.onnx.system.resources import PhaseClock
 from quark.onnx.whole_model.set_apart import SetApart, StoredBatches
 
 __all__ = ["QuantizationRun"]

@@ -11,7 +11,7 @@ from quark.onnx.calibration_data.any_data import Data, data_reader
 from quark.onnx.calibration_data.images import ImagePreprocessing, image_preprocessing
 from quark.onnx.calibration_data.path_reader import Preprocess
 from quark.onnx.config.algorithm import AdaRoundConfig
-from quark.onnx.config.presets import get_default_config
+from quark.onnx.config.amd_quark.presets import get_default_config
 from quark.onnx.config.qconfig import QConfig
 from quark.onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec
 from quark.onnx.model_files.model_file import ModelLike

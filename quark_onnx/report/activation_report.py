@@ -9,8 +9,8 @@ from itertools import accumulate
 import onnx
 
 from quark.onnx.calibration.value_histogram import ValueHistogram
+from quark.onnx.core_view.quantizers import INTEGERS, dequantize_parameters
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.plan.quantizers import INTEGERS, dequantize_parameters
 
 __all__ = ["ActivationReport", "activation_reports"]
 

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quark.onnx.layers.equalise import PairReport
+from quark.onnx.measures.deviation import Deviation
+from quark.onnx.measures.layer_error import LayerError
 from quark.onnx.plan.types import SkippedLayer
 from quark.onnx.report.activation_report import ActivationReport
 from quark.onnx.report.advice import Interface
-from quark.onnx.report.deviation import Deviation
-from quark.onnx.report.full_text import full_text
-from quark.onnx.report.html_page import html_fragment, html_page
-from quark.onnx.report.layer_error import LayerError
 from quark.onnx.report.layer_report import LayerReport
 from quark.onnx.report.model_sizes import ModelSizes
 from quark.onnx.report.plain_data import to_plain
-from quark.onnx.report.plot import figure
 from quark.onnx.report.saved_report import read_json, restored
-from quark.onnx.report.short_text import short_text
 from quark.onnx.report.verdict import Verdict, verdict_of
+from quark.onnx.report.views.full_text import full_text
+from quark.onnx.report.views.html_page import html_fragment, html_page
+from quark.onnx.report.views.plot import figure
+from quark.onnx.report.views.short_text import short_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from quark.onnx.errors import DataError
-from quark.onnx.report.deviation import Deviation, OutputDeviation
+from quark.onnx.measures.deviation import Deviation, OutputDeviation
 from quark.onnx.report.plain_data import from_plain
 
 if TYPE_CHECKING:

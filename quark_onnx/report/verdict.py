@@ -10,7 +10,7 @@ from quark.onnx.report.advice import advice
 from quark.onnx.report.weak_layers import WeakLayer, weakest_layers
 
 if TYPE_CHECKING:
-    from quark.onnx.report.deviation import Deviation
+    from quark.onnx.measures.deviation import Deviation
     from quark.onnx.report.report import EndToEnd, Report
 
 __all__ = ["Grade", "Verdict", "verdict_of"]

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from quark.onnx.measures.layer_error import LayerError, decibels
 from quark.onnx.report.activation_report import ActivationReport
-from quark.onnx.report.layer_error import LayerError, decibels
 from quark.onnx.report.layer_report import LayerReport
 
 if TYPE_CHECKING:

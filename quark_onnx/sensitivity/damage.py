@@ -11,7 +11,7 @@ from quark.onnx.calibration_data.checked_items import sample_count
 from quark.onnx.graph.joined_outputs import joined_outputs
 from quark.onnx.inference.exposed_tensors import ExposedTensors
 from quark.onnx.inference.sessions import Batch, Engine, in_order, session
-from quark.onnx.report.deviation import Comparison, Deviation, Parts
+from quark.onnx.measures.deviation import Comparison, Deviation, Parts
 from quark.onnx.sensitivity.switched_model import Switch, switched_model
 from quark.onnx.whole_model.part_masks import PartMasks
 

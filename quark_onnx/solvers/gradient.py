@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.config.algorithm import AdaRoundConfig, FastFinetuneConfig
+from quark.onnx.core_view.core_arguments import core_stage
 from quark.onnx.errors import FinetuneError
 from quark.onnx.own_errors import of_the_caller
-from quark.onnx.plan.core_arguments import core_stage
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.report.loss_curve import loss_curve
 from quark.onnx.solvers.solver import LayerInput, Message, NoSolution, Solution, quantized_layer, told_by_the_core

@@ -1,1 +1,1 @@
-"""What is asked of the system below: memory, folders for unfinished files, native threads that end in time."""
+"""What is asked of the system below, or told of it: memory, time, unfinished files, native threads, progress."""

@@ -11,8 +11,8 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.graph.editor import constant_tensors
+from quark.onnx.measures.chance import standard_errors
 from quark.onnx.plan.reasons import Reason
-from quark.onnx.report.chance import standard_errors
 from quark.onnx.report.layer_report import LayerReport
 
 __all__ = ["Change", "Kept", "is_worse", "keep_better", "without"]

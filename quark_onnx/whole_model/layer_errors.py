@@ -17,8 +17,8 @@ from quark.onnx.graph.dataflow import Dataflow, Segment
 from quark.onnx.inference.exposed_tensors import ExposedTensors
 from quark.onnx.inference.sessions import ROOM, Engine, batch_is_free, session
 from quark.onnx.layers.weight_layers import weight_layers
+from quark.onnx.measures.layer_error import LayerError
 from quark.onnx.plan.types import LayerPlan
-from quark.onnx.report.layer_error import LayerError
 
 __all__ = ["layer_errors", "layer_errors_or_note"]
 

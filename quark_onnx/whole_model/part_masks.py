@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.graph.joined_outputs import JoinedOutput
 from quark.onnx.inference.sessions import Engine, session
-from quark.onnx.report.deviation import Parts
+from quark.onnx.measures.deviation import Parts
 
 __all__ = ["PartMasks"]
 

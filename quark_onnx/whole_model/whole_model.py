@@ -16,7 +16,7 @@ from quark.onnx.graph.joined_outputs import joined_outputs
 from quark.onnx.graph.random_nodes import is_random
 from quark.onnx.inference.saturation import SATURATION, products_saturate
 from quark.onnx.inference.sessions import Engine, in_order, session
-from quark.onnx.report.deviation import Comparison, Deviation, Parts
+from quark.onnx.measures.deviation import Comparison, Deviation, Parts
 from quark.onnx.report.report import EndToEnd
 from quark.onnx.stores.batch_store import BatchStore
 from quark.onnx.system.memory_limit import unless_out_of_memory

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,14 @@ PACKAGE = ROOT / "quark_onnx"
 CSRC = ROOT / "csrc"
 
 # The floors from ground to roof: a module imports its own floor and those below it. What is not listed is the roof.
+# A folder's __init__ offers what its folders hold, so that it stands on the highest of their floors.
 LAYERS = (
     "_preload",
     "errors",
     "operators",
     "missing_names",
     "config",
+    "config.amd_quark",
     "system",
     "own_errors",
     "stores",
@@ -30,9 +33,11 @@ LAYERS = (
     "patterns",
     "preparation",
     "qdq",
+    "core_view",
     "plan",
     "calibration_data",
     "calibration",
+    "measures",
     "report",
     "solvers",
     "whole_model",
@@ -60,14 +65,21 @@ C_LAYERS = {
     "include": set(),
 }
 
+# The only imports inside functions, and why they wait for a call.
+LATE_IMPORTS = {
+    "PIL": "optional: without it every reader but that of images works",
+    "jinja2": "takes time to import, and few runs write a page",
+    "matplotlib": "optional: the extra `plot`",
+    "resource": "is not there on every system",
+}
+
 MODULES = sorted(PACKAGE.rglob("*.py"))
 C_FILES = sorted(path for kind in ("*.c", "*.h", "*.inc") for path in CSRC.glob(f"*/{kind}"))
 
 
 def layer_of(module: str) -> int:
     """The layer of a module's dotted name below quark.onnx: `graph.editor` is in `graph`."""
-    parts = module.split(".")
-    return LAYERS.index(parts[0]) if parts[0] in LAYERS else len(LAYERS)
+    return max((at for at, layer in enumerate(LAYERS) if f"{module}.".startswith(f"{layer}.")), default=len(LAYERS))
 
 
 def dotted_name(path: Path) -> str:
@@ -77,8 +89,12 @@ def dotted_name(path: Path) -> str:
 
 def imports(path: Path) -> Iterator[str]:
     """The absolute dotted names that a module imports; `from a import b` gives `a.b`."""
+    return imported(path, ast.walk(ast.parse(path.read_text())))
+
+
+def imported(path: Path, nodes: Iterable[ast.AST]) -> Iterator[str]:
     package = ["quark", "onnx", *path.relative_to(PACKAGE).parent.parts]
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -98,14 +114,50 @@ def name(path: Path) -> str:
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_a_module_imports_only_layers_below(path: Path) -> None:
     mine = layer_of(dotted_name(path))
+    if path.name == "__init__.py":
+        mine = max([mine, *(at for at, layer in enumerate(LAYERS) if layer.startswith(f"{dotted_name(path)}."))])
     own = [n.removeprefix("quark.onnx.") for n in imports(path) if n.startswith("quark.onnx.")]
     above = [n for n in own if not n.startswith("_core") and layer_of(n) > mine]
     assert not above, f"{name(path)} imports {above}, which stand above it"
 
 
+def test_no_modules_import_each_other() -> None:
+    """What only types need is left out: a view of a report names its type, and the report is shown by its views."""
+    names = {dotted_name(path) for path in MODULES} - {""}
+    uses: dict[str, set[str]] = {}
+    for path in MODULES:
+        nodes = [n for s in ast.parse(path.read_text()).body if not only_for_types(s) for n in ast.walk(s)]
+        own = {n.removeprefix("quark.onnx.") for n in imported(path, nodes)}
+        own = {n if n in names else n.rpartition(".")[0] for n in own}
+        uses[dotted_name(path)] = (own & names) - {dotted_name(path)}
+    TopologicalSorter(uses).prepare()  # raises CycleError, which names the modules
+
+
+def only_for_types(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_imports_stand_at_the_top(path: Path) -> None:
+    """An import inside a function hides an arrow of the drawing above: that of our own modules is refused."""
+    functions = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, (ast.FunctionDef, ast.Lambda))]
+    late = {n.split(".")[0] for function in functions for n in imported(path, ast.walk(function))}
+    assert late <= LATE_IMPORTS.keys(), f"{name(path)} imports inside a function: {sorted(late - LATE_IMPORTS.keys())}"
+
+
+@pytest.mark.parametrize("tree", [PACKAGE, CSRC], ids=name)
+def test_no_folder_is_full(tree: Path) -> None:
+    """A folder shows its idea to who lists it. A C file and its header count as one."""
+    ideas: dict[str, set[str]] = {}
+    for path in [*MODULES, *C_FILES]:
+        if path.is_relative_to(tree):
+            ideas.setdefault(name(path.parent), set()).add(path.stem)
+    assert {folder: len(files) for folder, files in ideas.items() if len(files) > 15} == {}
+
+
 @pytest.mark.parametrize("path", MODULES, ids=name)
 def test_configuration_and_errors_need_no_model_library(path: Path) -> None:
-    if layer_of(dotted_name(path)) > LAYERS.index("config"):
+    if layer_of(dotted_name(path)) > LAYERS.index("config.amd_quark"):
         return
     libraries = {n.split(".")[0] for n in imports(path)}
     assert not libraries & {"onnx", "onnxruntime"}

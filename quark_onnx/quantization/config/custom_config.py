@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from quark.onnx.config.presets import HANDED_OUT, PRESETS, get_default_config, handed_out
+from quark.onnx.config.amd_quark.presets import HANDED_OUT, PRESETS, get_default_config, handed_out
 
 if TYPE_CHECKING:
     from quark.onnx.config.qconfig import QConfig

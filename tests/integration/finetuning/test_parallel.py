@@ -38,8 +38,8 @@ from quark.onnx import (
     QLayerConfig,
     UInt8Spec,
 )
-from quark.onnx.report import progress
 from quark.onnx.report.report import Report
+from quark.onnx.system import progress
 
 LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec(calibration_method=CalibMethod.MinMax))
 COUNT = 40

@@ -31,7 +31,7 @@ from quark.onnx import (
     UInt8Spec,
     finetune,
 )
-from quark.onnx.report import progress
+from quark.onnx.system import progress
 
 ODD = ("a b", "a/b\\c", "名前", "x" * 300, 'a:b*?"<>|', "/", "..", "a\nb", " ", "%s{}", "é" * 200, "'", "[red]", "[/x]",
        ":bug:")  # fmt: skip

@@ -24,7 +24,7 @@ from quark.onnx import (
     QLayerConfig,
     UInt8Spec,
 )
-from quark.onnx.report.progress import PhaseProgress
+from quark.onnx.system.progress import PhaseProgress
 
 LAYER = QLayerConfig(UInt8Spec(), weight=Int8Spec())
 OLD = b"what was there before"

@@ -22,8 +22,8 @@ from rich.console import Console
 from small_models import Arrays, Reader, samples, separable_cnn
 
 from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec
-from quark.onnx.report import progress
-from quark.onnx.report.progress import PhaseProgress
+from quark.onnx.system import progress
+from quark.onnx.system.progress import PhaseProgress
 
 TraceFunction = Callable[[FrameType, str, Any], Any]
 

@@ -23,7 +23,7 @@ from quark.onnx import (
     UnsupportedError,
     inspect_model,
 )
-from quark.onnx.config.presets import PRESETS
+from quark.onnx.config.amd_quark.presets import PRESETS
 from quark.onnx.config.supported import check_supported
 
 USUAL = QLayerConfig(UInt8Spec(), weight=Int8Spec())

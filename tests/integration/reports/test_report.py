@@ -212,7 +212,7 @@ def test_peak_memory_is_that_of_this_process() -> None:
     """Not of the one that started it, which getrusage counts too until the child becomes another program."""
     if not Path("/proc/self/status").exists():
         pytest.skip("the system does not tell")
-    child = "from quark.onnx.report.resources import peak_rss_mib as p; print(p())"
+    child = "from quark.onnx.system.resources import peak_rss_mib as p; print(p())"
     ours = np.ones(600 << 20, np.uint8)
     told = subprocess.run([sys.executable, "-c", child], check=True, capture_output=True, text=True)
     assert ours.all()

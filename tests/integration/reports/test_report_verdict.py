@@ -27,7 +27,7 @@ from quark.onnx import (
     UInt8Spec,
     finetune,
 )
-from quark.onnx.report.deviation import Deviation
+from quark.onnx.measures.deviation import Deviation
 
 pytestmark = pytest.mark.sets_apart
 

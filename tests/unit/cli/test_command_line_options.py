@@ -26,8 +26,8 @@ from quark.onnx.cli.config_options import ConfigOption, described_fields, kebab
 from quark.onnx.cli.configuration import configuration
 from quark.onnx.cli.main import program
 from quark.onnx.cli.plain_values import read_file, read_value, written_text
+from quark.onnx.config.amd_quark.presets import PRESETS
 from quark.onnx.config.extra_options import ExtraOptions
-from quark.onnx.config.presets import PRESETS
 from quark.onnx.quantization.quantize import USUAL_CONFIG
 
 COMMANDS = program().commands

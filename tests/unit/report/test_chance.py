@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from quark.onnx.report.chance import standard_errors
+from quark.onnx.measures.chance import standard_errors
 
 
 def test_it_is_the_statistic_of_the_paired_t_test() -> None:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from quark.onnx.report.deviation import Comparison, compare
+from quark.onnx.measures.deviation import Comparison, compare
 
 WANT = np.float32([[1, 2, 2], [0, 3, 4]])
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quark.onnx.report.chance import standard_errors
+from quark.onnx.measures.chance import standard_errors
 
 __all__ = ["Comparison", "Deviation", "OutputDeviation", "compare"]
 

@@ -10,11 +10,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from quark.onnx.core_view.quantizers import INTEGERS, constant_values, dequantize_parameters
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.editor import attributes
 from quark.onnx.layers.weight_layers import WeightLayer
 from quark.onnx.patterns.matcher import Match, Matcher
-from quark.onnx.plan.quantizers import INTEGERS, constant_values, dequantize_parameters
 
 __all__ = ["Activation", "OutputStage", "output_stage"]
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quark.onnx.report.short_text import decibel_text
-from quark.onnx.report.sqnr_rows import SqnrRow, sqnr_rows
+from quark.onnx.report.views.short_text import decibel_text
+from quark.onnx.report.views.sqnr_rows import SqnrRow, sqnr_rows
 
 if TYPE_CHECKING:
+    from quark.onnx.measures.deviation import Deviation
     from quark.onnx.report.activation_report import ActivationReport
-    from quark.onnx.report.deviation import Deviation
     from quark.onnx.report.layer_report import LayerReport
     from quark.onnx.report.report import Report
 

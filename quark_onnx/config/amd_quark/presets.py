@@ -7,15 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from quark.onnx.errors import ConfigError
-
-from .algorithm import AdaQuantConfig, AdaRoundConfig, AlgoConfig, AutoMixprecisionConfig
-from .open_config import opened
-from .qconfig import QConfig
-from .spec import (
+from quark.onnx.config.algorithm import AdaQuantConfig, AdaRoundConfig, AlgoConfig, AutoMixprecisionConfig
+from quark.onnx.config.qconfig import QConfig
+from quark.onnx.config.ready import list_ready
+from quark.onnx.config.spec import (
     BFloat16Spec,
     BFP16Spec,
     Float16Spec,
@@ -36,7 +35,8 @@ from .spec import (
     UInt16Spec,
     XInt8Spec,
 )
-from .validate import nearest, problem
+
+from .open_config import opened
 
 __all__ = [
     "HANDED_OUT",
@@ -158,6 +158,7 @@ def _presets() -> Iterator[tuple[str, QConfig]]:
 HANDED_OUT = (*READY, *DEFAULT_PARAMS)
 PRESETS: Mapping[str, QConfig] = MappingProxyType(dict(_presets()))
 DefaultConfigMapping = PRESETS  # as AMD Quark calls it
+list_ready({name: partial(opened, config) for name, config in PRESETS.items()})
 
 
 def get_default_config_mapping() -> Mapping[str, QConfig]:
@@ -171,10 +172,7 @@ def get_default_config(name: str) -> QConfig:
     Raises:
         ConfigError: there is none.
     """
-    if name not in PRESETS:
-        expected = f"the name of a ready configuration; {nearest(name, PRESETS)}"
-        raise ConfigError(problem("get_default_config()", name, expected))
-    return opened(PRESETS[name])
+    return QConfig.get_default_config(name)
 
 
 def handed_out(name: str) -> Any:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quark.onnx.report.layer_error import decibels
+from quark.onnx.measures.layer_error import decibels
 
 if TYPE_CHECKING:
     from quark.onnx.report.layer_report import LayerReport

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from quark.onnx.config.qconfig import QConfig
+from quark.onnx.config.spec import Int8Spec, QLayerConfig
+from quark.onnx.config.validate import problem
 from quark.onnx.errors import ConfigTypeError
 
-from .validate import problem
-
-if TYPE_CHECKING:
-    from .qconfig import QConfig
+from .open_config import opened
 
 __all__ = ["Config", "QuantizationConfig"]
 
@@ -20,8 +20,6 @@ def Config(global_quant_config: QConfig) -> QConfig:  # noqa: N802
     Raises:
         ConfigTypeError: it is something else.
     """
-    from .qconfig import QConfig  # whose module offers this function
-
     if not isinstance(global_quant_config, QConfig):
         expected = "what get_default_config returned"
         raise ConfigTypeError(problem("Config.global_quant_config", global_quant_config, expected))
@@ -39,10 +37,6 @@ def QuantizationConfig(**options: Any) -> QConfig:  # noqa: N802
         ConfigError: a wrong value; ConfigTypeError: an unknown name.
         UnsupportedError: a value asks for what is not there.
     """
-    from .open_config import opened  # which is made of QConfigs, whose module offers this function
-    from .qconfig import QConfig
-    from .spec import Int8Spec, QLayerConfig
-
     config = opened(QConfig(QLayerConfig(input_tensors=Int8Spec(), weight=Int8Spec())))
     # Types keep what other names say of their tensors; names of single options add to extra_options; the algorithm is
     # named by one of these.

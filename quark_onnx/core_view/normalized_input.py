@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from quark.onnx.core_view.arrangement import Arrangement
 from quark.onnx.operators.normalization_attributes import NormAttributes
-from quark.onnx.plan.arrangement import Arrangement
 
 __all__ = ["NormalizedInput"]
 

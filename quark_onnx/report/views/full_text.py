@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from quark.onnx.layers.equalise import PairReport
-from quark.onnx.report.deviation import Deviation, OutputDeviation
-from quark.onnx.report.layer_error import LayerError
+from quark.onnx.measures.deviation import Deviation, OutputDeviation
+from quark.onnx.measures.layer_error import LayerError
 from quark.onnx.report.layer_report import LayerReport
-from quark.onnx.report.short_text import decibel_text
+from quark.onnx.report.views.short_text import decibel_text
 
 if TYPE_CHECKING:
     from quark.onnx.report.report import EndToEnd, Report

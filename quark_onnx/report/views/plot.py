@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from quark.onnx.report.sqnr_rows import SqnrRow, sqnr_rows
+from quark.onnx.report.views.sqnr_rows import SqnrRow, sqnr_rows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

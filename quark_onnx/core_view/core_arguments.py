@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from quark.onnx.plan.output_stage import OutputStage
+from quark.onnx.core_view.output_stage import OutputStage
 
 __all__ = ["core_stage"]
 

@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
-from quark.onnx.errors import ConfigError, ConfigTypeError, UnsupportedError
-
-from .algorithm import AdaQuantConfig, AdaRoundConfig, AlgoConfig, CLEConfig, FastFinetuneConfig
-from .fast_finetune_options import written_options
-from .qconfig import QConfig
-from .spec import (
+from quark.onnx.config.algorithm import AdaQuantConfig, AdaRoundConfig, AlgoConfig, CLEConfig, FastFinetuneConfig
+from quark.onnx.config.fast_finetune_options import written_options
+from quark.onnx.config.qconfig import QConfig
+from quark.onnx.config.spec import (
     BFloat16Spec,
     BFP16Spec,
     CalibMethod,
@@ -29,7 +27,8 @@ from .spec import (
     UInt16Spec,
     UInt32Spec,
 )
-from .validate import checks, nearest, problem
+from quark.onnx.config.validate import checks, nearest, problem
+from quark.onnx.errors import ConfigError, ConfigTypeError, UnsupportedError
 
 __all__ = ["OLD_NAMES", "OpenConfig", "opened"]
 

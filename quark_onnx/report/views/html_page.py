@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
-from quark.onnx.report.page_data import page_data
-from quark.onnx.report.short_text import decibel_text
+from quark.onnx.report.views.page_data import page_data
+from quark.onnx.report.views.short_text import decibel_text
 
 if TYPE_CHECKING:
     import jinja2
@@ -46,7 +46,7 @@ def _environment() -> jinja2.Environment:
 
 
 def _template(name: str) -> str:
-    return files("quark.onnx.report").joinpath("templates", name).read_text(encoding="utf-8")
+    return files("quark.onnx.report.views").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _version() -> str:
