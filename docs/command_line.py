@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,8 @@ PAGE = Path(__file__).with_name("command-line.md")
 
 INTRODUCTION = """\
 # The command line
+
+This page answers: which commands and options does `quark-onnx` have?
 
 `python docs/command_line.py` makes this page of the program; so does a test. The options that stand for fields of the
 configuration, and what is said of them, come from the configuration classes ([why](decisions/0025-command-line.md)).
@@ -97,10 +100,11 @@ def _sections(command: click.Command, context: click.Context) -> dict[str, list[
 
 
 def _paragraphs(text: str) -> str:
-    """Help as Markdown: what click must not wrap is a block of code."""
-    ended = inspect.cleandoc(text)
-    return "\n".join(line.replace("\b", "") for line in ended.splitlines()).replace(
-        "\n  quark-onnx", "\n    quark-onnx"
+    """Help as Markdown: what click must not wrap, which begins with a backspace, is a block of code."""
+    paragraphs = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(
+        textwrap.indent(textwrap.dedent(one.removeprefix("\b\n")), "    ") if one.startswith("\b") else one
+        for one in paragraphs
     )
 
 

@@ -44,6 +44,8 @@ LIMITS = {
 TEXT = """\
 # What is supported
 
+This page answers: which operators, attributes and formats are supported, and why does a layer stay as it is?
+
 Made by `python docs/supported.py` from the tables of the code; a test compares. Change the script, not this page.
 
 ## Layers

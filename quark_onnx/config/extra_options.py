@@ -110,44 +110,47 @@ class ExtraOptions(TypedDict, total=False):
     """What is in effect of `QConfig.extra_options`. The names are AMD Quark's, except NumThreads, MaxMemory,
     MaxFloatShare and BlockSize.
 
-    NumThreads: threads of onnxruntime and of the solvers, 1 to 1024; as many as there are cores when absent.
-    MaxMemory: MiB of resident memory that the process may have; when absent, what the machine, its control groups and
-        RLIMIT_AS leave. What does not fit is done in a way that takes less, or left out; the report says so.
-    MaxFloatShare: how much of the activations, 0 to 1 of their values, may stay in float because their quantizers alone
-        destroy the model (docs/islands.md); 0 quantizes all of them. 0.25 when absent, and 0 where the scales of
-        activations are powers of two, which are for devices without floats.
-    OpTypesToQuantize: the only op types to quantize; those of docs/compatibility.md when absent.
-    ExtraOpTypesToQuantize: op types to quantize as well.
-    QuantizeAllOpTypes: quantize all op types of the model.
-    NodesToQuantize: the only nodes to quantize, out of those with these op types.
-    MatMulConstBOnly: leave a MatMul without a constant input in float.
-    ForceQuantizeNoInputCheck: quantize views (Transpose, Reshape, MaxPool, ...) of tensors that nobody else quantizes.
-    QuantizeBias: False leaves biases in float.
-    Int32Bias: False gives biases the type of the weight and a scale of their own; when absent False where the scales of
-        a layer's input and weight are powers of two, else True.
-    FuseGelu, FuseLayerNorm: False leaves the graphs of a Gelu, of a LayerNormalization, as they are, and does not raise
-        the opset for them; True when absent (docs/patterns.md).
-    TensorQuantOverrides: tensor -> list of one dict, or for a weight one per channel, with some of quant_type (QInt8,
-        QUInt8, QInt16, QUInt16, of weights QInt4, QUInt4), symmetric, axis, scale and zero_point, rmin and rmax,
-        reduce_range: onnxruntime's option of this name. Comes before all specs.
-    BlockSize: how many inputs share a scale with QuantGranularity.Group; 32 when absent. onnxruntime's name.
-    RemoveQDQConvRelu, RemoveQDQConvLeakyRelu, RemoveQDQConvPRelu, RemoveQDQConvClip: whether there is no Q/DQ between a
-        layer (Conv, Gemm, Add, a pooling, ...) and that activation (Clip: to [0, 6] or [0, 1]) behind it. When absent
-        True where activations are symmetric and their scales powers of two, else False.
-    Percentile: the share, in percent, of a tensor's values that its range holds; 99.999 when absent.
-    PercentileCandidates: those of LayerwisePercentile; 99.99, 99.999 and 99.99999 when absent.
-    LWPMetric: the error that LayerwisePercentile goes by: "mae", the mean absolute one (when absent), or "mse".
-    NumQuantizedBins: levels of Entropy, an even number; 128 when absent.
-    CalibTensorRangeSymmetric: of activations. True: percentiles are those of |x|, and MinMax puts both ends as far from
-        0 as the farther one. False: each end has its own. When absent: True for percentiles, False for MinMax.
-    CalibDataSize: calibrate with the reader's items that hold the first so many samples, of which some are set apart to
-        compare whole models (docs/decisions/0015-whole-models.md); all when absent. Finetuning
-        has `data_size`.
-    UseRandomData: calibrate with `RandomDataReader` where neither a reader nor a path is given.
-    RandomDataReaderInputShape: input -> its shape.
-    RandomDataReaderInputDataRange: input -> (lowest, highest), of every input; None: 0 to 1.
-    FastFinetune: AMD Quark's names for keywords of AdaRoundConfig and AdaQuantConfig ("DataSize", ...); what stands
-        here comes before what the algorithm in `algo_config` says.
+    Keys:
+        NumThreads: threads of onnxruntime and of the solvers, 1 to 1024; as many as there are cores when absent.
+        MaxMemory: MiB of resident memory that the process may have; when absent, what the machine, its control groups
+            and RLIMIT_AS leave. What does not fit is done in a way that takes less, or left out; the report says so.
+        MaxFloatShare: how much of the activations, 0 to 1 of their values, may stay in float because their quantizers
+            alone destroy the model (docs/islands.md); 0 quantizes all of them. 0.25 when absent, and 0 where the scales
+            of activations are powers of two, which are for devices without floats.
+        OpTypesToQuantize: the only op types to quantize; those of docs/compatibility.md when absent.
+        ExtraOpTypesToQuantize: op types to quantize as well.
+        QuantizeAllOpTypes: quantize all op types of the model.
+        NodesToQuantize: the only nodes to quantize, out of those with these op types.
+        MatMulConstBOnly: leave a MatMul without a constant input in float.
+        ForceQuantizeNoInputCheck: quantize views (Transpose, Reshape, MaxPool, ...) of tensors that nobody else
+            quantizes.
+        QuantizeBias: False leaves biases in float.
+        Int32Bias: False gives biases the type of the weight and a scale of their own; when absent False where the
+            scales of a layer's input and weight are powers of two, else True.
+        FuseGelu, FuseLayerNorm: False leaves the graphs of a Gelu, of a LayerNormalization, as they are, and does not
+            raise the opset for them; True when absent (docs/patterns.md).
+        TensorQuantOverrides: tensor -> list of one dict, or for a weight one per channel, with some of quant_type
+            (QInt8, QUInt8, QInt16, QUInt16, of weights QInt4, QUInt4), symmetric, axis, scale and zero_point, rmin and
+            rmax, reduce_range: onnxruntime's option of this name. Comes before all specs.
+        BlockSize: how many inputs share a scale with QuantGranularity.Group; 32 when absent. onnxruntime's name.
+        RemoveQDQConvRelu, RemoveQDQConvLeakyRelu, RemoveQDQConvPRelu, RemoveQDQConvClip: whether there is no Q/DQ
+            between a layer (Conv, Gemm, Add, a pooling, ...) and that activation (Clip: to [0, 6] or [0, 1]) behind it.
+            When absent True where activations are symmetric and their scales powers of two, else False.
+        Percentile: the share, in percent, of a tensor's values that its range holds; 99.999 when absent.
+        PercentileCandidates: those of LayerwisePercentile; 99.99, 99.999 and 99.99999 when absent.
+        LWPMetric: the error that LayerwisePercentile goes by: "mae", the mean absolute one (when absent), or "mse".
+        NumQuantizedBins: levels of Entropy, an even number; 128 when absent.
+        CalibTensorRangeSymmetric: of activations. True: percentiles are those of abs(x), and MinMax puts both ends as
+            far from 0 as the farther one. False: each end has its own. When absent: True for percentiles, False for
+            MinMax.
+        CalibDataSize: calibrate with the reader's items that hold the first so many samples, of which some are set
+            apart to compare whole models (docs/decisions/0015-whole-models.md); all when absent. Finetuning has
+            `data_size`.
+        UseRandomData: calibrate with `RandomDataReader` where neither a reader nor a path is given.
+        RandomDataReaderInputShape: input -> its shape.
+        RandomDataReaderInputDataRange: input -> (lowest, highest), of every input; None: 0 to 1.
+        FastFinetune: AMD Quark's names for keywords of AdaRoundConfig and AdaQuantConfig ("DataSize", ...); what stands
+            here comes before what the algorithm in `algo_config` says.
     """
 
     NumThreads: Annotated[int, integer("an int from 1 to 1024", lambda n: 1 <= n <= 1024)]

@@ -56,7 +56,7 @@ def quantize(
     *,
     preprocess: Preprocess | ImagePreprocessing | str | None = None,
 ) -> Report | tuple[onnx.ModelProto, Report]:
-    """Quantize a float model, and finetune it unless the configuration says otherwise.
+    """Quantize a float model, and finetune it unless the configuration says otherwise::
 
         report = quantize("model.onnx", "model_int8.onnx", "images", preprocess="imagenet")
         report = quantize("model.onnx", "model_int8.onnx", array)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("quark_onnx", "csrc", "tests", "benchmarks", "examples")
+FOLDERS = ("quark_onnx", "csrc", "tests", "benchmarks", "examples", "docs")
 SUFFIXES = {".py", ".pyi", ".c", ".h", ".inc"}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FRAGMENT = re.compile(r"(Of|The same)\b")

@@ -1,4 +1,4 @@
-"""README.md and the pages for users: their code runs as it stands there, their links lead somewhere."""
+"""README.md and the pages of docs/: code for users runs as it stands there, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ Image = pytest.importorskip("PIL.Image")  # the pages read folders of images
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 FOR_USERS = [DOCS / "getting-started.md", *sorted(DOCS.glob("how-to/*.md"))]
-PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("how-to/*.md"))]
+DECISIONS = sorted(DOCS.glob("decisions/0*.md"))
+PAGES = sorted(set(DOCS.rglob("*.md")) - set(DECISIONS))
+OTHERS = [*sorted(ROOT.glob("*.md")), *(ROOT / folder / "README.md" for folder in ("benchmarks", "csrc", "examples"))]
 
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -125,7 +127,7 @@ def test_the_code_of_a_page_runs_in_order(page: Path, folder: Path) -> None:
     assert ran
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, *DECISIONS, *OTHERS], ids=name_of)
 def test_links_lead_to_files_and_headings(page: Path) -> None:
     broken = []
     for link in _LINK.findall(_BLOCK.sub("", page.read_text(encoding="utf-8"))):
@@ -145,14 +147,14 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", [DOCS / "README.md", *FOR_USERS], ids=name_of)
+@pytest.mark.parametrize("page", [*PAGES, *sorted(DOCS.rglob("*.rst"))], ids=name_of)
 def test_a_page_begins_with_its_question(page: Path) -> None:
-    title, empty, question = page.read_text(encoding="utf-8").splitlines()[:3]
-    assert title.startswith("# ")
-    assert not empty
-    assert re.fullmatch(r"This page answers: .+\?", question)
+    title, _, rest = page.read_text(encoding="utf-8").partition("\n\n")
+    assert re.fullmatch(r"# .+" if page.suffix == ".md" else r".+\n=+", title)
+    assert re.match(r"This page answers: [^\n]+\?\n", rest)
 
 
 def test_the_index_has_every_page() -> None:
-    listed = set(_LINK.findall((DOCS / "README.md").read_text(encoding="utf-8")))
-    assert listed == {page.relative_to(DOCS).as_posix() for page in PAGES} - {"README.md"} | {"decisions/"}
+    listed = {(DOCS / link).resolve() for link in _LINK.findall((DOCS / "README.md").read_text(encoding="utf-8"))}
+    known = {DOCS / "api" / "index.rst", *PAGES, *OTHERS} - {DOCS / "README.md", ROOT / "README.md"}
+    assert listed == known

@@ -205,7 +205,7 @@ def test_only_one_file_knows_blas() -> None:
     assert [name(p) for p in C_FILES if "cblas.h" in includes(p)] == ["csrc/base/blas.c"]
 
 
-@pytest.mark.parametrize("folder", ["quark_onnx", "csrc", "tests", "examples", "benchmarks"])
+@pytest.mark.parametrize("folder", ["quark_onnx", "csrc", "tests", "examples", "benchmarks", "docs"])
 def test_no_file_is_long(folder: str) -> None:
     kinds = {".py", ".pyi", ".c", ".h", ".inc"}
     files = [p for p in (ROOT / folder).rglob("*") if p.suffix in kinds]
