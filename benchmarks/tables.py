@@ -21,7 +21,7 @@ _COLUMNS = (
 
 def figures_table(rows: Sequence[Figures]) -> Table:
     """Three lines a row: ours, amd-quark, their ratio. In brackets: at onnxruntime's default optimisation."""
-    table = _table(*_COLUMNS)
+    table = markdown_table(*_COLUMNS)
     for row in rows:
         ours, peer, bound = row["ours"], row["peer"], row["bound"]
         table.add_row(row["row"], "ours", *_side(ours, f"{ours['wall_s'] / bound['bound_s']:.1f}"))
@@ -32,7 +32,9 @@ def figures_table(rows: Sequence[Figures]) -> Table:
 
 def gradient_table(rows: Sequence[Figures]) -> Table:
     """Two lines a row: ours, amd-quark. In brackets: at onnxruntime's default optimisation."""
-    table = _table("row", "who", "loop s", "agree % (default)", "logit mse (default)", "layers at most amd-quark's")
+    table = markdown_table(
+        "row", "who", "loop s", "agree % (default)", "logit mse (default)", "layers at most amd-quark's"
+    )
     for row in rows:
         ours, peer = row["ours"], row["peer"]
         layers = len(peer["layer_errors"])
@@ -44,7 +46,9 @@ def gradient_table(rows: Sequence[Figures]) -> Table:
 
 def solvers_table(rows: Sequence[Figures]) -> Table:
     """Two lines a row: our two solvers, started from the same plain model."""
-    table = _table("row", "solver", "call s", "loop s", "unseen error", "agree % (default)", "logit mse (default)")
+    table = markdown_table(
+        "row", "solver", "call s", "loop s", "unseen error", "agree % (default)", "logit mse (default)"
+    )
     for row in rows:
         for solver, side, title in (("gradient", "ours", row["row"]), ("least squares", "least_squares", "")):
             figures = row[side]
@@ -58,7 +62,7 @@ def solvers_table(rows: Sequence[Figures]) -> Table:
 
 def floors_table(rows: Sequence[Figures]) -> Table:
     """One line for every floor of every row."""
-    table = _table("row", "floor", "measured", "limit", "")
+    table = markdown_table("row", "floor", "measured", "limit", "")
     for row in rows:
         for floor in row["floors"]:
             limit = f"{'>=' if floor['at_least'] else '<='} {floor['limit']:.4g}"
@@ -69,7 +73,7 @@ def floors_table(rows: Sequence[Figures]) -> Table:
 
 def lazy_memory_table(result: Figures) -> Table:
     """Peak memory of the call for few and for many samples, and whether the difference is small enough."""
-    table = _table("samples", "peak RSS MiB", "growth MiB", "wall s")
+    table = markdown_table("samples", "peak RSS MiB", "growth MiB", "wall s")
     for samples, figures in result["samples"].items():
         table.add_row(str(samples), str(figures["peak_rss_mib"]), str(figures["growth_mib"]), str(figures["wall_s"]))
     verdict = "pass" if result["holds"] else "FAIL"
@@ -77,7 +81,8 @@ def lazy_memory_table(result: Figures) -> Table:
     return table
 
 
-def _table(*columns: str) -> Table:
+def markdown_table(*columns: str) -> Table:
+    """An empty one, printed as Markdown."""
     table = Table(box=box.MARKDOWN)
     for column in columns:
         table.add_column(column)
