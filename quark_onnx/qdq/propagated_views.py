@@ -25,7 +25,7 @@ def quantize_propagated_views(model: onnx.ModelProto) -> None:
     editor = GraphEditor(graph)
     outputs = {value.name for value in graph.output}
     kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
-    dequantize = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
+    sources = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.node:
         for name in set(reads(node)):
@@ -33,7 +33,7 @@ def quantize_propagated_views(model: onnx.ModelProto) -> None:
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         nodes.append(node)
-        source = dequantize.get(node.input[0]) if node.op_type in _VIEWS and node.input else None
+        source = sources.get(node.input[0]) if node.op_type in _VIEWS and node.input else None
         if source is None or len(source.input) < 3 or source.input[2] not in kinds:
             continue
         behind = readers.get(node.output[0], [])
@@ -42,8 +42,10 @@ def quantize_propagated_views(model: onnx.ModelProto) -> None:
         left_float = node.output[0] in outputs or any(reader.op_type != "QuantizeLinear" for reader in behind)
         if left_float and (in_body or (is_bad and is_int8)):
             pair = _pair(node, source, editor)
-            dequantize[pair[1].output[0]] = pair[1]
+            sources[pair[1].output[0]] = pair[1]
             nodes += pair
+        else:
+            sources[node.output[0]] = source  # it is moved past the next view as well
     graph.ClearField("node")
     graph.node.extend(nodes)
 

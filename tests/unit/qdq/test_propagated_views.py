@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 from small_models import Reader, build, run, samples
 
 from quark.onnx import Int8Spec, ModelQuantizer, QConfig, QLayerConfig, QTensorConfig, UInt8Spec, XInt8Spec
@@ -51,7 +51,16 @@ def test_models_load_optimised_and_compute_the_same(view: str, opset: int, activ
         np.testing.assert_allclose(plain, optimised, atol=0.02 * np.ptp(plain))
 
 
-def test_a_view_that_a_body_reads() -> None:
+@pytest.mark.parametrize(
+    "views",
+    [
+        "x = Mul(a, gain) t = Transpose<perm=[0,1,3,2]>(x)",
+        "v = Transpose<perm=[0,1,3,2]>(a) t = MaxPool<kernel_shape=[2,1]>(v) x = Mul(a, gain)",
+        "v = Reshape(a, flat) w = Unsqueeze(v, one) t = Squeeze(w, one) x = Mul(a, gain)",
+    ],
+)
+@pytest.mark.parametrize("opset", [17, 21])
+def test_a_view_that_a_body_reads(views: str, opset: int) -> None:
     """onnxruntime's optimiser ended the process."""
 
     def branch(op_type: str) -> onnx.GraphProto:
@@ -59,11 +68,10 @@ def test_a_view_that_a_body_reads() -> None:
         return helper.make_graph([helper.make_node(op_type, ["t"], ["o"])], op_type, [], [value])
 
     model = onnx.parser.parse_model(
-        '<ir_version: 8, opset_import: ["": 17]> g (float[N,2,4,4] a) => (float[N,2,4,4] y) '
-        "{ x = Mul(a, gain) t = Transpose<perm=[0,1,3,2]>(x) s = ReduceSum<keepdims=0>(a) c = Greater(s, zero) }"
+        f'<ir_version: 10, opset_import: ["": {opset}]> g (float[N,2,4,4] a) => (float[N,2,d,e] y) '
+        "<float gain = {0.7}, float zero = {0}, int64[4] flat = {0,2,2,8}, int64[1] one = {1}>"
+        f"{{ {views} s = ReduceSum<keepdims=0>(x) c = Greater(s, zero) }}"
     )
-    for name, value in (("gain", 0.7), ("zero", 0.0)):
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(value), name))
     branches = {"then_branch": branch("Erf"), "else_branch": branch("Sin")}
     model.graph.node.append(helper.make_node("If", ["c"], ["y"], **branches))
     data = samples(model, 12)
