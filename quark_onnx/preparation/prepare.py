@@ -5,7 +5,6 @@ The steps, and that each does no harm, are the business of `preparation/steps.py
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from functools import partial
 import onnx
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.editor import GraphEditor, constants_to_initializers, rename_tensors
+from quark.onnx.graph.editor import GraphEditor, constants_to_initializers
 from quark.onnx.graph.known_shapes import known_lengths, with_inferred_shapes
 from quark.onnx.graph.no_tensors import is_tensor
 from quark.onnx.graph.opset import opset_of, raised
@@ -22,6 +21,7 @@ from quark.onnx.graph.random_nodes import is_random, name_random_nodes
 from quark.onnx.inference.large_models import transformed
 from quark.onnx.inference.sessions import Batch, Engine, session
 from quark.onnx.operators.table import OPERATORS
+from quark.onnx.preparation.clashing_names import part_clashing_names
 from quark.onnx.preparation.float32 import in_float32
 from quark.onnx.preparation.fold_constants import fold_constants
 from quark.onnx.preparation.fold_into_layers import fold_into_layers, fold_padding
@@ -40,12 +40,6 @@ _FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not 
 _ROUNDS = 3
 
 _BIAS_INPUTS = {name: op.bias_input for name, op in OPERATORS.items() if op.bias_input is not None}
-
-# What onnxruntime.quantization appends to a tensor's name for the parameters of its quantization. It takes an
-# initializer that already has such a name for its own, without a word.
-_QDQ_SUFFIX = re.compile(
-    r"_(scale|zero_point|quantized|quantized_(scale|zero_point)|(Deq|Q)uantizeLinear_(In|Out)put)$"
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,11 +226,10 @@ def _with_folded_pads(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _for_the_quantizer(model: onnx.ModelProto) -> onnx.ModelProto:
-    _part_inputs_from_outputs(model.graph)
     editor = GraphEditor(model.graph)
     _unshare_biases(editor)
     editor.remove_unused_initializers()
-    _rename_clashes(editor)
+    part_clashing_names(model.graph)
     _name_nodes(model.graph)
     return model
 
@@ -270,21 +263,6 @@ def _lengths(value: onnx.ValueInfoProto) -> list[int | None]:
     return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
 
 
-def _part_inputs_from_outputs(graph: onnx.GraphProto) -> None:
-    """Nodes read a copy of an input that the model returns: onnxruntime's quantizer would give its name to another."""
-    interface = (*graph.input, *graph.output)
-    names, returned = [value.name for value in interface], {value.name for value in graph.output}
-    if returned.isdisjoint(value.name for value in graph.input):
-        return
-    editor = GraphEditor(graph)
-    inner = {value.name: editor.fresh_name(value.name + "_copy") for value in graph.input if value.name in returned}
-    rename_tensors(graph, inner)
-    for value, name in zip(interface, names, strict=True):
-        value.name = name
-    for name, copy in inner.items():
-        graph.node.insert(0, onnx.helper.make_node("Identity", [name], [copy]))
-
-
 def _unshare_biases(editor: GraphEditor) -> None:
     """Give each layer its own bias: its int32 scale differs, and so does what finetune makes of it."""
     for node in editor.graph.node:
@@ -292,23 +270,6 @@ def _unshare_biases(editor: GraphEditor) -> None:
         bias = editor.constant(node, index) if index is not None else None
         if index is not None and bias is not None and len(editor.readers(node.input[index])) > 1:
             editor.set_constant(node, index, bias, like=node.input[index])
-
-
-def _rename_clashes(editor: GraphEditor) -> None:
-    """Rename tensors whose name onnxruntime would give to a scale, zero point, ... of another tensor."""
-    mapping = {}
-    for name in sorted(editor.names):
-        tensor = _QDQ_SUFFIX.sub("", name)
-        if tensor == name or tensor not in editor.names:
-            continue
-        if name in editor.interface:
-            raise ModelError(
-                f"the model has an input or output {name!r} and a tensor {tensor!r}, whose quantization "
-                f"parameters get that name: rename {name!r}"
-            )
-        mapping[name] = editor.fresh_name(name + "_")
-    if mapping:
-        rename_tensors(editor.graph, mapping)
 
 
 def _part_names(graph: onnx.GraphProto) -> None:

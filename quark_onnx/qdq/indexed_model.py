@@ -33,6 +33,7 @@ class IndexedModel(ONNXModel):  # type: ignore[misc]  # onnxruntime has no types
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         self._makers: dict[str, list[onnx.NodeProto]] = {}
         self._asked: list[onnx.TensorProto] | None = None
+        self._node_names = {node.name for node in model.graph.node}
         for node in model.graph.node:
             self._index(node)
 
@@ -75,6 +76,11 @@ class IndexedModel(ONNXModel):  # type: ignore[misc]  # onnxruntime has no types
         """It goes in `clean_initializers`, as a node will make a tensor of its name."""
 
     def add_node(self, node: onnx.NodeProto) -> None:
+        """Append a node, which gets a number where the model has a node of its name."""
+        stem, count = node.name, 0
+        while node.name in self._node_names:
+            node.name, count = f"{stem}_{count}", count + 1
+        self._node_names.add(node.name)
         self.model.graph.node.append(node)
         self._index(self.model.graph.node[-1])
 

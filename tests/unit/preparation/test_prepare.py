@@ -258,12 +258,6 @@ def test_names_that_onnxruntime_will_need_are_freed():
     assert "far_scale" in tensors  # there is no tensor "far"
 
 
-def test_an_input_with_such_a_name_is_an_error():
-    text = "(float[N,8] x, float[N,8] x_scale) => (float[N,8] y) { y = Mul(x, x_scale) }"
-    with pytest.raises(ModelError, match="rename 'x_scale'"):
-        prepare(model(text))
-
-
 def test_inputs_outputs_and_metadata_stay():
     text = (
         "(float[batch,8] x, int64[rows] index, float[3] unused) => (float[rows,8] y, int64[rows] z) "
