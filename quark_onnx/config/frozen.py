@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, FrozenInstanceError, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -64,7 +63,7 @@ def unexpected_keyword(cls: type, keyword: str, known: Iterable[str]) -> ConfigT
 def strict_keywords(cls: Class) -> Class:
     """Lets the error about an unknown keyword of the constructor name the nearest right one."""
     init: Callable[..., None] = vars(cls)["__init__"]
-    keywords = tuple(inspect.signature(init).parameters)[1:]
+    keywords = [field.name for field in fields(cls) if field.init]
 
     @functools.wraps(init)
     def checked_init(self: object, *args: object, **kwargs: object) -> None:

@@ -13,8 +13,10 @@ import enum
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, get_type_hints
 
 import numpy as np
@@ -66,10 +68,17 @@ class Check:
             raise ConfigError(problem(where, value, str(error) or self.expected)) from None
 
 
-def checks(cls: type) -> dict[str, Check]:
+def checks(cls: type) -> Mapping[str, Check]:
     """The check of each annotated field of a class, in order."""
+    return _checks(cls)
+
+
+@cache
+def _checks(cls: type) -> Mapping[str, Check]:
     hints = get_type_hints(cls, include_extras=True)
-    return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
+    return MappingProxyType(
+        {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
+    )
 
 
 def integer(expected: str, accepts: Callable[[int], bool]) -> Check:
