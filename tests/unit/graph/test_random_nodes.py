@@ -129,7 +129,7 @@ def test_what_is_random() -> None:
     def node(op: str, *inputs: str) -> onnx.NodeProto:
         return helper.make_node(op, inputs, ["y"])
 
-    for op in ("RandomNormal", "RandomUniformLike", "Bernoulli", "Multinomial", "BiasDropout"):
+    for op in ("RandomNormal", "RandomUniformLike", "Bernoulli", "Multinomial", "Sampling", "BiasDropout"):
         assert is_random(node(op, "x")), op
     assert is_random(node("Dropout", "x", "ratio", "training"))
     assert not any(map(is_random, (node("Dropout", "x"), node("Dropout", "x", "ratio"), node("Relu", "x"))))
