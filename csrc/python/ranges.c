@@ -184,7 +184,7 @@ static PyObject *ranges_choose(PyObject *object, PyObject *args, PyObject *kwarg
                                      &choice.levels))
         return NULL;
     ranges_object *self = (ranges_object *)object;
-    const int place = qk_place_of(method, methods, 6, "method");
+    const int place = qk_place_of(method, methods, (int)(sizeof methods / sizeof methods[0]), "method");
     if (place < 0 || !qk_scale_type_from(scale_type, &choice.grid.scale_type)) return NULL;
     choice.method = (qk_range_method)place;
     choice.grid.symmetric = symmetric;
