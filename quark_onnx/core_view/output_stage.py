@@ -63,21 +63,24 @@ class OutputStage:
 
 
 def output_stage(
-    layer: WeightLayer, graph: Dataflow, counterpart: WeightLayer, float_graph: Dataflow, *, through_qdq: bool
+    layer: WeightLayer, quantized: Matcher, counterpart: WeightLayer, in_float: Matcher, *, through_qdq: bool
 ) -> OutputStage | None:
     """The stage of a quantized layer, None where the loss is taken at its output.
 
     An activation counts if it alone reads the output, and stands in both graphs, as a node or as one of the patterns of
     patterns/table.py; with `through_qdq` also one that the quantized graph leaves to the quantization of the output.
+
+    Args:
+        quantized, in_float: of the two graphs; best the same for all layers, as they remember what they have read.
     """
-    find = _Finder(layer)
-    wanted, _ = find.activation(float_graph, counterpart.output)
-    kept, output = find.activation(graph, layer.output)
+    find, graph = _Finder(layer), quantized.graph
+    wanted, _ = find.activation(in_float, counterpart.output)
+    kept, output = find.activation(quantized, layer.output)
     if kept is not None and (wanted is None or not kept.is_like(wanted)):
         return None
     grid = _grid(graph, output) if through_qdq else None
     folded = (
-        kept is None and wanted is not None and grid is not None and not _is_behind_qdq(graph, output, wanted, find)
+        kept is None and wanted is not None and grid is not None and not _is_behind_qdq(quantized, output, wanted, find)
     )
     if kept is None and grid is None:
         return None
@@ -95,11 +98,11 @@ def _grid(graph: Dataflow, tensor: str) -> tuple[float, int, int, int] | None:
     return float(scale.reshape(())), int(zero_point.reshape(())), kind.qmin, kind.qmax
 
 
-def _is_behind_qdq(graph: Dataflow, tensor: str, activation: Activation, find: _Finder) -> bool:
+def _is_behind_qdq(quantized: Matcher, tensor: str, activation: Activation, find: _Finder) -> bool:
     """Whether the activation follows the quantization of the output, and so does not belong to it."""
-    for quantize in graph.readers(tensor):
-        for dequantize in graph.readers(quantize.output[0]):
-            found, _ = find.activation(graph, dequantize.output[0])
+    for quantize in quantized.graph.readers(tensor):
+        for dequantize in quantized.graph.readers(quantize.output[0]):
+            found, _ = find.activation(quantized, dequantize.output[0])
             if found is not None and found.is_like(activation):
                 return True
     return False
@@ -114,13 +117,14 @@ class _Finder:
         self._outputs = layer.layout.outputs
         self._behind_channel = own.axes_behind_channels
 
-    def activation(self, graph: Dataflow, tensor: str) -> tuple[Activation | None, str]:
+    def activation(self, matcher: Matcher, tensor: str) -> tuple[Activation | None, str]:
         """The one that alone reads a tensor, and its output; None and the tensor where there is no such."""
+        graph = matcher.graph
         node = graph.only_reader(tensor)
         found = self._of_node(node, graph) if node is not None and node.domain in ("", "ai.onnx") else None
         if node is not None and found is not None:
             return found, node.output[0]
-        for match in Matcher(graph).behind(tensor):
+        for match in matcher.behind(tensor):
             found = self._of_pattern(match)
             if found is not None:
                 return found, match.output

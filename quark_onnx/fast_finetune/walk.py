@@ -22,6 +22,7 @@ from quark.onnx.errors import FinetuneError
 from quark.onnx.graph.dataflow import Dataflow, Segment
 from quark.onnx.graph.no_tensors import no_tensors
 from quark.onnx.graph.random_nodes import is_random
+from quark.onnx.graph.still_needed import StillNeeded
 from quark.onnx.inference.sessions import Engine, session
 from quark.onnx.stores.batch_store import BatchStore
 from quark.onnx.system.memory_limit import unless_out_of_memory
@@ -129,6 +130,7 @@ class Walk:
         self._live: frozenset[str] = frozenset()
         self._most_growth = most_growth
         self._no_tensors = no_tensors(model)
+        self._needed = StillNeeded(self.dataflow, self._stops, self.dataflow.inputs)
         self._to_run_again: set[int] = set()  # nodes, by id
 
     def put_inputs(self, batch: int, inputs: Arrays) -> None:
@@ -154,12 +156,12 @@ class Walk:
         targets = self._stops.pop(0)
         here = self._here()
         nodes = self.dataflow.ancestors(targets, here)
-        made = {name for node in nodes for name in node.output if name}
-        later = set[str]().union(*self._stops)
-        there = (here | made) - self._no_tensors
-        rest = self.dataflow.ancestors(later, there)
-        live = frozenset(later.union(*map(self.dataflow.reads, rest))) & there
+        made = {name for node in nodes for name in node.output if name} - self._no_tensors
+        self._needed.reached(targets)
+        self._needed.made(made)
+        live = frozenset(filter(self._needed.is_wanted, here | made))
         if self._bytes(live) - self._bytes(here) > self._most_growth and self._may_run_again(nodes):
+            self._needed.not_made(made - here)
             self._to_run_again.update(map(id, nodes))
             return Ahead(self, self._segment(nodes, here, frozenset(targets)), targets)
         self._live = live

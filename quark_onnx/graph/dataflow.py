@@ -45,6 +45,7 @@ class Dataflow:
         self.inputs = tuple(i.name for i in model.graph.input if i.name not in self.initializers)
         self.outputs = tuple(o.name for o in model.graph.output)
         self.producer = {name: node for node in model.graph.node for name in node.output if name}
+        self._position = {id(node): index for index, node in enumerate(model.graph.node)}
         self._reads = {id(node): tuple(reads(node)) for node in model.graph.node}
         self._readers: dict[str, list[onnx.NodeProto]] = {}
         for node in model.graph.node:
@@ -88,15 +89,15 @@ class Dataflow:
     def ancestors(self, targets: Iterable[str], available: Iterable[str]) -> list[onnx.NodeProto]:
         """The dynamic nodes needed to compute `targets` from `available` tensors, in graph order."""
         have = set(available)
-        wanted, stack = set[int](), [t for t in targets if t not in have]
+        wanted, stack = dict[int, onnx.NodeProto](), [t for t in targets if t not in have]
         while stack:
             tensor = stack.pop()
             node = self.producer.get(tensor)
             if node is None or id(node) in wanted or id(node) in self._constant_nodes:
                 continue
-            wanted.add(id(node))
+            wanted[id(node)] = node
             stack.extend(t for t in self.reads(node) if t not in have and not self.is_constant(t))
-        return [node for node in self.model.graph.node if id(node) in wanted]
+        return sorted(wanted.values(), key=lambda node: self._position[id(node)])
 
     def segment_model(self, segment: Segment, input_types: Mapping[str, int]) -> onnx.ModelProto:
         """A segment as a model with the present initializers. input_types: ONNX element types."""

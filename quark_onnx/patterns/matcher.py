@@ -60,10 +60,14 @@ class _Found:
 
 
 class Matcher:
-    """Compares formulas with a graph."""
+    """Compares formulas with a graph.
+
+    Attributes:
+        graph: that one.
+    """
 
     def __init__(self, graph: Dataflow, patterns: Iterable[Pattern] = PATTERNS) -> None:
-        self._graph = graph
+        self.graph = graph
         self._readings = Readings(graph)
         self._patterns = tuple(patterns)
         self._operators = LOOKED_INTO.union(*(pattern.form.operators for pattern in self._patterns))
@@ -80,12 +84,12 @@ class Matcher:
 
     def behind(self, x: str) -> Iterator[Match]:
         """The patterns that are functions of `x` and alone read it, the shortest first."""
-        readers = {node.output[0] for node in self._graph.readers(x)}
-        outputs = [] if x in self._graph.outputs else [x]
+        readers = {node.output[0] for node in self.graph.readers(x)}
+        outputs = [] if x in self.graph.outputs else [x]
         seen = set[str]()
         for _ in range(_LENGTH):
             seen.update(outputs)
-            nodes = (node for name in outputs for node in self._graph.readers(name) if node.op_type in self._operators)
+            nodes = (node for name in outputs for node in self.graph.readers(name) if node.op_type in self._operators)
             outputs = list(dict.fromkeys(node.output[0] for node in nodes if node.output[0] not in seen))
             for output in outputs:
                 yield from (match for match in self.at(output, x=x) if readers <= match.nodes)
@@ -94,9 +98,9 @@ class Matcher:
         """Whether the model needs nothing of what the nodes make but the output."""
         if output not in found.nodes or found.x in found.nodes:
             return False
-        inner = {name for node in found.nodes for name in self._graph.producer[node].output if name != output}
-        readers = (node for name in inner for node in self._graph.readers(name))
-        return not inner & set(self._graph.outputs) and all(node.output[0] in found.nodes for node in readers)
+        inner = {name for node in found.nodes for name in self.graph.producer[node].output if name != output}
+        readers = (node for name in inner for node in self.graph.readers(name))
+        return not inner & set(self.graph.outputs) and all(node.output[0] in found.nodes for node in readers)
 
 
 class _Search:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from quark.onnx.graph.dataflow import Dataflow
-from quark.onnx.graph.editor import attributes, constant_tensors
+from quark.onnx.graph.editor import attributes
 
 __all__ = ["LOOKED_INTO", "Constant", "Factors", "Operator", "Readings", "Terms"]
 
@@ -79,7 +79,7 @@ class Readings:
 
     def __init__(self, graph: Dataflow) -> None:
         self.graph = graph
-        self._tensors = constant_tensors(graph.model.graph)
+        self._tensors = graph.initializers
         self._constants: dict[str, Constant | None] = {}
         self._sums: dict[tuple[str, int, int], tuple[Terms, ...]] = {}
         self._products: dict[tuple[str, int, int], tuple[Factors, ...]] = {}

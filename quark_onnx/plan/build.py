@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -20,6 +20,7 @@ from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.layers.weight_layers import OTHER_OPERATORS, WeightLayer, weight_layer, weight_layers
 from quark.onnx.operators.normalization_attributes import NormAttributes
 from quark.onnx.operators.table import OPERATORS
+from quark.onnx.patterns.matcher import Matcher
 from quark.onnx.plan.bodies import layers_in_bodies
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.shared_weights import share_weights
@@ -52,7 +53,7 @@ def build_plan(
     """
     graph, float_graph = Dataflow(quantized), Dataflow(float_model)
     constants = _constant_shapes(graph)
-    counterparts = _Counterparts(float_model)
+    matcher, counterparts = Matcher(graph), _Counterparts(float_model, float_graph)
     entries: list[tuple[onnx.NodeProto, LayerPlan | SkippedLayer]] = []
     for node in quantized.graph.node:
         entries.extend((node, layer) for layer in layers_in_bodies(node, graph, {*op_types, *OTHER_OPERATORS}))
@@ -64,7 +65,7 @@ def build_plan(
             layer = weight_layer(node, constants)
             if layer is None:
                 raise _Skip(_not_a_layer(node, graph, constants))
-            entries.append((node, _layer_plan(layer, graph, float_graph, counterparts, output_qdq=output_qdq)))
+            entries.append((node, _layer_plan(layer, matcher, counterparts, output_qdq=output_qdq)))
         except _Skip as skip:
             entries.append((node, SkippedLayer(_name(node), node.op_type, skip.why)))
     found = share_weights(entries, graph)
@@ -100,15 +101,21 @@ def _not_a_layer(node: onnx.NodeProto, graph: Dataflow, constants: Collection[st
 
 
 class _Counterparts:
-    """The float layers by name of node, output and weight."""
+    """The float layers by name of node, output and weight.
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    Attributes:
+        graph: the float graph.
+        matcher: of it.
+    """
+
+    def __init__(self, model: onnx.ModelProto, graph: Dataflow) -> None:
+        self.graph, self.matcher = graph, Matcher(graph)
         self._layers = weight_layers(model)
         self._by_node = {layer.node_name: layer for layer in self._layers if layer.node_name}
         self._by_output = {layer.output: layer for layer in self._layers}
         self._by_weight = {layer.weight: layer for layer in self._layers}
 
-    def find(self, layer: WeightLayer, weight_initializer: str) -> tuple[list[WeightLayer], list[WeightLayer]]:
+    def find(self, layer: WeightLayer, weight_initializer: str) -> tuple[list[WeightLayer], Iterator[WeightLayer]]:
         """Those of the layer's kind that share a name with it, the best of the three names first; and the others."""
         by_name = (
             self._by_node.get(layer.node_name),
@@ -116,7 +123,7 @@ class _Counterparts:
             self._by_weight.get(weight_initializer.removesuffix("_quantized")),
         )
         named = [found for found in by_name if found and _kind(found) == _kind(layer)]
-        others = [found for found in self._layers if found not in named and _kind(found) == _kind(layer)]
+        others = (found for found in self._layers if found not in named and _kind(found) == _kind(layer))
         return named, others
 
 
@@ -125,9 +132,8 @@ def _kind(layer: WeightLayer) -> tuple[object, ...]:
     return layer.op_type, layer.weight_shape, layer.attributes.without_bias_factor()
 
 
-def _layer_plan(
-    layer: WeightLayer, graph: Dataflow, float_graph: Dataflow, counterparts: _Counterparts, *, output_qdq: bool
-) -> LayerPlan:
+def _layer_plan(layer: WeightLayer, matcher: Matcher, counterparts: _Counterparts, *, output_qdq: bool) -> LayerPlan:
+    graph = matcher.graph
     if layer.weight in graph.initializers:
         raise _Skip(Reason.WEIGHT_NOT_QUANTIZED)
     dequantize = graph.producer[layer.weight]
@@ -138,15 +144,15 @@ def _layer_plan(
         raise _Skip(Reason.STACK_OF_MATRICES)
     if graph.is_constant(layer.input):
         raise _Skip(Reason.CONSTANT_INPUT)
-    counterpart, weight = _pair(layer, graph, dequantize, float_graph, counterparts)
-    if float_graph.is_constant(counterpart.output):
+    counterpart, weight = _pair(layer, graph, dequantize, counterparts)
+    if counterparts.graph.is_constant(counterpart.output):
         raise _Skip(Reason.CONSTANT_TARGET)
     conv, factor = layer.attributes.convolution(layer.weight_shape), layer.attributes.factor
     if factor == 0:
         raise _Skip(Reason.ALPHA_0)
     stage = None
     if factor == 1:  # the core sees outputs without alpha
-        stage = output_stage(layer, graph, counterpart, float_graph, through_qdq=output_qdq)
+        stage = output_stage(layer, matcher, counterpart, counterparts.matcher, through_qdq=output_qdq)
     source = _quantized_input(layer, graph)
     return LayerPlan(
         node=layer.node_name or layer.output,
@@ -168,16 +174,15 @@ def _pair(
     layer: WeightLayer,
     graph: Dataflow,
     dequantize: onnx.NodeProto,
-    float_graph: Dataflow,
     counterparts: _Counterparts,
 ) -> tuple[WeightLayer, QuantizedWeight]:
     """The float counterpart, and the weight."""
     tensor = graph.initializers[dequantize.input[0]]
     kind = INTEGERS[onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name]
 
-    def near(candidates: list[WeightLayer]) -> Iterator[tuple[WeightLayer, QuantizedWeight]]:
+    def near(candidates: Iterable[WeightLayer]) -> Iterator[tuple[WeightLayer, QuantizedWeight]]:
         for found in candidates:
-            float_weight = onnx.numpy_helper.to_array(float_graph.initializers[found.weight])
+            float_weight = onnx.numpy_helper.to_array(counterparts.graph.initializers[found.weight])
             weight = _quantized_weight(layer, graph, dequantize, float_weight)
             if _is_near(weight, kind):
                 yield found, weight

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
 from functools import partial
-from types import FrameType
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from reference.operation_count import operations
 
 from quark.onnx.inference.sessions import Engine
 from quark.onnx.preparation.prepare import prepared_on
@@ -50,25 +47,6 @@ def chain(block: list[tuple[str, str]], times: int) -> onnx.ModelProto:
     ends = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 4, 6]) for name in ("x", x)]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def operations(call: Callable[[], object]) -> int:
-    """The bytecodes that Python runs in a call."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, _argument: Any) -> Any:
-        nonlocal count
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        count += event == "opcode"
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    finally:
-        sys.settrace(before)
-    return count
 
 
 @pytest.mark.parametrize("block", BLOCKS.values(), ids=BLOCKS)
