@@ -16,7 +16,7 @@ from quark.onnx.core_view.output_stage import output_stage
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.layers.weight_layers import OTHER_OPERATORS, weight_layers
 from quark.onnx.operators.table import LINEAR, OPERATORS
-from quark.onnx.patterns.table import PATTERNS
+from quark.onnx.patterns.pattern_table import PATTERNS
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.preparation.float32 import NARROW
 from quark.onnx.preparation.fuse import FIRST_OPSET

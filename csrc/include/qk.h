@@ -203,9 +203,9 @@ qk_status qk_choose_weight_scale_alone(const qk_scale_problem *problem, int64_t 
 
 /* ---- least squares over the integers --------------------------------------------------------- */
 typedef enum {
-    QK_BOX_FLOOR_CEIL, /* AdaRound: q in {floor(w/s), floor(w/s) + 1} + zp */
-    QK_BOX_FREE        /* AdaQuant: any integer of the grid */
-} qk_box;
+    QK_FLOOR_OR_CEIL, /* AdaRound: q in {floor(w/s), floor(w/s) + 1} + zp */
+    QK_ANY_INTEGER    /* AdaQuant: any integer of the grid */
+} qk_rounding_range;
 
 /* The quantized layer at the start. Rows are output channels, groups * O of them. Weights, zero points and the ends of
  * the grid are integers that float32 holds, at most 2^24 in size: else QK_E_ARG. */
@@ -224,7 +224,7 @@ typedef struct {
 #define QK_PART_FROM (INT64_C(1) << 30) /* a usual part_from: some seconds for all candidates */
 
 typedef struct {
-    qk_box box;
+    qk_rounding_range rounding;
     bool update_bias;
     bool descends_only;    /* coordinate descent from the start is the only way to other weights */
     int max_sweeps;        /* of coordinate descent, for each candidate */

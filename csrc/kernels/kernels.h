@@ -8,8 +8,8 @@
 
 /* One step t of Adam (arXiv 1412.6980), the same for all weights. What corrects the averages is divided once. */
 typedef struct {
-    float rate;    /* the learning rate / (1 - beta1^t) */
-    float inverse; /* 1 / (1 - beta2^t) */
+    float step_size;    /* the learning rate / (1 - beta1^t) */
+    float v_correction; /* 1 / (1 - beta2^t) */
 } qk_adam;
 qk_adam qk_adam_at(double learning_rate, int64_t t);
 
@@ -128,7 +128,7 @@ typedef struct {
     /* One sweep of coordinate descent over n inputs of one output, gram (n, ld). The residual is kept up to date.
      * which, step (n): the inputs that moved, in order, and how their weights changed. Returns how many did. */
     int32_t (*descend_line)(const qk_line *line, const float *gram, int64_t ld, int32_t *which, float *step, size_t n);
-    /* Successive rounding of n inputs, from the last to the first. l (n, ld): their part of the Cholesky factor;
+    /* GPTQ: rounds n inputs, from the last to the first. l (n, ld): their part of the Cholesky factor;
      * carried (n, QK_LANES): what later inputs carry on, kept up to date; d becomes w - target. */
     void (*round_carrying)(const qk_lanes *lanes, const float *target, const float *l, int64_t ld,
                            float *restrict carried, float *restrict d, size_t n);

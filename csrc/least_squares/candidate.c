@@ -36,30 +36,30 @@ void qk_holding_destroy(qk_holding *h) {
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
-/* ---- trials ---------------------------------------------------------------------------------- */
+/* ---- evaluation ------------------------------------------------------------------------------ */
 
-qk_status qk_trial_new(qk_trial *t, int64_t lines, int64_t inputs) {
-    t->q = QK_NEW(float, lines, inputs);
-    t->bias_q = QK_NEW(int32_t, lines);
-    bool ok = t->q && t->bias_q;
+qk_status qk_evaluation_new(qk_evaluation *e, int64_t lines, int64_t inputs) {
+    e->q = QK_NEW(float, lines, inputs);
+    e->bias_q = QK_NEW(int32_t, lines);
+    bool ok = e->q && e->bias_q;
     for (int set = 0; set < 2; set++) {
-        ok &= (t->change[set] = QK_NEW(double, lines)) != NULL;
-        ok &= (t->error[set] = QK_NEW(double, lines)) != NULL;
+        ok &= (e->change[set] = QK_NEW(double, lines)) != NULL;
+        ok &= (e->error[set] = QK_NEW(double, lines)) != NULL;
     }
     return ok ? QK_OK : QK_E_NOMEM;
 }
 
-void qk_trial_destroy(qk_trial *t) {
-    void *arrays[] = {t->q, t->bias_q, t->change[0], t->change[1], t->error[0], t->error[1]};
+void qk_evaluation_destroy(qk_evaluation *e) {
+    void *arrays[] = {e->q, e->bias_q, e->change[0], e->change[1], e->error[0], e->error[1]};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
 /* w mu for both sets, w = scale (q - zero_point). */
-static void means_of(const qk_trial *t, const qk_batch_part *block, int64_t i, const float *q, double means[2]) {
-    const qk_quantized_layer *l = t->start;
-    const int64_t K = t->batch->inputs, width = qk_scale_block(l, K), scale = (block->rows.first + i) * K / width;
-    const double *mu[2] = {t->problem->mean_x[0] + block->rows.group * K,
-                           t->problem->mean_x[1] + block->rows.group * K};
+static void means_of(const qk_evaluation *e, const qk_batch_part *block, int64_t i, const float *q, double means[2]) {
+    const qk_quantized_layer *l = e->start;
+    const int64_t K = e->batch->inputs, width = qk_scale_block(l, K), scale = (block->rows.first + i) * K / width;
+    const double *mu[2] = {e->problem->mean_x[0] + block->rows.group * K,
+                           e->problem->mean_x[1] + block->rows.group * K};
     means[0] = means[1] = 0;
     for (int64_t b = 0; b < K / width; b++) {
         double sums[2] = {0, 0};
@@ -70,95 +70,97 @@ static void means_of(const qk_trial *t, const qk_batch_part *block, int64_t i, c
     }
 }
 
-static double start_bias(const qk_trial *t, int64_t row) { return t->start->bias ? (double)t->start->bias[row] : 0; }
+static double start_bias(const qk_evaluation *e, int64_t row) {
+    return e->start->bias ? (double)e->start->bias[row] : 0;
+}
 
 /* The start's error: its centred part, and the mean's square. */
 static void start_task(void *context, int64_t index, int worker) {
     (void)worker;
-    const qk_trial *t = context;
-    const qk_batch_part *block = &t->batch->block[index];
+    const qk_evaluation *e = context;
+    const qk_batch_part *block = &e->batch->block[index];
     for (int64_t i = 0; i < block->rows.count; i++) {
         const int64_t row = block->rows.first + i, line = block->line + i;
         double means[2];
-        means_of(t, block, i, t->batch->q0 + line * t->batch->inputs, means);
+        means_of(e, block, i, e->batch->q0 + line * e->batch->inputs, means);
         for (int set = 0; set < 2; set++) {
-            const double mean = start_bias(t, row) + means[set] - t->problem->mean_y[set][row];
-            t->holding->before[set][row] = fmax(0, t->error[set][line]) + mean * mean;
+            const double mean = start_bias(e, row) + means[set] - e->problem->mean_y[set][row];
+            e->holding->before[set][row] = fmax(0, e->error[set][line]) + mean * mean;
         }
     }
 }
 
-qk_status qk_trial_begin(qk_trial *t, const qk_batch *batch) {
-    t->batch = batch;
-    QK_TRY(t->problem->does->begin(t->problem, batch, t->error));
-    return qk_run_tasks(&t->problem->run, start_task, t, batch->blocks);
+qk_status qk_evaluation_begin(qk_evaluation *e, const qk_batch *batch) {
+    e->batch = batch;
+    QK_TRY(e->problem->does->begin(e->problem, batch, e->error));
+    return qk_run_tasks(&e->problem->run, start_task, e, batch->blocks);
 }
 
 typedef struct {
-    const qk_trial *t;
+    const qk_evaluation *evaluation;
     qk_candidate candidate;
-} trial_job;
+} evaluation_job;
 
 /* The best bias for the weights: b = m - w mu of the fitted set, as an integer. */
-static int32_t best_bias(const qk_trial *t, int64_t row, double wmu) {
-    const qk_quantized_layer *l = t->start;
-    const double b = t->problem->mean_y[QK_FITTED][row] - wmu;
+static int32_t best_bias(const qk_evaluation *e, int64_t row, double wmu) {
+    const qk_quantized_layer *l = e->start;
+    const double b = e->problem->mean_y[QK_FITTED][row] - wmu;
     return (int32_t)qk_clip(rint(b / (double)l->bias_scale[row]), l->bias_qmin, l->bias_qmax);
 }
 
-static void take(const trial_job *job, int64_t row, int64_t line) {
-    const qk_trial *t = job->t;
-    const int64_t K = t->batch->inputs;
-    for (int set = 0; set < 2; set++) t->holding->change[set][row] = t->change[set][line];
-    for (int64_t k = 0; k < K; k++) t->holding->weight_q[row * K + k] = (int32_t)t->q[line * K + k];
-    if (t->bias_free) t->holding->bias_q[row] = t->bias_q[line];
-    t->holding->winner[row] = job->candidate;
+static void take(const evaluation_job *job, int64_t row, int64_t line) {
+    const qk_evaluation *e = job->evaluation;
+    const int64_t K = e->batch->inputs;
+    for (int set = 0; set < 2; set++) e->holding->change[set][row] = e->change[set][line];
+    for (int64_t k = 0; k < K; k++) e->holding->weight_q[row * K + k] = (int32_t)e->q[line * K + k];
+    if (e->bias_free) e->holding->bias_q[row] = e->bias_q[line];
+    e->holding->winner[row] = job->candidate;
 }
 
 /* Adds what the mean changes, and lets outputs take what makes them better. */
 static void decide_task(void *context, int64_t index, int worker) {
     (void)worker;
-    const trial_job *job = context;
-    const qk_trial *t = job->t;
-    const qk_batch_part *block = &t->batch->block[index];
-    const int64_t K = t->batch->inputs;
+    const evaluation_job *job = context;
+    const qk_evaluation *e = job->evaluation;
+    const qk_batch_part *block = &e->batch->block[index];
+    const int64_t K = e->batch->inputs;
     for (int64_t i = 0; i < block->rows.count; i++) {
         const int64_t row = block->rows.first + i, line = block->line + i;
-        double old[2], new[2], bias = start_bias(t, row);
-        means_of(t, block, i, t->batch->q0 + line * K, old);
-        means_of(t, block, i, t->q + line * K, new);
-        if (t->bias_free) {
-            t->bias_q[line] = best_bias(t, row, new[QK_FITTED]);
-            bias = (double)t->start->bias_scale[row] * t->bias_q[line];
+        double old[2], new[2], bias = start_bias(e, row);
+        means_of(e, block, i, e->batch->q0 + line * K, old);
+        means_of(e, block, i, e->q + line * K, new);
+        if (e->bias_free) {
+            e->bias_q[line] = best_bias(e, row, new[QK_FITTED]);
+            bias = (double)e->start->bias_scale[row] * e->bias_q[line];
         }
         for (int set = 0; set < 2; set++) {
-            const double before = start_bias(t, row) + old[set] - t->problem->mean_y[set][row];
-            const double after = bias + new[set] - t->problem->mean_y[set][row];
-            t->change[set][line] += after * after - before * before;
+            const double before = start_bias(e, row) + old[set] - e->problem->mean_y[set][row];
+            const double after = bias + new[set] - e->problem->mean_y[set][row];
+            e->change[set][line] += after * after - before * before;
         }
-        if (qk_accepts(t->change[QK_HELD_OUT][line], t->holding->change[QK_HELD_OUT][row])) take(job, row, line);
+        if (qk_accepts(e->change[QK_HELD_OUT][line], e->holding->change[QK_HELD_OUT][row])) take(job, row, line);
     }
 }
 
 /* The integers of a candidate, and what they change of the centred errors. */
-static qk_status find(qk_trial *t, qk_candidate candidate) {
-    const qk_problem_operations *does = t->problem->does;
+static qk_status find(qk_evaluation *e, qk_candidate candidate) {
+    const qk_problem_operations *does = e->problem->does;
     if (candidate == QK_BIAS_ONLY) {
-        memcpy(t->q, t->batch->q0, (size_t)(t->batch->lines * t->batch->inputs) * sizeof *t->q);
-        for (int set = 0; set < 2; set++) memset(t->change[set], 0, (size_t)t->batch->lines * sizeof(double));
+        memcpy(e->q, e->batch->q0, (size_t)(e->batch->lines * e->batch->inputs) * sizeof *e->q);
+        for (int set = 0; set < 2; set++) memset(e->change[set], 0, (size_t)e->batch->lines * sizeof(double));
         return QK_OK;
     }
-    if (candidate == QK_ROUNDING_DESCENT) QK_TRY(does->round(t->problem, t->q));
-    QK_TRY(does->descend(t->problem, t->q, t->max_sweeps));
-    for (int set = 0; set < 2; set++) QK_TRY(does->judge(t->problem, (qk_set)set, t->q, t->change[set]));
+    if (candidate == QK_ROUNDING_DESCENT) QK_TRY(does->round(e->problem, e->q));
+    QK_TRY(does->descend(e->problem, e->q, e->max_sweeps));
+    for (int set = 0; set < 2; set++) QK_TRY(does->judge(e->problem, (qk_set)set, e->q, e->change[set]));
     return QK_OK;
 }
 
-qk_status qk_trial_run(qk_trial *t, qk_candidate candidate, double *gain) {
-    trial_job job = {t, candidate};
-    QK_TRY(find(t, candidate));
-    QK_TRY(qk_run_tasks(&t->problem->run, decide_task, &job, t->batch->blocks));
+qk_status qk_evaluation_run(qk_evaluation *e, qk_candidate candidate, double *gain) {
+    evaluation_job job = {e, candidate};
+    QK_TRY(find(e, candidate));
+    QK_TRY(qk_run_tasks(&e->problem->run, decide_task, &job, e->batch->blocks));
     *gain = 0;
-    for (int64_t line = 0; line < t->batch->lines; line++) *gain += fmin(0, t->change[QK_HELD_OUT][line]);
+    for (int64_t line = 0; line < e->batch->lines; line++) *gain += fmin(0, e->change[QK_HELD_OUT][line]);
     return QK_OK;
 }

@@ -31,16 +31,16 @@ typedef struct {
     double *change[2]; /* (lines) by qk_set: of the whole error, with the mean */
     double *error[2];  /* (lines): of the start, the centred part */
     int32_t *bias_q;   /* (lines) */
-} qk_trial;
+} qk_evaluation;
 
 /* Memory for batches of at most `lines`. QK_E_NOMEM: destroy it. */
-qk_status qk_trial_new(qk_trial *t, int64_t lines, int64_t inputs);
-void qk_trial_destroy(qk_trial *t);
+qk_status qk_evaluation_new(qk_evaluation *e, int64_t lines, int64_t inputs);
+void qk_evaluation_destroy(qk_evaluation *e);
 
 /* The outputs that are tried from now on; measures their start. */
-qk_status qk_trial_begin(qk_trial *t, const qk_batch *batch);
+qk_status qk_evaluation_begin(qk_evaluation *e, const qk_batch *batch);
 /* Tries one candidate, of the damping that the problem has; outputs that it makes better take it. *gain: the change of
  * the held-out error of all that it makes better than the start. */
-qk_status qk_trial_run(qk_trial *t, qk_candidate candidate, double *gain);
+qk_status qk_evaluation_run(qk_evaluation *e, qk_candidate candidate, double *gain);
 
 #endif

@@ -2,7 +2,7 @@
  *
  * E |W^ x + b - y|^2 is quadratic in W^ and b, so moments, or few rows, replace the data (integer_problem.h). Each
  * candidate damps the Gram matrix differently (shrinking towards the float weight), rounds the damped minimum
- * successively, with few inputs to the closest point, then descends by coordinates. Outputs are problems of their own:
+ * by GPTQ, with few inputs to the closest point, then descends by coordinates. Outputs are problems of their own:
  * for each the candidate that is best on held-out rows wins, the start included. Large layers try candidates on a few
  * of the outputs, from strong to weak damping and only as long as that gains, and the best of them on the others. */
 #include "least_squares/least_squares.h"
@@ -28,11 +28,11 @@ enum {
 
 /* A candidate with its damping. */
 typedef struct {
-    qk_candidate candidate;
+    qk_candidate kind;
     double damping;
     int order;
     double gain; /* of the outputs that it was tried on */
-} attempt;
+} candidate;
 
 typedef struct {
     const qk_least_squares_options *options;
@@ -41,10 +41,10 @@ typedef struct {
     int64_t rows, blocks, capacity;
     qk_problem *problem;
     qk_batch batch;
-    qk_trial trial;
+    qk_evaluation evaluation;
     qk_holding holding;
-    int64_t *indices;  /* (blocks): of those that are worked on */
-    attempt *attempts; /* from strong to weak damping, then by gain */
+    int64_t *indices;      /* (blocks): of those that are worked on */
+    candidate *candidates; /* from strong to weak damping, then by gain */
     int count;
 } search;
 
@@ -64,71 +64,71 @@ static qk_status cancelled(const qk_least_squares_options *o) {
 /* ---- candidates ------------------------------------------------------------------------------ */
 
 static int by_damping(const void *left, const void *right) {
-    const attempt *a = left, *b = right;
+    const candidate *a = left, *b = right;
     if (a->damping != b->damping) return a->damping > b->damping ? -1 : 1;
     return a->order - b->order;
 }
 
 /* The best first; of equals the one that came first. */
 static int by_gain(const void *left, const void *right) {
-    const attempt *a = left, *b = right;
+    const candidate *a = left, *b = right;
     if (a->gain != b->gain) return a->gain < b->gain ? -1 : 1;
     return a->order - b->order;
 }
 
-static qk_status list_attempts(search *s) {
+static qk_status list_candidates(search *s) {
     const qk_least_squares_options *o = s->options;
     const int ways = o->descends_only ? 1 : 2;
     s->count = ways * o->damping_count;
-    s->attempts = QK_NEW(attempt, s->count);
-    if (!s->attempts) return QK_E_NOMEM;
+    s->candidates = QK_NEW(candidate, s->count);
+    if (!s->candidates) return QK_E_NOMEM;
     for (int i = 0; i < s->count; i++)
-        s->attempts[i] = (attempt){
-            .candidate = i % ways ? QK_ROUNDING_DESCENT : QK_DESCENT, .damping = o->damping[i / ways], .order = i};
-    qsort(s->attempts, (size_t)s->count, sizeof *s->attempts, by_damping);
+        s->candidates[i] = (candidate){
+            .kind = i % ways ? QK_ROUNDING_DESCENT : QK_DESCENT, .damping = o->damping[i / ways], .order = i};
+    qsort(s->candidates, (size_t)s->count, sizeof *s->candidates, by_damping);
     return QK_OK;
 }
 
 /* The first `count` of the indices become the batch. */
 static qk_status begin(search *s, int64_t first, int64_t count) {
     double gain;
-    qk_batch_fill(&s->batch, &s->shape, s->options->box, s->indices + first, count);
-    QK_TRY(qk_trial_begin(&s->trial, &s->batch));
-    return s->trial.bias_free ? qk_trial_run(&s->trial, QK_BIAS_ONLY, &gain) : QK_OK;
+    qk_batch_fill(&s->batch, &s->shape, s->options->rounding, s->indices + first, count);
+    QK_TRY(qk_evaluation_begin(&s->evaluation, &s->batch));
+    return s->evaluation.bias_free ? qk_evaluation_run(&s->evaluation, QK_BIAS_ONLY, &gain) : QK_OK;
 }
 
-static qk_status run(search *s, attempt *a) {
+static qk_status run(search *s, candidate *c) {
     QK_TRY(cancelled(s->options));
     const bool rounds = !s->options->descends_only;
-    QK_TRY(s->problem->does->damp(s->problem, a->damping, rounds));
-    return qk_trial_run(&s->trial, a->candidate, &a->gain);
+    QK_TRY(s->problem->does->damp(s->problem, c->damping, rounds));
+    return qk_evaluation_run(&s->evaluation, c->kind, &c->gain);
 }
 
-/* All blocks from `first` of the indices on, with the first attempts. */
-static qk_status run_all(search *s, int64_t first, int64_t end, int attempts) {
+/* All blocks from `first` of the indices on, with the first candidates. */
+static qk_status run_all(search *s, int64_t first, int64_t end, int count) {
     for (int64_t at = first; at < end; at += s->capacity) {
         QK_TRY(begin(s, at, qk_smaller(s->capacity, end - at)));
-        for (int i = 0; i < attempts; i++) QK_TRY(run(s, &s->attempts[i]));
+        for (int i = 0; i < count; i++) QK_TRY(run(s, &s->candidates[i]));
     }
     return QK_OK;
 }
 
-/* Tries dampings from the strongest on, until one gains less than the best before it. *tried: attempts. */
+/* Tries dampings from the strongest on, until one gains less than the best before it. *tried: candidates. */
 static qk_status run_pilot(search *s, int64_t count, int *tried) {
     double best = 0;
     QK_TRY(begin(s, 0, count));
     for (int i = 0; i < s->count;) {
-        const double damping = s->attempts[i].damping;
+        const double damping = s->candidates[i].damping;
         double gain = 0;
-        for (; i < s->count && s->attempts[i].damping == damping; i++) {
-            QK_TRY(run(s, &s->attempts[i]));
-            gain = fmin(gain, s->attempts[i].gain);
+        for (; i < s->count && s->candidates[i].damping == damping; i++) {
+            QK_TRY(run(s, &s->candidates[i]));
+            gain = fmin(gain, s->candidates[i].gain);
         }
         *tried = i;
         if (gain >= best) break;
         best = gain;
     }
-    qsort(s->attempts, (size_t)*tried, sizeof *s->attempts, by_gain);
+    qsort(s->candidates, (size_t)*tried, sizeof *s->candidates, by_gain);
     return QK_OK;
 }
 
@@ -143,7 +143,7 @@ static void order_blocks(search *s, int64_t pilot) {
     }
 }
 
-static qk_status try_attempts(search *s) {
+static qk_status try_candidates(search *s) {
     const double work = (double)s->rows * (double)s->shape.inputs * (double)s->shape.inputs;
     const bool with_pilot = work > (double)s->options->part_from && s->count > FINALISTS && s->blocks >= LARGE;
     const int64_t pilot = with_pilot ? PILOT : 0;
@@ -166,7 +166,7 @@ static bool is_as_it_was(const search *s, int64_t row) {
     const int64_t K = s->shape.inputs;
     const int32_t *held = s->holding.weight_q + row * K;
     if (memcmp(held, s->start->weight_q + row * K, (size_t)K * sizeof *held) != 0) return false;
-    return !s->trial.bias_free || s->holding.bias_q[row] == qk_start_bias_q(s->start, row);
+    return !s->evaluation.bias_free || s->holding.bias_q[row] == qk_start_bias_q(s->start, row);
 }
 
 static void hand_over(search *s, qk_least_squares_result *result) {
@@ -177,7 +177,7 @@ static void hand_over(search *s, qk_least_squares_result *result) {
             for (int set = 0; set < 2; set++) s->holding.change[set][r] = 0;
         }
         wins[s->holding.winner[r]]++;
-        if (s->trial.bias_free) result->bias_q[r] = s->holding.bias_q[r];
+        if (s->evaluation.bias_free) result->bias_q[r] = s->holding.bias_q[r];
     }
     result->improved = s->rows - wins[QK_START];
     result->candidate = QK_START;
@@ -197,17 +197,17 @@ static qk_status search_init(search *s, int32_t *weight_q) {
     const int64_t K = s->shape.inputs, lines = s->capacity * QK_LANES;
     s->indices = QK_NEW(int64_t, s->blocks);
     if (!s->indices) return QK_E_NOMEM;
-    QK_TRY(list_attempts(s));
+    QK_TRY(list_candidates(s));
     QK_TRY(qk_batch_new(&s->batch, s->start, K, s->capacity));
-    QK_TRY(qk_holding_new(&s->holding, s->start, s->trial.bias_free, s->rows, K, weight_q));
-    return qk_trial_new(&s->trial, lines, K);
+    QK_TRY(qk_holding_new(&s->holding, s->start, s->evaluation.bias_free, s->rows, K, weight_q));
+    return qk_evaluation_new(&s->evaluation, lines, K);
 }
 
 static void search_destroy(search *s) {
-    qk_trial_destroy(&s->trial);
+    qk_evaluation_destroy(&s->evaluation);
     qk_holding_destroy(&s->holding);
     qk_batch_destroy(&s->batch);
-    free(s->attempts);
+    free(s->candidates);
     free(s->indices);
 }
 
@@ -219,14 +219,14 @@ static qk_status solve(qk_problem *problem, const qk_quantized_layer *start, con
     s.rows = problem->groups * problem->outputs;
     s.blocks = qk_row_blocks(&s.shape, QK_LANES);
     s.capacity = capacity_of(s.blocks, problem->inputs);
-    s.trial = (qk_trial){.problem = problem,
-                         .start = start,
-                         .bias_free = is_bias_free(start, options),
-                         .max_sweeps = options->max_sweeps,
-                         .holding = &s.holding};
+    s.evaluation = (qk_evaluation){.problem = problem,
+                                   .start = start,
+                                   .bias_free = is_bias_free(start, options),
+                                   .max_sweeps = options->max_sweeps,
+                                   .holding = &s.holding};
     qk_status status = search_init(&s, result->weight_q);
     if (status == QK_OK) status = cancelled(options);
-    if (status == QK_OK) status = try_attempts(&s);
+    if (status == QK_OK) status = try_candidates(&s);
     if (status == QK_OK) hand_over(&s, result);
     search_destroy(&s);
     return status;

@@ -1,11 +1,14 @@
-/* What successive rounding needs of H = X'X + lam I where rows are few, without anything of size K x K.
+/* What GPTQ needs of H = X'X + lam I where rows are few, without anything of size K x K.
  *
  * Inputs are rounded from the last to the first, QK_COLUMN_BLOCK at a time. Let F be the inputs up to the end of a
  * block B, and M = lam I + X_F X_F', rows x rows. By Woodbury's identity the inverse of H_FF is (I - X_F' M^-1 X_F) /
- * lam, so that with V = M^-1 X_B and S = I - X_B' V: L L' = S^-1       L: the Cholesky factor of H at B, but for the
- * factor sqrt(lam) T = V L           an error d at B moves the minimum of the inputs before it by - d L T' X M^-1 += T
- * T'      for F without B (Derived from GPTQ, arXiv 2210.17323; the products are those of a blocked Cholesky
- * factorisation.) */
+ * lam. With V = M^-1 X_B and S = I - X_B' V there are
+ *
+ *   L L' = S^-1    L: the Cholesky factor of H at B, but for the factor sqrt(lam)
+ *   T = V L        an error d at B moves the minimum of the inputs before it by -d L T' X
+ *   M^-1 += T T'   for F without B
+ *
+ * Derived from GPTQ, arXiv 2210.17323; the products are those of a blocked Cholesky factorisation. */
 #ifndef QK_ROW_FACTOR_H
 #define QK_ROW_FACTOR_H
 

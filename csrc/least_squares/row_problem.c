@@ -125,7 +125,7 @@ static qk_status damp(qk_problem *problem, double damping, bool rounds) {
     return rounds ? find_factor(p, damping) : QK_OK;
 }
 
-/* ---- successive rounding --------------------------------------------------------------------- */
+/* ---- GPTQ ------------------------------------------------------------------------------------ */
 
 /* A worker's scratch, for a piece and a block of inputs. */
 typedef struct {

@@ -1,9 +1,12 @@
 /* Loss and gradient of a quadratic layer, from each sample's Gram matrix.
  *
  * Where nothing stands between a layer's output and the loss, the loss is quadratic in the weights. With R the errors
- * of a sample's outputs at reference weights, X its inputs and D the way of the weights from there, sum of squares |R +
- * D X|^2 = |R|^2 + sum of D * (V + 2 C),   half its gradient V + C,   V = D X X',   C = R X' whatever the number of
- * positions. The reference is near, about a step of the grid: little is lost in float32. */
+ * of a sample's outputs at reference weights, X its inputs and D the way of the weights from there,
+ *
+ *   the sum of squares |R + D X|^2 is |R|^2 + sum of D * (V + 2 C), and half its gradient V + C,
+ *   with V = D X X' and C = R X',
+ *
+ * whatever the number of positions. The reference is near, about a step of the grid: little is lost in float32. */
 #ifndef QK_GRAM_LOSS_H
 #define QK_GRAM_LOSS_H
 

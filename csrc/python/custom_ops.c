@@ -1,5 +1,5 @@
-/* What onnxruntime calls in a library that is registered for custom operators: a status, NULL for success. Quantized
- * models need none, but scripts for AMD Quark register a library (quark.onnx.operators.custom_ops). */
+/* The C side of quark_onnx/operators/custom_ops.py: what onnxruntime calls in a library that is registered for custom
+ * operators. It returns a status, NULL for success. Quantized models need no such library, but scripts register one. */
 
 __attribute__((visibility("default"))) void *RegisterCustomOps(void *options, const void *api);
 

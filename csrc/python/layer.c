@@ -227,7 +227,7 @@ static const char *candidate_name(qk_candidate candidate) {
     case QK_CANDIDATES: return "unchanged";
     case QK_BIAS_ONLY: return "bias only";
     case QK_DESCENT: return "coordinate descent";
-    case QK_ROUNDING_DESCENT: return "successive rounding + coordinate descent";
+    case QK_ROUNDING_DESCENT: return "GPTQ + coordinate descent";
     }
     return "unknown";
 }
@@ -261,7 +261,7 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
                                 PyArray_Check(damping) ? PyArray_SIZE((PyArrayObject *)damping) : 0)))
         return NULL;
     options.user = pool_argument;
-    options.box = is_free ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL;
+    options.rounding = is_free ? QK_ANY_INTEGER : QK_FLOOR_OR_CEIL;
     options.update_bias = update_bias;
     options.damping = PyArray_DATA(d);
     options.damping_count = (int)PyArray_SIZE(d);

@@ -3,8 +3,8 @@
 
 #include "solvers/sweep.h"
 
-/* GPTQ, alias OPTQ (arXiv 2210.17323), which is Babai's nearest plane (2507.18553) and is called successive rounding
- * here: minimises (w - t) L L' (w - t)' greedily from the last input to the first, each rounding error being carried on
+/* GPTQ, alias OPTQ (arXiv 2210.17323), which is Babai's nearest plane (2507.18553): minimises (w - t) L L' (w - t)' by
+ * rounding one input after the other, greedily from the last input to the first, each rounding error being carried on
  * to the inputs before it. matrix: the lower Cholesky factors L, zero above the diagonal. Sets q.
  *
  * lines: the slope (w0 - t) L L' at the start w0, on entry; that at q, on return. Line j of L' (w - t) is

@@ -33,14 +33,14 @@ void qk_batch_destroy(qk_batch *batch) {
 }
 
 /* The start of a weight, and the integers that it may take. */
-static void set_weight(const qk_batch *batch, qk_box box, int64_t weight, int64_t at) {
+static void set_weight(const qk_batch *batch, qk_rounding_range rounding, int64_t weight, int64_t at) {
     const qk_quantized_layer *l = batch->start;
     const int64_t scale = qk_scale_of(l, batch->inputs, weight);
     batch->q0[at] = (float)l->weight_q[weight];
     batch->w0[at] = qk_dequantized(l, batch->inputs, weight, l->weight_q[weight]);
     batch->lo[at] = (float)l->qmin;
     batch->hi[at] = (float)l->qmax;
-    if (box == QK_BOX_FREE) return;
+    if (rounding == QK_ANY_INTEGER) return;
     const double below = floor((double)(l->weight[weight] / l->weight_scale[scale])) + l->weight_zp[scale];
     batch->lo[at] = (float)qk_clip(below, l->qmin, l->qmax);
     batch->hi[at] = (float)qk_clip(below + 1, l->qmin, l->qmax);
@@ -56,7 +56,8 @@ static void add_to_pieces(qk_batch *batch, qk_batch_part block) {
         batch->piece[batch->pieces++] = block;
 }
 
-void qk_batch_fill(qk_batch *batch, const qk_quadratic *shape, qk_box box, const int64_t *indices, int64_t count) {
+void qk_batch_fill(qk_batch *batch, const qk_quadratic *shape, qk_rounding_range rounding, const int64_t *indices,
+                   int64_t count) {
     const int64_t K = batch->inputs;
     batch->lines = batch->pieces = 0;
     batch->blocks = count;
@@ -65,7 +66,7 @@ void qk_batch_fill(qk_batch *batch, const qk_quadratic *shape, qk_box box, const
         batch->block[b] = block;
         add_to_pieces(batch, block);
         for (int64_t i = 0; i < block.rows.count * K; i++)
-            set_weight(batch, box, block.rows.first * K + i, batch->lines * K + i);
+            set_weight(batch, rounding, block.rows.first * K + i, batch->lines * K + i);
         batch->lines += block.rows.count;
     }
 }

@@ -34,7 +34,8 @@ qk_status qk_batch_new(qk_batch *batch, const qk_quantized_layer *start, int64_t
 void qk_batch_destroy(qk_batch *batch);
 /* Fills the batch from the blocks that the indices name, ascending, as qk_row_block_at counts blocks of QK_LANES
  * outputs. */
-void qk_batch_fill(qk_batch *batch, const qk_quadratic *shape, qk_box box, const int64_t *indices, int64_t count);
+void qk_batch_fill(qk_batch *batch, const qk_quadratic *shape, qk_rounding_range rounding, const int64_t *indices,
+                   int64_t count);
 
 typedef struct qk_problem qk_problem;
 
@@ -48,7 +49,7 @@ typedef struct {
     /* From now on lam = damping * mean diagonal of G, by group, is added to G, and lam w to c with the float weight w.
      * rounds: `round` will be called. What an earlier call made may be kept. */
     qk_status (*damp)(qk_problem *p, double damping, bool rounds);
-    /* Successive rounding of the damped minimum: sets q. */
+    /* GPTQ to the damped minimum, or with few inputs the closest point to it: sets q. */
     qk_status (*round)(qk_problem *p, float *q);
     /* Cyclic coordinate descent on the damped error, until nothing moves or for max_sweeps: from the q that `round` set
      * last, or, where it was not called since `damp`, from the start, which q becomes. */
@@ -68,7 +69,7 @@ struct qk_problem {
     const double *power[2];              /* (groups * O): centred t */
 };
 
-/* What successive rounding and descent need of a block's inputs begin .. end - 1; arrays (end - begin, QK_LANES), and
+/* What GPTQ and descent need of a block's inputs begin .. end - 1; arrays (end - begin, QK_LANES), and
  * (scales, QK_LANES) of all inputs. Unused lanes are zero, their scale is one. */
 typedef struct {
     float *q, *lo, *hi;

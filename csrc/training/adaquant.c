@@ -47,7 +47,7 @@ static double integer(const qk_variables *v, int64_t at) {
 }
 
 const qk_loop_rules qk_adaquant = {.steps_bias = true,
-                                   .box = QK_BOX_FREE,
+                                   .rounding = QK_ANY_INTEGER,
                                    .begin = begin,
                                    .schedule = schedule,
                                    .weigh = weigh,

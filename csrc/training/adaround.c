@@ -7,7 +7,7 @@
 #include "training/schedule.h"
 #include "training/variables.h"
 
-/* What reg_param 0.01 means: pulling a weight from the middle of its box to an end outweighs one unit U of loss. */
+/* What reg_param 0.01 means: pulling a weight from the middle of its range to an end outweighs one unit U of loss. */
 static const double UNITS_PER_REG_PARAM = 100;
 
 static void begin(qk_variables *v) {
@@ -58,7 +58,7 @@ static double move(qk_variables *v, int64_t at, size_t n, const float *gradient)
 static double integer(const qk_variables *v, int64_t at) { return (double)v->base[at] + (v->variable[at] >= 0); }
 
 const qk_loop_rules qk_adaround = {.steps_bias = false,
-                                   .box = QK_BOX_FLOOR_CEIL,
+                                   .rounding = QK_FLOOR_OR_CEIL,
                                    .begin = begin,
                                    .schedule = schedule,
                                    .weigh = weigh,

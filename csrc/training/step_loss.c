@@ -19,8 +19,8 @@ qk_status qk_step_loss_init(qk_step_loss *s, const qk_training_problem *p, bool 
     if (!s->order || !s->found.gradient || (bias_moves && !s->found.slope)) return QK_E_NOMEM;
     memcpy(s->order, p->samples[QK_FITTED], (size_t)p->count[QK_FITTED] * sizeof *s->order);
     QK_TRY(qk_reconstruction_init(&s->direct, p->data, batch, batch, p->pool));
-    if (mixes(p)) QK_TRY(qk_qdrop_init(&s->mixing, p->data, p->options->drop_ratio, p->options->seed, batch));
-    s->direct.inputs = s->mixing.samples;
+    if (mixes(p)) QK_TRY(qk_qdrop_init(&s->qdrop, p->data, p->options->drop_ratio, p->options->seed, batch));
+    s->direct.inputs = s->qdrop.samples;
     return QK_OK;
 }
 
@@ -28,7 +28,7 @@ void qk_step_loss_destroy(qk_step_loss *s) {
     qk_reconstruction_destroy(&s->direct);
     qk_sample_grams_destroy(&s->grams);
     qk_gram_loss_destroy(&s->gram_loss);
-    qk_qdrop_destroy(&s->mixing);
+    qk_qdrop_destroy(&s->qdrop);
     free(s->order);
     free(s->found.gradient);
     free(s->found.slope);
@@ -74,7 +74,7 @@ static const int64_t *draw(qk_step_loss *s) {
 void qk_step_loss_find(qk_step_loss *s, int64_t it, const qk_float_layer *layer) {
     const qk_training_problem *p = s->problem;
     const int64_t *samples = draw(s), count = p->options->batch_size;
-    if (mixes(p)) qk_qdrop_draw(&s->mixing, samples, count, it, p->pool);
+    if (mixes(p)) qk_qdrop_draw(&s->qdrop, samples, count, it, p->pool);
     if (s->by_grams)
         qk_gram_loss_find(&s->gram_loss, layer->weight, layer->bias, samples, count, &s->found);
     else

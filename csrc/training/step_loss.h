@@ -15,7 +15,7 @@ typedef struct {
     const qk_training_problem *problem;
     int64_t *order, drawn; /* the fitted samples as they take their turn; how many have */
     qk_random random;
-    qk_qdrop mixing;          /* of drop_ratio below 1 */
+    qk_qdrop qdrop;           /* of drop_ratio below 1 */
     qk_reconstruction direct; /* loss and gradient from the samples, */
     bool by_grams;            /* or from their Gram matrices: */
     qk_sample_grams grams;

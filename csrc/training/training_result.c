@@ -131,7 +131,7 @@ static qk_status fit_bias(qk_training_result *r) {
 
 /* Coordinate descent from the result: the loops leave single weights behind whose other rounding is better. Only with
  * many more rows than inputs, as there is nothing to damp it. */
-static qk_status descend(qk_training_result *r, qk_box box) {
+static qk_status descend(qk_training_result *r, qk_rounding_range rounding) {
     enum { ROWS_PER_INPUT = 8, SWEEPS = 20 };
     const qk_training_problem *p = r->problem;
     const qk_quadratic *moments = r->judge->moments;
@@ -139,7 +139,7 @@ static qk_status descend(qk_training_result *r, qk_box box) {
         return QK_OK;
     const double damping = 0;
     const qk_least_squares_options options = {
-        .box = box,
+        .rounding = rounding,
         .update_bias = p->options->update_bias,
         .descends_only = true,
         .max_sweeps = SWEEPS,
@@ -175,7 +175,7 @@ qk_status qk_finish(qk_training_result *r, const qk_variables *v) {
         for (int64_t row = 0; row < p->rows; row++) r->bias_q[row] = integer_bias(p->start, row, r->layer->bias[row]);
     }
     const int64_t trained = offer(r, r->weight_q, r->bias_q), before = outputs_taken(r);
-    QK_TRY(descend(r, v->rules->box));
+    QK_TRY(descend(r, v->rules->rounding));
     best->improved = outputs_taken(r);
     best->trained = trained + best->improved - before;
     qk_use_integers(r->layer, p, best->weight_q, qk_trains_bias(p) ? best->bias_q : NULL);

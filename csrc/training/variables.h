@@ -21,8 +21,8 @@ typedef struct qk_variables qk_variables;
 
 /* How a published loop lets a weight move: adaround.c, adaquant.c. */
 typedef struct {
-    bool steps_bias; /* with the weights; else the bias is fitted in the end */
-    qk_box box;      /* the integers that a weight may become */
+    bool steps_bias;            /* with the weights; else the bias is fitted in the end */
+    qk_rounding_range rounding; /* the integers that a weight may become */
     /* Sets all variables from the float weight that the start was quantized from. */
     void (*begin)(qk_variables *v);
     /* The step number it, counted from 0: what it does beside Adam. */

@@ -1,4 +1,7 @@
-"""What the loss of a layer looks through: the activation behind it, and the quantization of its output."""
+"""What the loss of a layer looks through, found in the graph; csrc/ops/output_stage.c calculates it.
+
+It is the activation behind the layer, and the quantization of its output.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +71,7 @@ def output_stage(
     """The stage of a quantized layer, None where the loss is taken at its output.
 
     An activation counts if it alone reads the output, and stands in both graphs, as a node or as one of the patterns of
-    patterns/table.py; with `through_qdq` also one that the quantized graph leaves to the quantization of the output.
+    patterns/pattern_table.py; with `through_qdq` also one that the quantized graph leaves to the output's quantization.
 
     Args:
         quantized, in_float: of the two graphs; best the same for all layers, as they remember what they have read.

@@ -1,4 +1,4 @@
-"""The library that scripts for AMD Quark register with onnxruntime before they run a quantized model."""
+"""The library that scripts for AMD Quark register with onnxruntime; its entry is csrc/python/custom_ops.c."""
 
 from __future__ import annotations
 

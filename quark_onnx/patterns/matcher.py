@@ -11,8 +11,8 @@ import numpy as np
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.patterns.formula import Atom, Call, Product, Sum
+from quark.onnx.patterns.pattern_table import PATTERNS, Pattern
 from quark.onnx.patterns.readings import LOOKED_INTO, Constant, Readings
-from quark.onnx.patterns.table import PATTERNS, Pattern
 
 __all__ = ["Match", "Matcher"]
 

@@ -20,7 +20,7 @@ from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.editor import GraphEditor
 from quark.onnx.graph.opset import opset_of
 from quark.onnx.patterns.matcher import Match, Matcher
-from quark.onnx.patterns.table import PATTERNS
+from quark.onnx.patterns.pattern_table import PATTERNS
 
 __all__ = ["FIRST_OPSET", "fuse_patterns", "has_pattern_of"]
 

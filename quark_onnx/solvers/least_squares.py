@@ -1,4 +1,4 @@
-"""A layer solved by least squares from the moments of its data."""
+"""A layer solved by least squares from its moments: the Python side of csrc/least_squares/least_squares.c."""
 
 from __future__ import annotations
 

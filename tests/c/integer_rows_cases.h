@@ -88,20 +88,20 @@ static inline void set_residual(problem *p) {
         p->residual[i] = (float)slope_of(p, i % QK_LANES, i / QK_LANES);
 }
 
-/* A box of 2 + 2 box integers around each target, zero points, and a start inside of the box. */
-static inline void set_box(problem *p, qk_random *r, int box) {
+/* A range of 2 + 2 around integers around each target, zero points, and a start inside of the range. */
+static inline void set_range(problem *p, qk_random *r, int around) {
     for (int64_t lane = 0; lane < p->count; lane++) {
         for (int64_t b = 0; b < scales_of(p); b++) p->zp[b * QK_LANES + lane] = (float)qk_random_below(r, 11) - 5;
         for (int64_t at = lane; at < p->rows.inputs * QK_LANES; at += QK_LANES) {
             const int64_t scale = scale_at(p, lane, at / QK_LANES);
-            p->lo[at] = floorf(p->target[at] / p->scale[scale]) + p->zp[scale] - (float)box;
-            p->hi[at] = p->lo[at] + 1 + 2 * (float)box;
+            p->lo[at] = floorf(p->target[at] / p->scale[scale]) + p->zp[scale] - (float)around;
+            p->hi[at] = p->lo[at] + 1 + 2 * (float)around;
             p->rows.q[at] = p->lo[at] + (float)qk_random_below(r, 2);
         }
     }
 }
 
-static inline problem real_problem(uint64_t seed, int64_t count, int64_t K, int box) {
+static inline problem real_problem(uint64_t seed, int64_t count, int64_t K, int around) {
     qk_random r = {seed};
     problem p = problem_new(seed, count, K);
     double *a = MEMORY(double, K * K), *gram = MEMORY(double, K * K);
@@ -119,7 +119,7 @@ static inline problem real_problem(uint64_t seed, int64_t count, int64_t K, int 
         for (int64_t b = 0; b < scales_of(&p); b++) p.scale[b * QK_LANES + lane] = (float)qk_uniform(&r, 0.05, 0.2);
         for (int64_t k = 0; k < K; k++) p.target[k * QK_LANES + lane] = (float)qk_uniform(&r, -1, 1);
     }
-    set_box(&p, &r, box);
+    set_range(&p, &r, around);
     set_residual(&p);
     free(gram);
     free(a);
@@ -127,10 +127,10 @@ static inline problem real_problem(uint64_t seed, int64_t count, int64_t K, int 
 }
 
 /* L has ones on its diagonal and some 2 and -2 below it, scales are 1/8 and 1/4, targets odd multiples of 1/64. Then
- * every residual and every sum that is carried on is a small multiple of 1/64, and what successive rounding rounds is
+ * every residual and every sum that is carried on is a small multiple of 1/64, and what GPTQ rounds is
  * an odd multiple of 1/16: never halfway between two integers. A quotient of coordinate descent is a fraction with a
  * small denominator: halfway, or far from it. */
-static inline problem exact_problem(uint64_t seed, int64_t count, int64_t K, int box) {
+static inline problem exact_problem(uint64_t seed, int64_t count, int64_t K, int around) {
     qk_random r = {seed};
     problem p = problem_new(seed, count, K);
     for (int64_t i = 0; i < K; i++)
@@ -146,7 +146,7 @@ static inline problem exact_problem(uint64_t seed, int64_t count, int64_t K, int
         for (int64_t b = 0; b < scales_of(&p); b++) p.scale[b * QK_LANES + lane] = b % 2 ? 0.25f : 0.125f;
         for (int64_t k = 0; k < K; k++) p.target[k * QK_LANES + lane] = (2 * (float)qk_random_below(&r, 65) - 65) / 64;
     }
-    set_box(&p, &r, box);
+    set_range(&p, &r, around);
     set_residual(&p);
     return p;
 }
@@ -234,7 +234,7 @@ static inline float *copy_of(const float *x, int64_t n) {
 
 static inline float clip(double x, float lo, float hi) { return (float)(x < lo ? lo : x > hi ? hi : x); }
 
-/* The least error over all points of one lane's box. */
+/* The least error over all points of one lane's range. */
 static inline double brute_force(const problem *p, int64_t lane) {
     const int64_t K = p->rows.inputs, last = K * QK_LANES;
     problem tried = *p;

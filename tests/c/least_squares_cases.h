@@ -20,8 +20,8 @@ static inline fixture fixture_new(const ref_case *c, uint64_t seed, int threads)
 
 static const double dampings[] = {1e-4, 1e-2};
 
-static inline qk_least_squares_options options_of(qk_box box, bool update_bias) {
-    return (qk_least_squares_options){.box = box,
+static inline qk_least_squares_options options_of(qk_rounding_range rounding, bool update_bias) {
+    return (qk_least_squares_options){.rounding = rounding,
                                       .update_bias = update_bias,
                                       .max_sweeps = 20,
                                       .damping = dampings,

@@ -1,4 +1,4 @@
-/* The search for the closest point against every point of tiny boxes, and against successive rounding. */
+/* The search for the closest point against every point of tiny ranges, and against GPTQ. */
 #include "integer_rows_cases.h"
 
 static void search(const problem *p, int lane, int64_t K) {
@@ -10,7 +10,7 @@ static void search(const problem *p, int lane, int64_t K) {
     free(l);
 }
 
-static void the_closest_point_of_tiny_boxes_is_found(void) {
+static void the_closest_point_of_tiny_ranges_is_found(void) {
     enum { PROBLEMS = 25, COUNT = 4 };
     for (uint64_t seed = 0; seed < PROBLEMS; seed++) {
         const int wide = seed % 3 == 0;
@@ -25,7 +25,7 @@ static void the_closest_point_of_tiny_boxes_is_found(void) {
 }
 
 /* Where there is no time to look at all points: what was found first counts. */
-static void the_search_is_never_worse_than_successive_rounding(void) {
+static void the_search_is_never_worse_than_gptq(void) {
     enum { COUNT = 4, K = QK_FEW_INPUTS };
     int better = 0;
     for (uint64_t seed = 0; seed < 10; seed++) {
@@ -45,4 +45,4 @@ static void the_search_is_never_worse_than_successive_rounding(void) {
     CHECK(better > 20);
 }
 
-QK_TESTS(QK_TEST(the_closest_point_of_tiny_boxes_is_found), QK_TEST(the_search_is_never_worse_than_successive_rounding))
+QK_TESTS(QK_TEST(the_closest_point_of_tiny_ranges_is_found), QK_TEST(the_search_is_never_worse_than_gptq))

@@ -1,4 +1,4 @@
-/* The two integer solvers against loops that follow their definitions, and against every point of tiny boxes.
+/* The two integer solvers against loops that follow their definitions, and against every point of tiny ranges.
  *
  * The solvers calculate in float32. Where two integers are about equally good they may take another one than a loop in
  * float64, and what follows differs too. So there are two kinds of problems: real ones, where the error reached is
@@ -6,7 +6,7 @@
  * integers are about equally good: there every integer must be the same. */
 #include "integer_rows_cases.h"
 
-/* Whole numbers within their boxes; unused lanes as they were. */
+/* Whole numbers within their ranges; unused lanes as they were. */
 static void check_consistent(const problem *p) {
     for (int64_t at = 0; at < p->rows.inputs * QK_LANES; at++) {
         const float q = p->rows.q[at];
@@ -50,11 +50,11 @@ static void check_equal(const float *a, const float *b, int64_t n) {
 
 static void descent_follows_its_definition(void) {
     for (int w = 0; w < WIDTHS; w++)
-        for (int box = 0; box < 3; box++)
+        for (int around = 0; around < 3; around++)
             for (int sweeps = 0; sweeps < 5; sweeps++) {
-                const uint64_t seed = (uint64_t)(w * 10 + box);
-                problem p = exact_problem(seed, lanes_used[w], widths[w], box);
-                problem naive = exact_problem(seed, lanes_used[w], widths[w], box);
+                const uint64_t seed = (uint64_t)(w * 10 + around);
+                problem p = exact_problem(seed, lanes_used[w], widths[w], around);
+                problem naive = exact_problem(seed, lanes_used[w], widths[w], around);
                 naive_descent(&naive, sweeps);
                 descend(&p, sweeps);
                 check_equal(p.rows.q, naive.rows.q, widths[w] * QK_LANES);
@@ -70,10 +70,11 @@ static void descent_in_float32_reaches_the_same_error(void) {
     double reached = 0, expected = 0;
     int64_t differ = 0, integers = 0;
     for (int w = 0; w < WIDTHS; w++)
-        for (int box = 0; box < 3; box++) {
-            const uint64_t seed = (uint64_t)(w * 10 + box);
+        for (int around = 0; around < 3; around++) {
+            const uint64_t seed = (uint64_t)(w * 10 + around);
             const int64_t K = widths[w];
-            problem p = real_problem(seed, lanes_used[w], K, box), naive = real_problem(seed, lanes_used[w], K, box);
+            problem p = real_problem(seed, lanes_used[w], K, around),
+                    naive = real_problem(seed, lanes_used[w], K, around);
             naive_descent(&naive, 4);
             descend(&p, 4);
             check_consistent(&p);
@@ -146,7 +147,7 @@ static void inputs_that_are_always_zero_stay(void) {
     problem_free(p);
 }
 
-/* ---- successive rounding --------------------------------------------------------------------- */
+/* ---- GPTQ ------------------------------------------------------------------------------------ */
 
 /* x with a (n,n) x = b, by elimination; b becomes x. */
 static void solve(double *a, double *b, int64_t n) {
@@ -187,10 +188,10 @@ static void naive_rounding(problem *p, int64_t lane) {
 
 static void rounding_follows_its_definition(void) {
     for (int w = 0; w < FAST; w++)
-        for (int box = 0; box < 3; box++) {
-            const uint64_t seed = (uint64_t)(w * 10 + box);
+        for (int around = 0; around < 3; around++) {
+            const uint64_t seed = (uint64_t)(w * 10 + around);
             const int64_t K = widths[w], count = K > 9 && lanes_used[w] > 3 ? 3 : lanes_used[w];
-            problem p = exact_problem(seed, count, K, box), naive = exact_problem(seed, count, K, box);
+            problem p = exact_problem(seed, count, K, around), naive = exact_problem(seed, count, K, around);
             for (int64_t i = 0; i < count; i++) naive_rounding(&naive, i);
             gptq(&p);
             CHECK_SAME(p.rows.q, naive.rows.q, K * QK_LANES);
@@ -203,10 +204,10 @@ static void rounding_follows_its_definition(void) {
 /* There are more inputs than a strip has: each line of L' (w - target) is made as small as its integer allows. */
 static void rounding_goes_from_strip_to_strip(void) {
     for (int w = FAST; w < WIDTHS; w++)
-        for (int box = 0; box < 3; box++) {
+        for (int around = 0; around < 3; around++) {
             const int64_t K = widths[w];
-            problem p = exact_problem((uint64_t)box, lanes_used[w], K, box);
-            problem naive = exact_problem((uint64_t)box, lanes_used[w], K, box);
+            problem p = exact_problem((uint64_t)around, lanes_used[w], K, around);
+            problem naive = exact_problem((uint64_t)around, lanes_used[w], K, around);
             for (int64_t lane = 0; lane < p.count; lane++)
                 for (int64_t j = K - 1; j >= 0; j--) {
                     const int64_t at = j * QK_LANES + lane, scale = scale_at(&p, lane, j);
@@ -230,10 +231,10 @@ static void rounding_in_float32_reaches_the_same_error(void) {
     double reached = 0, expected = 0;
     int64_t differ = 0, integers = 0;
     for (int w = 0; w < FAST; w++)
-        for (int box = 0; box < 3; box++) {
-            const uint64_t seed = (uint64_t)(w * 10 + box);
+        for (int around = 0; around < 3; around++) {
+            const uint64_t seed = (uint64_t)(w * 10 + around);
             const int64_t K = widths[w], count = K > 9 ? 2 : QK_LANES;
-            problem p = real_problem(seed, count, K, box), naive = real_problem(seed, count, K, box);
+            problem p = real_problem(seed, count, K, around), naive = real_problem(seed, count, K, around);
             gptq(&p);
             check_consistent(&p);
             for (int64_t lane = 0; lane < count; lane++) {
@@ -291,7 +292,7 @@ static void a_lane_of_nan_leaves_the_others_alone(void) {
     problem_free(sound);
 }
 
-/* ---- tiny boxes ------------------------------------------------------------------------------ */
+/* ---- tiny ranges ------------------------------------------------------------------------------ */
 
 static void uncorrelated_inputs_are_solved_exactly(void) {
     for (uint64_t seed = 0; seed < 30; seed++) {

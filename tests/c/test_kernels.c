@@ -337,7 +337,7 @@ static line_data line_data_new(size_t n, size_t shift) {
                    .residual = qk_floats(&r, LD, -1, 1),
                    .gram = qk_floats(&r, LINES * LD, -0.3f, 0.3f),
                    .step = MEMORY(float, LD)};
-    const float none[] = {0, -1, NAN}; /* inputs that are always zero; q is out of their boxes */
+    const float none[] = {0, -1, NAN}; /* inputs that are always zero; q is out of their ranges */
     for (size_t i = 0; i < LD; i++) {
         d.lo[i] = -1 - (float)qk_random_below(&r, 5);
         d.hi[i] = i % 11 == 5 ? d.lo[i] : d.lo[i] + (float)qk_random_below(&r, 9);

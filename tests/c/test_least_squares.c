@@ -47,7 +47,7 @@ static void check_result(const fixture *f, const qk_least_squares_options *o, co
     for (int64_t i = 0; i < rows * K; i++) {
         const int32_t q = r->weight_q[i];
         CHECK(q >= f->start.qmin && q <= f->start.qmax);
-        if (o->box == QK_BOX_FLOOR_CEIL) {
+        if (o->rounding == QK_FLOOR_OR_CEIL) {
             const double real = f->weight[i] / f->weight_scale[i / K] + f->weight_zp[i / K];
             CHECK(fabs(q - real) < 1.0001 || q == f->start.qmin || q == f->start.qmax);
         }
@@ -60,7 +60,7 @@ static void results_are_what_they_claim(void) {
     for (int i = 0; i < SOME_CASES; i++)
         for (int kind = 0; kind < 4; kind++) {
             fixture f = fixture_new(&ref_cases[some_cases[i]], (uint64_t)kind, 1);
-            const qk_least_squares_options o = options_of(kind & 1 ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL, kind & 2);
+            const qk_least_squares_options o = options_of(kind & 1 ? QK_ANY_INTEGER : QK_FLOOR_OR_CEIL, kind & 2);
             qk_least_squares_result r;
             CHECK(solve(&f, &o, &r) == QK_OK);
             check_result(&f, &o, &r);
@@ -90,7 +90,7 @@ static void without_target_the_float_weight_is_the_target(void) {
     for (int i = 0; i < SOME_CASES; i++)
         for (int kind = 0; kind < 2; kind++) {
             fixture f = fixture_new(&ref_cases[some_cases[i]], (uint64_t)kind, 2);
-            const qk_least_squares_options o = options_of(kind ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL, true);
+            const qk_least_squares_options o = options_of(kind ? QK_ANY_INTEGER : QK_FLOOR_OR_CEIL, true);
             qk_least_squares_result r;
             qk_layer_free(f.layer);
             CHECK(qk_layer_new(&f.layer, &f.geometry, &f.choice, false) == QK_OK);
@@ -115,7 +115,7 @@ static void without_target_the_float_weight_is_the_target(void) {
 static void coarse_weights_improve(void) {
     for (int kind = 0; kind < 2; kind++) {
         fixture f = fixture_new(&ref_cases[5], 1, 1); /* 3x3, K = 27 */
-        const qk_least_squares_options o = options_of(kind ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL, true);
+        const qk_least_squares_options o = options_of(kind ? QK_ANY_INTEGER : QK_FLOOR_OR_CEIL, true);
         qk_least_squares_result r;
         CHECK(solve(&f, &o, &r) == QK_OK);
         CHECK(r.improved > 0);
@@ -124,9 +124,10 @@ static void coarse_weights_improve(void) {
     }
 }
 
-/* The target wants every weight 1.6 steps higher than its float value: out of AdaRound's box, inside of AdaQuant's. */
+/* The target wants every weight 1.6 steps higher than its float value: out of AdaRound's rounding range, inside of
+ * AdaQuant's. */
 static void only_the_free_box_leaves_floor_and_ceil(void) {
-    for (int box = QK_BOX_FLOOR_CEIL; box <= QK_BOX_FREE; box++) {
+    for (int rounding = QK_FLOOR_OR_CEIL; rounding <= QK_ANY_INTEGER; rounding++) {
         fixture f = fixture_new(&ref_cases[5], 1, 1);
         const int64_t K = f.geometry.inputs, weights = rows_of(&f) * K;
         for (int64_t i = 0; i < weights; i++) {
@@ -134,7 +135,7 @@ static void only_the_free_box_leaves_floor_and_ceil(void) {
             f.weight[i] -= 1.6f * scale;
             f.weight_q[i] = (int32_t)fmaxf(rintf(f.weight[i] / scale) + (float)f.weight_zp[i / K], -8);
         }
-        const qk_least_squares_options o = options_of((qk_box)box, true);
+        const qk_least_squares_options o = options_of((qk_rounding_range)rounding, true);
         qk_least_squares_result r;
         int64_t outside = 0;
         CHECK(solve(&f, &o, &r) == QK_OK);
@@ -143,7 +144,7 @@ static void only_the_free_box_leaves_floor_and_ceil(void) {
             const double real = f.weight[i] / f.weight_scale[i / K] + f.weight_zp[i / K];
             outside += real > f.start.qmin && fabs(r.weight_q[i] - real) > 1.0001;
         }
-        CHECK(box == QK_BOX_FREE ? outside > weights / 4 : outside == 0);
+        CHECK(rounding == QK_ANY_INTEGER ? outside > weights / 4 : outside == 0);
         fixture_free(&f);
     }
 }
@@ -163,7 +164,7 @@ static void the_start_is_kept_when_nothing_is_better(void) {
             y[p * rows + o] = (float)sum;
         }
     feed_layer(&f);
-    const qk_least_squares_options o = options_of(QK_BOX_FREE, false);
+    const qk_least_squares_options o = options_of(QK_ANY_INTEGER, false);
     qk_least_squares_result r;
     CHECK(solve(&f, &o, &r) == QK_OK);
     CHECK_SAME(r.weight_q, f.weight_q, rows * K);
@@ -173,7 +174,7 @@ static void the_start_is_kept_when_nothing_is_better(void) {
 static void the_bias_takes_up_the_mean_error(void) {
     fixture f = fixture_new(&ref_cases[5], 2, 1);
     const int64_t rows = rows_of(&f);
-    qk_least_squares_options o = options_of(QK_BOX_FLOOR_CEIL, true);
+    qk_least_squares_options o = options_of(QK_FLOOR_OR_CEIL, true);
     o.damping_count = 0; /* leaves the bias alone to move */
     qk_least_squares_result r;
     CHECK(solve(&f, &o, &r) == QK_OK);
@@ -198,7 +199,7 @@ static void a_bias_that_may_not_move_does_not(void) {
         fixture f = fixture_new(&ref_cases[5], 3, 1);
         if (kind == 1) f.start.bias_scale = NULL;
         if (kind == 2) f.start.bias = NULL;
-        const qk_least_squares_options o = options_of(QK_BOX_FLOOR_CEIL, kind != 0);
+        const qk_least_squares_options o = options_of(QK_FLOOR_OR_CEIL, kind != 0);
         qk_least_squares_result r;
         for (int64_t i = 0; i < rows_of(&f); i++) f.new_bias[i] = 12345;
         CHECK(solve(&f, &o, &r) == QK_OK);
@@ -211,7 +212,7 @@ static void a_bias_that_may_not_move_does_not(void) {
 static void threads_do_not_change_a_bit(void) {
     for (int i = 0; i < REF_CASES; i++) {
         fixture one = fixture_new(&ref_cases[i], 1, 1);
-        const qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+        const qk_least_squares_options o = options_of(QK_ANY_INTEGER, true);
         qk_least_squares_result a, b;
         CHECK(solve(&one, &o, &a) == QK_OK);
         for (int threads = 2; threads <= 3; threads++) {
@@ -235,7 +236,7 @@ static void a_saturated_bias_stays_saturated(void) {
     for (int64_t i = 0; i < rows_of(&f); i++) f.bias_scale[i] = 1e-11f;
     f.start.bias_qmin = INT32_MIN;
     f.start.bias_qmax = INT32_MAX;
-    const qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+    const qk_least_squares_options o = options_of(QK_ANY_INTEGER, true);
     qk_least_squares_result r;
     CHECK(solve(&f, &o, &r) == QK_OK);
     for (int64_t i = 0; i < rows_of(&f); i++) CHECK(r.bias_q[i] == (f.bias[i] < 0 ? INT32_MIN : INT32_MAX));
@@ -247,7 +248,7 @@ static bool stop_at_second_call(void *user) { return ++*(int *)user == 2; }
 static void the_callback_can_cancel(void) {
     fixture f = fixture_new(&ref_cases[0], 1, 1);
     int calls = 0;
-    qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+    qk_least_squares_options o = options_of(QK_ANY_INTEGER, true);
     o.cancelled = stop_at_second_call;
     o.user = &calls;
     qk_least_squares_result r;
@@ -260,7 +261,7 @@ static void too_little_data_is_refused(void) {
     fixture f = fixture_new(&ref_cases[0], 1, 1);
     f.choice.holdout = 0;
     feed_layer(&f);
-    const qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+    const qk_least_squares_options o = options_of(QK_ANY_INTEGER, true);
     qk_least_squares_result r;
     CHECK(solve(&f, &o, &r) == QK_E_NO_ROWS);
     fixture_free(&f);
@@ -271,7 +272,7 @@ static void nan_in_the_data_is_refused(void) {
         fixture f = fixture_new(&ref_cases[0], 1, 1);
         *(float *)(kind ? f.y.data : f.x.data) = kind ? NAN : INFINITY;
         feed_layer(&f);
-        const qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+        const qk_least_squares_options o = options_of(QK_ANY_INTEGER, true);
         qk_least_squares_result r;
         CHECK(solve(&f, &o, &r) == QK_E_NONFINITE);
         fixture_free(&f);
@@ -279,7 +280,7 @@ static void nan_in_the_data_is_refused(void) {
 }
 
 static qk_status solve_attempt(void *context) {
-    const qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+    const qk_least_squares_options o = options_of(QK_ANY_INTEGER, true);
     qk_least_squares_result r;
     return solve(context, &o, &r);
 }
@@ -296,7 +297,7 @@ static void data_too_large_to_be_squared_is_called_that(void) {
         fixture f = fixture_new(&ref_cases[0], 1, 1);
         *(float *)(kind % 2 ? f.y.data : f.x.data) = kind / 2 ? 3e38f : -1e20f;
         feed_layer(&f);
-        const qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+        const qk_least_squares_options o = options_of(QK_ANY_INTEGER, true);
         qk_least_squares_result r;
         CHECK(solve(&f, &o, &r) == QK_E_TOO_LARGE);
         fixture_free(&f);

@@ -67,7 +67,7 @@ static void set(row_problem *p, rounding *r, int64_t j, double q) {
     r->d[j] = weight_of(p, j) - r->target[j];
 }
 
-/* The integer of the box that makes line j smallest, except for those that are `done`. NaN: there is none. */
+/* The integer of the range that makes line j smallest, except for those that are `done`. NaN: there is none. */
 static double nearest(row_problem *p, rounding *r, int64_t j, const bool *done) {
     double least = INFINITY, best = NAN;
     for (double q = p->lo[j]; q <= p->hi[j]; q++) {
@@ -96,7 +96,7 @@ static void visit(row_problem *p, rounding *r, int64_t j, double cost, int most)
     }
 }
 
-/* Many inputs: the first branch alone, which is successive rounding. */
+/* Many inputs: the first branch alone, which is GPTQ. */
 static void round_weights(row_problem *p) {
     const int64_t K = p->K;
     rounding r = {MEMORY(double, K * K), MEMORY(double, K), MEMORY(double, K), MEMORY(double, K), INFINITY, 0};
@@ -155,8 +155,8 @@ static double naive_row(const fixture *f, const qk_least_squares_options *o, con
             p.cross[k] = m[QK_FITTED].cross[row * K + k] + lam * real;
             if (!o->update_bias) p.cross[k] += (m[QK_FITTED].mean_y[row] - f->bias[row]) * mu[k];
             const double floor_q = floor(f->weight[row * K + k] / f->weight_scale[row]) + p.zp;
-            p.lo[k] = o->box == QK_BOX_FREE ? -8 : fmin(fmax(floor_q, -8), 7);
-            p.hi[k] = o->box == QK_BOX_FREE ? 7 : fmin(fmax(floor_q + 1, -8), 7);
+            p.lo[k] = o->rounding == QK_ANY_INTEGER ? -8 : fmin(fmax(floor_q, -8), 7);
+            p.hi[k] = o->rounding == QK_ANY_INTEGER ? 7 : fmin(fmax(floor_q + 1, -8), 7);
             p.q[k] = f->weight_q[row * K + k];
         }
         if (tried >= 0 && tried % 2) round_weights(&p);
@@ -181,7 +181,7 @@ static void the_best_candidate_of_each_row_wins(void) {
             if (some_cases[i] == 2 && kind < 3) continue; /* the loops are slow */
             fixture f = fixture_new(&ref_cases[some_cases[i]], (uint64_t)kind, 1);
             const int64_t K = f.geometry.inputs, rows = rows_of(&f);
-            const qk_least_squares_options o = options_of(kind & 1 ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL, kind & 2);
+            const qk_least_squares_options o = options_of(kind & 1 ? QK_ANY_INTEGER : QK_FLOOR_OR_CEIL, kind & 2);
             const moments m[] = {moments_of(&f, QK_FITTED), moments_of(&f, QK_HELD_OUT)};
             qk_least_squares_result r;
             CHECK(solve(&f, &o, &r) == QK_OK);
@@ -205,7 +205,7 @@ static void large_layers_try_most_outputs_with_the_best_candidates_alone(void) {
     const ref_case many = {"many outputs", {.groups = 1, .inputs = 40, .outputs = 300}, 3, {12, 40, 40}};
     const double three[] = {1e-4, 1e-2, 3};
     for (int kind = 0; kind < 2; kind++) {
-        qk_least_squares_options o = options_of(kind ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL, true);
+        qk_least_squares_options o = options_of(kind ? QK_ANY_INTEGER : QK_FLOOR_OR_CEIL, true);
         o.damping = three;
         o.damping_count = 3;
         int32_t *weights[3];

@@ -24,7 +24,7 @@ static void rows_lead_where_moments_lead(void) {
     for (int run = 0; run < 8 * CASES; run++) {
         const int i = run % CASES;
         fixture f = kept_fixture(i, (uint64_t)run, 2, 1000), g = kept_fixture(i, (uint64_t)run, 2, 0);
-        qk_least_squares_options o = options_of(run & 8 ? QK_BOX_FREE : QK_BOX_FLOOR_CEIL, run & 16);
+        qk_least_squares_options o = options_of(run & 8 ? QK_ANY_INTEGER : QK_FLOOR_OR_CEIL, run & 16);
         o.damping = (const double[]){1e-3, 1};
         const int64_t K = f.geometry.inputs;
         qk_least_squares_result a, b;
@@ -48,7 +48,7 @@ static void rows_lead_where_moments_lead(void) {
 static void threads_do_not_change_a_bit(void) {
     for (int i = 0; i < CASES; i++) {
         fixture one = kept_fixture(i, 1, 1, 1000);
-        const qk_least_squares_options o = options_of(QK_BOX_FREE, i % 2 == 0);
+        const qk_least_squares_options o = options_of(QK_ANY_INTEGER, i % 2 == 0);
         qk_least_squares_result a, b;
         CHECK(solve(&one, &o, &a) == QK_OK);
         for (int threads = 2; threads <= 3; threads++) {
@@ -63,7 +63,7 @@ static void threads_do_not_change_a_bit(void) {
 }
 
 static qk_status attempt(void *context) {
-    const qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+    const qk_least_squares_options o = options_of(QK_ANY_INTEGER, true);
     qk_least_squares_result r;
     return solve(context, &o, &r);
 }
@@ -81,7 +81,7 @@ static bool stop(void *user) {
 
 static void the_caller_may_stop_it(void) {
     fixture f = kept_fixture(0, 1, 2, 1000);
-    qk_least_squares_options o = options_of(QK_BOX_FREE, true);
+    qk_least_squares_options o = options_of(QK_ANY_INTEGER, true);
     qk_least_squares_result r;
     o.cancelled = stop;
     CHECK(solve(&f, &o, &r) == QK_E_CANCELLED);

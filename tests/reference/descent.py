@@ -30,9 +30,11 @@ def descended(
     inputs = layer.weight.shape[1]
     if fitted.positions < ROWS_PER_INPUT * inputs:
         return kept
-    weight_q, box = kept.weight_q.astype(np.float64), layer.box(free=free)
+    weight_q, ends = kept.weight_q.astype(np.float64), layer.rounding_range(free=free)
     for row in range(len(weight_q)):
-        weight_q[row] = descend(layer, fitted, row, weight_q[row], (box[0][row], box[1][row]), update_bias=update_bias)
+        weight_q[row] = descend(
+            layer, fitted, row, weight_q[row], (ends[0][row], ends[1][row]), update_bias=update_bias
+        )
     best = kept
     for candidate in ([kept.weight_q] if update_bias else []) + [weight_q]:
         bias_q = best_bias(layer, fitted, candidate) if update_bias else None
@@ -41,7 +43,13 @@ def descended(
 
 
 def descend(
-    layer: QuantizedLayer, rows: Rows, row: int, q: np.ndarray, box: tuple[np.ndarray, np.ndarray], *, update_bias: bool
+    layer: QuantizedLayer,
+    rows: Rows,
+    row: int,
+    q: np.ndarray,
+    ends: tuple[np.ndarray, np.ndarray],
+    *,
+    update_bias: bool,
 ) -> np.ndarray:
     """One weight after the other goes to its best integer, until none moves."""
     group, output = divmod(row, rows.y.shape[3])
@@ -58,7 +66,7 @@ def descend(
             residual = x @ (scale * (q - zero_point)) - y
             if (x[:, k] ** 2).sum() > 0:
                 step = residual @ x[:, k] / (scale[k] * (x[:, k] ** 2).sum())
-                q[k] = np.clip(np.rint(q[k] - step), box[0][k], box[1][k])
+                q[k] = np.clip(np.rint(q[k] - step), ends[0][k], ends[1][k])
         if (q == before).all():
             break
     return q

@@ -42,7 +42,7 @@ class QuantizedLayer:
     def real(self, weight_q: np.ndarray) -> np.ndarray:
         return self.scales.astype(np.float64) * (weight_q - self.zero_points)
 
-    def box(self, *, free: bool) -> tuple[np.ndarray, np.ndarray]:
+    def rounding_range(self, *, free: bool) -> tuple[np.ndarray, np.ndarray]:
         """The least and the largest integer of every weight."""
         if free:
             return np.full(self.weight.shape, self.qmin), np.full(self.weight.shape, self.qmax)
@@ -93,7 +93,7 @@ def candidates(
     else:
         cross = cross - np.outer(first.bias, mean_x)
     found = [first, with_best_bias(layer.weight_q)] if bias_moves else [first]
-    lo, hi = layer.box(free=free)
+    lo, hi = layer.rounding_range(free=free)
     for relative in damping:
         lam = relative * np.trace(gram) / len(gram)
         damped, shifted = gram + lam * np.eye(len(gram)), cross + lam * layer.weight

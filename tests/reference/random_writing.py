@@ -19,7 +19,7 @@ Operand = tuple[
 
 
 class RandomWriting:
-    """The nodes of a formula in Python's notation (quark_onnx/patterns/table.py) of the tensor x.
+    """The nodes of a formula in Python's notation (quark_onnx/patterns/pattern_table.py) of the tensor x.
 
     Attributes:
         nodes: in order.

@@ -139,7 +139,7 @@ def train(
 
 
 def quantized_layer(seed: int, *, rows: int, inputs: int, with_bias: bool = True, blocks: int = 1) -> QuantizedLayer:
-    """4 bits, the nearest integers. The largest weights lie outside of the grid, and none on the edge of its box.
+    """4 bits, the nearest integers. The largest weights lie outside of the grid, and none on the edge of its range.
 
     blocks: scales per row.
     """

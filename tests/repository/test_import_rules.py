@@ -181,6 +181,20 @@ def test_no_two_c_files_have_one_name() -> None:
             assert twin.relative_to(CSRC).as_posix() in path.read_text().splitlines()[0], name(path)
 
 
+def test_python_files_of_one_name_say_so() -> None:
+    """A module and its C side name each other; AMD Quark's paths offer what `config` has."""
+    sources = {path.stem: path for path in C_FILES}
+    seen: dict[str, Path] = {}
+    for path in MODULES:
+        first = path.read_text().partition("\n")[0]
+        if path.stem in sources:
+            twin = sources[path.stem].relative_to(ROOT).with_suffix("").as_posix()
+            assert twin in first, f"{name(path)}: its first line does not name its C side, {twin}.c"
+        if path.name != "__init__.py" and not path.is_relative_to(PACKAGE / "quantization" / "config"):
+            assert path.name not in seen, f"{name(path)} and {name(seen[path.name])} have one name"
+            seen[path.name] = path
+
+
 @pytest.mark.parametrize("path", sorted(CSRC.glob("*/*.c")), ids=name)
 def test_a_c_file_includes_its_own_header(path: Path) -> None:
     header = path.with_suffix(".h")

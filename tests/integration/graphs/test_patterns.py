@@ -25,7 +25,7 @@ from quark.onnx import (
     UInt8Spec,
     finetune,
 )
-from quark.onnx.patterns.table import PATTERNS
+from quark.onnx.patterns.pattern_table import PATTERNS
 from quark.onnx.qdq.insert_qdq import DEFAULT_OP_TYPES
 from quark.onnx.report.report import Report
 

@@ -184,7 +184,7 @@ def test_adaround_gives_floor_or_ceil_within_the_grid(seed: int, reg_param: floa
     case = matrix_case(seed, samples=15, inputs=6, outputs=3)
     options = replace(ADAROUND, reg_param=reg_param, learning_rate=rate, update_bias=update_bias)
     found = run(case, options, adaround=True)
-    lo, hi = case.layer.box(free=False)
+    lo, hi = case.layer.rounding_range(free=False)
     assert ((found["weight"] == lo) | (found["weight"] == hi)).all()
     assert found["weight"].dtype == np.int32
     assert np.isfinite(found["losses"]).all()

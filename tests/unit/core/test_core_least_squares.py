@@ -160,7 +160,7 @@ def test_the_report_is_true_and_the_box_is_kept(p: Problem, free: bool, update_b
     assert (after[changed] < before[changed]).all()
     assert found["improved"] == changed.sum()
     assert (found["candidate"] == "unchanged") == (not changed.any())
-    lo, hi = p.layer.box(free=free)
+    lo, hi = p.layer.rounding_range(free=free)
     assert ((found["weight"] >= lo) & (found["weight"] <= hi)).all()
     assert (found["bias"] is None) == (p.layer.bias is None or not update_bias)
 
@@ -223,7 +223,7 @@ def test_no_step_of_a_single_weight_or_bias_improves_the_fit(p: Problem, free: b
         w = layer.real(weight_q)[o]
         return float(w @ gram @ w - 2 * w @ cross[o])
 
-    lo, hi = layer.box(free=free)
+    lo, hi = layer.rounding_range(free=free)
     for o, k in itertools.product(np.flatnonzero(changed), range(layer.weight.shape[1])):
         reached = damped(found["weight"], o)
         for q in range(lo[o, k], hi[o, k] + 1):
@@ -243,7 +243,7 @@ def test_brute_force_finds_little_that_is_better():
     for seed in range(60):
         p = problem(seed, outputs=1, inputs=6, samples=100, with_bias=False)
         found = solve(core_of(p), p.layer, damping=(1e-9,))
-        lo, hi = p.layer.box(free=False)
+        lo, hi = p.layer.rounding_range(free=False)
         boxes = itertools.product(*zip(lo[0], hi[0], strict=True))
         fitted = p.sets[0]
         errors = [error(p.layer, Solution(weight_q=np.array([q]), bias=np.zeros(1)), *fitted) for q in boxes]
@@ -285,7 +285,7 @@ def test_a_singular_gram_matrix_is_survived(damping: tuple[float, ...]):
     p.x[:, 2] = 3
     found = solve(core_of(p), p.layer, damping=damping)
     assert found["after"][1] <= found["before"][1]
-    lo, hi = p.layer.box(free=False)
+    lo, hi = p.layer.rounding_range(free=False)
     assert ((found["weight"] >= lo) & (found["weight"] <= hi)).all()
 
 
@@ -389,7 +389,7 @@ def test_the_references_agree_that_optq_is_the_nearest_plane(seed: int, inputs: 
     """arXiv 2507.18553: OPTQ is Babai's nearest plane with the columns in reverse order."""
     p = problem(seed, outputs=1, inputs=inputs)
     gram = p.x.T.astype(np.float64) @ p.x / len(p.x) + np.eye(inputs)
-    lo, hi = p.layer.box(free=False)
+    lo, hi = p.layer.rounding_range(free=False)
     rest = float(p.layer.scale[0]), p.layer.zero_point[0]
     target = np.linalg.solve(gram, p.x.T.astype(np.float64) @ p.y[:, 0])
     forwards = optq(target, gram, *rest, lo[0], hi[0])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quark.onnx.patterns.formula import Atom, Call, Product, Sum, parse
-from quark.onnx.patterns.table import PATTERNS
+from quark.onnx.patterns.pattern_table import PATTERNS
 
 CONSTANTS = {
     "alpha": 0.3, "beta": 0.4, "slope": 0.7, "scale": 1.3, "bias": -0.2, "epsilon": 1e-3, "axes": -1, "c": 2.5

@@ -16,7 +16,7 @@ from small_models import build
 
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.patterns.matcher import Match, Matcher
-from quark.onnx.patterns.table import PATTERNS, Pattern
+from quark.onnx.patterns.pattern_table import PATTERNS, Pattern
 
 EVERY_CASE = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 NUMBERS = {"zero": 0.0, "one": 1.0, "half": 0.5, "two": 2.0, "three": 3.0, "six": 6.0, "root": 2**0.5, "epsilon": 1e-5}

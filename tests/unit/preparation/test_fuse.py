@@ -18,7 +18,7 @@ from reference.random_writing import RandomWriting
 from small_models import build, initializers, run
 
 from quark.onnx.inference.sessions import Engine
-from quark.onnx.patterns.table import PATTERNS, Pattern
+from quark.onnx.patterns.pattern_table import PATTERNS, Pattern
 from quark.onnx.preparation.fuse import fuse_patterns
 from quark.onnx.preparation.prepare import prepare, prepared_on
 
