@@ -14,6 +14,8 @@ typedef struct {
 typedef enum { QK_GO_ON, QK_NEW_BEST, QK_STOP } qk_verdict;
 
 qk_early_stop qk_early_stop_start(int64_t window, int64_t patience);
+/* Whether the next step is the last one of its window. */
+static inline bool qk_early_stop_ends_window(const qk_early_stop *e) { return e->count + 1 == e->window; }
 /* Takes the loss of one more step. QK_NEW_BEST and QK_STOP come only at the end of a window. */
 qk_verdict qk_early_stop_add(qk_early_stop *e, double loss);
 

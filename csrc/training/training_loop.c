@@ -62,12 +62,13 @@ static qk_status iterate(training *t, qk_gradient_result *result) {
         if (it % STEPS_PER_LOOK == 0 && qk_is_cancelled(&t->problem)) return QK_E_CANCELLED;
         qk_step_loss_find(&t->loss, it, &t->layer);
         if (o->losses) o->losses[it] = t->loss.found.loss;
+        if (o->window > 0 && qk_early_stop_ends_window(&stop)) qk_hold_variables(&t->variables);
         qk_move_variables(&t->variables, it, t->loss.found.gradient, t->loss.found.slope);
         result->iterations = it + 1;
         if (o->window == 0 || !t->variables.step.counts) continue;
         const qk_verdict verdict = qk_early_stop_add(&stop, qk_watched_loss(&t->variables, t->loss.found.loss));
         if (verdict == QK_NEW_BEST) {
-            qk_keep_best_variables(&t->variables);
+            qk_keep_held_variables(&t->variables);
         } else if (verdict == QK_STOP) {
             result->end = QK_STOPPED_EARLY;
             break;

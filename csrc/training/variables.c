@@ -13,8 +13,8 @@ enum { ROWS_PER_TASK = 16 };
 qk_status qk_variables_init(qk_variables *v, const qk_training_problem *p, qk_float_layer *layer) {
     const bool rounds_softly = p->options->method == QK_ADAROUND;
     *v = (qk_variables){.problem = p, .layer = layer, .rules = rounds_softly ? &qk_adaround : &qk_adaquant};
-    float **by_weight[] = {&v->variable, &v->m, &v->v, &v->best}, **of_adaround[] = {&v->base, &v->sigmoid};
-    float **by_row[] = {&v->bias_m, &v->bias_v, &v->best_bias, &v->per_unit};
+    float **by_weight[] = {&v->variable, &v->m, &v->v, &v->held, &v->best}, **of_adaround[] = {&v->base, &v->sigmoid};
+    float **by_row[] = {&v->bias_m, &v->bias_v, &v->held_bias, &v->best_bias, &v->per_unit};
     bool ok = true;
     for (size_t i = 0; i < sizeof by_weight / sizeof *by_weight; i++)
         ok &= (*by_weight[i] = QK_NEW(float, p->weights)) != NULL;
@@ -28,8 +28,8 @@ qk_status qk_variables_init(qk_variables *v, const qk_training_problem *p, qk_fl
 }
 
 void qk_variables_destroy(qk_variables *v) {
-    void *arrays[] = {v->variable, v->m,    v->v,         v->base,     v->sigmoid,    v->bias_m,
-                      v->bias_v,   v->best, v->best_bias, v->per_unit, v->regulariser};
+    void *arrays[] = {v->variable, v->m,         v->v,    v->base,      v->sigmoid,  v->bias_m,     v->bias_v,
+                      v->held,     v->held_bias, v->best, v->best_bias, v->per_unit, v->regulariser};
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) free(arrays[i]);
 }
 
@@ -106,9 +106,20 @@ double qk_watched_loss(const qk_variables *v, double reconstruction) {
     return reconstruction + v->step.penalty * regulariser;
 }
 
-void qk_keep_best_variables(qk_variables *v) {
-    memcpy(v->best, v->variable, (size_t)v->problem->weights * sizeof *v->best);
-    memcpy(v->best_bias, v->layer->bias, (size_t)v->problem->rows * sizeof *v->best_bias);
+void qk_hold_variables(qk_variables *v) {
+    memcpy(v->held, v->variable, (size_t)v->problem->weights * sizeof *v->held);
+    memcpy(v->held_bias, v->layer->bias, (size_t)v->problem->rows * sizeof *v->held_bias);
+}
+
+static void exchange(float **a, float **b) {
+    float *const c = *a;
+    *a = *b;
+    *b = c;
+}
+
+void qk_keep_held_variables(qk_variables *v) {
+    exchange(&v->held, &v->best);
+    exchange(&v->held_bias, &v->best_bias);
     v->has_best = true;
 }
 

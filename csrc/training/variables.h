@@ -44,10 +44,12 @@ struct qk_variables {
     float *variable, *m, *v; /* (rows, K): Adam's first and second moments */
     float *base, *sigmoid;   /* (rows, K), of AdaRound alone: floor(w / scale) + zp; of the variables */
     float *bias_m, *bias_v;  /* (rows) */
-    float *best, *best_bias; /* (rows, K), (rows): variables of the best window of early stop, */
+    /* (rows, K), (rows): the variables that the last loss of a window of early stop was found with, */
+    float *held, *held_bias; /* of the present one */
+    float *best, *best_bias; /* of the best one, */
     bool has_best;           /* if there is one */
     float *per_unit;         /* (rows): 1 / U */
-    double *regulariser;     /* (rows): the sum after the last step */
+    double *regulariser;     /* (rows): the sum before the last step */
     qk_step step;            /* the present one */
     float *gradient;         /* (rows, K): of the present step */
 };
@@ -65,7 +67,10 @@ void qk_weigh_variables(qk_variables *v);
 void qk_move_variables(qk_variables *v, int64_t it, float *gradient, float *slope);
 /* What early stop watches: the loss in units, for AdaRound with the regulariser. */
 double qk_watched_loss(const qk_variables *v, double reconstruction);
-void qk_keep_best_variables(qk_variables *v);
+/* Copies the variables, before a step moves them. */
+void qk_hold_variables(qk_variables *v);
+/* Those that were held are the best so far. */
+void qk_keep_held_variables(qk_variables *v);
 /* Goes back to those that were kept, if some were. */
 void qk_use_best_variables(qk_variables *v);
 /* weight_q (rows, K): what the variables round to, on the grid. */

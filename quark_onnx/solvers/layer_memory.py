@@ -18,7 +18,7 @@ _AT_ONCE = 1 << 21  # weights whose integers are sought together
 _BLOCK, _PIECE = 64, 128  # inputs and outputs of a product with rows
 _FACTORS = 64 << 20  # that are kept for further outputs
 _MOST_ROWS, _LEAST_ROWS = 1 << 12, 16  # whose factor is made within a second, that are worth it
-_PER_TRAINED_WEIGHT = 4 * 10  # the loops' variables, both of Adam's averages, gradients, the best so far
+_PER_TRAINED_WEIGHT = 4 * 11  # the loops' variables, both of Adam's averages, gradients, the best and the last window's
 
 
 def least_squares_bytes(layer: LayerPlan, threads: int) -> int:

@@ -3,13 +3,14 @@
 #include "loss/training_data.h"
 #include "training/early_stop.h"
 
-/* The step at which early stop ends these losses, and the end of the best window: both as counts of steps. */
+/* Counts of steps: at which early stop ends these losses, and after which the last loss of the best window was found.
+ */
 static void replay(const qk_gradient_options *o, const double *losses, int64_t *end, int64_t *best) {
     qk_early_stop stop = qk_early_stop_start(o->window, o->patience);
     *best = 0;
     for (*end = 1; *end <= o->iterations; ++*end) {
         const qk_verdict verdict = qk_early_stop_add(&stop, losses[*end - 1]);
-        if (verdict == QK_NEW_BEST) *best = *end;
+        if (verdict == QK_NEW_BEST) *best = *end - 1;
         if (verdict == QK_STOP) return;
     }
 }
@@ -35,7 +36,7 @@ static void early_stop_keeps_the_best_window(void) {
         int64_t end, best;
         replay(&o, losses, &end, &best);
         CHECK(stopped.end == QK_STOPPED_EARLY);
-        CHECK(stopped.iterations == end && end < STEPS);
+        CHECK(stopped.iterations == end && end < STEPS && best > 0);
         CHECK_SAME(until_stop, losses, stopped.iterations);
         int32_t *kept = MEMORY(int32_t, weights + rows_of(&f));
         memcpy(kept, f.new_weight, (size_t)weights * sizeof *kept);

@@ -225,12 +225,12 @@ def keep_better_rows(layer: QuantizedLayer, judge: Rows, trained: Trained) -> Tr
 
 
 def early_stop(watched: np.ndarray, window: int, patience: int) -> tuple[int, int]:
-    """(steps run, steps after which the result was taken): the end, and the end of the best window."""
+    """(steps run, steps before the result): the result is what the last loss of the best window was found with."""
     best, best_end, bad = np.inf, 0, 0
     for end in range(window, len(watched) + 1, window):
         mean = watched[end - window : end].mean()
         if mean < best:
-            best, best_end, bad = mean, end, 0
+            best, best_end, bad = mean, end - 1, 0
             continue
         bad += 1
         if bad > patience:
