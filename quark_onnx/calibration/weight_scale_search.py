@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from quark.onnx import _core
 from quark.onnx.calibration.weight_grid import WeightGrid
 from quark.onnx.layers.weight_layers import WeightLayer, also_data
-from quark.onnx.operators.row_layout import RowLayout
 from quark.onnx.qdq.blockwise import input_axes
 from quark.onnx.qdq.per_tensor_weights import one_scale_weights
 from quark.onnx.qdq.weight_params import WeightParams
@@ -112,8 +111,7 @@ class WeightScaleSearch:
         self._layers: list[_Searched] = []
         blocked, one_scale = input_axes(model.graph), one_scale_weights(model)
         layers = tuple(layer for layer in layers if grid_of(layer.weight) is not None)
-        left = {layer.weight for layer in layers if not _searchable(layer)}
-        left |= _arranged_in_two_ways(layers) | also_data(model)
+        left = {layer.weight for layer in layers if not _searchable(layer)} | also_data(model)
         searched: list[tuple[WeightLayer, WeightGrid, NDArray[np.float32], list[int]]] = []
         for layer in layers:
             grid = grid_of(layer.weight)
@@ -262,13 +260,6 @@ def _share_of_rows(layers: Iterable[tuple[int, list[int]]], budget: int) -> floa
                 _LOG.info("weight scales are chosen by 1/%d of the rows, for want of memory", 2**halved)
             return share
     return None
-
-
-def _arranged_in_two_ways(layers: Iterable[WeightLayer]) -> set[str]:
-    """The weights of which no two layers make the same rows."""
-    first: dict[str, tuple[RowLayout, int]] = {}
-    rows = ((layer.weight, (layer.layout, layer.attributes.groups)) for layer in layers)
-    return {weight for weight, arrangement in rows if first.setdefault(weight, arrangement) != arrangement}
 
 
 def _searchable(layer: WeightLayer) -> bool:

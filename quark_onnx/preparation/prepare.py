@@ -20,7 +20,6 @@ from quark.onnx.graph.opset import opset_of, raised
 from quark.onnx.graph.random_nodes import is_random, name_random_nodes
 from quark.onnx.inference.large_models import transformed
 from quark.onnx.inference.sessions import Batch, Engine, session
-from quark.onnx.operators.table import OPERATORS
 from quark.onnx.preparation.clashing_names import part_clashing_names
 from quark.onnx.preparation.float32 import in_float32
 from quark.onnx.preparation.fold_constants import fold_constants
@@ -28,6 +27,7 @@ from quark.onnx.preparation.fold_into_layers import fold_into_layers, fold_paddi
 from quark.onnx.preparation.fuse import FIRST_OPSET, fuse_patterns, has_pattern_of
 from quark.onnx.preparation.gemm import fold_gemm_factors, write_matmul_as_gemm
 from quark.onnx.preparation.idle_nodes import drop_dead_nodes, drop_idle_nodes
+from quark.onnx.preparation.own_copies import part_arrangements, part_biases
 from quark.onnx.preparation.pads import write_pads_of_all_axes
 from quark.onnx.preparation.plain_writing import plainly_written
 from quark.onnx.preparation.same_outputs import Reference
@@ -38,8 +38,6 @@ __all__ = ["MIN_OPSET", "Prepared", "prepare", "prepared_forms", "prepared_on"]
 MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-channel weights need
 _FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not be an input as well
 _ROUNDS = 3
-
-_BIAS_INPUTS = {name: op.bias_input for name, op in OPERATORS.items() if op.bias_input is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +66,10 @@ def prepared_on(
     Opset at least 13; constants folded and held in initializers that are no inputs; no nodes without effect; operators
     in place of the graphs that exporters write for them (`fuse_patterns`), for which the opset may be raised further;
     BatchNormalization, and constants per channel, folded into the Conv, ConvTranspose, Gemm or MatMul before them, Pad
-    into the Conv behind; MatMul + Add written as Gemm, and every Gemm with alpha = beta = 1; no bias shared; nodes with
-    unique names, their own where they had one; shapes inferred. Inputs, outputs and metadata stay as they are, but for
-    shapes of outputs that are not what the model makes. Nodes that draw random numbers stay.
+    into the Conv behind; MatMul + Add written as Gemm, and every Gemm with alpha = beta = 1; no bias shared, and no
+    weight that layers arrange in different ways; nodes with unique names, their own where they had one; shapes
+    inferred. Inputs, outputs and metadata stay as they are, but for shapes of outputs that are not what the model
+    makes. Nodes that draw random numbers stay.
 
     Args:
         model: a float model, written in any way (`plainly_written`); not changed. What it computes in 16-bit floats
@@ -227,7 +226,8 @@ def _with_folded_pads(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _for_the_quantizer(model: onnx.ModelProto) -> onnx.ModelProto:
     editor = GraphEditor(model.graph)
-    _unshare_biases(editor)
+    part_biases(editor)
+    part_arrangements(editor)
     editor.remove_unused_initializers()
     part_clashing_names(model.graph)
     _name_nodes(model.graph)
@@ -261,15 +261,6 @@ def _is_right(stated: onnx.ValueInfoProto, inferred: onnx.ValueInfoProto, seen: 
 
 def _lengths(value: onnx.ValueInfoProto) -> list[int | None]:
     return [dim.dim_value if dim.HasField("dim_value") else None for dim in value.type.tensor_type.shape.dim]
-
-
-def _unshare_biases(editor: GraphEditor) -> None:
-    """Give each layer its own bias: its int32 scale differs, and so does what finetune makes of it."""
-    for node in editor.graph.node:
-        index = _BIAS_INPUTS.get(node.op_type)
-        bias = editor.constant(node, index) if index is not None else None
-        if index is not None and bias is not None and len(editor.readers(node.input[index])) > 1:
-            editor.set_constant(node, index, bias, like=node.input[index])
 
 
 def _part_names(graph: onnx.GraphProto) -> None:

@@ -14,6 +14,7 @@ from quark.onnx import (
     CalibMethod,
     Int4Spec,
     Int8Spec,
+    ModelError,
     ModelQuantizer,
     QConfig,
     QLayerConfig,
@@ -228,7 +229,7 @@ def test_what_tunes_one_layer_at_a_time_leaves_them(options: dict[str, object], 
 
 
 def test_one_that_cannot_be_tuned_holds_the_others() -> None:
-    """The embedding table is a weight in one place and data in another; a transposed use is another arrangement."""
+    """The embedding table is a weight in one place and data in another."""
     text = """(int64[N,6] words) => (float[N,6,12] y) {
         [look_up] e = Gather(table, words)
         [hidden] h = MatMul(e, hidden_w)
@@ -243,14 +244,60 @@ def test_one_that_cannot_be_tuned_holds_the_others() -> None:
     assert skipped.node == "tied"
     assert "is read by Gather 'look_up' too, which is not tuned" in skipped.reason
 
-    turned = build(
-        "(float[N,12] x) => (float[N,12] y) { [a] t = Gemm(x, w) [b] y = Gemm<transB=1>(t, w) }", w=w.conv(12, 12)
-    )
-    _, report = quantized_and_report(turned, samples(turned, 20), AdaRoundConfig())
-    assert report.layers == ()
-    assert any(
-        "a (Gemm): its weight is arranged in another way in 'a' than in 'b'; b " in line for line in report.warnings
-    )
+
+# By name: a model in which two layers arrange a weight in different ways, with a place for the name that it has in the
+# second, and the weight's shape.
+ARRANGEMENTS = {
+    "turned": (("(float[N,8] x) => (float[N,8] y) "
+                "{{ [a] t = Gemm(x, w, b) u = Relu(t) [b] y = Gemm<transB=1>(u, {w}, c) }}"), (8, 12)),
+    "turned, square": (("(float[N,12] x) => (float[N,12] y) "
+                        "{{ [a] t = MatMul(x, w) u = Relu(t) [b] y = Gemm<transB=1>(u, {w}, b) }}"), (12, 12)),
+    "either input": (("(float[N,12,12] x) => (float[N,12,12] y) "
+                      "{{ [a] t = MatMul(x, w) u = Relu(t) [b] y = MatMul({w}, u) }}"), (12, 12)),
+    "groups": (("(float[N,8,6,6] x, float[N,4,6,6] z) => (float[N,12,4,4] y, float[N,12,4,4] u) "
+                "{{ [a] y = Conv<group=2>(x, w, b) [b] u = Conv(z, {w}, b) }}"), (12, 4, 3, 3)),
+    "turned convolution": (("(float[N,12,6,6] x) => (float[N,12,6,6] y) "
+                            "{{ [a] t = Conv(x, w, b) [b] y = ConvTranspose(t, {w}, b) }}"), (12, 12, 3, 3)),
+    "normalization": (("(float[N,6,12] x, float[N,12,5] z) => (float[N,6,12] y, float[N,6,5] u) "
+                       "{{ [a] y = LayerNormalization<axis=1>(x, w) [b] u = MatMul({w}, z) }}"), (6, 12)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARRANGEMENTS)
+@pytest.mark.parametrize(
+    "weight",
+    [
+        Int8Spec(),
+        UInt8Spec(quant_granularity=QuantGranularity.Channel),
+        Int8Spec(quant_granularity=QuantGranularity.Channel, calibration_method=CalibMethod.MinMax),
+        Int4Spec(quant_granularity=QuantGranularity.Group),
+    ],
+    ids=["tensor", "channel", "minimum and maximum", "blocks"],
+)
+def test_a_weight_that_layers_arrange_in_different_ways(name: str, weight: Int8Spec) -> None:
+    """The models are those in which each of the layers has a weight of its own, of the same values."""
+    text, shape = ARRANGEMENTS[name]
+    w = Weights(5)
+    values = scaled(w.conv(*shape), w.gains(shape[0]))
+    constants = {"w": values, **{bias: w.bias(n) for bias, n in (("b", 12), ("c", 8)) if f" {bias})" in text}}
+    shared, own = build(text.format(w="w"), **constants), build(text.format(w="v"), **constants, v=values)
+    data, unseen = samples(shared, 60), samples(shared, 20, seed=1)
+    for algorithms in ([], [AdaRoundConfig()], [AdaQuantConfig(solver="gradient", num_iterations=10)]):
+        tied, report = quantized_and_report(shared, data, *algorithms, weight=weight, BlockSize=4)
+        untied, _ = quantized_and_report(own, data, *algorithms, weight=weight, BlockSize=4)
+        assert not report.skipped
+        onnx.checker.check_model(tied, full_check=True)
+        for optimise in (False, True):
+            for one, other in zip(run(tied, unseen, optimise=optimise), run(untied, unseen), strict=True):
+                np.testing.assert_allclose(one, other, atol=0.02 * np.ptp(other) if optimise else 0)
+
+
+def test_a_weight_that_another_tool_kept_for_two_arrangements_stays() -> None:
+    model = build(ARRANGEMENTS["turned, square"][0].format(w="w"), w=Weights(5).conv(12, 12), b=Weights(5).bias(12))
+    data = samples(model, 40)
+    static = statically_quantized(model, data)
+    with pytest.raises(ModelError, match=r"its weight is arranged in another way in 'a' than in 'b'"):
+        finetune(model, static, None, Reader(data), AdaRoundConfig())
 
 
 def test_the_scale_of_a_shared_weight_is_that_of_the_least_error() -> None:
