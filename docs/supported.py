@@ -16,6 +16,7 @@ from quark.onnx.core_view.output_stage import output_stage
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.layers.weight_layers import OTHER_OPERATORS, weight_layers
 from quark.onnx.operators.table import LINEAR, OPERATORS
+from quark.onnx.patterns.matcher import Matcher
 from quark.onnx.patterns.pattern_table import PATTERNS
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.preparation.float32 import NARROW
@@ -174,8 +175,8 @@ def looked_through() -> list[str]:
         for inputs in (("z",), ("z", "c"), ("z", "c", "c")):
             if schema.domain == "" and schema.min_input <= len(inputs) <= schema.max_input:
                 model = _layer_before(helper.make_node(schema.name, inputs, ["y"]))
-                layer, graph = weight_layers(model)[0], Dataflow(model)
-                if output_stage(layer, graph, layer, graph, through_qdq=False) is not None:
+                layer, matcher = weight_layers(model)[0], Matcher(Dataflow(model))
+                if output_stage(layer, matcher, layer, matcher, through_qdq=False) is not None:
                     found.add(schema.name)
     return sorted(found)
 
