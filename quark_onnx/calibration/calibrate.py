@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.calibration.activation_range import ActivationRange
+from quark.onnx.calibration.assumed_biases import bias_shifts
 from quark.onnx.calibration.channel_blocks import session_in_blocks
 from quark.onnx.calibration.swallowed import Sampled, swallowed
 from quark.onnx.calibration.tensor_statistics import TensorStatistics
@@ -67,6 +68,7 @@ class Calibration:
         samples: how many were seen.
         without_range: why each of the other tensors has none: they cannot be quantized.
         histograms: of the values of tensors.
+        bias_shifts: by bias initializer: what rounding the weight at the scale chosen adds to the mean output.
     """
 
     ranges: dict[str, tuple[float, float]]
@@ -74,6 +76,7 @@ class Calibration:
     samples: int
     without_range: dict[str, str] = field(default_factory=dict)
     histograms: dict[str, ValueHistogram] = field(default_factory=dict)
+    bias_shifts: dict[str, list[float]] = field(default_factory=dict)
 
 
 def calibrate(
@@ -132,7 +135,9 @@ def calibrate(
     coarse = swallowed(model, first[0], sampled, ranges, settings.range_of, each)
     ranges = {name: limits for name, limits in ranges.items() if name not in coarse}
     without.update(coarse)
-    return Calibration(ranges, search.choose(), samples, without, histograms)
+    weights = search.choose()
+    shifts = bias_shifts(model, weights, settings.grid_of, search.mean_inputs)
+    return Calibration(ranges, weights, samples, without, histograms, shifts)
 
 
 def _check_outputs(model: onnx.ModelProto, not_finite: Mapping[str, str]) -> None:

@@ -63,6 +63,10 @@ class _Searched:
         x = x.swapaxes(-1, -2) if self.layer.attributes.comes_first else x
         return np.ascontiguousarray(x[..., i * self.block : (i + 1) * self.block] if self.block else x)
 
+    def mean_input(self, pool: _core.ThreadPool) -> NDArray[np.float64]:
+        """(groups, K)."""
+        return np.concatenate([part.mean_input(pool) for part in self.parts], axis=1)
+
     def choose(self, others: Sequence[_Searched], pool: _core.ThreadPool) -> WeightParams:
         """The scale with the least output error, of other layers with the same weight too.
 
@@ -96,7 +100,11 @@ class _Searched:
 
 
 class WeightScaleSearch:
-    """CalibMethod.MinOutputMSE: moments or rows of every layer's float input, then the scale with the least error."""
+    """CalibMethod.MinOutputMSE: moments or rows of every layer's float input, then the scale with the least error.
+
+    Attributes:
+        mean_inputs: the mean row (groups, K) of every layer whose scale was chosen, by node name.
+    """
 
     def __init__(
         self,
@@ -136,6 +144,7 @@ class WeightScaleSearch:
         self._scarce = frozenset(layer.weight for layer in layers)
         self._seen = self._fed = 0  # samples
         self._with_data = set[str]()  # weights
+        self.mean_inputs: dict[str, NDArray[np.float64]] = {}
 
     def tensors(self) -> list[str]:
         return [searched.layer.input for searched in self._layers]
@@ -206,7 +215,9 @@ class WeightScaleSearch:
                 _LOG.warning("layer %s: its input is empty on all data: no scale to choose by it", layer.node_name)
                 continue
             try:
-                found[layer.weight] = first.choose(others, self._pool)
+                means = {one.layer.node_name: one.mean_input(self._pool) for one in (first, *others)}
+                found[layer.weight] = first.choose(others, self._pool)  # which takes over the rows of the others
+                self.mean_inputs.update(means)
             except ValueError as error:  # its input has values that are no numbers, or whose squares are none
                 _LOG.warning("layer %s: its weight scale is left to minimum and maximum: %s", layer.node_name, error)
         return found

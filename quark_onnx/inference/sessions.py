@@ -103,7 +103,8 @@ def session(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the core needs the processors in between
     options.add_session_config_entry("session.disable_quant_qdq", "0" if fuse_qdq else "1")
     options.add_session_config_entry("session.x64quantprecision", "1" if fuse_qdq else "0")  # see saturation.py
-    options.log_severity_level = 3
+    # What an error's log says, the exception says as well; only why a GPU does not start is in the log alone.
+    options.log_severity_level = 4 if engine.device == "cpu" else 3
     options.enable_cpu_mem_arena = False  # as fast, and freed memory goes back
     try:  # without fallback: it would go on on the CPU
         content, kept = serialized_for(options, model)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import onnx
 
+from quark.onnx.calibration.assumed_biases import with_assumed_biases
 from quark.onnx.calibration.calibrate import Calibration, calibrate
 from quark.onnx.calibration.lost_parts import lost_parts
 from quark.onnx.calibration.weight_range import weight_scales
@@ -80,7 +81,8 @@ def quantize_plainly(
 
     def insert(calibration: Calibration) -> QdqModel:
         options = replace(specs.qdq_options(), without_range=frozenset(calibration.without_range))
-        return qdq_model(model, calibration.ranges, calibration.weights, options)
+        assumed = with_assumed_biases(model, calibration.bias_shifts)
+        return qdq_model(assumed, calibration.ranges, calibration.weights, options)
 
     with clock.phase("insert Q/DQ"):
         kept = kept_in_float(model, calibration, insert, few, engine, specs.max_float_share)

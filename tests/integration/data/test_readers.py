@@ -87,7 +87,7 @@ def test_a_model_of_fixed_batch_one() -> None:
         assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
         model.graph.input[0].CopyFrom(free.graph.input[0])
         model.graph.output[0].CopyFrom(free.graph.output[0])
-    assert mean_squared_error(free, tuned, unseen) < 0.6 * mean_squared_error(free, plain, unseen)
+    assert mean_squared_error(free, tuned, unseen) < 0.75 * mean_squared_error(free, plain, unseen)
 
 
 @pytest.mark.parametrize("limit", [8, 11])

@@ -18,11 +18,13 @@ from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayer
 
 TESTS = Path(__file__).parents[2]
 PRELUDE = """
-    import atexit, hashlib, os, sys, threading
+    import atexit, hashlib, logging, os, sys, threading
     sys.path.insert(0, sys.argv[1])
     from small_models import Reader, samples, separable_cnn
     from quark.onnx import *
     from quark.onnx import QConfig, QLayerConfig
+
+    logging.getLogger("quark").setLevel(logging.ERROR)  # nothing is said of how well the model did
 
     def quantize(**keywords):
         model = separable_cnn()

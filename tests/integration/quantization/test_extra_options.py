@@ -112,7 +112,9 @@ def test_biases_in_float(algorithms: list[AlgoConfig]) -> None:
     result, _ = quantize(model, {"QuantizeBias": False}, algorithms)
     found = QuantizedModel(result)
     assert found.input("stem", 2) is None
-    np.testing.assert_array_equal(found.constants["stem_b"], QuantizedModel(model).constants["stem_b"])
+    bias, given = found.constants["stem_b"], QuantizedModel(model).constants["stem_b"]
+    assert bias.dtype == np.float32
+    np.testing.assert_allclose(bias, given, atol=0.02 * np.ptp(given))  # it makes up for the rounding of the weight
     assert found.input("stem", 1) is not None
 
 

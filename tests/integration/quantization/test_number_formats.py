@@ -39,8 +39,8 @@ ALGORITHMS = {
 }
 # (activations, weights), and how much of the plain model's error finetuning may leave on these models.
 PAIRS = {
-    ("UInt8", "Int4"): 0.75, ("UInt8", "UInt4"): 0.75, ("Int8", "Int4"): 0.75, ("UInt16", "UInt4"): 0.75,
-    ("UInt16", "Int8"): 0.9, ("Int16", "UInt8"): 0.9, ("UInt8", "Int16"): 1.1, ("UInt16", "Int16"): 1.1,
+    ("UInt8", "Int4"): 0.75, ("UInt8", "UInt4"): 0.85, ("Int8", "Int4"): 0.75, ("UInt16", "UInt4"): 0.75,
+    ("UInt16", "Int8"): 0.9, ("Int16", "UInt8"): 0.95, ("UInt8", "Int16"): 1.1, ("UInt16", "Int16"): 1.1,
     ("Int16", "UInt16"): 1.1,
 }  # fmt: skip
 GRANULARITY = {"per tensor": QuantGranularity.Tensor, "per channel": QuantGranularity.Channel}

@@ -37,7 +37,7 @@ def quantize(
     model: onnx.ModelProto, layer: QLayerConfig = LAYER, *algorithms: Any, **options: Any
 ) -> tuple[onnx.ModelProto, Report]:
     quantizer = ModelQuantizer(QConfig(layer, algo_config=algorithms, **options))
-    return quantizer.quantize_model(model, None, Reader(samples(model, 40))), quantizer.report
+    return quantizer.quantize_model(model, None, Reader(samples(model, 120))), quantizer.report
 
 
 def is_power_of_two(scale: np.ndarray) -> bool:
