@@ -43,7 +43,7 @@ def edsr(g: Graph, *, width: int = 64, blocks: int = 16, factor: int = 2) -> onn
 
 
 def segmentation(g: Graph, *, width: int = 16, classes: int = 19) -> onnx.ModelProto:
-    """Scores of classes at full size, from a network that works at a half to a sixteenth of it."""
+    """Scores of classes at a quarter of the size, from a network that works at a half to a sixteenth of it."""
     half = g.op("Relu", g.batch_norm(g.conv(g.input, width, 3, stride=2)))
     quarter = _separable(g, half, 2 * width, stride=2)
     eighth = _separable(g, _separable(g, quarter, 4 * width, stride=2), 4 * width)
@@ -53,7 +53,7 @@ def segmentation(g: Graph, *, width: int = 16, classes: int = 19) -> onnx.ModelP
     for skip in (eighth, quarter):
         x = g.resize(g.op("Relu", g.batch_norm(g.conv(x, skip.channels))), 2, "linear")
         x = _separable(g, g.op("Concat", x, skip, axis=1), skip.channels)
-    return g.model(g.resize(g.conv(x, classes, bias=True), 4, "linear"))
+    return g.model(g.conv(x, classes, bias=True))
 
 
 def _separable(g: Graph, x: Tensor, outputs: int, *, stride: int = 1) -> Tensor:

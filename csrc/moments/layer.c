@@ -9,12 +9,14 @@
 #include "moments/row_choice.h"
 
 /* Rows per panel: panels of floats take about half a MiB and those of bytes one, and so stay in the second-level cache.
+ * Without targets they take a quarter of it, as then the data of all layers of a model is gathered at the same time.
  * Phases share the most rows, as they share the layer's. */
 int64_t qk_panel_capacity(const qk_layer *layer, const qk_sums *s) {
     const int64_t inputs = layer->geometry.groups * s->inputs,
                   outputs = layer->geometry.groups * layer->geometry.outputs;
     const int64_t column = layer->as_bytes ? inputs + 4 * outputs : 4 * (inputs + outputs);
-    const int64_t bytes = layer->as_bytes ? 1 << 20 : 1 << 19, most = 2048 / layer->phases.count;
+    const int64_t bytes = (layer->as_bytes ? 1 << 20 : 1 << 19) >> (layer->with_target ? 0 : 2),
+                  most = 2048 / layer->phases.count;
     const int64_t rows = bytes / column < most ? bytes / column : most;
     const int64_t least = layer->phases.count <= 256 ? 128 : QK_PANEL_BLOCK; /* each phase gets few rows anyhow */
     return rows < least ? least : rows / QK_PANEL_BLOCK * QK_PANEL_BLOCK;

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 
@@ -23,6 +24,7 @@ from quark.onnx.calibration.weight_scale_search import WeightScaleSearch
 from quark.onnx.calibration_data.checked_items import Batch, counts_samples, sample_count
 from quark.onnx.calibration_data.joining import BatchJoiner, CanJoin, input_bytes
 from quark.onnx.errors import DataError
+from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.inference.sessions import READY, Engine, in_order, session
 from quark.onnx.layers.weight_layers import WeightLayer
 from quark.onnx.qdq.weight_params import WeightParams
@@ -101,7 +103,8 @@ def calibrate(
     search = WeightScaleSearch(model, layers, settings.grid_of, _core.ThreadPool(engine.threads), engine.memory)
     # A reader may use its memory again. With few items, the processors are shared out among each item's operators.
     first = [{name: array.copy() for name, array in item.items()} for item in islice(items, engine.threads)]
-    at_once, each = engine.shared_out(len(first))
+    made_of_one = _exposed_bytes(model, {*tensors, *search.tensors()}) * sample_count(first[0])
+    at_once, each = engine.shared_out(len(first), made_of_one)
     # To the last bit as onnxruntime.quantization: item by item, the graph as it is. Threads would move bits too.
     exact = any(settings.range_of(name).is_exact for name in tensors)
     ordered, unordered = _open(
@@ -110,6 +113,7 @@ def calibrate(
     values = unordered(first[0])
     made, sampled = input_bytes(values), Sampled(values, tensors)  # how much the model makes of an item, and what
     del values
+    at_once = engine.shared_out(at_once, made)[0]  # where the model does not tell shapes it is known only now
     if made * (at_once + READY) > engine.memory.free():
         at_once = 1  # then no batch waits for the one before it
     joiner = BatchJoiner((lambda *_: False) if exact else can_join, input_bytes(first[0]) * _EXPOSED_BYTES / made)
@@ -138,6 +142,12 @@ def calibrate(
     weights = search.choose()
     shifts = bias_shifts(model, weights, settings.grid_of, search.mean_inputs)
     return Calibration(ranges, weights, samples, without, histograms, shifts)
+
+
+def _exposed_bytes(model: onnx.ModelProto, tensors: Collection[str]) -> float:
+    """What the tensors of a sample take, as far as the model tells."""
+    sizes = map(Dataflow(model).bytes_per_sample, tensors)
+    return sum(size for size in sizes if not math.isnan(size))
 
 
 def _check_outputs(model: onnx.ModelProto, not_finite: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from quark.onnx.fast_finetune.float_layers import FloatLayer
 from quark.onnx.fast_finetune.kept_samples import KeptSamples
 from quark.onnx.fast_finetune.walk import Arrays, Walk
+from quark.onnx.graph.live_bytes import live_bytes
 from quark.onnx.inference.sessions import Engine, in_order
 from quark.onnx.plan.types import LayerPlan
 
@@ -71,7 +72,8 @@ class LayerBatches:
     ) -> None:
         self._stops, self._batches, self._outputs = stops, samples.batches, outputs
         self._float_inputs, self._float_layers = float_inputs, float_layers
-        self._at_once, each = engine.shared_out(samples.batches)
+        each_bytes = live_bytes(float_model) * samples.samples / samples.batches
+        self._at_once, each = engine.shared_out(samples.batches, each_bytes)
         targets = [[name for layer in layers for name in self._float_tensors(layer)] for layers in stops]
         inputs = [[layer.input.tensor for layer in layers] for layers in stops]
         growth = _MOST_GROWTH / samples.samples

@@ -54,30 +54,33 @@ def transformed(model: onnx.ModelProto, transform: Callable[[onnx.ModelProto], o
     return result
 
 
-def serialized_for(options: ort.SessionOptions, model: onnx.ModelProto) -> tuple[bytes, list[ort.OrtValue]]:
+def serialized_for(
+    options: ort.SessionOptions, model: onnx.ModelProto, *, aside: bool = True
+) -> tuple[bytes, list[ort.OrtValue]]:
     """A model as an onnxruntime session takes it.
 
     Args:
-        options: of the session; get the large tensors of a large model.
+        options: of the session; get the large tensors, which saves two copies of them.
+        aside: False: they are among the bytes, unless the model is too large for that.
 
     Returns:
         The bytes, and what must be kept as long as the session is used.
     """
-    if not is_large(model):
+    if (not aside and not is_large(model)) or not any(map(_is_put_aside, model.graph.initializer)):
         return model.SerializeToString(), []
-    shell, aside = _taken_apart(model)
-    for tensor in aside:
+    shell, tensors = _taken_apart(model, _is_put_aside)
+    for tensor in tensors:
         stub = shell.graph.initializer.add(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
         stub.data_location = onnx.TensorProto.EXTERNAL
         stub.external_data.add(key="location", value="in memory")
-    values = list(map(_ort_value, aside))
-    options.add_external_initializers([tensor.name for tensor in aside], values)
+    values = list(map(_ort_value, tensors))
+    options.add_external_initializers([tensor.name for tensor in tensors], values)
     return shell.SerializeToString(), values
 
 
 def without_weights(model: onnx.ModelProto, largest: int = 1 << 10) -> onnx.ModelProto:
     """A copy in which initializers of more than `largest` bytes are inputs without a value."""
-    shell, aside = _taken_apart(model, min(largest + 1, _LARGE))
+    shell, aside = _taken_apart(model, lambda tensor: _size(tensor) > min(largest, _LARGE - 1))
     inputs = {value.name for value in shell.graph.input}  # before IR version 4 initializers are inputs as well
     for tensor in aside:
         if tensor.name not in inputs:
@@ -105,16 +108,25 @@ def _ort_value(tensor: onnx.TensorProto) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(padded, tensor.data_type)
 
 
-def _taken_apart(model: onnx.ModelProto, large: int | None = None) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
-    """A copy of a model without its initializers of `large` bytes or more, _LARGE by default, and these, still the
-    model's own.
-    """
-    large = _LARGE if large is None else large
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    return _size(tensor) >= _LARGE
+
+
+def _is_put_aside(tensor: onnx.TensorProto) -> bool:
+    """Whether it is large, and onnxruntime takes it as an array."""
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).kind
+    return _is_large(tensor) and (kind in "biuf" or tensor.data_type in _PACKED)
+
+
+def _taken_apart(
+    model: onnx.ModelProto, apart: Callable[[onnx.TensorProto], bool] = _is_large
+) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """A copy of a model without the initializers that are `apart`, and these, still the model's own."""
     shell = onnx.ModelProto()
     copy_fields(shell, model, but="graph")
     copy_fields(shell.graph, model.graph, but="initializer")
-    shell.graph.initializer.extend(tensor for tensor in model.graph.initializer if _size(tensor) < large)
-    return shell, [tensor for tensor in model.graph.initializer if _size(tensor) >= large]
+    shell.graph.initializer.extend(tensor for tensor in model.graph.initializer if not apart(tensor))
+    return shell, list(filter(apart, model.graph.initializer))
 
 
 def copy_fields(to: Any, source: Any, *, but: str) -> None:

@@ -37,6 +37,8 @@ CUDA = "CUDAExecutionProvider"
 _REPLACED_TWICE = "Attempt to replace the existing tensor"
 ROOM = 256 << 20  # bytes that optional work needs: with fewer, onnxruntime may end the process in place of an error
 READY = 2  # results that wait for the caller, so that no thread does while the caller works
+_WAITING_BYTES = 64 << 20  # of these; where results are larger fewer wait
+_AT_ONCE_BYTES = 96 << 20  # of the tensors of runs that go on at the same time; where they are larger there are fewer
 
 Batch = dict[str, NDArray[np.generic]]
 _Item = TypeVar("_Item")
@@ -57,9 +59,13 @@ class Engine:
     device: str = "cpu"
     memory: MemoryLimit = MemoryLimit()  # noqa: RUF009 (it is frozen)
 
-    def shared_out(self, runs: int) -> tuple[int, Engine]:
-        """How many of `runs` independent runs go on at the same time, and the engine of each."""
-        at_once = max(1, min(self.threads, runs))
+    def shared_out(self, runs: int, each_bytes: float = 0.0) -> tuple[int, Engine]:
+        """How many of `runs` independent runs go on at the same time, and the engine of each.
+
+        Args:
+            each_bytes: what the tensors of one run take, as far as that is known.
+        """
+        at_once = max(1, min(self.threads, runs, int(_AT_ONCE_BYTES / max(each_bytes, 1))))
         return at_once, replace(self, threads=-(-self.threads // at_once))
 
     def providers(self) -> list[str | tuple[str, dict[str, Any]]]:
@@ -107,7 +113,7 @@ def session(
     options.log_severity_level = 4 if engine.device == "cpu" else 3
     options.enable_cpu_mem_arena = False  # as fast, and freed memory goes back
     try:  # without fallback: it would go on on the CPU
-        content, kept = serialized_for(options, model)
+        content, kept = serialized_for(options, model, aside=save_as is None)
         opened = _Session(content, options, providers=engine.providers(), enable_fallback=0)
     except Exception as error:  # onnxruntime's exceptions have no base of their own
         if fuse_qdq and _REPLACED_TWICE in str(error):  # no kernel is both exact and there
@@ -164,22 +170,36 @@ def _finished(run: Callable[..., _Result], *arguments: object) -> Future[_Result
 
 
 def in_order(run: Callable[[_Item], _Result], items: Iterable[_Item], *, threads: int) -> Iterator[_Result]:
-    """`run` of every item, in the order of the items; up to `threads` at a time, and `READY` ahead of the caller."""
+    """`run` of every item, in the order of the items; up to `threads` at a time, and `READY` ahead of the caller, or
+    fewer where results are large.
+    """
     if threads == 1:
         yield from map(run, items)
         return
     ahead: deque[Future[_Result]] = deque()
+    most = threads  # until the first result shows how large they are
     with ThreadPoolExecutor(threads) as executor:
         try:
             for item in items:
                 ahead.append(submitted(executor, run, item))
-                if len(ahead) >= threads + READY:
-                    yield ahead.popleft().result()
+                if len(ahead) >= most:
+                    result = ahead.popleft().result()
+                    most = max(threads, min(threads + READY, _WAITING_BYTES // max(_bytes_of(result), 1)))
+                    yield result
+                    del result
             while ahead:
                 yield ahead.popleft().result()
         finally:
             for future in ahead:
                 future.cancel()
+
+
+def _bytes_of(value: object) -> int:
+    """What the arrays in a result take."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return sum(map(_bytes_of, parts))
 
 
 class BatchMerging:

@@ -51,6 +51,7 @@ def after_steps(
         result = _copied(model)
         for step in steps:
             result = step.apply(result)
+        result = _copied(result)  # a message keeps the memory of what was replaced in it
         problem = _problem(result, model, reference)
     except MemoryError:
         raise

@@ -9,6 +9,7 @@ import onnx
 
 from quark.onnx.calibration_data.checked_items import sample_count
 from quark.onnx.graph.joined_outputs import joined_outputs
+from quark.onnx.graph.live_bytes import live_bytes
 from quark.onnx.inference.exposed_tensors import ExposedTensors
 from quark.onnx.inference.sessions import Batch, Engine, in_order, session
 from quark.onnx.measures.deviation import Comparison, Deviation, Parts
@@ -41,7 +42,7 @@ class Damage:
     ) -> None:
         self._switched = switched_model(model, quantized)
         self._items = items
-        self._at_once, each = engine.shared_out(len(items))
+        self._at_once, each = engine.shared_out(len(items), live_bytes(model) * max(map(sample_count, items)))
         self._session = session(self._switched.model, each)
         self.switches = self._switched.switches
         self._joined = joined_outputs(model)

@@ -31,6 +31,7 @@ class PhaseClock:
         try:
             yield
         finally:
+            _core.return_memory()  # what the phase alone needed
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
             peak = peak_rss_mib()
             if peak is not None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.graph.joined_outputs import joined_outputs
+from quark.onnx.graph.live_bytes import live_bytes
 from quark.onnx.graph.random_nodes import is_random
 from quark.onnx.inference.saturation import SATURATION, products_saturate
 from quark.onnx.inference.sessions import Engine, in_order, session
@@ -66,6 +67,7 @@ class WholeModel:
         self._stated = [_stated_shape(output) for output in reference.graph.output]
         self._is_random = any(map(is_random, reference.graph.node))
         self._joined = joined_outputs(reference)
+        self._sample_bytes = live_bytes(reference)
         self._shapes: list[list[tuple[int, ...] | None]] = []
         self._parts: list[dict[int, Parts]] = []
         self._left_out: dict[str, set[int]] = {}  # by output, the batches
@@ -210,7 +212,8 @@ class WholeModel:
 
     def _run(self, model: onnx.ModelProto, role: str, *, fuse_qdq: bool) -> Iterator[list[Any]]:
         batches = self._apart.compared
-        at_once, each = self._engine.shared_out(len(batches))
+        each_bytes = self._sample_bytes * batches.samples / max(len(batches), 1)
+        at_once, each = self._engine.shared_out(len(batches), each_bytes)
         try:
             opened = session(model, each, fuse_qdq=fuse_qdq)
             yield from in_order(lambda batch: list(opened.run(None, batch)), batches, threads=at_once)

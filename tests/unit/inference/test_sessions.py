@@ -130,3 +130,43 @@ def test_an_error_reaches_the_caller_in_its_turn(threads: int):
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+@pytest.mark.parametrize(("megabytes", "ahead"), [(1, 3 + READY), (40, 3)])
+def test_fewer_large_results_wait(megabytes: int, ahead: int):
+    taken = []
+
+    def items() -> Iterator[int]:
+        for i in range(40):
+            taken.append(i)
+            yield i
+
+    empty = np.broadcast_to(np.uint8(0), megabytes << 20)  # which takes no memory
+    results = in_order(lambda _: {"of a layer": [empty]}, items(), threads=3)
+    for wanted in range(1, 11):
+        next(results)
+        assert len(taken) <= wanted + ahead
+    results.close()
+
+
+def test_runs_with_large_tensors_share_the_processors_otherwise():
+    engine = Engine(8)
+    at_once, each = engine.shared_out(32)
+    assert (at_once, each.threads) == (8, 1)
+    at_once, each = engine.shared_out(32, 24 << 20)
+    assert (at_once, each.threads) == (4, 2)
+    at_once, each = engine.shared_out(32, 1 << 30)
+    assert (at_once, each.threads) == (1, 8)
+
+
+@pytest.mark.parametrize("element", [TensorProto.BFLOAT16, TensorProto.FLOAT16, TensorProto.INT4])
+@pytest.mark.parametrize("optimise", [False, True])
+def test_large_tensors_of_any_type(element: int, optimise: bool):
+    """They are put aside where a session takes them as arrays."""
+    values = np.arange(-4, 4, dtype=np.float32).repeat(1 << 18)
+    weight = onnx.helper.make_tensor("w", element, values.shape, values)
+    model = build("(float[N] x) => (float[N] y) { f = Cast<to=1>(w) s = ReduceSum(f) y = Add(x, s) }", opset=21, w=0.0)
+    model.ir_version = 10
+    model.graph.initializer[0].CopyFrom(weight)
+    (y,) = session(model, Engine(1), optimise=optimise).run(None, {"x": np.float32([1, 2])})
+    np.testing.assert_array_equal(y, np.float32([1, 2]) + values.sum())
