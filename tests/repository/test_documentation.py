@@ -81,12 +81,26 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plain = QConfig(QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()))
     ModelQuantizer(plain).quantize_model(model, folder / "model_qdq.onnx", x)
     shutil.copy(folder / "model_qdq.onnx", folder / "other_tools_int8.onnx")
+    onnx.save(with_channels_last(model), folder / "nhwc.onnx")
     onnx.save(embedding(), folder / "text.onnx")
     for name, array in samples(embedding(), 48).items():
         np.save(folder / f"{name}.npy", array)
     onnx.save(mlp(), folder / "blocks.onnx")
     np.save(folder / "blocks.npy", next(iter(samples(mlp(), 48).values())))
     return folder
+
+
+def with_channels_last(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its input x as (samples, height, width, channels)."""
+    samples, channels, height, width = model.graph.input[0].type.tensor_type.shape.dim
+    entry = onnx.helper.make_tensor_value_info(
+        "image", onnx.TensorProto.FLOAT, [samples.dim_param, height.dim_value, width.dim_value, channels.dim_value]
+    )
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    result.graph.input[0].CopyFrom(entry)
+    result.graph.node.insert(0, onnx.helper.make_node("Transpose", ["image"], ["x"], perm=[0, 3, 1, 2]))
+    return result
 
 
 @pytest.fixture
