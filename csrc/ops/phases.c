@@ -60,7 +60,8 @@ static int64_t phase_of(const qk_phases *p, const qk_geometry *g, const qk_exten
 }
 
 void qk_sort_by_phase(const qk_phases *p, const qk_geometry *g, const qk_extent *e, const int64_t *positions, int64_t n,
-                      int64_t *sorted, int64_t *ends, int64_t *scratch) {
+                      const qk_phase_order *order) {
+    int64_t *sorted = order->sorted, *ends = order->ends, *scratch = order->scratch;
     for (int64_t i = 0; i < p->count; i++) ends[i] = 0;
     for (int64_t i = 0; i < n; i++) ends[scratch[i] = p->count > 1 ? phase_of(p, g, e, positions[i]) : 0]++;
     for (int64_t i = 1; i < p->count; i++) ends[i] += ends[i - 1];

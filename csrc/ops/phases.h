@@ -15,9 +15,14 @@ typedef struct {
 qk_phases qk_phases_of(const qk_geometry *g);
 /* How many taps phase `phase` has; which (taps of the kernel), ascending, may be NULL. */
 int64_t qk_phase_taps(const qk_phases *p, const qk_geometry *g, int64_t phase, int64_t *which);
-/* Sorts n output positions by phase, those of one phase in the order they came in. ends (count): behind the last of
- * each phase; scratch (n). */
+
+/* Output positions by phase, those of one phase in the order they came in; the memory is the caller's. */
+typedef struct {
+    int64_t *sorted;  /* (n) */
+    int64_t *ends;    /* (count): behind the last of each phase */
+    int64_t *scratch; /* (n) */
+} qk_phase_order;
 void qk_sort_by_phase(const qk_phases *p, const qk_geometry *g, const qk_extent *e, const int64_t *positions, int64_t n,
-                      int64_t *sorted, int64_t *ends, int64_t *scratch);
+                      const qk_phase_order *order);
 
 #endif

@@ -20,6 +20,7 @@ from quark.onnx.fast_finetune.bias_correction import bias_plan, bias_solver
 from quark.onnx.fast_finetune.finetune_layers import finetune_layers
 from quark.onnx.fast_finetune.kept_samples import KeptSamples
 from quark.onnx.fast_finetune.largest_layer import with_largest_layer
+from quark.onnx.fast_finetune.layer_batches import TwoGraphs, WalkOptions
 from quark.onnx.fast_finetune.nothing_to_tune import nothing_to_tune
 from quark.onnx.fast_finetune.selective import EvaluatorJudge, Judge, OutputJudge, judged_outputs
 from quark.onnx.graph.no_tensors import not_compared
@@ -205,18 +206,11 @@ class FastFinetune:
             return (), plan.skipped, ()
         with self._clock.phase("bias correction"), PhaseProgress("Correcting biases", len(plan.layers)) as progress:
             layers, changes = finetune_layers(
-                float_model,
-                quantized,
+                TwoGraphs(float_model, quantized, self._samples, self.engine),
                 plan,
-                self._samples,
                 self._saved.solver("bias", bias_solver(self._samples.samples, self._config.fixed_seed)),
-                self.engine,
-                float_inputs=False,
-                float_first=self._config.mem_opt_level == 0,
-                parallel=False,
-                judge=None,
+                WalkOptions(float_first=self._config.mem_opt_level == 0, keep_samples=self._finetunes),
                 on_layer=lambda report: progress.advance(note=report.name),
-                keep_samples=self._finetunes,
             )
         kept = self._kept(
             quantized, changes, whole, self._errors(whole), keep_worse=correction.keep_worse, done="bias correction"
@@ -244,18 +238,19 @@ class FastFinetune:
                     _LOG.info("layer %s is left as it is: %s", report.name, report.reason)
                 progress.advance(note=report.name)
 
+            config = self._config
+            options = WalkOptions(
+                float_first=config.mem_opt_level == 0 and not config.parallel,
+                float_inputs=config.drop_ratio < 1 and config.solver != "least_squares",
+                parallel=config.parallel,
+            )
             return finetune_layers(
-                float_model,
-                quantized,
+                TwoGraphs(float_model, quantized, self._samples, self.engine),
                 plan,
-                self._samples,
-                self._saved.solver("tune", choose_solver(self._config, self._samples.samples, self.store, self.engine)),
-                self.engine,
-                float_inputs=self._config.drop_ratio < 1 and self._config.solver != "least_squares",
-                float_first=self._config.mem_opt_level == 0 and not self._config.parallel,
-                parallel=self._config.parallel,
-                judge=self._judge(float_model, quantized),
-                on_layer=on_layer,
+                self._saved.solver("tune", choose_solver(config, self._samples.samples, self.store, self.engine)),
+                options,
+                on_layer,
+                self._judge(float_model, quantized),
             )
 
     def _judge(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> Judge | None:

@@ -16,12 +16,11 @@ import onnx
 from quark.onnx import _core
 from quark.onnx.errors import OutOfMemoryError
 from quark.onnx.fast_finetune.float_layers import float_layers
-from quark.onnx.fast_finetune.kept_samples import KeptSamples
-from quark.onnx.fast_finetune.layer_batches import LayerBatches, LayerData
+from quark.onnx.fast_finetune.layer_batches import LayerBatches, LayerData, TwoGraphs, WalkOptions
 from quark.onnx.fast_finetune.selective import Judge
 from quark.onnx.fast_finetune.shared_weight_tuning import solve_shared_weights
 from quark.onnx.graph.editor import constant_tensors
-from quark.onnx.inference.sessions import Engine, submitted
+from quark.onnx.inference.sessions import submitted
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan, Plan
 from quark.onnx.qdq.write_back import write_integers
@@ -41,35 +40,19 @@ _Initializers = dict[str, onnx.TensorProto]
 
 
 def finetune_layers(
-    float_model: onnx.ModelProto,
-    quantized: onnx.ModelProto,
+    graphs: TwoGraphs,
     plan: Plan,
-    samples: KeptSamples,
     solver: OpenSolver,
-    engine: Engine,
-    *,
-    float_first: bool,
-    float_inputs: bool,
-    parallel: bool,
-    judge: Judge | None,
+    options: WalkOptions,
     on_layer: Callable[[LayerReport], None],
-    keep_samples: bool = False,
+    judge: Judge | None = None,
 ) -> tuple[tuple[LayerReport, ...], list[Change]]:
-    """Finetune the layers of a plan, those that share a weight first, the others in graph order; `quantized` is changed
-    in place, integer initializers only.
+    """Finetune the layers of a plan, those that share a weight first, the others in graph order.
 
     Args:
-        samples: the calibration data.
         solver: opens the solver of a layer, which works with the pool that it is given.
-        float_first: compute all float targets before the first layer is solved, and keep them (memory level 0).
-        float_inputs: solvers mix the float graph's inputs in; not with `parallel`.
-        parallel: every layer sees the quantized model as it is now, and all are solved at the same time, each towards
-            its own float layer's output for what it sees: were it the float graph's, each would make up for the errors
-            that those before it make up for too. Otherwise each sees the outputs of the layers before it as they are
-            after finetuning, and makes up for what they leave.
-        judge: decides whether a layer's integers stay; not with `parallel`, nor with layers that share a weight.
         on_layer: called after each layer; what it raises (a KeyboardInterrupt, say) ends the run.
-        keep_samples: the data is needed again; else it is used up.
+        judge: decides whether a layer's integers stay; not with `parallel`, nor with layers that share a weight.
 
     Returns:
         A report of each layer, and what was changed, in the order in which it was.
@@ -77,7 +60,7 @@ def finetune_layers(
     Raises:
         FinetuneError: onnxruntime cannot run a segment of a graph.
     """
-    initializers, reports = constant_tensors(quantized.graph), dict[int, LayerReport]()
+    initializers, reports = constant_tensors(graphs.quantized.graph), dict[int, LayerReport]()
     changes = list[Change]()
 
     def put_in(results: Generator[Solved, None, None], judge: Judge | None) -> None:
@@ -91,25 +74,21 @@ def finetune_layers(
 
     shared = [layer for layer in plan.layers if layer.shares]
     if shared:
-        put_in(solve_shared_weights(quantized, shared, samples, solver, engine), None)
+        put_in(solve_shared_weights(graphs, shared, solver), None)
     layers = tuple(layer for layer in plan.layers if not layer.shares)
     if layers:
+        _, each = graphs.engine.shared_out(graphs.samples.batches)
         batches = LayerBatches(
-            float_model,
-            quantized,
-            [layers] if parallel else [(layer,) for layer in layers],
-            samples,
-            engine,
-            float_first=float_first,
-            float_inputs=float_inputs,
-            keep_samples=keep_samples,
+            graphs,
+            [layers] if options.parallel else [(layer,) for layer in layers],
+            options,
             outputs=judge.outputs if judge is not None else (),
-            float_layers=float_layers(float_model, layers, engine.shared_out(samples.batches)[1]) if parallel else (),
+            float_layers=float_layers(graphs.float_model, layers, each) if options.parallel else (),
         )
         if judge is not None:
             judge.start(batches.outputs)
-        order = _side_by_side if parallel else _one_by_one
-        put_in(order(layers, batches, solver, engine.threads), judge)
+        order = _side_by_side if options.parallel else _one_by_one
+        put_in(order(layers, batches, solver, graphs.engine.threads), judge)
     return tuple(reports[id(layer)] for layer in plan.layers), changes
 
 

@@ -17,10 +17,47 @@ from quark.onnx.graph.live_bytes import live_bytes
 from quark.onnx.inference.sessions import Engine, in_order
 from quark.onnx.plan.types import LayerPlan
 
-__all__ = ["LayerBatches", "LayerData"]
+__all__ = ["LayerBatches", "LayerData", "TwoGraphs", "WalkOptions"]
 
 _Result = TypeVar("_Result")
 _MOST_GROWTH = 24 << 20  # bytes of all samples, for which a walk runs no node twice
+
+
+@dataclass(frozen=True, eq=False)
+class TwoGraphs:
+    """What layers are finetuned on.
+
+    Attributes:
+        float_model, quantized: the graphs; of the quantized one integer initializers change, in place.
+        samples: the calibration data of both.
+        engine: for all that runs at the same time.
+    """
+
+    float_model: onnx.ModelProto
+    quantized: onnx.ModelProto
+    samples: KeptSamples
+    engine: Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class WalkOptions:
+    """How layers get their data.
+
+    Attributes:
+        float_first: all that the float graph gives is computed before the first layer is solved, and kept (memory
+            level 0); not with `parallel`.
+        float_inputs: layers get the float graph's inputs too, which solvers mix in; not with `parallel`.
+        parallel: every layer sees the quantized model as it is now, and all are solved at the same time, each towards
+            its own float layer's output for what it sees: were it the float graph's, each would make up for the errors
+            that those before it make up for too. Otherwise each sees the outputs of the layers before it as they are
+            after finetuning, and makes up for what they leave.
+        keep_samples: the data is needed again; else it is used up.
+    """
+
+    float_first: bool = False
+    float_inputs: bool = False
+    parallel: bool = False
+    keep_samples: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,13 +79,8 @@ class LayerBatches:
     """Walks both graphs from layers to layers. Batches are computed several at a time and come in order.
 
     Args:
-        quantized: layers see the outputs of the layers before them with the initializers of the moment.
+        graphs: layers see the outputs of the quantized layers before them with the initializers of the moment.
         stops: the layers whose data is wanted at each step: one layer after the other, or all at once.
-        samples: the calibration data.
-        keep_samples: the data is needed again; else it is used up.
-        engine: for all that runs at the same time.
-        float_first: compute all that the float graph gives before the first layer, and keep it (memory level 0).
-        float_inputs: give layers the float graph's inputs too.
         outputs: tensors of the quantized graph that `outputs` will be asked for.
         float_layers: of the layers of the only stop, where targets are to be theirs. Then the float graph is not run.
 
@@ -58,35 +90,31 @@ class LayerBatches:
 
     def __init__(
         self,
-        float_model: onnx.ModelProto,
-        quantized: onnx.ModelProto,
+        graphs: TwoGraphs,
         stops: Sequence[Sequence[LayerPlan]],
-        samples: KeptSamples,
-        engine: Engine,
+        options: WalkOptions,
         *,
-        float_first: bool,
-        float_inputs: bool,
-        keep_samples: bool = False,
         outputs: tuple[str, ...] = (),
         float_layers: Sequence[FloatLayer] = (),
     ) -> None:
+        samples = graphs.samples
         self._stops, self._batches, self._outputs = stops, samples.batches, outputs
-        self._float_inputs, self._float_layers = float_inputs, float_layers
-        each_bytes = live_bytes(float_model) * samples.samples / samples.batches
-        self._at_once, each = engine.shared_out(samples.batches, each_bytes)
+        self._float_inputs, self._float_layers = options.float_inputs, float_layers
+        each_bytes = live_bytes(graphs.float_model) * samples.samples / samples.batches
+        self._at_once, each = graphs.engine.shared_out(samples.batches, each_bytes)
         targets = [[name for layer in layers for name in self._float_tensors(layer)] for layers in stops]
         inputs = [[layer.input.tensor for layer in layers] for layers in stops]
-        growth = _MOST_GROWTH / samples.samples
-        self._float = Walk("float", float_model, targets, samples.store, each, most_growth=growth)
-        self._quantized = Walk("quantized", quantized, [*inputs, outputs], samples.store, each, most_growth=growth)
+        growth, store = _MOST_GROWTH / samples.samples, samples.store
+        self._float = Walk("float", graphs.float_model, targets, store, each, most_growth=growth)
+        self._quantized = Walk("quantized", graphs.quantized, [*inputs, outputs], store, each, most_growth=growth)
         for batch in range(samples.batches):
             arrays = samples.load(batch)
             for walk in (self._quantized,) if float_layers else (self._float, self._quantized):
                 walk.put_inputs(batch, {name: arrays[name] for name in walk.dataflow.inputs})
-            if not keep_samples:
+            if not options.keep_samples:
                 samples.drop(batch)
-        self._store = samples.store
-        self._kept = [self._kept_targets(stop) for stop in range(len(stops))] if float_first else None
+        self._store = store
+        self._kept = [self._kept_targets(stop) for stop in range(len(stops))] if options.float_first else None
 
     def of(self, stop: int) -> Iterator[list[LayerData]]:
         """The data of each layer of a stop, batch by batch; to be asked for in order.

@@ -7,12 +7,10 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import cast
 
-import onnx
-
 from quark.onnx import _core
-from quark.onnx.fast_finetune.kept_samples import KeptSamples
+from quark.onnx.fast_finetune.layer_batches import TwoGraphs
 from quark.onnx.fast_finetune.walk import Walk
-from quark.onnx.inference.sessions import Engine, in_order
+from quark.onnx.inference.sessions import in_order
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.solvers.solve_layer import Solved, core_input, out_of_memory, solve
@@ -25,11 +23,7 @@ _Fed = tuple[LayerPlan, LayerSolver, str]  # with what prevents a solution
 
 
 def solve_shared_weights(
-    quantized: onnx.ModelProto,
-    layers: Sequence[LayerPlan],
-    samples: KeptSamples,
-    solver: OpenSolver,
-    engine: Engine,
+    graphs: TwoGraphs, layers: Sequence[LayerPlan], solver: OpenSolver
 ) -> Generator[Solved, None, None]:
     """A solution for each weight, given with each of its layers once the data of the last of them is there.
 
@@ -37,15 +31,16 @@ def solve_shared_weights(
     such a layer is fed may depend on its own weight, so that errors before it are not those that will be there.
 
     Args:
+        graphs: whose samples are kept.
         layers: those that share a weight, in graph order.
-        samples: the calibration data; kept.
         solver: opens a SharedSolver for them, or a LeftOut.
 
     Raises:
         FinetuneError: onnxruntime cannot run a segment of the graph.
     """
+    samples, engine = graphs.samples, graphs.engine
     at_once, each = engine.shared_out(samples.batches)
-    walk = Walk("shared", quantized, [(layer.input.tensor,) for layer in layers], samples.store, each)
+    walk = Walk("shared", graphs.quantized, [(layer.input.tensor,) for layer in layers], samples.store, each)
     for batch in range(samples.batches):
         arrays = samples.load(batch)
         walk.put_inputs(batch, {name: arrays[name] for name in walk.dataflow.inputs})

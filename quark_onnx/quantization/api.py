@@ -167,44 +167,37 @@ def finetune(
         ConfigError, UnsupportedError: the configuration has no algorithm, or asks for what this version, or
             this machine, cannot do; `save_dir` is in use, or holds another run.
     """
-    if isinstance(config, QConfig):
-        config = config.taken()
-        check_supported(config)
-    algorithm = config.fast_finetune if isinstance(config, QConfig) else config
-    if not isinstance(algorithm, FastFinetuneConfig):
-        raise ConfigTypeError(f"finetune needs AdaRoundConfig or AdaQuantConfig, not {config!r}")
-    if isinstance(config, QConfig) and config.equalisation is not None:
-        raise UnsupportedError("CLEConfig changes the float model before it is quantized: leave it out of finetune()")
-    correction = config.bias_correction if isinstance(config, QConfig) else None
-    engine = engine_for(config if isinstance(config, QConfig) else None)
+    qconfig = config.taken() if isinstance(config, QConfig) else None
+    config = qconfig or config
+    algorithm = _checked_algorithm(config)
+    engine = engine_for(qconfig)
     engine_on_device(algorithm, engine)
     checked_data(reader)
     if output is not None:
         check_output_path(output, float_model, quantized_model, algorithm.ref_model_path)
     clock = PhaseClock()
     with clock.phase("load"):
-        model = load_model(float_model, role="float model")
-        quantized = load_model(quantized_model, role="quantized model")
-    if is_quantized(model):
-        raise ModelError("the float model is quantized: pass the model that the quantized one was made from")
-    check_is_qdq(quantized, has_layers=True)
-    check_quantizers(quantized)
+        model, quantized = _float_and_quantized(float_model, quantized_model)
     FastFinetune.check(model, algorithm)
     other = reference_model(algorithm.ref_model_path, model)
     with clock.phase("prepare"):
         source = data_reader(reader, model)
         few, items = first_items(model, first_samples(checked_items(source, model_inputs(model)), algorithm.data_size))
-        models = {"float model": model, "quantized model": quantized} | (
-            {"reference model": other.model} if other else {}
-        )
+        models = {"float model": model, "quantized model": quantized}
+        models |= {"reference model": other.model} if other else {}
         forms, notes = reference_forms(other, few, engine) if other else prepared_forms(model, few, engine)
         model = matching_form(forms, quantized, algorithm.target_op_type)
-        excluded = excluded_outputs(config, model, models["float model"]) if isinstance(config, QConfig) else ()
+        excluded = excluded_outputs(qconfig, model, models["float model"]) if qconfig is not None else ()
         del few, forms
     with (
         saved_run(save_dir, models, config, output) as saved,
         FastFinetune(
-            algorithm, engine=engine, clock=clock, saved=saved, correction=correction, excluded=excluded
+            algorithm,
+            engine=engine,
+            clock=clock,
+            saved=saved,
+            correction=qconfig.bias_correction if qconfig is not None else None,
+            excluded=excluded,
         ) as finetuning,
     ):
         with clock.phase("read data"):
@@ -224,11 +217,34 @@ def finetune(
             sizes=model_sizes(model, quantized),
             configuration=written_configuration(config),
         )
-        if isinstance(config, QConfig):
-            report = _with_notes(report, config, source, quantizes=False)
+        if qconfig is not None:
+            report = _with_notes(report, qconfig, source, quantizes=False)
         delivered = _deliver(quantized, output, clock, external_data=False)
         saved.finish()
     return report if delivered is None else (delivered, report)
+
+
+def _checked_algorithm(config: FastFinetuneConfig | QConfig) -> FastFinetuneConfig:
+    """The algorithm that a quantized model is to be finetuned with."""
+    if isinstance(config, QConfig):
+        check_supported(config)
+    algorithm = config.fast_finetune if isinstance(config, QConfig) else config
+    if not isinstance(algorithm, FastFinetuneConfig):
+        raise ConfigTypeError(f"finetune needs AdaRoundConfig or AdaQuantConfig, not {config!r}")
+    if isinstance(config, QConfig) and config.equalisation is not None:
+        raise UnsupportedError("CLEConfig changes the float model before it is quantized: leave it out of finetune()")
+    return algorithm
+
+
+def _float_and_quantized(float_model: ModelLike, quantized_model: ModelLike) -> tuple[onnx.ModelProto, onnx.ModelProto]:
+    """The two models, which are what their names say."""
+    model = load_model(float_model, role="float model")
+    quantized = load_model(quantized_model, role="quantized model")
+    if is_quantized(model):
+        raise ModelError("the float model is quantized: pass the model that the quantized one was made from")
+    check_is_qdq(quantized, has_layers=True)
+    check_quantizers(quantized)
+    return model, quantized
 
 
 def _logged(warnings: tuple[str, ...]) -> tuple[str, ...]:

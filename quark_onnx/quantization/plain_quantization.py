@@ -25,7 +25,7 @@ from quark.onnx.sensitivity.kept_in_float import kept_in_float
 from quark.onnx.system.progress import PhaseProgress
 from quark.onnx.system.resources import PhaseClock
 
-__all__ = ["Keep", "PlainQuantization", "quantize_plainly"]
+__all__ = ["Keep", "PlainQuantization", "PlainQuantizer"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -51,78 +51,78 @@ class PlainQuantization:
     notes: tuple[str, ...]
 
 
-def quantize_plainly(
-    model: onnx.ModelProto,
-    specs: TensorSpecs,
-    items: Iterator[Batch],
-    few: Sequence[Batch],
-    keep: Keep | None,
-    engine: Engine,
-    clock: PhaseClock,
-    saved: NothingSaved,
-) -> PlainQuantization:
-    """Calibrate a prepared float model, which is not changed, and insert Q/DQ nodes.
+@dataclass(frozen=True, eq=False)
+class PlainQuantizer:
+    """Calibrates prepared float models, and inserts Q/DQ nodes.
 
-    Args:
-        items: the calibration data.
-        few: some samples of it, to see what single quantizers do.
-        keep: takes what finetuning needs of all items, also of those behind the last one to calibrate with.
+    Attributes:
+        few: some samples of the data, to see what single quantizers do.
         saved: keeps the first calibration of the run.
-
-    Raises:
-        DataError: the model cannot run on the data, or it is not that of the run which is kept.
+        engine: runs the models.
+        clock: measures the phases.
     """
-    with clock.phase("prepare"):
-        tensors = calibration_tensors(model, specs.qdq_options())
-    with clock.phase("calibrate"):
-        calibration = _calibrate(model, items, tensors, keep, specs, engine, saved)
-        model, clipped = with_biases_in_reach(model, calibration.ranges, specs.scope.quantized)
-        calibration = _with_own_scales(calibration, model, specs, engine)
 
-    def insert(calibration: Calibration) -> QdqModel:
-        options = replace(specs.qdq_options(), without_range=frozenset(calibration.without_range))
-        assumed = with_assumed_biases(model, calibration.bias_shifts)
-        return qdq_model(assumed, calibration.ranges, calibration.weights, options)
+    few: Sequence[Batch]
+    saved: NothingSaved
+    engine: Engine
+    clock: PhaseClock
 
-    with clock.phase("insert Q/DQ"):
-        kept = kept_in_float(model, calibration, insert, few, engine, specs.max_float_share)
-    calibration, inserted = kept.calibration, kept.inserted
-    lost = lost_parts(model, specs.scope.quantized, calibration.ranges, specs.calibration_settings().range_of)
-    return PlainQuantization(
-        model,
-        inserted.model,
-        calibration,
-        warnings=(*clipped, *kept.warnings, *lost, *_warnings_of_nothing(inserted.model)),
-        notes=(*kept.notes, *inserted.notes, *_notes_of_ranges(model, calibration)),
-    )
+    def quantized(
+        self, model: onnx.ModelProto, specs: TensorSpecs, items: Iterator[Batch], keep: Keep | None = None
+    ) -> PlainQuantization:
+        """The model, which is not changed, with Q/DQ nodes.
 
+        Args:
+            items: the calibration data.
+            keep: takes what finetuning needs of all items, also of those behind the last one to calibrate with.
 
-def _calibrate(
-    model: onnx.ModelProto,
-    items: Iterator[Batch],
-    tensors: list[str],
-    keep: Keep | None,
-    specs: TensorSpecs,
-    engine: Engine,
-    saved: NothingSaved,
-) -> Calibration:
-    layers = _quantized_layers(model, specs)
-    with PhaseProgress("Calibrating samples", None) as progress:
+        Raises:
+            DataError: the model cannot run on the data, or it is not that of the run which is kept.
+        """
+        with self.clock.phase("prepare"):
+            tensors = calibration_tensors(model, specs.qdq_options())
+        with self.clock.phase("calibrate"):
+            calibration = self._calibrate(model, specs, tensors, items, keep)
+            model, clipped = with_biases_in_reach(model, calibration.ranges, specs.scope.quantized)
+            calibration = _with_own_scales(calibration, model, specs, self.engine)
 
-        def watched(items: Iterator[Batch]) -> Iterator[Batch]:
-            for item in items:
-                yield item
-                progress.advance(sample_count(item))
+        def insert(calibration: Calibration) -> QdqModel:
+            options = replace(specs.qdq_options(), without_range=frozenset(calibration.without_range))
+            assumed = with_assumed_biases(model, calibration.bias_shifts)
+            return qdq_model(assumed, calibration.ranges, calibration.weights, options)
 
-        items = watched(items)
-        can_join = BatchMerging(model, engine).is_exact
-        if keep is not None:
-            items = keep(items, model, can_join)
-        items = _first(items, specs.options.get("CalibDataSize"), drain=keep is not None)
-        settings = specs.calibration_settings()
-        return saved.calibration(
-            items, lambda items: calibrate(model, items, can_join, tensors, layers, settings, engine)
+        with self.clock.phase("insert Q/DQ"):
+            kept = kept_in_float(model, calibration, insert, self.few, self.engine, specs.max_float_share)
+        calibration, inserted = kept.calibration, kept.inserted
+        lost = lost_parts(model, specs.scope.quantized, calibration.ranges, specs.calibration_settings().range_of)
+        return PlainQuantization(
+            model,
+            inserted.model,
+            calibration,
+            warnings=(*clipped, *kept.warnings, *lost, *_warnings_of_nothing(inserted.model)),
+            notes=(*kept.notes, *inserted.notes, *_notes_of_ranges(model, calibration)),
         )
+
+    def _calibrate(
+        self, model: onnx.ModelProto, specs: TensorSpecs, tensors: list[str], items: Iterator[Batch], keep: Keep | None
+    ) -> Calibration:
+        layers = _quantized_layers(model, specs)
+        with PhaseProgress("Calibrating samples", None) as progress:
+
+            def watched(items: Iterator[Batch]) -> Iterator[Batch]:
+                for item in items:
+                    yield item
+                    progress.advance(sample_count(item))
+
+            items = watched(items)
+            can_join = BatchMerging(model, self.engine).is_exact
+            if keep is not None:
+                items = keep(items, model, can_join)
+            items = _first(items, specs.options.get("CalibDataSize"), drain=keep is not None)
+            settings = specs.calibration_settings()
+            return self.saved.calibration(
+                items, lambda items: calibrate(model, items, can_join, tensors, layers, settings, self.engine)
+            )
 
 
 def _with_own_scales(found: Calibration, model: onnx.ModelProto, specs: TensorSpecs, engine: Engine) -> Calibration:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import onnx
 
 from quark.onnx.inference.sessions import Engine
+from quark.onnx.quantization.plain_quantization import PlainQuantization
 from quark.onnx.report.report import Report
 from quark.onnx.stores.batch_store import BatchStore
 from quark.onnx.system.resources import PhaseClock, peak_rss_mib
@@ -22,8 +23,7 @@ _LOG = logging.getLogger(__name__)
 
 def plain_report(
     model: onnx.ModelProto,
-    equalised: onnx.ModelProto,
-    quantized: onnx.ModelProto,
+    made: PlainQuantization,
     apart: SetApart,
     store: BatchStore,
     engine: Engine,
@@ -34,22 +34,21 @@ def plain_report(
     meant for something else.
 
     Args:
-        model: the float model.
-        equalised: the same, or what CLEConfig made of it: the model whose layers were quantized.
+        model: the float model; `made` may be of what CLEConfig made of it.
         samples: calibration samples seen.
     """
     report = Report(algorithm=None, samples=samples, phases=clock.seconds, memory=clock.memory)
     with clock.phase("compare"):
         try:
             whole = WholeModel(model, "float model", apart, store, engine)
-            whole.start(quantized)
+            whole.start(made.quantized)
             found = whole.result(None)
         except Exception as error:  # whatever it is: the model is complete, and nothing of the caller's runs here
             warning = f"the quantized model was not compared with the float model: {type(error).__name__}: {error}"
             _LOG.warning(warning)
             return replace(report, warnings=(warning,), peak_rss_mib=peak_rss_mib())
     with clock.phase("compare layers"):
-        errors, unmeasured = layer_errors_or_note(equalised, quantized, apart.compared, engine)
+        errors, unmeasured = layer_errors_or_note(made.float_model, made.quantized, apart.compared, engine)
     return replace(
         report,
         layer_errors=errors,

@@ -9,7 +9,7 @@ The items of the reader are one stream, read once. They pass these stations, in 
 5. `watch.over`: what is odd about the data; on all that was read, so in front of the next.
 6. `apart.split`: samples set apart to compare whole models on. Nothing behind sees them, so nothing is fitted to them.
 7. `recorded`: where equalisation may have to be undone, a second calibration reads them again.
-8. `quantize_plainly`: progress is shown; finetuning keeps its samples; calibration takes the first `CalibDataSize`.
+8. `PlainQuantizer`: progress is shown; finetuning keeps its samples; calibration takes the first `CalibDataSize`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from quark.onnx.preparation.finite_constants import with_finite_biases
 from quark.onnx.preparation.prepare import prepared_on
 from quark.onnx.quantization.equalised_model import Equalised, equalised_model
 from quark.onnx.quantization.judged_equalisation import recorded, why_equalisation_goes
-from quark.onnx.quantization.plain_quantization import PlainQuantization, quantize_plainly
+from quark.onnx.quantization.plain_quantization import PlainQuantization, PlainQuantizer
 from quark.onnx.quantization.quantization_report import plain_report
 from quark.onnx.quantization.reference_model import ReferenceModel, reference_forms
 from quark.onnx.quantization.run_options import samples_needed, unfused
@@ -149,8 +149,9 @@ class QuantizationRun:
         """
         model, specs, config = prepared.model, prepared.specs, self._config.equalisation
         keep = work.finetuning.keep if work.finetuning is not None else None
+        quantizer = PlainQuantizer(prepared.few, saved, work.engine, self._clock)
         if config is None:
-            return quantize_plainly(model, specs, items, prepared.few, keep, work.engine, self._clock, saved), None
+            return quantizer.quantized(model, specs, items, keep), None
         first = next(items)
         with self._clock.phase("equalise"):
             equalised = equalised_model(model, specs.scope.quantized, config, first, work.engine)
@@ -160,11 +161,10 @@ class QuantizationRun:
         if equalised.is_changed and not config.keep_worse:
             batches = StoredBatches(work.store, "calibration")  # for a second calibration, of the model as it was
             items = recorded(items, batches)
-        its_specs = specs.with_twins(equalised.twins)
-        made = quantize_plainly(equalised.model, its_specs, items, prepared.few, keep, work.engine, self._clock, saved)
+        made = quantizer.quantized(equalised.model, specs.with_twins(equalised.twins), items, keep)
         if batches is None:
             return made, equalised
-        without = quantize_plainly(model, specs, iter(batches), prepared.few, None, work.engine, self._clock, saved)
+        without = quantizer.quantized(model, specs, iter(batches))
         batches.drop_all()
         with self._clock.phase("compare"):
             why = why_equalisation_goes(model, without.quantized, made.quantized, work.apart, work.store, work.engine)
@@ -175,9 +175,7 @@ class QuantizationRun:
         apart = work.apart
         seen = made.calibration.samples + (apart.compared.samples if apart.held_out else 0)
         if work.finetuning is None:
-            return plain_report(
-                prepared.model, made.float_model, made.quantized, apart, work.store, work.engine, self._clock, seen
-            )
+            return plain_report(prepared.model, made, apart, work.store, work.engine, self._clock, seen)
         target = prepared.reference if prepared.reference is not None else made.float_model
         reference = target if prepared.reference is not None else prepared.model
         return work.finetuning.run(target, made.quantized, samples_seen=seen, reference=reference)

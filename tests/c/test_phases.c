@@ -24,7 +24,7 @@ static void check_phases(const qk_geometry *g, const qk_tensor *x) {
     int64_t *which = MEMORY(int64_t, e.taps), *taps_seen = MEMORY(int64_t, e.taps), n = 0, first = 0;
     for (int64_t i = 0; i < e.positions; i++)
         if (i % 7 != 3) positions[n++] = i;
-    qk_sort_by_phase(&p, g, &e, positions, n, sorted, ends, scratch);
+    qk_sort_by_phase(&p, g, &e, positions, n, &(qk_phase_order){sorted, ends, scratch});
     int64_t *counted = MEMORY(int64_t, e.positions);
     for (int64_t phase = 0; phase < p.count; first = ends[phase++]) {
         const int64_t taps = qk_phase_taps(&p, g, phase, which);
