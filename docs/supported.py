@@ -102,7 +102,7 @@ them.
 |---|---|
 | given as | a path, or an `onnx.ModelProto`; of a path also with weights in files beside it |
 | size | above 2 GB too, in and out |
-| opset | {oldest} to {newest}; below {min_opset} it is raised |
+| opset | {oldest} to {newest}; raised below {min_opset}, lowered above the newest Q/DQ that onnxruntime runs |
 | floats | {floats} become float32, doubles where they are weights of {weighted}; inputs and outputs keep their types |
 | weights | initializers, sparse ones too, that may be inputs as well; Constant nodes |
 | functions | inlined |

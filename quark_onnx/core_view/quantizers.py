@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from quark.onnx.config.data_type import DATA_TYPES
 from quark.onnx.graph.dataflow import Dataflow
+from quark.onnx.graph.editor import attribute
 
 __all__ = ["INTEGERS", "constant_values", "dequantize_parameters"]
 
@@ -25,13 +26,24 @@ def dequantize_parameters(
     scale = onnx.numpy_helper.to_array(tensor).astype(np.float32, copy=False)
     zero_point = node.input[2] if len(node.input) > 2 else ""
     if not zero_point:
-        # ONNX: uint8 zeros by default; of an initializer's type where that is known.
-        quantized = graph.initializers.get(node.input[0])
-        kind = onnx.helper.tensor_dtype_to_np_dtype(quantized.data_type) if quantized is not None else np.uint8
-        return scale, np.zeros(scale.shape, kind)
+        return scale, np.zeros(scale.shape, onnx.helper.tensor_dtype_to_np_dtype(_type_without_zero_point(node, graph)))
     if zero_point not in graph.initializers:
         return None, np.zeros(1, np.int32)
     return scale, onnx.numpy_helper.to_array(graph.initializers[zero_point])
+
+
+def _type_without_zero_point(node: onnx.NodeProto, graph: Dataflow) -> int:
+    """ONNX: uint8, unless QuantizeLinear names another; DequantizeLinear takes what it is given."""
+    if node.op_type == "DequantizeLinear":
+        if node.input[0] in graph.initializers:
+            return graph.initializers[node.input[0]].data_type
+        maker = graph.producer.get(node.input[0])
+        if maker is None or maker.op_type != "QuantizeLinear":
+            return onnx.TensorProto.UINT8
+        if len(maker.input) > 2 and maker.input[2] in graph.initializers:
+            return graph.initializers[maker.input[2]].data_type
+        node = maker
+    return int(attribute(node, "output_dtype", 0)) or onnx.TensorProto.UINT8
 
 
 def constant_values(graph: Dataflow, name: str) -> NDArray[np.float32] | None:

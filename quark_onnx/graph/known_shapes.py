@@ -15,7 +15,8 @@ def with_inferred_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     """A model with the shapes of inner tensors and outputs as they follow from the inputs.
 
     What the model says of them itself may be of another input size. Of a tensor for which nothing can be inferred it is
-    believed as to the number of axes, not as to their lengths. Weights are neither copied nor read.
+    believed as to the number of axes, not as to their lengths; what it says of tensors that no node makes goes. Weights
+    are neither copied nor read.
 
     Args:
         model: changed, and returned.
@@ -30,7 +31,8 @@ def with_inferred_shapes(model: onnx.ModelProto) -> onnx.ModelProto:
     result = with_shapes(cleared)
     found = {value.name: value for value in (*result.graph.value_info, *result.graph.output)}
     has_shape = {name for name, value in found.items() if value.type.tensor_type.HasField("shape")}
-    unknown = [value for value in stated if value.name not in has_shape and value.type.tensor_type.HasField("shape")]
+    made = {name for node in model.graph.node for name in node.output}
+    unknown = [value for value in stated if value.name in made - has_shape and value.type.tensor_type.HasField("shape")]
     for value in unknown:
         believed = found.get(value.name) or result.graph.value_info.add()
         believed.CopyFrom(value)

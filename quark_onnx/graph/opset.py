@@ -7,7 +7,7 @@ import onnx.version_converter
 
 from quark.onnx.graph.old_operators import keep_old_resize, write_for_converter
 
-__all__ = ["opset_of", "raised"]
+__all__ = ["called_opset", "opset_of", "raised"]
 
 _FIRST_MODERN = 13  # no operator of this opset or a newer one needs to be written for the converter
 
@@ -35,4 +35,14 @@ def raised(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     result.graph.output.extend(model.graph.output)
     needed = onnx.helper.find_min_ir_version_for(result.opset_import, ignore_unknown=True)
     result.ir_version = max(model.ir_version, needed)
+    return result
+
+
+def called_opset(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """A copy of a model that says another opset of its nodes, which stay: for operators that are the same in both."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    for entry in result.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = opset
     return result

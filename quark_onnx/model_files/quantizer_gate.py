@@ -7,22 +7,26 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import numpy_helper
 
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.editor import constant_tensors, subgraphs
+from quark.onnx.graph.editor import all_nodes, constant_tensors, subgraphs
+from quark.onnx.graph.opset import opset_of
+from quark.onnx.inference.qdq_kernels import newest_qdq_opset
 
 __all__ = ["check_quantizers"]
 
 _Tensors = Mapping[str, onnx.TensorProto]
 _Type = onnx.TensorProto.DataType
 
+_QDQ = ("QuantizeLinear", "DequantizeLinear")
 _INTEGERS = frozenset({"INT32", "INT16", "UINT16", "INT8", "UINT8", "INT4", "UINT4", "INT2", "UINT2"})
 _FLOATS = frozenset({"FLOAT", "FLOAT16", "BFLOAT16"})
 
 
 def check_quantizers(model: onnx.ModelProto) -> None:
-    """Check the constant scales and zero points of QuantizeLinear and DequantizeLinear.
+    """Check that onnxruntime has QuantizeLinear and DequantizeLinear of a model's opset, and their constants.
 
     A scale is a finite number above 0; both have one shape, and types that ONNX lets them have; a zero point is of the
     integers' type.
@@ -30,13 +34,27 @@ def check_quantizers(model: onnx.ModelProto) -> None:
     Raises:
         ModelError: names the tensor, and says what is wrong with it.
     """
+    _check_opset(model)
     _check_graph(model.graph, {})
+
+
+def _check_opset(model: onnx.ModelProto) -> None:
+    opset, newest = opset_of(model), newest_qdq_opset(opset_of(model))
+    if newest >= opset:
+        return
+    for node in all_nodes(model.graph):
+        if node.op_type in _QDQ and node.domain in ("", "ai.onnx"):
+            what = f"{node.op_type} {node.name or node.output[0]!r}"
+            raise ModelError(
+                f"{what} is of opset {opset}, and onnxruntime {ort.__version__} has it up to opset {newest}: "
+                "give a quantized model of that opset"
+            )
 
 
 def _check_graph(graph: onnx.GraphProto, outer: _Tensors) -> None:
     constants = {**outer, **constant_tensors(graph)}
     for node in graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and len(node.input) > 1:
+        if node.op_type in _QDQ and len(node.input) > 1:
             _check_node(node, constants)
         for body in subgraphs(node):
             _check_graph(body, constants)

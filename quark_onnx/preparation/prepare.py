@@ -16,9 +16,10 @@ from quark.onnx.errors import ModelError
 from quark.onnx.graph.editor import GraphEditor, constants_to_initializers
 from quark.onnx.graph.known_shapes import known_lengths, with_inferred_shapes
 from quark.onnx.graph.no_tensors import is_tensor
-from quark.onnx.graph.opset import opset_of, raised
+from quark.onnx.graph.opset import called_opset, opset_of, raised
 from quark.onnx.graph.random_nodes import is_random, name_random_nodes
 from quark.onnx.inference.large_models import transformed
+from quark.onnx.inference.qdq_kernels import newest_qdq_opset
 from quark.onnx.inference.sessions import Batch, Engine, session
 from quark.onnx.preparation.clashing_names import part_clashing_names
 from quark.onnx.preparation.float32 import in_float32
@@ -63,7 +64,8 @@ def prepared_on(
 ) -> Prepared:
     """Give a float model the form that quantization needs.
 
-    Opset at least 13; constants folded and held in initializers that are no inputs; no nodes without effect; operators
+    Opset at least 13, and none whose Q/DQ onnxruntime has no kernels of; constants folded and held in initializers
+    that are no inputs; no nodes without effect; operators
     in place of the graphs that exporters write for them (`fuse_patterns`), for which the opset may be raised further;
     BatchNormalization, and constants per channel, folded into the Conv, ConvTranspose, Gemm or MatMul before them, Pad
     into the Conv behind; MatMul + Add written as Gemm, and every Gemm with alpha = beta = 1; no bias shared, and no
@@ -90,6 +92,7 @@ def prepared_on(
     opset = max(opset, MIN_OPSET)
     steps = [
         Step(f"opset {MIN_OPSET}, which Q/DQ need,", partial(_at_opset, opset=MIN_OPSET), needed=True),
+        Step("an opset whose Q/DQ onnxruntime runs,", _with_qdq_kernels, needed=True),
         Step("the inference of shapes", with_inferred_shapes),
         Step("one way to write Pad", _with_plain_pads),
         Step("the folding of constants", partial(transformed, transform=_with_folded_constants)),
@@ -169,6 +172,12 @@ def _at_opset(model: onnx.ModelProto, *, opset: int) -> onnx.ModelProto:
         return transformed(model, partial(raised, opset=opset))
     except Exception as error:  # the converter's exceptions have no base of their own
         raise ModelError(f"the model cannot be raised to opset {opset}: {error}") from error
+
+
+def _with_qdq_kernels(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Operators stay as they are: where the older opset has others, the checker or a value tells."""
+    opset = newest_qdq_opset(opset_of(model))
+    return model if opset >= opset_of(model) else called_opset(model, opset)
 
 
 def _raise_for(operator: str, unfused: Collection[str]) -> Step:

@@ -172,7 +172,7 @@ def _renamed(
     for node in nodes:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)
-        copy.name = prefix + node.name
+        copy.name = prefix + node.output[0]
         copy.input[:] = [start.get(name) or (name if graph.is_constant(name) else prefix + name) for name in node.input]
         copy.output[:] = [prefix + name if name else "" for name in node.output]
         yield copy

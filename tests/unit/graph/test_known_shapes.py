@@ -24,6 +24,13 @@ def shape_of(model: onnx.ModelProto, name: str) -> list[int | str]:
     return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
+def test_what_is_said_of_a_tensor_that_no_node_makes_is_forgotten():
+    """Another node may get its name, as a folded tensor's may be that of a new QuantizeLinear's output."""
+    model = model_of("(float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
+    model.graph.value_info.append(helper.make_tensor_value_info("folded", TensorProto.FLOAT, [2, 3]))
+    assert not with_inferred_shapes(model).graph.value_info
+
+
 def test_of_what_cannot_be_inferred_the_number_of_axes_is_believed():
     model = model_of(
         "(float[N,4] x) => (float[N,3] y) { a = com.example.Twice(x) y = MatMul(a, w) }", w=np.ones((8, 3))
