@@ -11,10 +11,10 @@ from typing import Any
 from .data_type import DataType
 from .frozen import FrozenConfig
 
-__all__ = ["described"]
+__all__ = ["WAYS", "described"]
 
 # What the result does not depend on: how the work is done, and what is said of it.
-_WAYS = frozenset({"NumThreads", "MaxMemory", "mem_opt_level", "cache_dir", "log_period"})
+WAYS = frozenset({"NumThreads", "MaxMemory", "mem_opt_level", "cache_dir", "log_period"})
 
 
 def described(value: object) -> str:
@@ -37,7 +37,7 @@ def described(value: object) -> str:
 
 
 def _items(items: Mapping[Any, object]) -> str:
-    texts = (f"{described(key)}: {described(value)}" for key, value in items.items() if key not in _WAYS)
+    texts = (f"{described(key)}: {described(value)}" for key, value in items.items() if key not in WAYS)
     return ", ".join(sorted(texts))
 
 

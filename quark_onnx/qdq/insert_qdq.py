@@ -217,7 +217,6 @@ def qdq_model(
     drop_qdq_before_activations(result, options.is_fused)
     quantize_propagated_views(result)
     _check_scales(result.graph)
-    result.producer_name, result.producer_version = "quark.onnx", ""
     return QdqModel(result, tuple(quantizer.notes))
 
 

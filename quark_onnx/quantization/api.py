@@ -31,6 +31,7 @@ from quark.onnx.plan.float_form import matching_form
 from quark.onnx.preparation.finite_constants import check_weights
 from quark.onnx.preparation.prepare import prepared_forms
 from quark.onnx.quantization.excluded_layers import excluded_outputs
+from quark.onnx.quantization.provenance import say_how_it_was_made
 from quark.onnx.quantization.quantization_run import QuantizationRun
 from quark.onnx.quantization.reference_model import reference_forms, reference_model
 from quark.onnx.quantization.run_options import engine_for
@@ -130,6 +131,7 @@ class ModelQuantizer:
         models = {"float model": original, "reference model": other.model if other else None}
         with saved_run(save_dir, models, config, model_output) as saved:
             quantized, report = run.quantized(original, prepared, saved)
+            say_how_it_was_made(quantized, "quantized", config)
             returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
             saved.finish()
         self.report = _with_notes(report, config, reader)
@@ -219,6 +221,7 @@ def finetune(
         )
         if qconfig is not None:
             report = _with_notes(report, qconfig, source, quantizes=False)
+        say_how_it_was_made(quantized, "finetuned", config)
         delivered = _deliver(quantized, output, clock, external_data=False)
         saved.finish()
     return report if delivered is None else (delivered, report)

@@ -50,7 +50,8 @@ def test_random_data_is_said_to_be(caplog: pytest.LogCaptureFixture) -> None:
     assert warning in quantizer.report.full(300)
     data = RandomDataReader(model, [64, 12], seed=1).get_next()
     assert mean_squared_error(model, result, data) < 0.3
-    assert ModelQuantizer(QConfig(LAYER)).quantize_model(model, None, RandomDataReader(model, [64, 12])) == result
+    again = ModelQuantizer(QConfig(LAYER)).quantize_model(model, None, RandomDataReader(model, [64, 12]))
+    assert again.graph == result.graph
 
 
 def test_without_data_there_is_no_work(tmp_path: Path) -> None:

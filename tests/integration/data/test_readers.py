@@ -115,13 +115,15 @@ def test_data_size_counts_samples(batch: int) -> None:
     tuned, report = quantize(model, Reader(data, batch=batch), AdaRoundConfig(data_size=16))
     assert {sum(layer.rows) for layer in report.layers} == {16}
     assert report.samples == 40, "calibration sees all of them"
-    assert tuned == first
+    assert tuned.graph == first.graph
 
 
 def test_data_size_beyond_the_data_is_all_of_it() -> None:
     model = mlp()
     data = samples(model, 20)
-    assert quantize(model, Reader(data), AdaRoundConfig(data_size=21))[0] == quantize(model, Reader(data))[0]
+    assert (
+        quantize(model, Reader(data), AdaRoundConfig(data_size=21))[0].graph == quantize(model, Reader(data))[0].graph
+    )
 
 
 def test_finetune_sees_the_first_samples_only() -> None:

@@ -294,7 +294,7 @@ def test_a_whole_configuration_is_taken_too(tmp_path: Path) -> None:
         extra_options={"NumThreads": 1},
     )
     alone, _ = tuned_and_report(model, static, count=40)
-    assert tuned_and_report(model, static, config, count=40)[0] == alone
+    assert tuned_and_report(model, static, config, count=40)[0].graph == alone.graph
 
 
 def test_own_models_can_be_finetuned_later() -> None:
@@ -305,4 +305,4 @@ def test_own_models_can_be_finetuned_later() -> None:
     at_once = ModelQuantizer(QConfig(layer, algo_config=[AdaRoundConfig()])).quantize_model(
         model, None, Reader(samples(model, 40))
     )
-    assert tuned_and_report(model, plain, count=40)[0] == at_once
+    assert tuned_and_report(model, plain, count=40)[0].graph == at_once.graph

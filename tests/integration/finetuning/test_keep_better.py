@@ -107,7 +107,7 @@ def test_layers_from_the_bad_one_on_are_taken_back(bad: str, options: dict[str, 
     states = [with_first_layers(plain, good, count) for count in range(NAMES.index(bad) + 1)]
     errors = [error(model, state) for state in states]
     best = int(np.argmin(errors))
-    assert tuned == states[best]
+    assert tuned.graph == states[best].graph
     assert [layer.accepted for layer in report.layers] == [i < best for i in range(6)]
     for layer in report.layers[best:]:
         assert "the whole model is worse" in layer.reason
@@ -133,7 +133,7 @@ def test_few_samples_judge_too(spoil: Spoil) -> None:
     model = chain()
     spoil("a")
     tuned, report = quantized(model, AdaRoundConfig(), count=12)
-    assert tuned == quantized(model, count=12)[0]
+    assert tuned.graph == quantized(model, count=12)[0].graph
     assert report.end_to_end.after == report.end_to_end.before
 
 
@@ -142,7 +142,7 @@ def test_finetune_takes_back(spoil: Spoil) -> None:
     plain, _ = quantized(model)
     spoil("a")
     tuned, report = quark.onnx.finetune(model, plain, None, Reader(samples(model, 64)), AdaRoundConfig())
-    assert tuned == plain
+    assert tuned.graph == plain.graph
     assert not any(layer.accepted for layer in report.layers)
     kept, _ = quark.onnx.finetune(model, plain, None, Reader(samples(model, 64)), AdaRoundConfig(keep_worse=True))
     assert "a" in changed_layers(plain, kept)
@@ -160,7 +160,7 @@ def test_bad_bias_corrections_are_taken_back(monkeypatch: pytest.MonkeyPatch) ->
     model = chain()
     plain, _ = quantized(model)
     corrected, report = quantized(model, BiasCorrectionConfig())
-    assert corrected == plain
+    assert corrected.graph == plain.graph
     assert not any(layer.accepted for layer in report.corrections)
     assert any("bias correction made the whole model worse" in line for line in report.warnings)
     kept, report = quantized(model, BiasCorrectionConfig(keep_worse=True))
@@ -186,7 +186,7 @@ def test_layers_that_share_a_weight_are_taken_back_together(spoil: Spoil) -> Non
     )  # fmt: skip
     spoil("first")
     tuned, report = quantized(model, AdaRoundConfig())
-    assert tuned == quantized(model)[0]
+    assert tuned.graph == quantized(model)[0].graph
     assert [layer.accepted for layer in report.layers] == [False, False]
     spoilt, _ = quantized(model, AdaRoundConfig(keep_worse=True))
     assert spoilt != tuned
@@ -194,7 +194,8 @@ def test_layers_that_share_a_weight_are_taken_back_together(spoil: Spoil) -> Non
 
 def test_a_better_model_is_as_without_the_rule() -> None:
     model = chain()
-    assert quantized(model, AdaRoundConfig())[0] == quantized(model, AdaRoundConfig(keep_worse=True))[0]
+    kept, _ = quantized(model, AdaRoundConfig(keep_worse=True))
+    assert quantized(model, AdaRoundConfig())[0].graph == kept.graph
 
 
 # ---- outputs that are joined ---------------------------------------------------------------------

@@ -95,7 +95,7 @@ def test_what_plain_quantization_gives(
     model = make()
     plain, _ = quantized(model)
     result, report = quantized(model, algorithm)
-    assert result == plain
+    assert result.graph == plain.graph
     assert report.layers == ()
     (line,) = (line for line in report.warnings if "has no effect" in line)
     name = type(algorithm).__name__
@@ -107,7 +107,7 @@ def test_with_equalisation_and_bias_correction() -> None:
     model = einsum_and_more()
     plain, _ = quantized(model)
     result, report = quantized(model, CLEConfig(), BiasCorrectionConfig(), AdaRoundConfig())
-    assert result == plain
+    assert result.graph == plain.graph
     assert [line.split()[0] for line in report.warnings if "has no effect" in line] == [
         "CLEConfig", "AdaRoundConfig", "BiasCorrectionConfig",
     ]  # fmt: skip
@@ -129,7 +129,7 @@ def test_where_nothing_is_quantized_the_report_says_so(make: Callable[[], onnx.M
 def test_nothing_of_the_chosen_type(tmp_path: Path) -> None:
     model = separable_cnn()
     result, report = quantized(model, AdaRoundConfig(target_op_type=["MatMul"]))
-    assert result == quantized(model)[0]
+    assert result.graph == quantized(model)[0].graph
     assert any("the model has no node of the types MatMul" in line for line in report.warnings)
     with pytest.raises(ModelError, match="no layer can be finetuned: the model has no node of the types MatMul"):
         finetune(

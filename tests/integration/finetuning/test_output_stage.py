@@ -273,4 +273,4 @@ def test_auto_keeps_the_best_of_both_solvers_behind_the_activation(layer: str, a
 def test_auto_is_least_squares_where_nothing_follows_the_layer() -> None:
     models = pair(GEMM, "y = Identity(z)", "y = Identity(z)")
     auto, by_least_squares = (models.tuned(AdaRoundConfig(solver=s))[0] for s in ("auto", "least_squares"))
-    assert auto == by_least_squares
+    assert auto.graph == by_least_squares.graph

@@ -126,7 +126,7 @@ def test_drop_ratio_has_no_effect() -> None:
     mixed, report = quantized(three_kinds(), AdaRoundConfig(drop_ratio=0.5, **options))
     (line,) = (line for line in report.ignored if line.startswith("drop_ratio=0.5 has no effect"))
     assert "parallel=True" in line
-    assert mixed == quantized(three_kinds(), AdaRoundConfig(**options))[0]
+    assert mixed.graph == quantized(three_kinds(), AdaRoundConfig(**options))[0].graph
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -189,7 +189,7 @@ def test_a_foreign_model() -> None:
     plain, _ = quantized(model, None)
     config = AdaRoundConfig(parallel=True)
     tuned, _ = quark.onnx.finetune(model, plain, None, Reader(samples(model, COUNT)), config)
-    assert tuned == quantized(model, config)[0]
+    assert tuned.graph == quantized(model, config)[0].graph
 
 
 def test_too_little_data_is_a_reason() -> None:

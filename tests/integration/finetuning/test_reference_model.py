@@ -92,7 +92,7 @@ def test_the_float_model_as_its_own_reference_changes_nothing(
     model = residual_cnn(folded=folded)
     expected, without = run(model, config)
     tuned, report = run(model, replace(config, ref_model_path=saved(model, tmp_path)))
-    assert tuned == expected
+    assert tuned.graph == expected.graph
     assert [repr(replace(layer, seconds=0, solve_seconds=0)) for layer in report.layers] == [
         repr(replace(layer, seconds=0, solve_seconds=0)) for layer in without.layers
     ]

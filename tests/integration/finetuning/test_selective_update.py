@@ -128,7 +128,7 @@ def test_it_decides_as_an_evaluator_of_the_same_distance(name: str, solver: str)
     options: dict[str, Any] = {"selective_update": True, **SOLVERS[solver]}
     by_outputs, report = quantized(model, AdaQuantConfig(**options))
     by_evaluator, other = quantized(model, AdaQuantConfig(evaluator=closeness(model), **options))
-    assert by_outputs == by_evaluator
+    assert by_outputs.graph == by_evaluator.graph
     assert [layer.accepted for layer in report.layers] == [layer.accepted for layer in other.layers]
 
 
@@ -166,7 +166,7 @@ def test_output_index_chooses_the_output(index: int) -> None:
     options: dict[str, Any] = {"selective_update": True}
     chosen, report = quantized(model, AdaRoundConfig(output_index=index, **options))
     evaluated, _ = quantized(model, AdaRoundConfig(evaluator=closeness(model, only=index), **options))
-    assert chosen == evaluated
+    assert chosen.graph == evaluated.graph
     if index == 0:  # what is behind the first layer does not change its output
         assert [layer.accepted for layer in report.layers] == [True, False, False, False]
 
@@ -228,7 +228,7 @@ def test_an_output_that_does_not_count_samples() -> None:
     tuned, report = quantized(model, AdaRoundConfig(selective_update=True), count=40, batch=4)
     assert any(layer.accepted for layer in report.layers)
     other, _ = quantized(model, AdaRoundConfig(selective_update=True, evaluator=evaluator), count=40, batch=4)
-    assert tuned == other
+    assert tuned.graph == other.graph
 
 
 def test_a_foreign_model_whose_outputs_have_other_names() -> None:
@@ -334,7 +334,7 @@ def test_an_evaluator_that_is_never_content(name: str, solver: str) -> None:
     tuned, report = quantized(
         model, AdaRoundConfig(selective_update=True, evaluator=lambda _: 1.0, update_bias=True, **SOLVERS[solver])
     )
-    assert tuned == plain(model)
+    assert tuned.graph == plain(model).graph
     assert not any(layer.accepted for layer in report.layers)
     assert {layer.reason for layer in report.layers} == {"the whole model did not get better: evaluator's score 1 -> 1"}
 
@@ -347,7 +347,7 @@ def test_an_evaluator_that_is_always_content(name: str, solver: str) -> None:
         model, AdaRoundConfig(selective_update=True, evaluator=lambda _: next(calls), **SOLVERS[solver])
     )
     expected, expected_report = quantized(model, AdaRoundConfig(**SOLVERS[solver]))
-    assert tuned == expected
+    assert tuned.graph == expected.graph
     assert list(map(judged, report.layers)) == list(map(judged, expected_report.layers))
     assert next(calls) == 1 + sum(layer.accepted for layer in report.layers)
 

@@ -126,7 +126,7 @@ def test_the_cpu_instead_is_one_warning_each(
     monkeypatch.setenv(FALLBACK, "1")
     with caplog.at_level(logging.WARNING, logger="quark.onnx"):
         model, report = run(AdaRoundConfig(infer_device="cuda:1", optim_device="cuda:0"))
-    assert model == expected
+    assert model.graph == expected.graph
     layers, models = report.ignored
     assert layers == "optim_device='cuda:0' has no effect: layers are tuned on the CPU only so far. The CPU is used"
     assert models.startswith("infer_device='cuda:1' has no effect: ")
@@ -157,7 +157,7 @@ def test_all_models_run_on_the_gpu_that_is_asked_for(
     checks = len(asked)  # of the model, on the CPU
     asked.clear()
     model, report = run(AdaRoundConfig(infer_device=device))
-    assert model == expected
+    assert model.graph == expected.graph
     assert report.ignored == ()
     on_gpu = [providers for providers in asked if providers != CPU]
     assert len(asked) - len(on_gpu) == checks

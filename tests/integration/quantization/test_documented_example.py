@@ -71,6 +71,7 @@ def assert_only_integers_differ(plain: onnx.ModelProto, tuned: onnx.ModelProto) 
     for copy, model in zip(rest, (plain, tuned), strict=True):
         copy.CopyFrom(model)
         del copy.graph.initializer[:]
+        del copy.metadata_props[:]  # each says how it was made
     assert rest[0] == rest[1]
     return differing
 
@@ -110,7 +111,7 @@ def test_the_newer_spelling_gives_the_same_model() -> None:
     model = separable_cnn()
     older, _ = quantize(model, QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()), AdaRoundConfig())
     newer, _ = quantize(model, QLayerConfig(input_tensors=UInt8Spec(), weight=Int8Spec()), AdaRoundConfig())
-    assert older == newer
+    assert older.graph == newer.graph
 
 
 def test_a_path_and_a_proto_give_the_same_model(tmp_path: Path) -> None:

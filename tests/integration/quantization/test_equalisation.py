@@ -58,7 +58,7 @@ def quantize(model: onnx.ModelProto, *algorithms: AlgoConfig, threads: int = 1) 
 
 
 def bits(model: onnx.ModelProto) -> bytes:
-    return model.SerializeToString(deterministic=True)
+    return model.graph.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("finetuning", [None, AdaRoundConfig(), AdaQuantConfig(solver="least_squares")])

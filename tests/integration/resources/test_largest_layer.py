@@ -89,7 +89,7 @@ def test_selective_update_may_discard_the_one_layer() -> None:
     data = samples(model, 40)
     config = AdaRoundConfig(select_max_mem_layer=True, selective_update=True, evaluator=lambda _: 0)
     tuned, report = quantized(model, config, Reader(data))
-    assert tuned == quantized(model, None, Reader(data))[0]
+    assert tuned.graph == quantized(model, None, Reader(data))[0].graph
     assert "the whole model did not get better" in report.layers[0].reason
 
 

@@ -40,7 +40,7 @@ def quantized(model: onnx.ModelProto, *algorithms: object, **options: object) ->
     result = quantizer.quantize_model(model, None, Reader(samples(model, 40)))
     assert result is not None
     assert quantizer.report is not None
-    return result.SerializeToString(deterministic=True), quantizer.report
+    return result.graph.SerializeToString(deterministic=True), quantizer.report
 
 
 def only(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
