@@ -6,9 +6,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from quark.onnx.graph.editor import GraphEditor, attribute, attributes, constant_tensors, subgraphs
+from quark.onnx.graph.editor import GraphEditor, attribute, attributes, constant_tensors, reads, subgraphs
 
 __all__ = ["keep_old_resize", "write_for_converter"]
+
+_SOFTMAX = ("LogSoftmax", "Softmax")
 
 
 def write_for_converter(graph: onnx.GraphProto) -> None:
@@ -16,7 +18,8 @@ def write_for_converter(graph: onnx.GraphProto) -> None:
 
     Pad of mode "edge" or "reflect" loses its `value`, which the converter would leave as an attribute that newer ones
     do not have. Hardmax, which takes all axes from `axis` on for one, gets a matrix, as the converter gives it to
-    Softmax. BatchNormalization with `spatial` = 0, which has a constant per element, becomes a product and a sum.
+    Softmax; Softmax and LogSoftmax that a body reads get it here, as the converter fails at them. BatchNormalization
+    with `spatial` = 0, which has a constant per element, becomes a product and a sum.
 
     Args:
         graph: of an opset below 13; changed in place.
@@ -26,13 +29,16 @@ def write_for_converter(graph: onnx.GraphProto) -> None:
 
 def _write(graph: onnx.GraphProto, names: GraphEditor) -> None:
     tensors, nodes = constant_tensors(graph), list[onnx.NodeProto]()
+    read_in_bodies = {name for node in graph.node for name in set(reads(node)).difference(node.input)}
     for node in graph.node:
         for body in subgraphs(node):
             _write(body, names)
         given = {} if node.domain else attributes(node)
         if node.op_type == "Pad" and given.get("mode", b"constant") != b"constant":
             _drop_attribute(node, "value")
-        elif node.op_type == "Hardmax" and not node.domain:
+        elif not node.domain and (
+            node.op_type == "Hardmax" or (node.op_type in _SOFTMAX and node.output[0] in read_in_bodies)
+        ):
             nodes += _of_matrix(node, names)
             continue
         elif node.op_type == "BatchNormalization" and given.get("spatial") == 0:
@@ -52,12 +58,12 @@ def _drop_attribute(node: onnx.NodeProto, name: str) -> None:
 
 def _of_matrix(node: onnx.NodeProto, names: GraphEditor) -> list[onnx.NodeProto]:
     x, y = node.input[0], node.output[0]
-    matrix, largest, shape = (names.fresh_name(y + suffix) for suffix in ("_matrix", "_of_matrix", "_shape"))
+    matrix, result, shape = (names.fresh_name(y + suffix) for suffix in ("_matrix", "_of_matrix", "_shape"))
     return [
         helper.make_node("Flatten", [x], [matrix], axis=int(attribute(node, "axis", 1))),
-        helper.make_node("Hardmax", [matrix], [largest], name=node.name, axis=1),
+        helper.make_node(node.op_type, [matrix], [result], name=node.name, axis=1),
         helper.make_node("Shape", [x], [shape]),
-        helper.make_node("Reshape", [largest, shape], [y]),
+        helper.make_node("Reshape", [result, shape], [y]),
     ]
 
 

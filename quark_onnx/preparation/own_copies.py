@@ -1,4 +1,4 @@
-"""Constants that layers cannot share, and get copies of: biases, and weights that are arranged in several ways."""
+"""Constants that nodes cannot share, and get copies of: parameters, biases, and weights arranged in several ways."""
 
 from __future__ import annotations
 
@@ -10,18 +10,34 @@ from quark.onnx.graph.editor import GraphEditor
 from quark.onnx.layers.weight_layers import WeightLayer, weight_layer
 from quark.onnx.operators.table import OPERATORS
 
-__all__ = ["part_arrangements", "part_biases"]
+__all__ = ["part_arrangements", "part_biases", "part_parameters"]
 
 _BIAS_INPUTS = {name: op.bias_input for name, op in OPERATORS.items() if op.bias_input is not None}
+
+# Float inputs that say how an operator computes. onnxruntime's quantizer puts Q/DQ on no such input, but lets every
+# reader of a constant that it quantizes for another node read what is quantized.
+_PARAMETERS = {"BatchNormalization": (3, 4), "Clip": (1, 2), "Pad": (2,), "Resize": (1, 2), "Upsample": (1,)}
+
+
+def part_parameters(editor: GraphEditor) -> None:
+    """Give each node its own parameters, such as the scales of a Resize: they stay as they are."""
+    for node in editor.graph.node:
+        for index in () if node.domain else _PARAMETERS.get(node.op_type, ()):
+            _part(editor, node, index)
 
 
 def part_biases(editor: GraphEditor) -> None:
     """Give each layer its own bias: its int32 scale differs, and so does what finetune makes of it."""
     for node in editor.graph.node:
         index = _BIAS_INPUTS.get(node.op_type)
-        bias = editor.constant(node, index) if index is not None else None
-        if index is not None and bias is not None and len(editor.readers(node.input[index])) > 1:
-            editor.set_constant(node, index, bias, like=node.input[index])
+        if index is not None:
+            _part(editor, node, index)
+
+
+def _part(editor: GraphEditor, node: onnx.NodeProto, index: int) -> None:
+    value = editor.constant(node, index)
+    if value is not None and len(editor.readers(node.input[index])) > 1:
+        editor.set_constant(node, index, value, like=node.input[index])
 
 
 def part_arrangements(editor: GraphEditor) -> None:

@@ -28,7 +28,7 @@ from quark.onnx.preparation.fold_into_layers import fold_into_layers, fold_paddi
 from quark.onnx.preparation.fuse import FIRST_OPSET, fuse_patterns, has_pattern_of
 from quark.onnx.preparation.gemm import fold_gemm_factors, write_matmul_as_gemm
 from quark.onnx.preparation.idle_nodes import drop_dead_nodes, drop_idle_nodes
-from quark.onnx.preparation.own_copies import part_arrangements, part_biases
+from quark.onnx.preparation.own_copies import part_arrangements, part_biases, part_parameters
 from quark.onnx.preparation.pads import write_pads_of_all_axes
 from quark.onnx.preparation.plain_writing import plainly_written
 from quark.onnx.preparation.same_outputs import Reference
@@ -235,6 +235,7 @@ def _with_folded_pads(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _for_the_quantizer(model: onnx.ModelProto) -> onnx.ModelProto:
     editor = GraphEditor(model.graph)
+    part_parameters(editor)
     part_biases(editor)
     part_arrangements(editor)
     editor.remove_unused_initializers()

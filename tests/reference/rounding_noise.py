@@ -71,12 +71,13 @@ def _float_tensors(model: onnx.ModelProto, items: list[Arrays]) -> dict[str, tup
         {**item, **dict(zip(made, outputs, strict=True))}
         for item, outputs in zip(items, outputs_of(exposed, items), strict=True)
     ]
+    shares = {node.output[0] for node in model.graph.node if node.op_type == "Softmax"}
     found = {}
     for name, first in values[0].items():
         if first.dtype == np.float32 and first.size:
             every = [one[name] for one in values]
             low, high = min(0.0, *(float(a.min()) for a in every)), max(0.0, *(float(a.max()) for a in every))
-            found[name] = first.shape, high - low
+            found[name] = first.shape, 1.0 if name in shares else high - low  # onnxruntime's rule of Softmax
     return found
 
 
@@ -84,6 +85,7 @@ def _disturb_constants(graph: onnx.GraphProto, bits: int, random: np.random.Gene
     data = {
         name for node in graph.node for i, name in enumerate(node.input) if i not in _NOT_WEIGHTS.get(node.op_type, ())
     }
+    data -= {name for node in graph.node for i in _NOT_WEIGHTS.get(node.op_type, ()) for name in node.input[i : i + 1]}
     tensors = [t for t in graph.initializer if t.name in data]
     tensors += [node.attribute[0].t for node in graph.node if node.op_type == "Constant" and node.output[0] in data]
     for tensor in tensors:

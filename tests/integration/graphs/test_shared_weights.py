@@ -292,6 +292,42 @@ def test_a_weight_that_layers_arrange_in_different_ways(name: str, weight: Int8S
                 np.testing.assert_allclose(one, other, atol=0.02 * np.ptp(other) if optimise else 0)
 
 
+# By name: a model with {p}, a parameter of an operator, and w, a weight or what is quantized as one; and their values.
+PARAMETERS = {
+    "scales of Resize": (
+        ("(float[N,3,4,4] x, float[N,4] z) => (float[N,3,2,8] y, float[N,4] u) "
+        '{{ r = Relu(x) y = Resize<mode="linear", coordinate_transformation_mode="asymmetric">(r, "", {p}) '
+        "u = LayerNormalization<axis=1>(z, w) }}"),
+        np.array([1.0, 1.0, 0.5, 2.0]),
+    ),
+    "a bound of Clip": (
+        "(float[N,3,4] x) => (float[N,3,4] y) {{ r = Mul(x, w) s = Sub(r, x) y = Clip(s, {p}) }}", np.array(-0.3)
+    ),
+    "the value of Pad": (
+        "(float[N,3,4] x) => (float[N,3,6] y) {{ r = Mul(x, w) y = Pad(r, ends, {p}) }}", np.array(0.3),
+    ),
+    "a mean of BatchNormalization": (
+        ("(float[N,4,3] x) => (float[N,4,3] y) "
+        "{{ r = InstanceNormalization(x, w, ones) s = Relu(r) y = BatchNormalization(s, ones, w, {p}, ones) }}"),
+        np.array([0.01, 3.0, 0.02, 9.0]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("weight", [Int8Spec(), Int4Spec()], ids=["8 bits", "4 bits"])
+def test_a_parameter_of_an_operator_stays_as_it_is(name: str, weight: Int8Spec) -> None:
+    text, values = PARAMETERS[name]
+    others = {"ones": np.ones(4), "ends": np.array([0, 0, 1, 0, 0, 1])}
+    constants = {"w": values, **{other: value for other, value in others.items() if other in text}}
+    shared, own = build(text.format(p="w"), **constants), build(text.format(p="p"), **constants, p=values)
+    data = samples(shared, 40)
+    tied, untied = (quantized_and_report(model, data, weight=weight)[0] for model in (shared, own))
+    for optimise in (False, True):
+        for one, other in zip(run(tied, data, optimise=optimise), run(untied, data, optimise=optimise), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
 def test_a_weight_that_another_tool_kept_for_two_arrangements_stays() -> None:
     model = build(ARRANGEMENTS["turned, square"][0].format(w="w"), w=Weights(5).conv(12, 12), b=Weights(5).bias(12))
     data = samples(model, 40)

@@ -160,6 +160,20 @@ def test_branches_are_raised_too() -> None:
     agree(model)
 
 
+@pytest.mark.parametrize("op_type", ["Softmax", "LogSoftmax", "Hardmax"])
+def test_what_a_branch_reads_is_raised(op_type: str) -> None:
+    yes, no = (
+        onnx.parser.parse_graph(f"{name} () => (float[M,2,8] {name}_o) {{ {name}_o = {body}(p) }}")
+        for name, body in (("yes", "Neg"), ("no", "Abs"))
+    )
+    text = f"""(float[N,2,8] x) => (float[N,2,8] y) {{
+        p = {op_type}<axis=1>(x) s = ReduceSum<keepdims=0>(x) c = Greater(s, zero)
+    }}"""
+    model = old_model(12, text, zero=np.array(0.0))
+    model.graph.node.append(onnx.helper.make_node("If", ["c"], ["y"], then_branch=yes, else_branch=no))
+    agree(model)
+
+
 # ---- where the preparation went wrong ------------------------------------------------------------
 
 
