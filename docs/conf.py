@@ -54,7 +54,7 @@ add_module_names = False
 maximum_signature_line_length = 80
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Attributes", "params_style"), ("Keys", "params_style")]
+napoleon_custom_sections = [("Attributes", "params_style"), ("Keys", "params_style"), ("Members", "params_style")]
 
 _LINK = re.compile(r"\]\(([^)#\s]+)\)")
 

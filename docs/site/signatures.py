@@ -5,6 +5,7 @@ Evaluated, an alias such as `Data` would be the union that it stands for, and a 
 
 from __future__ import annotations
 
+import enum
 import inspect
 from dataclasses import MISSING, fields, is_dataclass
 
@@ -13,6 +14,7 @@ from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
+from quark.onnx.calibration_data.checked_items import DataReader
 from quark.onnx.config.frozen import FrozenConfig
 from quark.onnx.config.qconfig import QConfig
 
@@ -31,6 +33,8 @@ def signature(
     app: Sphinx, what: str, name: str, obj: object, options: object, given: str, returned: str
 ) -> tuple[str, str | None] | None:
     """Arguments and result of a function or constructor."""
+    if isinstance(obj, type) and (issubclass(obj, enum.Enum) or obj is DataReader):
+        return "", None
     if isinstance(obj, type) and is_dataclass(obj) and obj is not QConfig:
         return (_fields(obj) if issubclass(obj, FrozenConfig) else ""), None  # nobody else makes records of results
     if given is None or not callable(obj) or (isinstance(obj, type) and obj.__init__ is object.__init__):

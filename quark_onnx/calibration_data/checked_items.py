@@ -39,7 +39,9 @@ class DataReader(Protocol):
     """Anything with get_next(), as onnxruntime's CalibrationDataReader."""
 
     def get_next(self) -> Mapping[str, NDArray[np.generic]] | None:
-        """The next item: an array for every model input; None (or {}, or StopIteration) at the end."""
+        """The next item, read once: for every input of the model an array of its type and shape. The first axis counts
+        samples, of which an item has one or several. None (or {}, or StopIteration) at the end.
+        """
 
 
 def checked_reader(reader: object) -> DataReader:

@@ -86,7 +86,8 @@ class ImagePreprocessing(FrozenConfig):
         layout: "NCHW" or "NHWC"; None: the model's, which its input's shape tells.
 
     Raises:
-        ConfigError: a wrong value; ConfigTypeError: a wrong type, or an unknown keyword.
+        ConfigError: a wrong value.
+        ConfigTypeError: a wrong type, or an unknown keyword.
     """
 
     size: Size = None

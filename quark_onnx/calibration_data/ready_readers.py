@@ -30,7 +30,7 @@ class IndexedReader(ABC):
 
     @abstractmethod
     def item(self, index: int) -> Batch:
-        """An item: an array for every input of the model."""
+        """An item: for every input of the model an array of its type, whose first axis counts samples."""
 
     def get_next(self) -> Batch | None:
         """The next item, None at the end."""

@@ -40,6 +40,7 @@ class ComparedOutput:
     """One output of floats.
 
     Attributes:
+        name: of the output.
         l2: the L2 norm of the difference of a sample, mean over samples.
         sqnr_db: power of the reference's output over power of the difference, in dB; inf without a difference.
         cosine: between the two outputs of a sample as vectors, mean over samples: 1 where they point the same way; nan

@@ -159,7 +159,8 @@ class FastFinetuneConfig(AlgoConfig):
             of some states in between, and a warning says so. With `evaluator` nothing is taken back. Not in AMD Quark.
 
     Raises:
-        ConfigError: a wrong value, or two that do not go together; ConfigTypeError: a wrong type, an unknown keyword.
+        ConfigError: a wrong value, or two that do not go together.
+        ConfigTypeError: a wrong type, or an unknown keyword.
     """
 
     optim_device: Device = "cpu"

@@ -106,7 +106,8 @@ class QConfig(FrozenConfig):
     of a node before its outputs. What a QLayerConfig leaves None it does not change.
 
     Raises:
-        ConfigError: a wrong value; ConfigTypeError: a wrong type, or an unknown keyword.
+        ConfigError: a wrong value.
+        ConfigTypeError: a wrong type, or an unknown keyword.
     """
 
     global_config: Annotated[QLayerConfig, instance(QLayerConfig)]
@@ -199,7 +200,7 @@ class QConfig(FrozenConfig):
 
     @staticmethod
     def get_default_config(name: str) -> QConfig:
-        """The ready configuration of this name; see `amd_quark/presets.py`.
+        """The ready configuration of this name, a key of `get_default_config_mapping()`.
 
         Raises:
             ConfigError: there is none.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -12,6 +11,7 @@ from quark.onnx.errors import ConfigError
 from . import data_type as formats
 from .data_type import DATA_TYPES, DataType, Int8, UInt8
 from .frozen import FrozenConfig, NamedConfig, instance, strict_keywords
+from .scale_choice import CalibMethod, QuantGranularity, ScaleType
 from .validate import Check, Flag, member, optional, problem
 
 if TYPE_CHECKING:
@@ -49,48 +49,6 @@ __all__ = [
 ]
 
 
-class _Named(enum.Enum):
-    """An enum whose members print as they are written in code."""
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}.{self.name}"
-
-
-class CalibMethod(_Named):
-    """How the value range of a tensor is chosen.
-
-    MinOutputMSE, not in AMD Quark, is for weights only: the scale with the least error of the layer's output.
-    """
-
-    MinMax = enum.auto()
-    MinMSE = enum.auto()
-    Percentile = enum.auto()
-    Entropy = enum.auto()
-    LayerwisePercentile = enum.auto()
-    Distribution = enum.auto()
-    MinOutputMSE = enum.auto()
-
-
-class ScaleType(_Named):
-    """Which values a scale can have."""
-
-    Float32 = enum.auto()
-    PowerOf2 = enum.auto()
-    Int16 = enum.auto()
-
-
-class QuantGranularity(_Named):
-    """What shares one scale and zero point: the tensor, one output channel of a weight, or a group in it.
-
-    Group is for weights: in MatMul and Gemm neighbouring inputs (the extra option BlockSize says how many), as ONNX's
-    block_size has it; in other layers it is Channel.
-    """
-
-    Tensor = enum.auto()
-    Channel = enum.auto()
-    Group = enum.auto()
-
-
 def _data_type(value: object) -> DataType:
     if not isinstance(value, DataType):
         raise TypeError
@@ -110,7 +68,8 @@ Format = Annotated[DataType, Check(f"a data type ({', '.join(DATA_TYPES)})", _da
 @strict_keywords
 @dataclass(frozen=True, repr=False)
 class QTensorConfig(NamedConfig):
-    """How a tensor is quantized.
+    """How a tensor is quantized, by ONNX's QuantizeLinear and DequantizeLinear: a value x becomes the integer
+    q = saturate(round(x / scale) + zero_point), which stands for (q - zero_point) * scale.
 
     Args:
         symmetric: the range is symmetric around 0, so that the zero point is 0 (128 for an unsigned type).
@@ -122,7 +81,8 @@ class QTensorConfig(NamedConfig):
         data_type: the integer format.
 
     Raises:
-        ConfigError: a wrong value; ConfigTypeError: a wrong type, or an unknown keyword.
+        ConfigError: a wrong value.
+        ConfigTypeError: a wrong type, or an unknown keyword.
     """
 
     name: ClassVar[str] = "QTensorConfig"

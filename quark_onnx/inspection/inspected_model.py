@@ -50,7 +50,7 @@ class InspectedLayer:
     """A layer with a constant weight.
 
     Attributes:
-        name: of the node.
+        name, op_type: of the node.
         weights: how many.
         inputs, outputs: K inputs for each of the outputs of all groups.
         positions: at which a sample of the data has outputs.
@@ -118,7 +118,8 @@ def inspect_model(model: ModelLike, config: QConfig = USUAL_CONFIG, data: Data |
     """What `ModelQuantizer(config).quantize_model(model, ...)` would do.
 
     Args:
-        model: a float model, as a path or ModelProto.
+        model: a float model, as a path or ModelProto; not changed.
+        config: what would be done; by default UInt8 activations, Int8 weights and AdaRound.
         data: whose first samples the time is measured on; without it, random data of the model's shapes, which the
             extra option RandomDataReaderInputShape completes. Readers are read a few items far.
 

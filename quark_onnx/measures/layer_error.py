@@ -14,7 +14,7 @@ class LayerError:
     the two tensors cannot be compared, or the float one is 0.
 
     Attributes:
-        name: of the node in the quantized model.
+        name, op_type: of the node in the quantized model.
         input: the tensor of the float model that feeds it.
         weight_bits: of its weight; 32 where that is no constant integer.
         weight_scales: how many scales its weight has: 1 is one for the whole tensor.

@@ -132,7 +132,12 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class SkippedLayer:
-    """A layer that is left as it is, and why."""
+    """A layer that is left as it is, and why.
+
+    Attributes:
+        node, op_type: its name in the quantized model, and its operator.
+        reason: why, as docs/supported.md lists it.
+    """
 
     node: str
     op_type: str

@@ -16,7 +16,7 @@ class LayerReport:
     """One layer. Pairs are (fitted rows, held-out rows).
 
     Attributes:
-        name: of the node in the quantized model.
+        name, op_type: of the node in the quantized model.
         inputs, outputs: K inputs per output, and output channels of all groups.
         accepted: the layer was changed.
         improved: how many outputs got a smaller error on held-out rows (with `solver="gradient"`, which holds none out,

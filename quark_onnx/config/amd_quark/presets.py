@@ -167,7 +167,9 @@ def get_default_config_mapping() -> Mapping[str, QConfig]:
 
 
 def get_default_config(name: str) -> QConfig:
-    """The ready configuration of this name.
+    """The ready configuration of this name, a key of `get_default_config_mapping()`.
+
+    It may be changed until a quantizer takes its copy.
 
     Raises:
         ConfigError: there is none.
