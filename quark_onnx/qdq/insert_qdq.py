@@ -31,8 +31,8 @@ from quark.onnx.qdq.fused_activations import drop_qdq_before_activations
 from quark.onnx.qdq.per_tensor_weights import one_scale_weights
 from quark.onnx.qdq.propagated_views import quantize_propagated_views
 from quark.onnx.qdq.quant_overrides import Overrides, TensorFormat, format_overrides
-from quark.onnx.qdq.scaled_quantizer import ScaledQuantizer
-from quark.onnx.qdq.stand_ins import put_back_operators, put_in_stand_ins
+from quark.onnx.qdq.quantizer.scaled_quantizer import ScaledQuantizer
+from quark.onnx.qdq.quantizer.stand_ins import put_back_operators, put_in_stand_ins
 from quark.onnx.qdq.weight_params import WIDEST, WeightParams
 
 __all__ = ["DEFAULT_OP_TYPES", "QdqModel", "QdqOptions", "calibration_tensors", "insert_qdq", "qdq_model"]

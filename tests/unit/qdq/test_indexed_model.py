@@ -13,8 +13,8 @@ from small_models import MODELS
 
 from quark.onnx.preparation.prepare import prepare
 from quark.onnx.qdq import scaled_quantizer
-from quark.onnx.qdq.indexed_model import IndexedModel, IndexedQuantizer
 from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.quantizer.indexed_model import IndexedModel, IndexedQuantizer
 
 
 def chain(layers: int) -> onnx.ModelProto:

@@ -46,7 +46,9 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_has_its_parameters(name: str) -> None:
     method = getattr(QDQQuantizer, name, None)
-    assert method is not None, f"onnxruntime's QDQQuantizer has no {name} any more: see qdq/scaled_quantizer.py"
+    assert method is not None, (
+        f"onnxruntime's QDQQuantizer has no {name} any more: see qdq/quantizer/scaled_quantizer.py"
+    )
     signature = inspect.signature(method).parameters
     found = tuple(signature)[: len(METHODS[name])]
     assert found == METHODS[name], f"QDQQuantizer.{name} takes {found} now: see its callers in graph/"
@@ -76,7 +78,7 @@ def test_the_constructor_takes_our_arguments() -> None:
 
 
 class Checked(QDQQuantizer):
-    """Looks at itself where qdq/scaled_quantizer.py does."""
+    """Looks at itself where qdq/quantizer/scaled_quantizer.py does."""
 
     def _adjust_weight_quant_params_for_bias_tensors(self) -> None:
         for name in (

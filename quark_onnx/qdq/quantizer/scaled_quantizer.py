@@ -14,8 +14,8 @@ from onnxruntime.quantization.quant_utils import get_qmin_qmax_for_qType
 from quark.onnx import _core
 from quark.onnx.config.spec import ScaleType
 from quark.onnx.layers.weight_layers import WeightLayer, weight_layer
-from quark.onnx.qdq.indexed_model import IndexedQuantizer
 from quark.onnx.qdq.int32_bias import bias_limit, costs_little, scales_for_bias
+from quark.onnx.qdq.quantizer.indexed_model import IndexedQuantizer
 
 __all__ = ["ScaledQuantizer"]
 

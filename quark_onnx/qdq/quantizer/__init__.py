@@ -1,0 +1,1 @@
+"""onnxruntime's QDQ quantizer, with formats and scales of ours, and in time linear in the nodes."""
