@@ -22,7 +22,7 @@ from quark.onnx.plan.reasons import Reason
 from quark.onnx.preparation.float32 import NARROW
 from quark.onnx.preparation.fuse import FIRST_OPSET
 from quark.onnx.preparation.prepare import MIN_OPSET
-from quark.onnx.qdq.insert_qdq import DEFAULT_OP_TYPES
+from quark.onnx.qdq.qdq_options import DEFAULT_OP_TYPES
 
 PAGE = Path(__file__).with_name("supported.md")
 OLDEST = 7  # opset

@@ -6,117 +6,37 @@ ranges of the activations and, where given, the scales of the weights are ours.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType
 from onnxruntime.quantization.calibrate import TensorData
 from onnxruntime.quantization.quant_utils import add_infer_metadata
 from onnxruntime.quantization.registry import CreateQDQQuantizer
 
-from quark.onnx.config.spec import ScaleType
 from quark.onnx.errors import ModelError
-from quark.onnx.graph.editor import GraphEditor, reads
-from quark.onnx.operators.table import OPERATORS
+from quark.onnx.graph.editor import reads
 from quark.onnx.qdq.blockwise import input_axes, write_blocks
 from quark.onnx.qdq.fused_activations import drop_qdq_before_activations
+from quark.onnx.qdq.irremovable_activations import irremovable_activations
 from quark.onnx.qdq.per_tensor_weights import one_scale_weights
 from quark.onnx.qdq.propagated_views import quantize_propagated_views
+from quark.onnx.qdq.qdq_options import QdqOptions
 from quark.onnx.qdq.quant_overrides import Overrides, TensorFormat, format_overrides
-from quark.onnx.qdq.quantizer.scaled_quantizer import ScaledQuantizer
+from quark.onnx.qdq.quantizer.diverted_log import diverted_log
+from quark.onnx.qdq.quantizer.format_quantizer import FormatQuantizer
 from quark.onnx.qdq.quantizer.stand_ins import put_back_operators, put_in_stand_ins
-from quark.onnx.qdq.weight_params import WIDEST, WeightParams
+from quark.onnx.qdq.weight_params import WeightParams
 
-__all__ = ["DEFAULT_OP_TYPES", "QdqModel", "QdqOptions", "calibration_tensors", "insert_qdq", "qdq_model"]
+__all__ = ["QdqModel", "calibration_tensors", "insert_qdq", "qdq_model"]
 
 _LOG = logging.getLogger(__name__)
-
-# What Quark quantizes by default to 8 bits. onnxruntime's quantizer has rules of its own for some of these
-# operators; the others get its general rule, Q/DQ on every float input and output.
-_NO_LAYERS = (
-    "Add", "ArgMax", "AveragePool", "Clip", "Concat", "EmbedLayerNormalization", "Gather", "Gelu", "GlobalAveragePool",
-    "LeakyRelu", "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Softmax", "Split", "Squeeze", "Tanh",
-    "Transpose", "Unsqueeze", "Where",
-)  # fmt: skip
-DEFAULT_OP_TYPES = tuple(
-    sorted((*_NO_LAYERS, *(name for name, operator in OPERATORS.items() if operator.quantized_by_default)))
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class QdqOptions:
-    """What is quantized, and to which types.
-
-    Attributes:
-        activation_type: QUInt8, QInt8, QUInt16 or QInt16.
-        weight_type: those, QInt4 or QUInt4.
-        activation_symmetric: zero point in the middle of the type. Relu and Clip then stay in the graph;
-            otherwise the range of the Q/DQ behind them does their work and they go.
-        weight_symmetric: the same of weights; of QInt8 and QInt16 the least integer is not used.
-        activation_scales, weight_scales: which values scales have.
-        activations_reach_beyond: `TensorFormat.reaches_beyond` of activations.
-        per_channel: one scale per output channel of a weight that `insert_qdq` gets no parameters for.
-        block: with per_channel: in MatMul and Gemm one for each block of so many inputs too; 0: not. Needs opset 21.
-        op_types: the operators to quantize.
-        excluded_nodes: names of nodes that stay in float.
-        formats: of the tensors, by name, whose integers are others: activations, weights, and biases, which are then
-            quantized as weights are.
-        overrides: what of single tensors stands above all this.
-        quantize_biases: False leaves those in float that have no format of their own.
-        quantize_views: quantize what a view (Transpose, Reshape, MaxPool, ...) reads even if nobody else does.
-        without_range: tensors that stay in float, on both sides, as no range is known for them. What shares their
-            parameters (Reshape, MaxPool, ...) stays in float too, and the bias of a layer that they feed.
-        fused: by op type of an activation: whether there is no Q/DQ between it and the layer before it. Of the op types
-            that are not here: where the quantizer behind it is symmetric and its scale a power of two.
-    """
-
-    activation_type: QuantType = QuantType.QUInt8
-    weight_type: QuantType = QuantType.QInt8
-    activation_symmetric: bool = False
-    weight_symmetric: bool = True
-    activation_scales: ScaleType = ScaleType.Float32
-    weight_scales: ScaleType = ScaleType.Float32
-    activations_reach_beyond: bool = False
-    per_channel: bool = False
-    block: int = 0
-    op_types: tuple[str, ...] = DEFAULT_OP_TYPES
-    excluded_nodes: frozenset[str] = frozenset()
-    formats: Mapping[str, TensorFormat] = field(default_factory=dict)
-    overrides: Overrides = field(default_factory=dict)
-    quantize_biases: bool = True
-    quantize_views: bool = False
-    without_range: frozenset[str] = frozenset()
-    fused: Mapping[str, bool] = field(default_factory=dict)
-
-    @property
-    def activation_format(self) -> TensorFormat:
-        """Activations without a format of their own have this one."""
-        return TensorFormat(
-            self.activation_type,
-            self.activation_symmetric,
-            scales=self.activation_scales,
-            reaches_beyond=self.activations_reach_beyond,
-        )
-
-    @property
-    def weight_format(self) -> TensorFormat:
-        """Weights without a format of their own have this one."""
-        return TensorFormat(
-            self.weight_type, self.weight_symmetric, self.per_channel, block=self.block, scales=self.weight_scales
-        )
-
-    def is_fused(self, output: str, activation: str) -> bool:
-        """Whether an activation of that op type, with that output, reads the layer before it in float."""
-        own = self.formats.get(output, self.activation_format)
-        return self.fused.get(activation, own.symmetric and own.scales is ScaleType.PowerOf2)
 
 
 def calibration_tensors(model: onnx.ModelProto, options: QdqOptions) -> list[str]:
@@ -134,7 +54,7 @@ def calibration_tensors(model: onnx.ModelProto, options: QdqOptions) -> list[str
     # Each range is an object of its own: where the quantizer puts another one in its place, it shows.
     ranges = {name: _tensor_data(0.0, 1.0) for name in _float_activations(model.graph)}
     owner = {id(data): name for name, data in ranges.items()}
-    with _onnxruntime_log():
+    with diverted_log(_LOG.name):
         quantizer = _quantizer(model, dict(ranges), {}, options)
         for node in quantizer.model.nodes():
             if quantizer.should_quantize_node(node):
@@ -202,7 +122,7 @@ def qdq_model(
         if not params.block
     }
     try:
-        with _onnxruntime_log() as records:
+        with diverted_log(_LOG.name) as records:
             quantizer = _quantizer(model, _tensor_ranges(model.graph, ranges, options), overrides, options)
             result: onnx.ModelProto = quantizer.quantize_model()
     except ValueError as error:
@@ -238,7 +158,7 @@ def _quantizer(
     copy.CopyFrom(model)
     op_types, excluded = put_in_stand_ins(copy.graph, options.op_types, options.excluded_nodes)
     add_infer_metadata(copy)  # or the quantizer writes the model to a file to infer the shapes that it has
-    return _Quantizer(
+    return FormatQuantizer(
         options=options,
         model=copy,
         per_channel=options.per_channel,
@@ -258,84 +178,6 @@ def _quantizer(
             "ForceQuantizeNoInputCheck": options.quantize_views,
         },
     )
-
-
-class _Quantizer(ScaledQuantizer):
-    """Minds that tensors have formats of their own, which onnxruntime's looks at only when it comes to scales."""
-
-    def __init__(self, *, options: QdqOptions, **arguments: Any) -> None:
-        self._options = options
-        super().__init__(**arguments)
-        self._overshooting = {node.name for node in self.model.nodes() if _overshoots(node)}
-
-    def scales_of(self, tensor: str, *, weight: bool) -> ScaleType:
-        usual = self._options.weight_format if weight else self._options.activation_format
-        return self._options.formats.get(tensor, usual).scales
-
-    def try_replacing_upstream_output(self, upstream_output_name: str, output_name: str) -> bool:
-        """Take a Relu or Clip away, if the range of its output's quantizer does its work.
-
-        A tensor without parameters of its own, at which onnxruntime's raises KeyError, shares those of another, as the
-        output of a Transpose or MaxPool does. Where nothing else reads it, `_tensor_ranges` gives it parameters; where
-        several nodes do, it cannot be replaced, and needs none.
-        """
-        options = self._options
-        quantizer = options.formats.get(output_name, options.activation_format)
-        clips = not (quantizer.symmetric or quantizer.reaches_beyond or output_name in options.overrides)
-        own = options.formats.get(upstream_output_name, quantizer) != quantizer
-        if output_name in options.without_range:
-            return False  # there is no quantizer that could do the clipping
-        if not clips or own or self._is_always_zero(output_name) or upstream_output_name in options.overrides:
-            return False
-        known = upstream_output_name in self.quantization_params
-        return known and bool(super().try_replacing_upstream_output(upstream_output_name, output_name))
-
-    def quantize_activation_tensor(self, tensor_name: str) -> None:
-        """Mark a tensor that can be quantized: one with a range, or a constant with a scale that float32 holds."""
-        constant, without = self.initializers.get(tensor_name), self._options.without_range
-        if constant is not None:
-            marked = constant.data_type != onnx.TensorProto.FLOAT or _has_scale(numpy_helper.to_array(constant))
-        else:
-            marked = not without or tensor_name in self.tensors_range
-        if marked and tensor_name not in without:
-            super().quantize_activation_tensor(tensor_name)
-
-    def quantize_bias_tensor(
-        self, node_name: str, bias_name: str, input_name: str, weight_name: str, beta: float = 1.0
-    ) -> None:
-        """Mark a bias, whose scale needs one of the input."""
-        if self.is_tensor_quantized(input_name) or not self._options.without_range:
-            super().quantize_bias_tensor(node_name, bias_name, input_name, weight_name, beta)
-
-    def _is_always_zero(self, tensor: str) -> bool:
-        """Then its scale is 1, and its quantizer's range more than 0."""
-        known = self.tensors_range.get(tensor) if self.tensors_range is not None else None
-        return known is not None and not (known.lowest or known.highest)
-
-    def quantize_output_same_as_input(self, output_name: str, input_name: str, node_name: str) -> None:
-        """Let the output of a view share the parameters of its input, unless it has others, or needs them."""
-        without_range = self._options.without_range and not self.is_tensor_quantized(input_name)
-        if without_range or node_name in self._overshooting:
-            self.quantize_activation_tensor(output_name)
-            return
-        shared = self._format(input_name)
-        if output_name in self._options.overrides or self._options.formats.get(output_name, shared) != shared:
-            self.quantize_activation_tensor(output_name)
-        else:
-            super().quantize_output_same_as_input(output_name, input_name, node_name)
-
-    def _format(self, tensor: str) -> TensorFormat:
-        return self._options.formats.get(self.source_of(tensor), self._options.activation_format)
-
-
-def _overshoots(node: onnx.NodeProto) -> bool:
-    """Whether values lie beyond the input's range, as of cubic Resize; onnxruntime lets both share a scale."""
-    modes = [attribute.s for attribute in node.attribute if attribute.name == "mode"]
-    return node.op_type == "Resize" and not node.domain and modes == [b"cubic"]
-
-
-def _has_scale(values: NDArray[np.float32]) -> bool:
-    return values.size == 0 or bool(float(values.max()) - float(values.min()) <= WIDEST)  # NaN is no less
 
 
 def _tensor_data(lowest: float, highest: float) -> TensorData:
@@ -368,36 +210,7 @@ def _tensor_ranges(
 
 
 def _with_irremovable_excluded(graph: onnx.GraphProto, options: QdqOptions) -> QdqOptions:
-    return replace(options, excluded_nodes=options.excluded_nodes.union(_irremovable_activations(graph)))
-
-
-def _irremovable_activations(graph: onnx.GraphProto) -> Iterator[str]:
-    """Relu and Clip nodes whose work the range of a Q/DQ cannot do, although onnxruntime's quantizer lets it.
-
-    The interval of a Clip may not hold 0, as every quantizer's must, or may not be constant. The tensor
-    before the activation, which would be clipped too, may be an output of the model or be read in a subgraph. The
-    tensor behind it may be read in a subgraph, past the Q/DQ. The output of a Softmax gets the range 0 to 1, whatever
-    the one of the Clip behind it.
-    """
-    editor = GraphEditor(graph)
-    softmax = {node.output[0] for node in graph.node if node.op_type == "Softmax"}
-    for node in graph.node:
-        if node.op_type in ("Relu", "Clip"):
-            before, behind = node.input[0], node.output[0]
-            read_elsewhere = any(reader is None or before not in reader.input for reader in editor.readers(before))
-            read_in_body = any(reader and behind not in reader.input for reader in editor.readers(behind))
-            of_softmax = node.op_type == "Clip" and before in softmax
-            if read_elsewhere or read_in_body or of_softmax or not _clips_around_zero(editor, node):
-                yield node.name
-
-
-def _clips_around_zero(editor: GraphEditor, node: onnx.NodeProto) -> bool:
-    for index, sign in ((1, -1.0), (2, 1.0)):
-        if index < len(node.input) and node.input[index]:
-            bound = editor.constant(node, index)
-            if bound is None or sign * bound.item() < 0.0:
-                return False
-    return True
+    return replace(options, excluded_nodes=options.excluded_nodes.union(irremovable_activations(graph)))
 
 
 def _overrides(params: WeightParams, quant_type: QuantType) -> list[dict[str, Any]]:
@@ -458,28 +271,3 @@ def _sort_nodes(graph: onnx.GraphProto) -> None:
                 order[id(last)] = last
     graph.ClearField("node")
     graph.node.extend(order.values())
-
-
-@contextlib.contextmanager
-def _onnxruntime_log() -> Iterator[list[logging.LogRecord]]:
-    """Collect what onnxruntime.quantization logs on the root logger.
-
-    It calls logging.warning() and logging.info(), which give a root logger without handlers one of theirs.
-    """
-    records: list[logging.LogRecord] = []
-
-    def divert(record: logging.LogRecord) -> bool:
-        if "onnxruntime" not in record.pathname:
-            return True
-        record.name = _LOG.name
-        records.append(record)
-        return False
-
-    root, handler = logging.getLogger(), logging.NullHandler()
-    root.addFilter(divert)
-    root.addHandler(handler)
-    try:
-        yield records
-    finally:
-        root.removeHandler(handler)
-        root.removeFilter(divert)

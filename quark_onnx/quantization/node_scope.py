@@ -11,7 +11,7 @@ from quark.onnx.config.qconfig import QConfig
 from quark.onnx.config.validate import nearest, problem
 from quark.onnx.errors import ConfigError
 from quark.onnx.graph.node_graph import node_graph
-from quark.onnx.qdq.insert_qdq import DEFAULT_OP_TYPES
+from quark.onnx.qdq.qdq_options import DEFAULT_OP_TYPES
 
 __all__ = ["NodeScope"]
 

@@ -29,8 +29,8 @@ from quark.onnx.graph.opset import opset_of
 from quark.onnx.layers.weight_layers import WeightLayer
 from quark.onnx.operators.table import NORMALIZATIONS
 from quark.onnx.qdq.blockwise import BLOCKWISE_OPSET
-from quark.onnx.qdq.insert_qdq import QdqOptions
 from quark.onnx.qdq.number_formats import QUANT_TYPES, qdq_opset
+from quark.onnx.qdq.qdq_options import QdqOptions
 from quark.onnx.qdq.quant_overrides import TensorFormat, given_overrides
 from quark.onnx.qdq.tensor_roles import TensorRoles, tensor_roles
 from quark.onnx.quantization.node_scope import NodeScope

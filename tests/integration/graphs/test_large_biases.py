@@ -23,7 +23,8 @@ from quark.onnx.config.spec import (
 )
 from quark.onnx.errors import ModelError
 from quark.onnx.preparation.prepare import prepare
-from quark.onnx.qdq.insert_qdq import QdqOptions, qdq_model
+from quark.onnx.qdq.insert_qdq import qdq_model
+from quark.onnx.qdq.qdq_options import QdqOptions
 
 CHANNEL = QuantGranularity.Channel
 SPECS = {

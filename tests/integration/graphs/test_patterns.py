@@ -26,7 +26,7 @@ from quark.onnx import (
     finetune,
 )
 from quark.onnx.patterns.pattern_table import PATTERNS
-from quark.onnx.qdq.insert_qdq import DEFAULT_OP_TYPES
+from quark.onnx.qdq.qdq_options import DEFAULT_OP_TYPES
 from quark.onnx.report.report import Report
 
 DOCS = Path(__file__).parents[3] / "docs"

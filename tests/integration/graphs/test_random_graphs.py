@@ -12,7 +12,7 @@ from reference.drawn_operators import QUANTIZED
 from reference.operator_graphs import operator_data, operator_graph
 from reference.quantize_checks import SPECS, check_quantized
 
-from quark.onnx.qdq.insert_qdq import DEFAULT_OP_TYPES
+from quark.onnx.qdq.qdq_options import DEFAULT_OP_TYPES
 
 _ITEMS = 6
 _AT_A_TIME = 25

@@ -24,7 +24,7 @@ from quark.onnx import (
     UInt8Spec,
 )
 from quark.onnx.preparation.prepare import prepare
-from quark.onnx.qdq.insert_qdq import DEFAULT_OP_TYPES
+from quark.onnx.qdq.qdq_options import DEFAULT_OP_TYPES
 
 pytestmark = pytest.mark.sets_apart
 

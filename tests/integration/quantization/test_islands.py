@@ -12,7 +12,8 @@ from small_models import Arrays, build, run, samples, separable_cnn
 from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec, XInt8Spec
 from quark.onnx.calibration.calibrate import Calibration
 from quark.onnx.inference.sessions import Engine
-from quark.onnx.qdq.insert_qdq import QdqModel, QdqOptions, calibration_tensors, qdq_model
+from quark.onnx.qdq.insert_qdq import QdqModel, calibration_tensors, qdq_model
+from quark.onnx.qdq.qdq_options import QdqOptions
 from quark.onnx.sensitivity.damage import Damage
 from quark.onnx.sensitivity.kept_in_float import kept_in_float
 from quark.onnx.sensitivity.switched_model import switched_model

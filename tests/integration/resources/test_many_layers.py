@@ -16,7 +16,8 @@ from quark.onnx.fast_finetune.walk import Step, Walk
 from quark.onnx.inference.sessions import Engine
 from quark.onnx.plan.build import build_plan
 from quark.onnx.preparation.prepare import prepare
-from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.insert_qdq import calibration_tensors, insert_qdq
+from quark.onnx.qdq.qdq_options import QdqOptions
 from quark.onnx.stores.batch_store import MemoryStore
 
 LAYERS = (100, 200, 400)

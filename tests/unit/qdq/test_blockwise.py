@@ -32,7 +32,8 @@ from quark.onnx import (
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.preparation.prepare import prepare
-from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.insert_qdq import calibration_tensors, insert_qdq
+from quark.onnx.qdq.qdq_options import QdqOptions
 from quark.onnx.qdq.weight_params import WeightParams
 
 NUMPY = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from small_models import build, run
 
-from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.insert_qdq import calibration_tensors, insert_qdq
+from quark.onnx.qdq.qdq_options import QdqOptions
 
 
 def test_a_cubic_resize_keeps_what_lies_beyond_its_input() -> None:

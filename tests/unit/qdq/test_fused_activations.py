@@ -13,7 +13,8 @@ from small_models import MODELS, build, initializers, run, samples
 from quark.onnx.config.spec import ScaleType
 from quark.onnx.preparation.prepare import prepare
 from quark.onnx.qdq.fused_activations import drop_qdq_before_activations
-from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.insert_qdq import calibration_tensors, insert_qdq
+from quark.onnx.qdq.qdq_options import QdqOptions
 from quark.onnx.qdq.quant_overrides import TensorFormat
 
 PLAIN = QdqOptions(activation_type=QuantType.QInt8, activation_symmetric=True)

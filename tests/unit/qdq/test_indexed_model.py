@@ -12,8 +12,9 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from small_models import MODELS
 
 from quark.onnx.preparation.prepare import prepare
-from quark.onnx.qdq import scaled_quantizer
-from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.insert_qdq import calibration_tensors, insert_qdq
+from quark.onnx.qdq.qdq_options import QdqOptions
+from quark.onnx.qdq.quantizer import scaled_quantizer
 from quark.onnx.qdq.quantizer.indexed_model import IndexedModel, IndexedQuantizer
 
 

@@ -16,7 +16,8 @@ from small_models import run
 
 from quark.onnx.errors import ModelError
 from quark.onnx.preparation.prepare import prepare
-from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.insert_qdq import calibration_tensors, insert_qdq
+from quark.onnx.qdq.qdq_options import QdqOptions
 from quark.onnx.qdq.weight_params import WeightParams
 
 UINT8, PER_CHANNEL = QdqOptions(), QdqOptions(per_channel=True)

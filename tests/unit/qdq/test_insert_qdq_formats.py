@@ -18,7 +18,8 @@ from reference.inner_tensors import inner_tensors
 from small_models import Arrays, Weights, build, initializers, run, samples, separable_cnn
 
 from quark.onnx.preparation.prepare import prepare
-from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.insert_qdq import calibration_tensors, insert_qdq
+from quark.onnx.qdq.qdq_options import QdqOptions
 from quark.onnx.qdq.weight_params import WeightParams
 
 SIGNED = {QuantType.QInt8, QuantType.QInt16, QuantType.QInt4}

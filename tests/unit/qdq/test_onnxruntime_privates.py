@@ -1,4 +1,4 @@
-"""A canary: what graph/ overrides or reads of onnxruntime.quantization, without a promise that it stays."""
+"""A canary: what qdq/ overrides or reads of onnxruntime.quantization, without a promise that it stays."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from onnxruntime.quantization import QuantType, calibrate, quant_utils
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer, QDQQuantTensorType
 from onnxruntime.quantization.registry import CreateQDQQuantizer
 from small_models import build
+
+from quark.onnx.qdq.quantizer.format_quantizer import FormatQuantizer
 
 # Method: the parameters that we pass on or take over. More with a default may follow.
 METHODS = {
@@ -46,9 +48,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_has_its_parameters(name: str) -> None:
     method = getattr(QDQQuantizer, name, None)
-    assert method is not None, (
-        f"onnxruntime's QDQQuantizer has no {name} any more: see qdq/quantizer/scaled_quantizer.py"
-    )
+    assert method is not None, f"onnxruntime's QDQQuantizer has no {name} any more: see quark_onnx/qdq/quantizer"
     signature = inspect.signature(method).parameters
     found = tuple(signature)[: len(METHODS[name])]
     assert found == METHODS[name], f"QDQQuantizer.{name} takes {found} now: see its callers in graph/"
@@ -57,10 +57,8 @@ def test_a_method_has_its_parameters(name: str) -> None:
 
 
 def test_every_override_is_listed() -> None:
-    """What a subclass in graph/ redefines of onnxruntime's class is in METHODS."""
-    from quark.onnx.qdq import insert_qdq
-
-    ours = [cls for cls in insert_qdq._Quantizer.__mro__ if cls.__module__.startswith("quark.onnx")]
+    """What a subclass in qdq/quantizer redefines of onnxruntime's class is in METHODS."""
+    ours = [cls for cls in FormatQuantizer.__mro__ if cls.__module__.startswith("quark.onnx")]
     overridden = {name for cls in ours for name in vars(cls) if hasattr(QDQQuantizer, name)}
     kept = {name for name in overridden if not name.startswith("__")}
     assert kept <= METHODS.keys(), f"not in METHODS: {sorted(kept - METHODS.keys())}"

@@ -14,7 +14,8 @@ from small_models import MODELS, build, initializers, run, samples
 
 from quark.onnx.config.spec import ScaleType
 from quark.onnx.preparation.prepare import prepare
-from quark.onnx.qdq.insert_qdq import QdqOptions, calibration_tensors, insert_qdq
+from quark.onnx.qdq.insert_qdq import calibration_tensors, insert_qdq
+from quark.onnx.qdq.qdq_options import QdqOptions
 from quark.onnx.qdq.weight_params import WeightParams
 
 INT8, UINT8 = QuantType.QInt8, QuantType.QUInt8
