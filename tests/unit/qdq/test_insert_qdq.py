@@ -165,7 +165,6 @@ def check_against_quantize_static(float_model, options, tmp_path):
 def test_result_is_close_to_the_float_model_with_and_without_optimization(options, opset):
     float_model = network(opset)
     result = quantized(float_model, options)
-    assert result.producer_name == "quark.onnx"
     assert result.opset_import == float_model.opset_import
     assert (result.graph.input, result.graph.output) == (float_model.graph.input, float_model.graph.output)
     feeds = feeds_of(float_model)
