@@ -256,13 +256,19 @@ class Layer:
 
 @type_check_only
 class LeastSquaresResult(TypedDict):
-    """Pairs are (fitted, held out)."""
+    """Pairs are (fitted, held out). one_row_in: solved on rows, of which every so manieth was kept; 0: on moments of
+    all. float64_factor: float32 was not enough for a factor. pilot_alone: other integers gained next to nothing on a
+    part of the outputs, so that the others got their best bias alone.
+    """
 
     accepted: bool
     improved: int
     weight: NDArray[np.int32]
     bias: NDArray[np.int32] | None
     candidate: str
+    one_row_in: int
+    float64_factor: bool
+    pilot_alone: bool
     before: tuple[float, float]
     after: tuple[float, float]
     power: tuple[float, float]

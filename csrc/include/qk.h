@@ -247,6 +247,9 @@ typedef struct {
     double power[2];            /* E|y|^2, for relative errors */
     int64_t improved;           /* outputs whose held-out error is below the start's; the others stay as they were */
     qk_candidate candidate;     /* the one that won most of them */
+    int64_t one_row_in;         /* solved on rows, of which every so manieth was kept; 0: on moments of all rows */
+    bool float64_factor;        /* float32 was not enough for a factor */
+    bool pilot_alone;           /* other integers gained next to nothing on a part of the outputs: no others got any */
 } qk_least_squares_result;
 
 /* Where a layer has no target the float weight gives it, y = W x, and there is no bias. */

@@ -141,7 +141,9 @@ static qk_status damp(qk_problem *problem, double damping, bool rounds) {
     p->factor = NULL;
     if (!rounds) return QK_OK;
     const qk_damped_gram gram = {p->gram, fitted, p->bias_free ? NULL : fitted->mean_x, p->lam};
-    return qk_damped_factors_get(&p->factors, damping, &gram, p->wanted, &p->base.run, &p->factor);
+    QK_TRY(qk_damped_factors_get(&p->factors, damping, &gram, p->wanted, &p->base.run, &p->factor));
+    p->base.float64_factor = p->factors.float64;
+    return QK_OK;
 }
 
 /* Half the derivative of the damped error at the start: slope + lam (w0 - w). */

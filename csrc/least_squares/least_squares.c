@@ -4,7 +4,8 @@
  * candidate damps the Gram matrix differently (shrinking towards the float weight), rounds the damped minimum
  * by GPTQ, with few inputs to the closest point, then descends by coordinates. Outputs are problems of their own:
  * for each the candidate that is best on held-out rows wins, the start included. Large layers try candidates on a few
- * of the outputs, from strong to weak damping and only as long as that gains, and the best of them on the others. */
+ * of the outputs, from strong to weak damping and only as long as that gains, and the best of them on the others; where
+ * next to nothing is gained there, the others get no more than their best bias. */
 #include "least_squares/least_squares.h"
 
 #include <math.h>
@@ -26,6 +27,9 @@ enum {
     BATCH_NUMBERS = 1 << 21 /* about so many weights are worked on together */
 };
 
+/* The part of a held-out error that a pilot must gain beyond the best bias to have other integers sought elsewhere. */
+static const double WORTH = 0.005;
+
 /* A candidate with its damping. */
 typedef struct {
     qk_candidate kind;
@@ -46,6 +50,7 @@ typedef struct {
     int64_t *indices;      /* (blocks): of those that are worked on */
     candidate *candidates; /* from strong to weak damping, then by gain */
     int count;
+    bool pilot_alone; /* no candidate is worth it for the other outputs */
 } search;
 
 static bool is_bias_free(const qk_quantized_layer *start, const qk_least_squares_options *options) {
@@ -89,12 +94,12 @@ static qk_status list_candidates(search *s) {
     return QK_OK;
 }
 
-/* The first `count` of the indices become the batch. */
-static qk_status begin(search *s, int64_t first, int64_t count) {
-    double gain;
+/* The first `count` of the indices become the batch. *gain: that of the best bias. */
+static qk_status begin(search *s, int64_t first, int64_t count, double *gain) {
+    *gain = 0;
     qk_batch_fill(&s->batch, &s->shape, s->options->rounding, s->indices + first, count);
     QK_TRY(qk_evaluation_begin(&s->evaluation, &s->batch));
-    return s->evaluation.bias_free ? qk_evaluation_run(&s->evaluation, QK_BIAS_ONLY, &gain) : QK_OK;
+    return s->evaluation.bias_free ? qk_evaluation_run(&s->evaluation, QK_BIAS_ONLY, gain) : QK_OK;
 }
 
 static qk_status run(search *s, candidate *c) {
@@ -106,17 +111,30 @@ static qk_status run(search *s, candidate *c) {
 
 /* All blocks from `first` of the indices on, with the first candidates. */
 static qk_status run_all(search *s, int64_t first, int64_t end, int count) {
+    double gain;
     for (int64_t at = first; at < end; at += s->capacity) {
-        QK_TRY(begin(s, at, qk_smaller(s->capacity, end - at)));
+        QK_TRY(cancelled(s->options));
+        QK_TRY(begin(s, at, qk_smaller(s->capacity, end - at), &gain));
         for (int i = 0; i < count; i++) QK_TRY(run(s, &s->candidates[i]));
     }
     return QK_OK;
 }
 
-/* Tries dampings from the strongest on, until one gains less than the best before it. *tried: candidates. */
+/* The held-out error at the start of the outputs in the batch. */
+static double held_out_error(const search *s) {
+    double sum = 0;
+    for (int64_t b = 0; b < s->batch.blocks; b++) {
+        const qk_row_block *rows = &s->batch.block[b].rows;
+        for (int64_t i = 0; i < rows->count; i++) sum += s->holding.before[QK_HELD_OUT][rows->first + i];
+    }
+    return sum;
+}
+
+/* Tries dampings from the strongest on, until one gains less than the best before it. *tried: the candidates that the
+ * other outputs may take, the best first; 0: none is worth it. */
 static qk_status run_pilot(search *s, int64_t count, int *tried) {
-    double best = 0;
-    QK_TRY(begin(s, 0, count));
+    double best = 0, of_bias;
+    QK_TRY(begin(s, 0, count, &of_bias));
     for (int i = 0; i < s->count;) {
         const double damping = s->candidates[i].damping;
         double gain = 0;
@@ -129,6 +147,8 @@ static qk_status run_pilot(search *s, int64_t count, int *tried) {
         best = gain;
     }
     qsort(s->candidates, (size_t)*tried, sizeof *s->candidates, by_gain);
+    s->pilot_alone = best >= of_bias - WORTH * held_out_error(s);
+    if (s->pilot_alone) *tried = 0;
     return QK_OK;
 }
 
@@ -180,6 +200,8 @@ static void hand_over(search *s, qk_least_squares_result *result) {
         if (s->evaluation.bias_free) result->bias_q[r] = s->holding.bias_q[r];
     }
     result->improved = s->rows - wins[QK_START];
+    result->float64_factor = s->problem->float64_factor;
+    result->pilot_alone = s->pilot_alone;
     result->candidate = QK_START;
     for (int c = QK_START + 1; c < QK_CANDIDATES; c++)
         if (wins[c] > 0 && (result->candidate == QK_START || wins[c] > wins[result->candidate]))
@@ -266,6 +288,7 @@ static qk_status solve_rows(const qk_layer *layer, const qk_quantized_layer *sta
     qk_status status = qk_row_problem_new(&problem, layer, start, is_bias_free(start, options), capacity, &run);
     if (status == QK_OK) status = solve_once(problem, start, options, result);
     qk_blas_leave();
+    result->one_row_in = layer->sets[QK_FITTED]->stride;
     return status;
 }
 

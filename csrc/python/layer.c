@@ -234,12 +234,14 @@ static const char *candidate_name(qk_candidate candidate) {
 
 static PyObject *result_dict(const qk_layer *layer, const qk_least_squares_result *r, PyObject *weight_q,
                              PyObject *bias_q) {
-    return Py_BuildValue("{s:O,s:L,s:O,s:O,s:s,s:(dd),s:(dd),s:(dd),s:(LL)}", "accepted",
+    return Py_BuildValue("{s:O,s:L,s:O,s:O,s:s,s:(dd),s:(dd),s:(dd),s:(LL),s:L,s:O,s:O}", "accepted",
                          r->improved > 0 ? Py_True : Py_False, "improved", (long long)r->improved, "weight", weight_q,
                          "bias", bias_q, "candidate", candidate_name(r->candidate), "before", r->before[QK_FITTED],
                          r->before[QK_HELD_OUT], "after", r->after[QK_FITTED], r->after[QK_HELD_OUT], "power",
                          r->power[QK_FITTED], r->power[QK_HELD_OUT], "rows", (long long)qk_layer_rows(layer, QK_FITTED),
-                         (long long)qk_layer_rows(layer, QK_HELD_OUT));
+                         (long long)qk_layer_rows(layer, QK_HELD_OUT), "one_row_in", (long long)r->one_row_in,
+                         "float64_factor", r->float64_factor ? Py_True : Py_False, "pilot_alone",
+                         r->pilot_alone ? Py_True : Py_False);
 }
 
 static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject *kwargs) {

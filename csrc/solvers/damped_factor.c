@@ -44,6 +44,7 @@ typedef struct {
     const bool *wanted;
     int64_t inputs;
     float *pivots; /* (threads, K) */
+    bool float64;  /* float32 was not enough */
 } factor_job;
 
 /* Lower triangle of a group's matrix in float64. */
@@ -101,7 +102,8 @@ static qk_status factor_tiled(const factor_job *job, int64_t group, qk_run *run)
     return QK_OK;
 }
 
-static qk_status factor_exactly(const factor_job *job, int64_t group, qk_run *run) {
+static qk_status factor_exactly(factor_job *job, int64_t group, qk_run *run) {
+    job->float64 = true;
     double *exact = QK_NEW(double, job->inputs, job->inputs);
     if (!exact) return QK_E_NOMEM;
     copy_exact(job, group, exact);
@@ -140,5 +142,7 @@ qk_status qk_damped_factors_get(qk_damped_factors *f, double damping, const qk_d
     }
     factor_job job = {.factor = &f->factor[at], .of = of, .wanted = wanted, .inputs = f->inputs};
     *factor = &f->factor[at];
-    return factor_all(&job, f->groups, run);
+    const qk_status status = factor_all(&job, f->groups, run);
+    f->float64 |= job.float64;
+    return status;
 }

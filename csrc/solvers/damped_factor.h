@@ -17,6 +17,7 @@ typedef struct {
 typedef struct {
     int64_t groups, inputs;
     int count, next; /* factors that fit; the one that a new damping replaces */
+    bool float64;    /* float32 was not enough for one so far */
     qk_damped_factor factor[QK_DAMPED_FACTORS];
 } qk_damped_factors;
 

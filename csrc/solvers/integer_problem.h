@@ -67,6 +67,7 @@ struct qk_problem {
     int64_t groups, inputs, outputs;     /* K, O per group */
     const double *mean_x[2], *mean_y[2]; /* by set: (groups * K), (groups * O) */
     const double *power[2];              /* (groups * O): centred t */
+    bool float64_factor;                 /* float32 was not enough for one of the factors so far */
 };
 
 /* What GPTQ and descent need of a block's inputs begin .. end - 1; arrays (end - begin, QK_LANES), and

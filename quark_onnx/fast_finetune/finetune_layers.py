@@ -193,6 +193,7 @@ def _write_back(solved: Solved, initializers: _Initializers, judge: Judge | None
         power=_scaled(solution.power, square),
         rows=solution.rows,
         losses=solution.losses,
+        notes=solution.notes,
         seconds=solved.seconds + time.perf_counter() - started,
         solve_seconds=solved.solve_seconds,
     )

@@ -28,6 +28,8 @@ class LayerReport:
         power: mean squared float output, for comparison.
         rows: how many output positions were used.
         losses: of a training loop: (steps so far, mean loss since the point before); none where there was no loop.
+        notes: what was done in another way than usual: solved on some of its rows, a factor in float64, most outputs
+            left with their best bias, another solver for want of memory.
         seconds: for this layer, inference of its data included; with `parallel=True` of its solver alone.
         solve_seconds: of these, for finding the integers once all data is there: training, or solving from moments.
     """
@@ -45,5 +47,6 @@ class LayerReport:
     power: tuple[float, float] = _NONE
     rows: tuple[int, int] = (0, 0)
     losses: LossCurve = ()
+    notes: tuple[str, ...] = ()
     seconds: float = 0.0
     solve_seconds: float = 0.0

@@ -93,6 +93,7 @@ class _Kept:
             improved=fields["improved"],
             candidate=fields["candidate"],
             losses=tuple((step, loss) for step, loss in fields["losses"]),
+            notes=tuple(fields["notes"]),
             **{name: tuple(fields[name]) for name in _PAIRS},
         )
 
@@ -122,7 +123,7 @@ class _Keeping:
         arrays = {"weight": solution.weight}
         if solution.bias is not None:
             arrays["bias"] = solution.bias
-        fields = {name: getattr(solution, name) for name in ("improved", "candidate", "losses", *_PAIRS)}
+        fields = {name: getattr(solution, name) for name in ("improved", "candidate", "losses", "notes", *_PAIRS)}
         self._records.put(self._name, Record({**self._about, **fields}, arrays))
         return solution
 

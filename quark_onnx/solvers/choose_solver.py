@@ -73,6 +73,7 @@ def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore, e
                 return solved
             trained = gradient(layer, pool, update_bias=settings.update_bias, holdout=HOLDOUT)
             trained.messages.append((logging.WARNING, f"layer {layer.node}: by the published loop: {solved.problem}"))
+            trained.notes = (f"by the published loop: {solved.problem}",)
             return trained
         if not in_steps:
             return solved

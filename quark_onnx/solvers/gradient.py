@@ -54,6 +54,7 @@ class GradientLayer:
             stage=core_stage(layer.stage),
         )
         self.messages: list[Message] = []
+        self.notes: tuple[str, ...] = ()  # for the report
         self._samples = self._values = 0
         self._shape: tuple[int, ...] | None = None
 
@@ -121,6 +122,7 @@ class GradientLayer:
             power=trained["power"],
             rows=(fitted * rows, held_out * rows),
             losses=loss_curve(trained["losses"][: trained["iterations"]]),
+            notes=(*self.notes, *(() if offered is None else offered.notes)),
         )
 
     def _learning_rate(self, start: _core.QuantizedLayer) -> float:

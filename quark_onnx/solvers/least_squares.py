@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,4 +127,17 @@ class LeastSquaresLayer:
             after=solved["after"],
             power=solved["power"],
             rows=solved["rows"],
+            notes=tuple(_notes(solved)),
         )
+
+
+def _notes(solved: _core.LeastSquaresResult) -> Iterator[str]:
+    """What was done in another way than from moments of all rows, in float32, for all outputs."""
+    if solved["one_row_in"] == 1:
+        yield "solved on its rows"
+    elif solved["one_row_in"]:
+        yield f"solved on one row in {solved['one_row_in']}"
+    if solved["float64_factor"]:
+        yield "float64 factor, as float32 was not enough"
+    if solved["pilot_alone"]:
+        yield "next to nothing gained on a part of the outputs: the others got their best bias alone"

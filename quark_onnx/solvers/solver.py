@@ -47,6 +47,7 @@ class Solution:
         before, after, power: as in `LayerReport`, of the output divided by the layer's factor.
         rows: output positions that were used.
         losses: of a training loop, of the output divided by the layer's factor; none where there was no loop.
+        notes: as in `LayerReport`.
     """
 
     weight: NDArray[np.int32]
@@ -58,6 +59,7 @@ class Solution:
     power: tuple[float, float]
     rows: tuple[int, int]
     losses: LossCurve = ()
+    notes: tuple[str, ...] = ()
 
 
 class NoSolution(Exception):

@@ -230,5 +230,33 @@ static void large_layers_try_most_outputs_with_the_best_candidates_alone(void) {
     }
 }
 
+/* Damped so much that no weight moves from where such a solution is: the others need not try, bias alone is as good.
+ * Where biases stay weights make up for them. */
+static void large_layers_stop_where_a_part_of_the_outputs_gains_nothing(void) {
+    const ref_case many = {"many outputs", {.groups = 1, .inputs = 40, .outputs = 300}, 3, {12, 40, 40}};
+    const double strong[] = {1e9, 1e10}, usual[] = {1e-4, 1e-2};
+    for (int moves = 0; moves < 2; moves++) {
+        qk_least_squares_options o = options_of(QK_FLOOR_OR_CEIL, !moves);
+        fixture f = fixture_new(&many, 0, 1);
+        qk_least_squares_result all, part;
+        o.damping = strong;
+        CHECK(solve(&f, &o, &all) == QK_OK);
+        int32_t *settled = MEMORY(int32_t, 300 * 40);
+        memcpy(settled, f.new_weight, 300 * 40 * sizeof *settled);
+        f.start.weight_q = settled;
+        o.damping = moves ? usual : strong;
+        CHECK(solve(&f, &o, &all) == QK_OK);
+        CHECK(!all.pilot_alone);
+        o.part_from = 0;
+        CHECK(solve(&f, &o, &part) == QK_OK);
+        CHECK(part.pilot_alone == !moves);
+        CHECK((part.candidate == QK_BIAS_ONLY) == !moves);
+        free(settled);
+        CHECK(moves || fabs(part.after[QK_HELD_OUT] - all.after[QK_HELD_OUT]) <= 0.01 * all.before[QK_HELD_OUT]);
+        fixture_free(&f);
+    }
+}
+
 QK_TESTS(QK_TEST(the_best_candidate_of_each_row_wins),
-         QK_TEST(large_layers_try_most_outputs_with_the_best_candidates_alone))
+         QK_TEST(large_layers_try_most_outputs_with_the_best_candidates_alone),
+         QK_TEST(large_layers_stop_where_a_part_of_the_outputs_gains_nothing))

@@ -108,6 +108,7 @@ def _layer_table(what: str, layers: tuple[LayerReport, ...]) -> Table:
             " | ".join(_relative(error, layer.power, i) for i in range(2)) for error in (layer.before, layer.after)
         )
         result = f"{layer.improved} outputs: {layer.candidate}" if layer.accepted else f"unchanged: {layer.reason}"
+        result += "".join(f"; {note}" for note in layer.notes)
         cells = (layer.name, layer.op_type, layer.inputs, layer.outputs, before, after, result, f"{layer.seconds:.2f}")
         table.add_row(*(Text(str(cell)) for cell in cells))  # names and reasons may look like markup
     return table
