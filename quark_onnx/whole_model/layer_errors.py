@@ -24,6 +24,7 @@ __all__ = ["layer_errors", "layer_errors_or_note"]
 
 _LOG = logging.getLogger(__name__)
 _SAMPLES = 8  # what a layer does shows in few of them, as each has many positions
+_MOST_BYTES = 96 << 20  # of the float model's tensors, of a sample; of large images the layers take several passes
 _BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
 
 _Values = Mapping[str, NDArray[np.generic]]
@@ -64,7 +65,7 @@ def layer_errors(
         float_model: as it was when it was quantized: prepared, and equalised if it was.
         quantized: the Q/DQ model.
         batches: inputs of the models; the first eight samples are taken, one at a time where the models take any
-            number, so that the tensors of one sample are in memory.
+            number, so that the tensors of one sample are in memory, or of some layers where these are large.
         layers: of a plan, where node names alone do not say which layers belong together.
 
     Raises:
@@ -74,23 +75,43 @@ def layer_errors(
     pairs = list(_pairs(float_model, graph, layers))
     if not pairs:
         return ()
-    wanted = list(dict.fromkeys(name for pair in pairs for name in (pair.float_input, pair.float_output)))
-    given = list(dict.fromkeys(name for pair in pairs for name in (pair.data, pair.output)))
-    run_float = ExposedTensors(float_model, wanted, engine)
-    run_quantized = ExposedTensors(quantized, given, engine)
-    alone, sums = _Alone(pairs, graph, engine), {pair.node.name: _Sums() for pair in pairs}
-    samples = 0
-    for batch in _first_samples(batches, divisible=batch_is_free(float_model)):
-        truth, values = run_float(batch), run_quantized(batch)
-        own = alone(truth)
-        for pair in pairs:
-            of_layer, want = sums[pair.node.name], truth[pair.float_output]
-            of_layer.inherited.add(truth[pair.float_input], values[pair.data])
-            of_layer.total.add(want, values[pair.output])
-            of_layer.own.add(want, own[pair.node.name, True])
-            of_layer.weights.add(want, own[pair.node.name, False])
-        samples += sample_count(batch)
+    few = list(_first_samples(batches, divisible=batch_is_free(float_model)))
+    sums = dict[str, _Sums]()
+    for together in _together(pairs, Dataflow(float_model)):
+        wanted = list(dict.fromkeys(name for pair in together for name in (pair.float_input, pair.float_output)))
+        given = list(dict.fromkeys(name for pair in together for name in (pair.data, pair.output)))
+        run_float = ExposedTensors(float_model, wanted, engine)
+        run_quantized, alone = ExposedTensors(quantized, given, engine), _Alone(together, graph, engine)
+        sums.update({pair.node.name: _Sums() for pair in together})
+        for batch in few:
+            _add(together, sums, run_float(batch), run_quantized(batch), alone)
+    samples = sum(map(sample_count, few))
     return tuple(_layer_error(pair, graph, sums[pair.node.name], samples) for pair in pairs)
+
+
+def _together(pairs: Sequence[_Pair], floats: Dataflow) -> Iterator[list[_Pair]]:
+    """The pairs in groups whose tensors may be in memory at the same time."""
+    group, held = list[_Pair](), 0.0
+    for pair in pairs:
+        sizes = (floats.bytes_per_sample(name) for name in (pair.float_input, pair.float_output))
+        size = sum(size for size in sizes if not math.isnan(size))
+        if group and held + size > _MOST_BYTES:
+            yield group
+            group, held = [], 0.0
+        group.append(pair)
+        held += size
+    yield group
+
+
+def _add(pairs: Sequence[_Pair], sums: Mapping[str, _Sums], truth: _Values, values: _Values, alone: _Alone) -> None:
+    """A batch, from the tensors of the float model and those of the quantized one."""
+    own = alone(truth)
+    for pair in pairs:
+        of_layer, want = sums[pair.node.name], truth[pair.float_output]
+        of_layer.inherited.add(truth[pair.float_input], values[pair.data])
+        of_layer.total.add(want, values[pair.output])
+        of_layer.own.add(want, own[pair.node.name, True])
+        of_layer.weights.add(want, own[pair.node.name, False])
 
 
 def layer_errors_or_note(
