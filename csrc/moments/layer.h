@@ -20,6 +20,10 @@ struct qk_layer {
     qk_affine affine; /* of bytes */
 };
 
+/* Phases of a set; none where there is no such set. */
+static inline int64_t qk_phase_count(const qk_layer *layer, int set) {
+    return layer->sets[set] ? layer->phases.count : 0;
+}
 /* Rows of a panel that is added when it is full. */
 int64_t qk_panel_capacity(const qk_layer *layer, const qk_sums *s);
 /* A panel of so many rows takes over the rows of the old one, which stays as it was after a failure. */
