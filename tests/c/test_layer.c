@@ -251,8 +251,8 @@ static void without_target_only_the_inputs_count(void) {
         const qk_row_choice choice = {.samples = x.dims[0], .max_rows = 500, .seed = 2};
         const moments with = layer_moments(g, &x, &y, &choice, QK_FITTED, 1, 1);
         const moments without = layer_moments(g, &x, NULL, &choice, QK_FITTED, 1, 1);
-        CHECK_SAME(with.gram, without.gram, g->groups * g->inputs * g->inputs);
-        CHECK_SAME(with.mean_x, without.mean_x, g->groups * g->inputs);
+        check_close(with.gram, without.gram, g->groups * g->inputs * g->inputs, 2e-6); /* panels are shorter without */
+        check_close(with.mean_x, without.mean_x, g->groups * g->inputs, 2e-6);
         for (int64_t o = 0; o < g->groups * g->outputs; o++) CHECK(without.power[o] == 0); /* left alone */
         moments_free(with);
         moments_free(without);
