@@ -37,6 +37,8 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 highlight_language = "text"  # of blocks that are indented, which are tables and trees
 
+smartquotes = False  # --option stays as it is written
+
 html_theme = "furo"
 html_title = project
 html_static_path = ["site/static"]
