@@ -72,6 +72,7 @@ ROOMS = {
     "quantization": "ModelQuantizer, finetune, quantize: the steps in their order",
     "inspection": "what would be done",
     "comparison": "two models on the same data",
+    "diagnosis": "what each quantizer costs",
     "cli": "quark-onnx, the command line",
 }
 CORE = {

@@ -96,6 +96,7 @@ if TYPE_CHECKING:
         VitisQuantFormat,
         VitisQuantType,
     )
+    from quark.onnx.diagnosis import Diagnosis, analyse
     from quark.onnx.errors import (
         ConfigError,
         ConfigTypeError,
@@ -161,6 +162,7 @@ __all__ = [
     "ConfigTypeError",
     "DataError",
     "DataType",
+    "Diagnosis",
     "ExtendedCalibrationMethod",
     "ExtendedQuantFormat",
     "ExtendedQuantType",
@@ -226,6 +228,7 @@ __all__ = [
     "VitisQuantFormat",
     "VitisQuantType",
     "XInt8Spec",
+    "analyse",
     "compare_models",
     "finetune",
     "get_data_reader",
@@ -248,6 +251,7 @@ _HOMES = {
         *("ExtendedCalibrationMethod", "ExtendedQuantFormat", "ExtendedQuantType", "Int16Method", "LayerWiseMethod"),
         *("PowerOfTwoMethod", "VitisQuantFormat", "VitisQuantType"),
     ),
+    "quark.onnx.diagnosis": ("Diagnosis", "analyse"),
     "quark.onnx.errors": (
         *("ConfigError", "ConfigTypeError", "DataError", "FinetuneError", "ModelError", "ModelTypeError"),
         *("OutOfMemoryError", "QuarkError", "UnsupportedError"),

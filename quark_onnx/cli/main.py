@@ -14,13 +14,14 @@ from typing import NoReturn
 import click
 
 from quark.onnx.cli.command import State
-from quark.onnx.cli.compare_command import compare_command
-from quark.onnx.cli.completion_command import completion_command
-from quark.onnx.cli.finetune_command import finetune_command
-from quark.onnx.cli.inspect_command import inspect_command
+from quark.onnx.cli.commands.compare_command import compare_command
+from quark.onnx.cli.commands.completion_command import completion_command
+from quark.onnx.cli.commands.doctor_command import doctor_command
+from quark.onnx.cli.commands.finetune_command import finetune_command
+from quark.onnx.cli.commands.inspect_command import inspect_command
+from quark.onnx.cli.commands.quantize_command import quantize_command
+from quark.onnx.cli.commands.report_command import report_command
 from quark.onnx.cli.messages import error_line
-from quark.onnx.cli.quantize_command import quantize_command
-from quark.onnx.cli.report_command import report_command
 from quark.onnx.errors import QuarkError
 
 __all__ = ["main", "program"]
@@ -41,6 +42,7 @@ def program() -> click.Group:
             finetune_command(),
             inspect_command(),
             compare_command(),
+            doctor_command(),
             report_command(),
             completion_command(),
         ],

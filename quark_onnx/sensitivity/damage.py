@@ -1,10 +1,12 @@
-"""The error that quantizing some of a model's activations makes at its outputs, everything else in float."""
+"""The error that quantizing some activations and weights makes at a model's outputs, everything else in float."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import onnx
 
 from quark.onnx.calibration_data.checked_items import sample_count
@@ -14,22 +16,24 @@ from quark.onnx.inference.exposed_tensors import ExposedTensors
 from quark.onnx.inference.sessions import Batch, Engine, in_order, session
 from quark.onnx.measures.deviation import Comparison, Deviation, Parts
 from quark.onnx.sensitivity.switched_model import Switch, switched_model
+from quark.onnx.sensitivity.weight_switch import WeightSwitch, weights_as_inputs
 from quark.onnx.whole_model.part_masks import PartMasks
 
 __all__ = ["Damage"]
 
 
 class Damage:
-    """Measures sets of activation quantizers by running the float model with them on.
+    """Measures sets of quantizers by running the float model with them on.
 
     Args:
         model: the float model.
         quantized: the Q/DQ model that was made from it.
         items: the data; a few samples are enough, as errors are compared that differ much.
         engine: runs the models.
+        weights: the layers whose weights can be quantized too.
 
     Attributes:
-        switches: what can be turned on, in graph order.
+        switches: activation quantizers that can be turned on, in graph order.
         elements: of each switch by name: how many values go through it, over all items.
         samples: of all items.
 
@@ -38,16 +42,22 @@ class Damage:
     """
 
     def __init__(
-        self, model: onnx.ModelProto, quantized: onnx.ModelProto, items: Sequence[Batch], engine: Engine
+        self,
+        model: onnx.ModelProto,
+        quantized: onnx.ModelProto,
+        items: Sequence[Batch],
+        engine: Engine,
+        weights: Sequence[WeightSwitch] = (),
     ) -> None:
-        self._switched = switched_model(model, quantized)
+        self._weights = tuple(weights)
+        self._switched = switched_model(weights_as_inputs(model, weights), quantized)
         self._items = items
         self._at_once, each = engine.shared_out(len(items), live_bytes(model) * max(map(sample_count, items)))
         self._session = session(self._switched.model, each)
         self.switches = self._switched.switches
         self._joined = joined_outputs(model)
         names = [name for switch in self.switches for name in switch.sizes]
-        outputs, off = list(self._switched.outputs), self._switched.feeds(frozenset())
+        outputs, off = list(self._switched.outputs), self._feeds(frozenset(), frozenset())
         found = [self._session.run([*outputs, *names], {**item, **off}) for item in items]
         self._float = [values[: len(outputs)] for values in found]
         sizes = [dict(zip(names, map(int, values[len(outputs) :]), strict=True)) for values in found]
@@ -56,22 +66,57 @@ class Damage:
             switch.name: sum(size[name] for size in sizes for name in switch.sizes) for switch in self.switches
         }
         self._parts = self._masks(model, each)
-        self._known: dict[frozenset[str], Deviation] = {}
+        self._known: dict[tuple[frozenset[str], frozenset[str]], Deviation] = {}
+        self._whole: tuple[frozenset[str], list[list[Any]]] | None = None  # the outputs with these on, for `expected`
 
-    def deviation(self, on: Iterable[Switch]) -> Deviation:
-        """How far the outputs are from the float model's with these quantizers on."""
-        names = frozenset(switch.name for switch in on)
-        if names not in self._known:
-            comparison = Comparison(self._switched.outputs)
-            feeds = self._switched.feeds(names)
-            outputs = list(self._switched.outputs)
-            runs = in_order(
-                lambda item: self._session.run(outputs, {**item, **feeds}), self._items, threads=self._at_once
-            )
-            for want, have, parts in zip(self._float, runs, self._parts, strict=True):
-                comparison.add(want, have, parts)
-            self._known[names] = comparison.deviation()
-        return self._known[names]
+    def deviation(self, on: Iterable[Switch | WeightSwitch], fine: Iterable[Switch | WeightSwitch] = ()) -> Deviation:
+        """How far the outputs are from the float model's with these quantizers on.
+
+        Args:
+            fine: those of them that are as fine as they may be with the same range, or the same bits (`Switch.fine`,
+                `WeightSwitch.fine`).
+        """
+        names, finer = (frozenset(switch.name for switch in switches) for switches in (on, fine))
+        if (names, finer) not in self._known:
+            self._known[names, finer] = self._compared(self._runs(names, finer))
+        return self._known[names, finer]
+
+    def expected(self, switch: Switch | WeightSwitch, on: Iterable[Switch | WeightSwitch]) -> Deviation:
+        """How far the outputs should be with these quantizers on but for one of them, by what that does alone: its own
+        error is taken from theirs, element by element, as if errors added up. Besides `deviation` of it alone is known.
+        """
+        names, alone = frozenset(one.name for one in on), frozenset((switch.name,))
+        if self._whole is None or self._whole[0] != names:
+            self._whole = names, list(self._runs(names, frozenset()))
+        both = [Comparison(self._switched.outputs), Comparison(self._switched.outputs)]
+        runs = self._runs(alone, frozenset())
+        for real, own, whole, parts in zip(self._float, runs, self._whole[1], self._parts, strict=True):
+            both[0].add(real, own, parts)
+            both[1].add(real, [_without(*arrays) for arrays in zip(whole, own, real, strict=True)], parts)
+        self._known[alone, frozenset()], found = (comparison.deviation() for comparison in both)
+        return found
+
+    def _runs(self, on: frozenset[str], fine: frozenset[str]) -> Iterator[list[Any]]:
+        """The outputs, item by item."""
+        feeds, outputs = self._feeds(on, fine), list(self._switched.outputs)
+        return in_order(lambda item: self._session.run(outputs, {**item, **feeds}), self._items, threads=self._at_once)
+
+    def _compared(self, runs: Iterable[Sequence[Any]]) -> Deviation:
+        comparison = Comparison(self._switched.outputs)
+        for want, have, parts in zip(self._float, runs, self._parts, strict=True):
+            comparison.add(want, have, parts)
+        return comparison.deviation()
+
+    def deviation_of(self, run: ExposedTensors, outputs: Sequence[str]) -> Deviation:
+        """How far another model's outputs, in the same order, are from the float model's."""
+        found = (run(item) for item in self._items)
+        return self._compared([values[name] for name in outputs] for values in found)
+
+    def _feeds(self, on: frozenset[str], fine: frozenset[str]) -> Batch:
+        feeds: Batch = dict(self._switched.feeds(on, fine))
+        for switch in self._weights:
+            feeds |= switch.values(on, fine)
+        return feeds
 
     def error(self, on: Iterable[Switch]) -> float:
         """Mean squared error over the variance of the float values, of the output (or part) that suffers most."""
@@ -88,3 +133,9 @@ class Damage:
         exposed, masks = ExposedTensors(model, sources, engine), PartMasks(joined, engine)
         known = (exposed(item) for item in self._items)
         return [masks.of({name: values[name].shape for name in sources}) for values in known]
+
+
+def _without(whole: Any, own: Any, real: Any) -> Any:
+    """An output less the error of one quantizer; what is no tensor of floats, or has another shape, as it is."""
+    floats = isinstance(real, np.ndarray) and real.dtype.kind == "f" and whole.shape == own.shape == real.shape
+    return whole - (own - real) if floats else whole

@@ -10,9 +10,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from quark.onnx.config.data_type import DATA_TYPES
 from quark.onnx.graph.editor import GraphEditor, rename_tensors
 
 __all__ = ["Switch", "SwitchedModel", "switched_model"]
+
+_STEPS = (1 << 16) - 1  # of 16 bits
+_RANGES = {
+    getattr(TensorProto, kind.element_type): (kind.qmin, kind.qmax) for kind in DATA_TYPES.values() if kind.element_type
+}
 
 
 @dataclass(frozen=True)
@@ -21,11 +27,13 @@ class Switch:
 
     Attributes:
         name: of the graph input, a bool scalar, that turns it on.
+        fine: of the graph input, a bool scalar, that gives it 16 bits over the same range where it is on.
         tensors: of the float model, in graph order.
         sizes: the graph outputs that give the number of elements of each tensor, int64 scalars.
     """
 
     name: str
+    fine: str
     tensors: tuple[str, ...]
     sizes: tuple[str, ...]
 
@@ -44,9 +52,10 @@ class SwitchedModel:
     outputs: tuple[str, ...]
     switches: tuple[Switch, ...]
 
-    def feeds(self, on: frozenset[str]) -> dict[str, NDArray[np.generic]]:
-        """The inputs that turn these switches on, by name, and all others off."""
-        return {switch.name: np.array(switch.name in on) for switch in self.switches}
+    def feeds(self, on: frozenset[str], fine: frozenset[str] = frozenset()) -> dict[str, NDArray[np.generic]]:
+        """The inputs that turn these switches on, by name, and all others off; `fine` are those with 16 bits."""
+        inputs = {switch.name: np.array(switch.name in on) for switch in self.switches}
+        return inputs | {switch.fine: np.array(switch.name in fine) for switch in self.switches}
 
 
 def switched_model(model: onnx.ModelProto, quantized: onnx.ModelProto) -> SwitchedModel:
@@ -88,11 +97,18 @@ class _Switching:
         for tensor, (quantize, _) in self._pairs.items():
             by_parameters.setdefault(tuple(quantize.input[1:]), []).append(tensor)
         self.switches = tuple(
-            Switch(fresh(f"{tensors[0]}_is_quantized"), tuple(tensors), tuple(fresh(f"{t}_size") for t in tensors))
+            Switch(
+                fresh(f"{tensors[0]}_is_quantized"),
+                fresh(f"{tensors[0]}_has_16_bits"),
+                tuple(tensors),
+                tuple(fresh(f"{t}_size") for t in tensors),
+            )
             for tensors in by_parameters.values()
         )
         self._parameters = {name: fresh(name) for key in by_parameters for name in key}
-        self._constants = [tensor for tensor in quantized.graph.initializer if tensor.name in self._parameters]
+        self._constants = {
+            tensor.name: tensor for tensor in quantized.graph.initializer if tensor.name in self._parameters
+        }
 
     def rewire(self) -> None:
         """Put them in, with their inputs and the outputs that count elements."""
@@ -101,7 +117,7 @@ class _Switching:
         rename_tensors(graph, {tensor: self._behind[tensor] for tensor in self._pairs if tensor in self._inputs})
         for value in graph.input:
             value.name = next((t for t, name in self._behind.items() if name == value.name), value.name)
-        for tensor in self._constants:
+        for tensor in self._constants.values():
             kept = graph.initializer.add()
             kept.CopyFrom(tensor)
             kept.name = self._parameters[tensor.name]
@@ -114,25 +130,71 @@ class _Switching:
         del graph.node[:]
         graph.node.extend(nodes)
         for switch in self.switches:
-            graph.input.append(helper.make_tensor_value_info(switch.name, TensorProto.BOOL, []))
+            for name in (switch.name, switch.fine):
+                graph.input.append(helper.make_tensor_value_info(name, TensorProto.BOOL, []))
             graph.output.extend(helper.make_tensor_value_info(name, TensorProto.INT64, []) for name in switch.sizes)
 
     def _nodes(self, tensor: str) -> Iterator[onnx.NodeProto]:
         """What is computed of a tensor: If, so that what is off costs a copy, and Size."""
         switch = next(switch for switch in self.switches if tensor in switch.tensors)
-        before, (codes, real, same) = self._before[tensor], (self._editor.fresh_name(tensor) for _ in range(3))
-        pair = []
-        for node, source, result in zip(self._pairs[tensor], (before, codes), (codes, real), strict=True):
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.input[:] = [source, *(self._parameters[name] for name in node.input[1:])]
-            copy.output[:] = [result]
-            pair.append(copy)
-        on = helper.make_graph(pair, "on", [], [onnx.ValueInfoProto(name=real)])
-        identity = helper.make_node("Identity", [before], [same])
-        off = helper.make_graph([identity], "off", [], [onnx.ValueInfoProto(name=same)])
-        yield helper.make_node("If", [switch.name], [self._behind[tensor]], then_branch=on, else_branch=off)
+        before, behind = self._before[tensor], self._behind[tensor]
+        pair = self._branch("on", self._pair(tensor))
+        finer = self._fine(tensor)
+        fine = self._branch("fine", finer) if finer else pair
+        either = self._node("If", switch.fine, then_branch=fine, else_branch=pair)
+        off = self._branch("off", [self._node("Identity", before)])
+        whole = self._node("If", switch.name, then_branch=self._branch("quantized", [either]), else_branch=off)
+        whole.output[:] = [behind]
+        yield whole
         yield helper.make_node("Size", [before], [switch.sizes[switch.tensors.index(tensor)]])
+
+    def _pair(self, tensor: str) -> list[onnx.NodeProto]:
+        """QuantizeLinear and DequantizeLinear."""
+        nodes, source = list[onnx.NodeProto](), self._before[tensor]
+        for node in self._pairs[tensor]:
+            nodes.append(self._copy(node, source))
+            source = nodes[-1].output[0]
+        return nodes
+
+    def _fine(self, tensor: str) -> list[onnx.NodeProto]:
+        """Quantization to 16 bits over the same range, and back; none where the codes are no narrower integers of one
+        scale. Operators on floats do it, as QuantizeLinear has 16 bits from opset 21 on only.
+        """
+        dequantize = self._pairs[tensor][1]
+        scale, *zero_point = (self._constants[name] for name in dequantize.input[1:])
+        kind = zero_point[0].data_type if zero_point else TensorProto.UINT8
+        qmin, qmax = _RANGES.get(kind, (0, 0))
+        if scale.dims or not 0 < qmax - qmin < _STEPS:
+            return []
+        codes = (self._constant(tensor, kind, code) for code in (qmin, qmax))
+        lowest, highest = (self._copy(dequantize, code) for code in codes)
+        # Both are multiples of the 8-bit scale, and that of the 16-bit one: 0 stays 0.
+        step = float(onnx.numpy_helper.to_array(scale)) * (qmax - qmin) / _STEPS
+        width = self._constant(tensor, TensorProto.FLOAT, step)
+        clipped = self._node("Clip", self._before[tensor], lowest.output[0], highest.output[0])
+        steps = self._node("Div", clipped.output[0], width)
+        rounded = self._node("Round", steps.output[0])
+        return [lowest, highest, clipped, steps, rounded, self._node("Mul", rounded.output[0], width)]
+
+    def _constant(self, tensor: str, kind: int, value: float) -> str:
+        name = self._editor.fresh_name(tensor)
+        self._graph.initializer.append(helper.make_tensor(name, kind, [], [value]))
+        return name
+
+    def _copy(self, node: onnx.NodeProto, source: str) -> onnx.NodeProto:
+        """A quantizer, or its inverse, of another tensor."""
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.ClearField("name")
+        copy.input[:] = [source, *(self._parameters[name] for name in node.input[1:])]
+        copy.output[:] = [self._editor.fresh_name(source)]
+        return copy
+
+    def _node(self, op_type: str, *inputs: str, **attributes: onnx.GraphProto) -> onnx.NodeProto:
+        return helper.make_node(op_type, inputs, [self._editor.fresh_name(op_type)], **attributes)
+
+    def _branch(self, name: str, nodes: list[onnx.NodeProto]) -> onnx.GraphProto:
+        return helper.make_graph(nodes, name, [], [onnx.ValueInfoProto(name=nodes[-1].output[0])])
 
 
 def _quantizers(quantized: onnx.ModelProto) -> dict[str, tuple[onnx.NodeProto, onnx.NodeProto]]:

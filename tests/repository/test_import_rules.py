@@ -30,7 +30,7 @@ STOREYS = (
     ("whole_model", "resume"),
     ("sensitivity", "fast_finetune"),
     ("quantization",),
-    ("inspection", "comparison"),
+    ("inspection", "comparison", "diagnosis"),
     ("cli",),
 )
 

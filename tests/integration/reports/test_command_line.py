@@ -109,9 +109,12 @@ def test_all_commands_piped() -> None:
     assert json.loads(tuned.stdout)["algorithm"] == "adaround"
     compared = piped("compare", "m.onnx", "q.onnx", "--data", "data.npz")
     assert "48 samples, agreement" in compared.stdout
+    examined = piped("doctor", "m.onnx", "q.onnx", "--data", "data.npz", "--samples", "8")
+    assert "8 samples: the quantized model is at" in examined.stdout
+    assert "alone dB" in examined.stdout
     inspected = piped("inspect", "m.onnx")
     assert "to be tuned: 6 layers by adaround" in inspected.stdout
-    for ran in (tuned, compared, inspected, shown, page):
+    for ran in (tuned, compared, examined, inspected, shown, page):
         assert ran.returncode == 0, ran.stderr
         assert ESCAPE not in ran.stdout + ran.stderr
 

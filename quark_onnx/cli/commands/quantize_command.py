@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from quark.onnx.cli.command import new_command
+from quark.onnx.cli.commands.inspect_command import show_inspection
 from quark.onnx.cli.configuration import (
     algorithm_options,
     configuration,
@@ -15,7 +16,6 @@ from quark.onnx.cli.configuration import (
     source_options,
 )
 from quark.onnx.cli.data_options import data_options, given_data
-from quark.onnx.cli.inspect_command import show_inspection
 from quark.onnx.cli.reports import report_option, show_report
 from quark.onnx.model_files.saved_model import check_output_path
 from quark.onnx.quantization.api import ModelQuantizer

@@ -1,0 +1,107 @@
+"""What `analyse` finds: plain data, frozen."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Cure", "Diagnosis", "Finding"]
+
+_FEWEST = 3  # pairs that a rank correlation says anything of
+
+
+@dataclass(frozen=True)
+class Cure:
+    """One way to take a quantizer's harm away. Errors are mean squared error over variance, the mean of all outputs.
+
+    Attributes:
+        name: "float"; "16 bits" of an activation, over the same range; "per channel" of a weight.
+        predicted: how much less error the model should have, by what the quantizer does alone, as if the errors of all
+            added up, element by element: below 0 where others make up for this one.
+        measured: how much less it has, with everything else quantized.
+    """
+
+    name: str
+    predicted: float
+    measured: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One quantizer: of an activation (of all that share its scale), or of the weight and bias of a layer.
+
+    Attributes:
+        name: of the first tensor; of the layer.
+        kind: "activation" or "weights".
+        tensors: of the float model.
+        share: of all values that go through quantizers of that kind, 0 to 1.
+        alone: the error that the model has with this quantizer alone, in units of `Cure`.
+        gain: what the model should gain with it in float, as `Cure.predicted`.
+        cures: those that keep integers first; none where they were not measured.
+        facts: what may be the reason.
+    """
+
+    name: str
+    kind: str
+    tensors: tuple[str, ...]
+    share: float
+    alone: float
+    gain: float
+    cures: tuple[Cure, ...] = ()
+    facts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What each quantizer does to the outputs of a model.
+
+    Attributes:
+        samples: that were run.
+        error: of the whole quantized model: mean squared error over variance, the mean of all outputs.
+        activations, weights: of the float model with only these quantized.
+        findings: the one with the most gain first; of a model that is destroyed that with the most error alone, as
+            errors do not add up there.
+        cured: the error with `cures`, all at once; `error` where none helps.
+        cures: names of finding and cure, of the worst findings: the mildest that takes nearly all of the harm away.
+        notes: what was not looked at, and why.
+    """
+
+    samples: int
+    error: float
+    activations: float
+    weights: float
+    findings: tuple[Finding, ...]
+    cured: float
+    cures: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rank_correlation(self) -> float:
+        """Spearman's, between what the model should gain with quantizers in float and what it gains; NaN for fewer than
+        three that were measured. 1: the ranking is that of the gains.
+        """
+        gains = ((f.gain, c.measured) for f in self.findings for c in f.cures if c.name == "float")
+        return _spearman([pair for pair in gains if all(map(math.isfinite, pair))])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; what is not a finite number is None."""
+        plain: dict[str, Any] = _finite(asdict(self) | {"rank_correlation": self.rank_correlation})
+        return plain
+
+
+def _spearman(pairs: list[tuple[float, float]]) -> float:
+    if len(pairs) < _FEWEST:
+        return math.nan
+    ranks = [np.argsort(np.argsort(values)).astype(float) for values in zip(*pairs, strict=True)]
+    return float(np.corrcoef(ranks)[0, 1])
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
