@@ -27,13 +27,16 @@ from quark.onnx.inference.sessions import Engine, session
 from quark.onnx.stores.batch_store import BatchStore
 from quark.onnx.system.memory_limit import unless_out_of_memory
 
-__all__ = ["Ahead", "Arrays", "Step", "Walk"]
+__all__ = ["Advance", "Arrays", "Peek", "Walk"]
 
 Arrays = dict[str, NDArray[np.generic]]
 
 
-class Ahead:
-    """Tensors that later nodes make, computed from where a walk stands: call `run` for every batch, from any thread."""
+class Peek:
+    """Tensors that later nodes make, computed from where a walk stands, which stays there.
+
+    Call `run` for every batch, from any thread.
+    """
 
     def __init__(self, walk: Walk, segment: Segment, targets: tuple[str, ...]) -> None:
         self._walk = walk
@@ -80,7 +83,7 @@ class Ahead:
             return self._session
 
 
-class Step(Ahead):
+class Advance(Peek):
     """One advance of a walk."""
 
     def run(self, batch: int) -> Arrays:
@@ -151,7 +154,7 @@ class Walk:
         """The tensors that are needed after the current step."""
         return self._live
 
-    def advance(self) -> Ahead:
+    def advance(self) -> Peek:
         """The way to the next stop. Every batch must have run the step before."""
         targets = self._stops.pop(0)
         here = self._here()
@@ -163,14 +166,14 @@ class Walk:
         if self._bytes(live) - self._bytes(here) > self._most_growth and self._may_run_again(nodes):
             self._needed.not_made(made - here)
             self._to_run_again.update(map(id, nodes))
-            return Ahead(self, self._segment(nodes, here, frozenset(targets)), targets)
+            return Peek(self, self._segment(nodes, here, frozenset(targets)), targets)
         self._live = live
-        return Step(self, self._segment(nodes, here, live.union(targets)), targets)
+        return Advance(self, self._segment(nodes, here, live.union(targets)), targets)
 
-    def ahead(self, targets: tuple[str, ...]) -> Ahead:
+    def ahead(self, targets: tuple[str, ...]) -> Peek:
         """Tensors of a later stop, with the initializers as they are now. Every batch must have run the step before."""
         here = self._here()
-        return Ahead(self, self._segment(self.dataflow.ancestors(targets, here), here, frozenset(targets)), targets)
+        return Peek(self, self._segment(self.dataflow.ancestors(targets, here), here, frozenset(targets)), targets)
 
     def _may_run_again(self, nodes: list[onnx.NodeProto]) -> bool:
         """At most twice, so that the time stays proportional to the number of nodes."""
