@@ -133,6 +133,7 @@ def calibrate(
     for count, scarce, some in in_order(look_at, tasks, threads=at_once):
         search.feed(scarce, some)
         samples += count
+        del scarce, some  # before the next batch is computed
     _core.return_memory()  # that of inner tensors
     _check_outputs(model, statistics.not_finite)
     ranges, without, histograms = statistics.choose({name: settings.range_of(name) for name in tensors})
