@@ -51,8 +51,9 @@ def check_model(model: onnx.ModelProto) -> None:
         _check_graph(model.graph, None, "")
         _check_calls(model)
         _check_inputs(model.graph)
+        _check_text((text for entry in model.metadata_props for text in (entry.key, entry.value)), "metadata_props")
     except UnicodeDecodeError as error:
-        raise ModelError(f"a name of the model is no text: {error.object!r} is not UTF-8") from error
+        raise ModelError(f"a name or property of the model is no text: {error.object!r} is not UTF-8") from error
     _check_operators(model)
 
 

@@ -162,8 +162,11 @@ def test_a_wrong_model_is_refused_and_says_why(case: str, as_file: bool, tmp_pat
         load_model(given, role="float model")
 
 
-def test_a_name_that_is_no_text(tmp_path: Path) -> None:
-    content = chain().SerializeToString().replace(b"product", b"\xff\xfe\xfdduct")
+@pytest.mark.parametrize("text", [b"product", b"a comment"], ids=["tensor", "metadata"])
+def test_what_is_no_text(text: bytes, tmp_path: Path) -> None:
+    model = chain()
+    onnx.helper.set_model_props(model, {"comment": "a comment"})
+    content = model.SerializeToString().replace(text, b"\xff\xfe" + text[2:])
     (tmp_path / "m.onnx").write_bytes(content)
     with pytest.raises(ModelError, match=r"UTF-8|utf-8"):
         load_model(tmp_path / "m.onnx", role="model")
