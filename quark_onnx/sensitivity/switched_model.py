@@ -105,6 +105,9 @@ class _Switching:
             )
             for tensors in by_parameters.values()
         )
+        self._of = {
+            t: (switch, size) for switch in self.switches for t, size in zip(switch.tensors, switch.sizes, strict=True)
+        }
         self._parameters = {name: fresh(name) for key in by_parameters for name in key}
         self._constants = {
             tensor.name: tensor for tensor in quantized.graph.initializer if tensor.name in self._parameters
@@ -136,7 +139,7 @@ class _Switching:
 
     def _nodes(self, tensor: str) -> Iterator[onnx.NodeProto]:
         """What is computed of a tensor: If, so that what is off costs a copy, and Size."""
-        switch = next(switch for switch in self.switches if tensor in switch.tensors)
+        switch, size = self._of[tensor]
         before, behind = self._before[tensor], self._behind[tensor]
         pair = self._branch("on", self._pair(tensor))
         finer = self._fine(tensor)
@@ -146,7 +149,7 @@ class _Switching:
         whole = self._node("If", switch.name, then_branch=self._branch("quantized", [either]), else_branch=off)
         whole.output[:] = [behind]
         yield whole
-        yield helper.make_node("Size", [before], [switch.sizes[switch.tensors.index(tensor)]])
+        yield helper.make_node("Size", [before], [size])
 
     def _pair(self, tensor: str) -> list[onnx.NodeProto]:
         """QuantizeLinear and DequantizeLinear."""
