@@ -1,6 +1,6 @@
 """Settings of the site, which sphinx makes of the Markdown pages as they lie in the repository, and of docstrings:
 
-    sphinx-build -c docs . build/site
+    sphinx-build -c docs/site . build/site
 
 The source folder is the repository's root, so that links between pages are the same on the site and on a code host.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 
-sys.path.insert(0, str(Path(__file__).parent / "site"))
+sys.path.insert(0, str(Path(__file__).parent))
 
 project = "quark-onnx"
 author = "the quark-onnx authors"
@@ -32,7 +32,7 @@ extensions = [
 ]
 root_doc = "README"
 include_patterns = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "*/README.md", "docs/**"]
-exclude_patterns = [".*", "build", "dist", "docs/site", "quark_onnx", "tests"]
+exclude_patterns = [".*", "build", "dist", "quark_onnx", "tests"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 highlight_language = "text"  # of blocks that are indented, which are tables and trees
@@ -41,7 +41,7 @@ smartquotes = False  # --option stays as it is written
 
 html_theme = "furo"
 html_title = project
-html_static_path = ["site/static"]
+html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_copyright = False
 html_copy_source = False
