@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -74,8 +74,18 @@ class ComparedModels:
     outputs: tuple[ComparedOutput, ...]
     default_agreement: float | None
     default_outputs: tuple[ComparedOutput, ...]
-    layers: tuple[LayerError, ...] = ()
+    layers: tuple[LayerError, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The figures in a line."""
+        worst = min((output.sqnr_db for output in self.outputs), default=None)
+        parts = [f"{self.samples} samples"]
+        if self.agreement is not None:
+            parts.append(f"agreement {100 * self.agreement:.1f} %")
+        if worst is not None:
+            parts.append(f"SQNR {worst:.1f} dB" + (" at worst" if len(self.outputs) > 1 else ""))
+        return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; what is not a finite number is None."""

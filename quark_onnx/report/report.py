@@ -149,7 +149,7 @@ class Report:
 
     def plot(self) -> Figure:
         """A figure of matplotlib (the extra `plot`): SQNR of every layer before and after, losses of training. Save it
-        with `figure.savefig("report.png")`.
+        with `figure.savefig("report.png")`; a notebook shows it after `%matplotlib inline`.
 
         Raises:
             ImportError: matplotlib is not installed.

@@ -40,7 +40,7 @@ def compare(ctx: click.Context) -> None:
         write_json(found.to_dict())
         return
     console = result_console()
-    console.print(Text(_summary(found)))
+    console.print(Text(str(found)))
     console.print(_outputs(found))
     if found.layers:
         which = f"all {len(found.layers)} layers"
@@ -66,16 +66,6 @@ def compare_command() -> click.Command:
             click.Option(["--full"], is_flag=True, help=f"Show every layer, not only the {_WORST} worst."),
         ],
     )
-
-
-def _summary(found: ComparedModels) -> str:
-    worst = min((output.sqnr_db for output in found.outputs), default=None)
-    parts = [f"{found.samples} samples"]
-    if found.agreement is not None:
-        parts.append(f"agreement {100 * found.agreement:.1f} %")
-    if worst is not None:
-        parts.append(f"SQNR {worst:.1f} dB" + (" at worst" if len(found.outputs) > 1 else ""))
-    return ", ".join(parts)
 
 
 def _outputs(found: ComparedModels) -> Table:

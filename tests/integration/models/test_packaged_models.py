@@ -5,6 +5,7 @@ Run with `pytest -m packages`; needs pip and an index.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -42,6 +43,18 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return folder
+
+
+def test_the_ocr_example_reads_what_the_float_model_reads(installed: Path, tmp_path: Path) -> None:
+    program = Path(__file__).parents[3] / "examples" / "ocr.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(program)]
+    ran = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    found = re.findall(r"right: float (\d+), 8 bits (\d+), the same (\d+)", ran.stdout)
+    by_float, by_integers, same = map(int, found[0])
+    assert same > 48  # of 64
+    assert by_integers > by_float - 6
 
 
 class Items:

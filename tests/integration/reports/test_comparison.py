@@ -84,6 +84,12 @@ def test_a_model_is_itself() -> None:
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["outputs"][0]["sqnr_db"] is None
 
 
+def test_it_is_told_in_a_line() -> None:
+    found = compare_models(mlp(), quantized(mlp()), samples(mlp(), 20))
+    assert str(found) == f"20 samples, SQNR {found.outputs[0].sqnr_db:.1f} dB"
+    assert "LayerError" not in repr(found)
+
+
 def test_the_first_samples_only() -> None:
     assert compare_models(mlp(), mlp(), samples(mlp(), 50)["x"], samples=7).samples == 7
 
