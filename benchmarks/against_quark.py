@@ -18,16 +18,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import cases
 import model_checks
 from comparison import Comparison
 from gradient_rows import GRADIENT_ROWS, GradientRow
 from machine import describe_machine
-from peers import Peer
+from peers.results import Peer
 from rich.console import Console
 from rows import ROWS, Row
 from tables import figures_table, floors_table, gradient_table, lazy_memory_table, solvers_table
-
-HERE = Path(__file__).resolve().parent
 
 
 def _selected(a: argparse.Namespace) -> list[Row] | list[GradientRow]:
@@ -45,7 +44,7 @@ def _arguments() -> argparse.Namespace:
     p.add_argument(
         "--peer-only", action="store_true", help="run amd-quark for the rows and stop: a file for --peer-json"
     )
-    p.add_argument("--tools", type=Path, default=HERE.parent.parent / "shared/tools", help="folder with peer_quark.py")
+    p.add_argument("--data", type=Path, default=cases.DATA, help="folder with the models and data of cases.py")
     p.add_argument(
         "--solver",
         choices=("auto", "gradient"),
@@ -85,9 +84,11 @@ def main() -> int:
 
 def _run(a: argparse.Namespace, models: Path) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
-    tools = a.tools.resolve()
-    peer = Peer(python=a.peer_python and a.peer_python.absolute(), tools=tools, models=models, earlier=a.peer_json)
-    comparison = Comparison(tools=tools, models=models, peer=peer, console=console)
+    data = a.data.resolve()
+    peer = Peer(
+        "amd_quark", python=a.peer_python and a.peer_python.absolute(), data=data, models=models, earlier=a.peer_json
+    )
+    comparison = Comparison(data=data, models=models, peer=peer, console=console)
     report: dict[str, Any] = {"machine": describe_machine(), "rows": [], "failed": {}, "peers": peer.results}
 
     def save() -> None:

@@ -4,7 +4,7 @@ Whatever the implementation, it has to run the float model and the Q/DQ model ov
 and to form the moments G = E[x x'] and C = E[y x'] of every tuned layer. The bound is the time of these three
 with the tools at hand: onnxruntime for the passes and BLAS for the moments.
 
-    python benchmarks/bound.py --tools TOOLS --case mobilenet_v1 --samples 100 --quantized plain.onnx
+    python benchmarks/bound.py --case mobilenet_v1 --samples 100 --quantized plain.onnx
 
 prints `BOUND {json}`: float_pass_s, qdq_pass_s, moments_s, bound_s, the flops and the rate.
 """
@@ -12,14 +12,13 @@ prints `BOUND {json}`: float_pass_s, qdq_pass_s, moments_s, bound_s, the flops a
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import math
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import cases
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -131,13 +130,12 @@ def pass_seconds(model: str, x: npt.NDArray[np.float32], *, optimise: bool) -> t
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--tools", type=Path, required=True, help="folder with datasets.py")
+    p.add_argument("--data", type=Path, default=cases.DATA, help="folder with the models and data of cases.py")
     p.add_argument("--case", required=True)
     p.add_argument("--samples", type=int, required=True)
     p.add_argument("--quantized", required=True, help="Q/DQ model of the case")
     a = p.parse_args()
-    sys.path.insert(0, str(a.tools))
-    case = importlib.import_module("datasets").load(a.case)
+    case = cases.load(a.case, a.data)
     x = case.calib[: a.samples]
     float_pass, float_batch = pass_seconds(str(case.model), x, optimise=True)
     qdq_pass, qdq_batch = pass_seconds(a.quantized, x, optimise=False)

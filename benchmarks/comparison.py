@@ -12,7 +12,7 @@ import fresh_process
 import model_checks
 from gradient_rows import GradientRow, judge_gradient
 from layer_errors import check_same_measure
-from peers import Peer, PeerJob
+from peers.results import Peer, PeerJob
 from rich.console import Console
 from rows import Row, Verdict, judge
 
@@ -24,8 +24,8 @@ _LAZY_GROWTH = 30e6 / 2**20  # MiB; the floor is 30 MB
 class Comparison:
     """One run of the benchmark: runs jobs, keeps the bounds, checks results."""
 
-    def __init__(self, *, tools: Path, models: Path, peer: Peer, console: Console) -> None:
-        self._tools, self._models, self._peer, self._console = tools, models, peer, console
+    def __init__(self, *, data: Path, models: Path, peer: Peer, console: Console) -> None:
+        self._data, self._models, self._peer, self._console = data, models, peer, console
         self._bounds: dict[tuple[str, int], dict[str, Any]] = {}
 
     def row(self, row: Row) -> dict[str, Any]:
@@ -114,7 +114,7 @@ class Comparison:
         }
 
     def _ours(self, row: Row | GradientRow, output: Path, *options: str) -> dict[str, Any]:
-        command = [sys.executable, str(HERE / "ours.py"), "--tools", str(self._tools), "--case", row.case]
+        command = [sys.executable, str(HERE / "ours.py"), "--data", str(self._data), "--case", row.case]
         command += ["--samples", str(row.samples), "--output", str(output), *options]
         return fresh_process.run(command, cwd=self._models)
 
@@ -125,8 +125,8 @@ class Comparison:
             command = [
                 sys.executable,
                 str(HERE / "bound.py"),
-                "--tools",
-                str(self._tools),
+                "--data",
+                str(self._data),
                 "--case",
                 row.case,
             ]

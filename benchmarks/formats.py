@@ -1,6 +1,6 @@
 """What number formats cost, and what finetuning and its companions win back, on real models.
 
-    python benchmarks/formats.py --tools TOOLS [--rows resnet20-int4 ...] [--json result.json]
+    python benchmarks/formats.py [--rows resnet20-int4 ...] [--json result.json]
 
 prints a Markdown table: agreement with the float model, logit mse and top-1 on the evaluation data, with onnxruntime's
 optimisation off and, in brackets, at its default. Models are checked (`model_checks.py`) before they count. Seconds are
@@ -10,9 +10,7 @@ those of the call; time it on a quiet machine.
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,11 +18,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import cases
 import numpy as np
 import onnx
 from machine import describe_machine
 from model_checks import check_only_integers_differ, check_runs
 from narrow_weights import three_bit_like, two_bits
+from peers.job import Reader, outputs
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -100,11 +100,10 @@ ROWS = (
 
 def main() -> None:
     a = _arguments()
-    sys.path.insert(0, str(a.tools))
     console, results = Console(width=150), []
     rows = [row for row in ROWS if row.name in (a.rows or row.name)]
     for row in rows:
-        for figures in _measured(row):
+        for figures in _measured(row, a.data):
             results.append(figures)
             console.print(figures["row"], figures["algorithms"], figures["seconds"], figures["defined"])
     console.print(describe_machine())
@@ -113,25 +112,24 @@ def main() -> None:
         a.json.write_text(json.dumps(results, indent=1))
 
 
-def _measured(row: Row) -> Iterator[dict[str, Any]]:
-    peer = importlib.import_module("peer_quark")
-    case = importlib.import_module("datasets").load(row.case)
+def _measured(row: Row, data_folder: Path) -> Iterator[dict[str, Any]]:
+    case = cases.load(row.case, data_folder)
     model, data = str(case.model), case.calib[: row.samples]
     name = onnx.load(model).graph.input[0].name
-    reference = peer.outputs(model, case.eval_x, True)
+    reference = outputs(model, case.eval_x, optimise=True)
     float_top1 = _top1(reference, case.eval_y)
     with TemporaryDirectory() as folder:
         plain, tuned = Path(folder) / "plain.onnx", Path(folder) / "tuned.onnx"
         if row.narrow:
-            ModelQuantizer(QConfig(row.layer)).quantize_model(model, plain, peer.Reader(name, data))
+            ModelQuantizer(QConfig(row.layer)).quantize_model(model, plain, Reader(name, data))
             onnx.save(_NARROW[row.narrow](onnx.load(model), onnx.load(plain)), plain)
         for algorithms in row.algorithms:
             start, output = time.perf_counter(), tuned if algorithms else plain
             if not row.narrow:
                 quantizer = ModelQuantizer(QConfig(row.layer, algo_config=list(algorithms)))
-                quantizer.quantize_model(model, output, peer.Reader(name, data))
+                quantizer.quantize_model(model, output, Reader(name, data))
             elif algorithms:
-                finetune(model, plain, output, peer.Reader(name, data), algorithms[0])
+                finetune(model, plain, output, Reader(name, data), algorithms[0])
             seconds = time.perf_counter() - start
             if row.narrow != "int2":  # onnxruntime does not run it optimised
                 check_runs(output)
@@ -142,7 +140,7 @@ def _measured(row: Row) -> Iterator[dict[str, Any]]:
             for key, optimise in (("defined", False), ("default", True)):
                 if optimise and row.narrow == "int2":
                     continue
-                got = peer.outputs(str(output), case.eval_x, optimise)
+                got = outputs(str(output), case.eval_x, optimise=optimise)
                 figures[key] = {
                     "agree": round(100 * float((got.argmax(1) == reference.argmax(1)).mean()), 2),
                     "mse": float(np.square(got - reference).mean()),
@@ -183,8 +181,7 @@ def _text(value: float | None) -> str:
 
 def _arguments() -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    tools = Path(__file__).resolve().parents[2] / "shared" / "tools"
-    p.add_argument("--tools", type=Path, default=tools, help="folder with datasets.py and peer_quark.py")
+    p.add_argument("--data", type=Path, default=cases.DATA, help="folder with the models and data of cases.py")
     p.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="only these")
     p.add_argument("--json", type=Path, help="write all figures there")
     return p.parse_args()

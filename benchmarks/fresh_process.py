@@ -25,7 +25,8 @@ def run(command: Sequence[str], *, cwd: Path, log: Path | None = None) -> dict[s
         RuntimeError: the program failed, or printed no such line; the message ends with what it printed last.
     """
     busy, own, start = _busy_seconds(), _children_seconds(), time.perf_counter()
-    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    here = str(Path(__file__).resolve().parent)  # other environments' programs import from it too
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": here}
     done = subprocess.run(
         command, cwd=cwd, env=env, text=True, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from fresh_process import noisy
 from layer_errors import share_at_most_peers
-from peers import PeerJob
+from peers.results import PeerJob
 from rows import Verdict
 
 Figures = Mapping[str, Any]

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from model_checks import CheckError
-from peer_log import ERROR_STEP
+from peers.amd_quark_log import ERROR_STEP
 
 LayerErrors = Mapping[str, Sequence[float]]  # [before, after]
 

@@ -1,38 +1,33 @@
 """Our side of the comparison: the same job as the peer's script, in a process of its own.
 
-    python benchmarks/ours.py --tools TOOLS --case mobilenet_v1 --samples 100 --output ours.onnx
+    python benchmarks/ours.py --case mobilenet_v1 --samples 100 --output ours.onnx
 
-prints `OURS {json}`: the figures of peer_quark.py, by that script's reader and evaluation, the memory of the call
-and what finetuning did to the layers. With --finetune MODEL the job is finetune() on that Q/DQ model instead of
-quantize_model.
+prints `OURS {json}`: the figures of peers/job.py, the memory of the call and what finetuning did to the layers. With
+--finetune MODEL the job is finetune() on that Q/DQ model instead of quantize_model.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import cases
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from layer_errors import mean_square
-from memory import resident_memory
+from peers.job import Reader, arguments, input_name, judged, timed
 
 from quark.onnx import ModelQuantizer, Report, finetune
 from quark.onnx.config import QConfig
 from quark.onnx.config.algorithm import AdaQuantConfig, AdaRoundConfig
 from quark.onnx.config.spec import CalibMethod, Int8Spec, QLayerConfig, UInt8Spec
 
-_MIB = 2**20
 _UNSEEN = 200  # evaluation samples
 
 
@@ -56,48 +51,29 @@ def main() -> None:
 
 
 def _compared(a: argparse.Namespace) -> dict[str, Any]:
-    """The peer's script, step by step: the same data in memory, the same reader, the same evaluation."""
-    sys.path.insert(0, str(a.tools))
-    peer = importlib.import_module("peer_quark")
-    case = importlib.import_module("datasets").load(a.case)
+    """What the peers' scripts do: the same data in memory, the same reader, the same evaluation."""
+    case = cases.load(a.case, a.data)
     model = str(case.model)
-    reader = peer.Reader(_input_name(model), case.calib[: a.samples])
-    figures, report = _timed(_job(a, model, reader))
+    reader = Reader(input_name(model), case.calib[: a.samples])
+    figures, report = timed(_job(a, model, reader))
     result = figures | {"output": a.output}
     if report.layers:
         result |= _layer_figures(report, a.output)
-        result["unseen_error"] = _unseen_error(model, a.output, peer.Reader(_input_name(model), case.eval_x[:_UNSEEN]))
-    result["case_data_mib"] = round((case.calib.nbytes + case.eval_x.nbytes) / _MIB, 1)
-    reference = peer.outputs(model, case.eval_x, True)
-    for key, optimise in (("plain", False), ("ort_default", True)):
-        result[key] = _agreement(peer.outputs(a.output, case.eval_x, optimise), reference, case.eval_y)
-    return result
+        unseen = Reader(input_name(model), case.eval_x[:_UNSEEN])
+        result["unseen_error"] = _unseen_error(model, a.output, unseen)
+    return result | judged(case, a.output)
 
 
 def _memory_only(a: argparse.Namespace) -> dict[str, Any]:
     """The job on random samples, in a process that never held the case's data."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
-        model, shape = other.submit(_model_and_shape, a.tools, a.case).result()
-    return _timed(_job(a, model, RandomReader(_input_name(model), shape, a.samples)))[0]
+        model, shape = other.submit(_model_and_shape, a.data, a.case).result()
+    return timed(_job(a, model, RandomReader(input_name(model), shape, a.samples)))[0]
 
 
-def _model_and_shape(tools: Path, name: str) -> tuple[str, tuple[int, ...]]:
-    sys.path.insert(0, str(tools))
-    case = importlib.import_module("datasets").load(name)
+def _model_and_shape(data: Path, name: str) -> tuple[str, tuple[int, ...]]:
+    case = cases.load(name, data)
     return str(case.model), case.calib.shape[1:]
-
-
-def _input_name(model: str) -> str:
-    name: str = ort.InferenceSession(model).get_inputs()[0].name
-    return name
-
-
-def _timed(job: Callable[[], Report]) -> tuple[dict[str, Any], Report]:
-    with resident_memory() as memory:
-        start = time.perf_counter()
-        report = job()
-        wall = time.perf_counter() - start
-    return {"wall_s": round(wall, 3), **memory.figures()}, report
 
 
 def _layer_figures(report: Report, output: str) -> dict[str, Any]:
@@ -153,32 +129,11 @@ def _job(a: argparse.Namespace, model: str, reader: Any) -> Callable[[], Report]
     return quantize
 
 
-def _agreement(
-    got: npt.NDArray[np.float32], reference: npt.NDArray[np.float32], labels: Any
-) -> dict[str, float | None]:
-    """agree, top1: percent. mse: of the logits, against the float model's. As peer_quark.py computes them."""
-    top = got.argmax(1)
-    return {
-        "agree": round(100 * float((top == reference.argmax(1)).mean()), 2),
-        "mse": float(((got - reference) ** 2).mean()),
-        "top1": None if labels is None else round(100 * float((top == labels).mean()), 2),
-    }
-
-
 def _arguments() -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--tools", type=Path, required=True, help="folder with datasets.py and peer_quark.py")
-    p.add_argument("--case", required=True)
-    p.add_argument("--samples", type=int, required=True)
-    p.add_argument("--output", required=True)
-    p.add_argument("--algorithm", choices=("none", "adaround", "adaquant"), default="adaround")
+    p = arguments(__doc__)
     p.add_argument("--solver", choices=("auto", "least_squares", "gradient"), default="auto")
-    p.add_argument("--learning-rate", type=float, help="default: the algorithm's")
     p.add_argument("--weight-method", choices=("default", "MinMax"), default="default")
     p.add_argument("--finetune", help="Q/DQ model of another tool to finetune")
-    p.add_argument("--batch-size", type=int, default=1)
-    p.add_argument("--iterations", type=int, default=1000)
-    p.add_argument("--mem-opt-level", type=int, default=1)
     p.add_argument("--random-data", action="store_true", help="calibrate on samples made on the fly; memory only")
     return p.parse_args()
 

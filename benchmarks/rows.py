@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fresh_process import noisy
-from peers import PeerJob
+from peers.results import PeerJob
 
 Figures = Mapping[str, Any]
 

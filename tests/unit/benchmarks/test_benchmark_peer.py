@@ -40,13 +40,13 @@ ERRORS = {"/f/f.3/Relu_output_0": [0.000726, 0.000721], "logits_QuantizeLinear_I
 @pytest.fixture
 def peer_log(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("peer_log")
+    return importlib.import_module("peers.amd_quark_log")
 
 
 @pytest.fixture
 def peers(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("peers")
+    return importlib.import_module("peers.results")
 
 
 def test_seconds_and_errors_are_read_from_the_log(peer_log: Any) -> None:
@@ -88,7 +88,7 @@ def amd_quark(folder: Path) -> Path:
 def test_only_the_same_job_does_instead_of_a_run(peers: Any, tmp_path: Path) -> None:
     same = {"case": "kws", "samples": 256}
     earlier = earlier_results(tmp_path, same | {"batch_size": 32}, same | {"learning_rate": 1e-3}, same | {"wall_s": 7})
-    peer = peers.Peer(python=None, tools=tmp_path, models=tmp_path, earlier=earlier)
+    peer = peers.Peer("amd_quark", python=None, data=tmp_path, models=tmp_path, earlier=earlier)
     assert peer.result(peers.PeerJob(**same))["wall_s"] == 7
     for other in ({"samples": 100}, {"iterations": 20}, {"algorithm": "adaquant"}):
         with pytest.raises(RuntimeError, match="no earlier result"):
@@ -98,7 +98,7 @@ def test_only_the_same_job_does_instead_of_a_run(peers: Any, tmp_path: Path) -> 
 def test_a_result_without_its_model_or_loop_is_made_again(peers: Any, tmp_path: Path) -> None:
     job = peers.PeerJob(case="kws", samples=256)
     earlier = earlier_results(tmp_path, {"case": "kws", "samples": 256})
-    peer = peers.Peer(python=None, tools=tmp_path, models=tmp_path, earlier=earlier)
+    peer = peers.Peer("amd_quark", python=None, data=tmp_path, models=tmp_path, earlier=earlier)
     assert peer.result(job)["earlier"]
     for need in ({"with_model": True}, {"with_loop": True}):
         with pytest.raises(RuntimeError, match="no earlier result"):
@@ -106,7 +106,7 @@ def test_a_result_without_its_model_or_loop_is_made_again(peers: Any, tmp_path: 
 
 
 def test_a_run_keeps_the_log_and_what_it_tells(peers: Any, tmp_path: Path) -> None:
-    peer = peers.Peer(python=amd_quark(tmp_path), tools=tmp_path, models=tmp_path, earlier=None)
+    peer = peers.Peer("amd_quark", python=amd_quark(tmp_path), data=tmp_path, models=tmp_path, earlier=None)
     job = peers.PeerJob(case="kws", samples=16, algorithm="adaquant", batch_size=4, iterations=20, learning_rate=1e-3)
     result = peer.result(job, with_loop=True)
     assert (result["loop_s"], result["layer_errors"], result["earlier"]) == (0.833, ERRORS, False)
@@ -118,10 +118,10 @@ def test_a_run_keeps_the_log_and_what_it_tells(peers: Any, tmp_path: Path) -> No
         "--learning-rate 0.001",
     ):
         assert option in result["options"]
-    (log,) = tmp_path.glob("quark_*.log")
+    (log,) = tmp_path.glob("amd_quark_*.log")
     assert "recons metrics was optimized" in log.read_text()
 
 
 def test_a_plain_model_has_no_loop(peers: Any, tmp_path: Path) -> None:
-    peer = peers.Peer(python=amd_quark(tmp_path), tools=tmp_path, models=tmp_path, earlier=None)
+    peer = peers.Peer("amd_quark", python=amd_quark(tmp_path), data=tmp_path, models=tmp_path, earlier=None)
     assert "loop_s" not in peer.result(peers.PeerJob(case="kws", samples=16, algorithm="none"))

@@ -1,4 +1,4 @@
-"""The peer's results: from an earlier run's file where it has them, else from amd-quark run now."""
+"""A peer's results: from an earlier run's file where it has them, else from a run now."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import fresh_process
-import peer_log
-
-HERE = Path(__file__).resolve().parent
+from peers import amd_quark_log
 
 
 @dataclass(frozen=True, kw_only=True)
 class PeerJob:
-    """One job of peer_quark.py, by its options. learning_rate: None for amd-quark's default of the algorithm."""
+    """One job of job.py, by its options. learning_rate: None for amd-quark's default of the algorithm."""
 
     case: str
     samples: int
@@ -32,23 +30,25 @@ class PeerJob:
 
 
 class Peer:
-    """Runs amd-quark and remembers what it gave.
+    """Runs a peer's script and remembers what it gave.
 
     results: every result so far, as plain dicts; one from a file has `earlier` true.
     """
 
-    def __init__(self, *, python: Path | None, tools: Path, models: Path, earlier: Path | None) -> None:
-        """python: interpreter with amd-quark. models: folder for models. earlier: JSON of an earlier run."""
-        self._python, self._tools, self._models = python, tools, models
+    def __init__(self, script: str, *, python: Path | None, data: Path, models: Path, earlier: Path | None) -> None:
+        """script: a module beside this one. python: interpreter with the peer. data: folder of cases.py. models: folder
+        for models. earlier: JSON of an earlier run.
+        """
+        self._script, self._python, self._data, self._models = script, python, data, models
         self.results: list[dict[str, Any]] = []
         if earlier is not None:
             found = json.loads(earlier.read_text())["peers"]
             self.results = [{**result, "earlier": True} for result in found]
 
     def result(self, job: PeerJob, *, with_model: bool = False, with_loop: bool = False) -> dict[str, Any]:
-        """Figures of one job: keys of peer_quark.py and memory.py, and with an algorithm those of peer_log.py.
+        """Figures of one job: keys of job.py and memory.py, and with an algorithm amd-quark's those of its log.
 
-        with_model: its model file must exist. with_loop: the figures of peer_log.py must be there. An earlier result
+        with_model: its model file must exist. with_loop: the figures of the log must be there. An earlier result
         without them does not do.
         """
         wanted = asdict(job)
@@ -63,17 +63,16 @@ class Peer:
     def _run(self, job: PeerJob) -> dict[str, Any]:
         if self._python is None:
             raise RuntimeError(
-                f"no earlier result of amd-quark that has all it takes: {job}; "
-                "give --peer-python, the interpreter of an environment with amd-quark 0.13"
+                f"no earlier result of {self._script} that has all it takes: {job}; "
+                f"give the interpreter of its environment, which peers/{self._script}.py says how to make"
             )
-        output = self._models / f"quark_{job.name}.onnx"
-        command = [str(self._python), str(HERE / "peer_memory.py"), str(self._tools / "peer_quark.py")]
-        command += ["--output", str(output)]
+        output = self._models / f"{self._script}_{job.name}.onnx"
+        command = [str(self._python), "-m", f"peers.{self._script}", "--data", str(self._data), "--output", str(output)]
         for option, value in asdict(job).items():
             if value is not None:
                 command += [f"--{option.replace('_', '-')}", str(value)]
         date, log = datetime.now().isoformat(timespec="seconds"), output.with_suffix(".log")
         figures = fresh_process.run(command, cwd=self._models, log=log)
-        if job.algorithm != "none":
-            figures |= peer_log.loop_figures(log.read_text())
+        if job.algorithm != "none" and self._script == "amd_quark":
+            figures |= amd_quark_log.loop_figures(log.read_text())
         return figures | {"earlier": False, "date": date}
