@@ -25,6 +25,7 @@ from quark.onnx.own_errors import only_own_errors
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.float_form import matching_form
 from quark.onnx.preparation.prepare import prepared_forms
+from quark.onnx.qdq.constant_quantizers import with_integer_constants
 from quark.onnx.quantization.run_options import engine_for
 from quark.onnx.system.memory_limit import unless_out_of_memory
 from quark.onnx.system.progress import PhaseProgress
@@ -153,6 +154,7 @@ def _layers(
     """The layers' errors, and notes; nothing where the reference is quantized too, or the model is not."""
     if is_quantized(reference) or not is_quantized(model):
         return (), ()
+    model = with_integer_constants(model)
     try:
         forms, _ = prepared_forms(reference, items, engine)
         form = matching_form(forms, model, TUNABLE_OP_TYPES)

@@ -23,6 +23,7 @@ from quark.onnx.own_errors import only_own_errors
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.float_form import matching_form
 from quark.onnx.preparation.prepare import prepared_forms
+from quark.onnx.qdq.constant_quantizers import with_integer_constants
 from quark.onnx.quantization.run_options import engine_for
 from quark.onnx.sensitivity.damage import Damage
 from quark.onnx.sensitivity.switched_model import Switch
@@ -77,6 +78,7 @@ def analyse(
     if not few:
         raise DataError("there is no data: the models must run on a few samples")
     forms, notes = prepared_forms(given, few, engine)
+    model = with_integer_constants(model)
     form = matching_form(forms, model, TUNABLE_OP_TYPES)
     return _Analysis(form, model, few, engine).diagnosis(cured, notes)
 

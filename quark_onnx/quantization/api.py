@@ -30,6 +30,7 @@ from quark.onnx.own_errors import only_own_errors
 from quark.onnx.plan.float_form import matching_form
 from quark.onnx.preparation.finite_constants import check_weights
 from quark.onnx.preparation.prepare import prepared_forms
+from quark.onnx.qdq.constant_quantizers import with_integer_constants
 from quark.onnx.quantization.excluded_layers import excluded_outputs
 from quark.onnx.quantization.provenance import say_how_it_was_made
 from quark.onnx.quantization.quantization_run import QuantizationRun
@@ -242,7 +243,7 @@ def _checked_algorithm(config: FastFinetuneConfig | QConfig) -> FastFinetuneConf
 def _float_and_quantized(float_model: ModelLike, quantized_model: ModelLike) -> tuple[onnx.ModelProto, onnx.ModelProto]:
     """The two models, which are what their names say."""
     model = load_model(float_model, role="float model")
-    quantized = load_model(quantized_model, role="quantized model")
+    quantized = with_integer_constants(load_model(quantized_model, role="quantized model"))
     if is_quantized(model):
         raise ModelError("the float model is quantized: pass the model that the quantized one was made from")
     check_is_qdq(quantized, has_layers=True)
