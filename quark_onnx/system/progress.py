@@ -39,7 +39,9 @@ class PhaseProgress:
         self._streams = sys.stdout, sys.stderr
         self._live: Progress | None = None
         self._task: TaskID | None = None
-        if console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None):
+        # Where FORCE_COLOR is set, as in many CI systems, rich takes any file for a terminal.
+        is_terminal = console.is_terminal and console.file.isatty()
+        if is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None):
             columns = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),

@@ -21,7 +21,18 @@ import rich.progress
 from rich.console import Console
 from small_models import Arrays, Reader, samples, separable_cnn
 
-from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec
+from quark.onnx import (
+    AdaQuantConfig,
+    AdaRoundConfig,
+    AlgoConfig,
+    BiasCorrectionConfig,
+    CLEConfig,
+    Int8Spec,
+    ModelQuantizer,
+    QConfig,
+    QLayerConfig,
+    UInt8Spec,
+)
 from quark.onnx.system import progress
 from quark.onnx.system.progress import PhaseProgress
 
@@ -36,10 +47,17 @@ def quantize(reader: object | None = None) -> None:
     ModelQuantizer(config).quantize_model(model, None, reader or Reader(samples(model, 24)))
 
 
+class Terminal(io.StringIO):
+    """Keeps what is drawn on it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """Standard error is a terminal; what is drawn on it."""
-    drawn = io.StringIO()
+    drawn = Terminal()
 
     def console(*, stderr: bool) -> Console:
         assert stderr
@@ -189,14 +207,14 @@ ModelQuantizer(config).quantize_model(model, None, Reader(samples(model, 24)))
 """
 
 
-def test_a_run_whose_output_goes_to_files() -> None:
+@pytest.mark.parametrize("variables", [{}, {"FORCE_COLOR": "1", "CI": "true"}, {"TTY_COMPATIBLE": "1"}], ids=str)
+def test_a_run_whose_output_goes_to_files(variables: dict[str, str]) -> None:
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parents[2])]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **variables})
     assert result.stdout == ""
+    assert all(character.isprintable() or character == "\n" for character in result.stderr)
     assert "INFO Calibrating samples: 24 done in" in result.stderr
     assert "INFO Finetuning layers: 6 done in" in result.stderr
-    assert "\x1b" not in result.stderr
-    assert "━" not in result.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
@@ -231,3 +249,24 @@ def test_a_notebook_that_cannot_draw_gets_lines(
     quantize()
     assert any("Finetuning layers: 6 done" in line for line in caplog.messages)
     assert not [warning for warning in recwarn if "ipywidgets" in str(warning.message)]
+
+
+@pytest.mark.parametrize(
+    "algorithms",
+    [
+        [],
+        [BiasCorrectionConfig(), AdaRoundConfig(parallel=True, drop_ratio=0.5)],
+        [CLEConfig(), AdaQuantConfig(solver="gradient", num_iterations=20)],
+        [AdaRoundConfig(selective_update=True, log_period=7)],
+    ],
+    ids=["plain", "parallel", "steps", "selective"],
+)
+def test_a_warning_is_said_once_a_run(algorithms: list[AlgoConfig], caplog: pytest.LogCaptureFixture) -> None:
+    """Few samples, all equal and out of range, and an option without effect: there is much to warn of."""
+    model = separable_cnn()
+    sample = 200 * samples(model, 1)["x"]
+    config = QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec()), algo_config=algorithms, AlignConcat=True)
+    ModelQuantizer(config).quantize_model(model, None, Reader({"x": sample.repeat(8, axis=0)}))
+    warned = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warned) >= 2
+    assert len(warned) == len(set(warned))
