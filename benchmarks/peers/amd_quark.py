@@ -3,7 +3,8 @@
     python3 -m venv VENV && VENV/bin/pip install torch amd-quark==0.13 onnx onnxruntime ninja pillow mlxtend
     PYTHONPATH=benchmarks VENV/bin/python -m peers.amd_quark --case digits --output quark.onnx
 
-The first import compiles amd-quark's custom operators, which takes minutes: run it once before timing.
+The first import compiles amd-quark's custom operators, which takes minutes: run it once before timing. amd-quark leaves
+quantized_info.csv in the current folder.
 """
 
 from __future__ import annotations
