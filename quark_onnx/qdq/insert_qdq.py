@@ -98,10 +98,11 @@ def qdq_model(
 ) -> QdqModel:
     """Make the quantized model: Q/DQ on activations, integer weights, int32 biases.
 
-    Scales and zero points are those of onnxruntime's quantize_static for the same ranges, or the next larger scales
-    of the kind that the options name. The scale of a weight is enlarged where a bias would leave no room in 32 bits for
-    the layer's products (`bias_limit`); where that would cost much of the weight, the bias stays in float. Before opset
-    21, Q and DQ of 4 and 16 bits are onnxruntime's, of the domain com.microsoft.
+    Scales and zero points are those of onnxruntime's quantize_static for the same ranges, or the next larger scales of
+    the kind that the options name; what is always 0 gets the range 0 to 1. The scale of a weight is enlarged where a
+    bias would leave no room in 32 bits for the layer's products (`bias_limit`); where that would cost much of the
+    weight, the bias stays in float. Before opset 21, Q and DQ of 4 and 16 bits are onnxruntime's, of the domain
+    com.microsoft.
 
     Args:
         model: a prepared float model; not changed.

@@ -151,7 +151,8 @@ def _by_finer_steps(
     coarse, fine = (errors_of_other, worst) if bits == (16, 16) else (worst, errors_of_other)
     said += f"; by other steps {errors_of_other}"
     over = [i for i, (error, limit) in enumerate(zip(worst, limits, strict=True)) if error > limit]
-    if all(fine[i] < coarse[i] / 10 and worst[i] < sizes[i] for i in over):
+    gone = all(fine[i] < coarse[i] / 1000 for i in over)  # rounding alone took another branch of an If
+    if gone or all(fine[i] < coarse[i] / 10 and worst[i] < sizes[i] for i in over):
         return Outcome("passed", "noisy: " + said)
     return Outcome("failed", said)
 

@@ -66,7 +66,7 @@ class FormatQuantizer(ScaledQuantizer):
             super().quantize_bias_tensor(node_name, bias_name, input_name, weight_name, beta)
 
     def _is_always_zero(self, tensor: str) -> bool:
-        """Then its scale is 1, and its quantizer's range more than 0."""
+        """Then its quantizer has the range 0 to 1."""
         known = self.tensors_range.get(tensor) if self.tensors_range is not None else None
         return known is not None and not (known.lowest or known.highest)
 

@@ -49,15 +49,22 @@ class ScaledQuantizer(IndexedQuantizer):
                 self.tensors_range[tensor] = TensorData(lowest=np.float32(0), highest=highest)
 
     def calc_graph_quant_params(self) -> dict[str, Any]:
-        """The parameters of all activations."""
+        """The parameters of all activations.
+
+        One that is always 0 gets the range 0 to 1: by onnxruntime's rule, a scale of 1, biases behind it would be
+        rounded to multiples of the weight's scale.
+        """
         found: dict[str, Any] = super().calc_graph_quant_params()
         for tensor, params in found.items():
             kind, given = self.scales_of(tensor, weight=False), self._given(tensor)
-            if kind is ScaleType.Float32 or "scale" in given:
+            if "scale" in given:
                 continue
             low, high = self.tensors_range[tensor].range_value
-            limits = np.array([[given.get("rmin", low)], [given.get("rmax", high)]], np.float32)
-            self._set(params.original, limits, kind, symmetric=self._integers(tensor)[1])
+            low, high = given.get("rmin", low), given.get("rmax", high)
+            is_zero = not (low or high)
+            if is_zero or kind is not ScaleType.Float32:
+                limits = np.array([[low], [1 if is_zero else high]], np.float32)
+                self._set(params.original, limits, kind, symmetric=self._integers(tensor)[1])
         return found
 
     def _given(self, tensor: str) -> dict[str, Any]:

@@ -85,7 +85,10 @@ def test_a_view_that_a_body_reads(views: str, opset: int) -> None:
     ("nodes", "why"),
     [
         ("x = Mul(a, gain) h = Softmax(x) y = Clip(h, low, high)", "the output of Softmax gets the range 0 to 1"),
-        ("x = Mul(a, gain) h = Relu(x) t = Add(h, h) y = Clip(t, low, zero)", "a range of 0 has the scale 1"),
+        (
+            "x = Mul(a, gain) h = Relu(x) t = Add(h, h) y = Clip(t, low, zero)",
+            "a tensor that is always 0 has the range 0 to 1",
+        ),
         ("x = Mul(a, gain) r = Relu(x) h = MaxPool<kernel_shape=[1,1]>(r) y = Clip(h, low, zero)", "the same"),
     ],
 )

@@ -139,3 +139,22 @@ def test_a_weight_scale_that_grows_for_its_bias_stays_of_its_kind(per_channel: b
     np.testing.assert_array_equal(
         constants["c_quantized_scale"].reshape(-1), (constants["x_scale"] * scale).reshape(-1)
     )
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("scales", [ScaleType.Float32, ScaleType.PowerOf2])
+def test_a_bias_behind_a_tensor_that_is_always_zero(scales: ScaleType, options: QdqOptions) -> None:
+    """The output is the bias: it is not rounded to multiples of the weight's scale, which is 0.03 here."""
+    bias = np.array([0.01, -0.02, 0.005, 0.003])
+    model = prepare(
+        build(
+            "(float[N,6] x) => (float[N,4] y) { s = Sub(x, far) r = Relu(s) y = Gemm(r, w, b) }",
+            far=100.0, w=np.linspace(-4, 4, 24).reshape(6, 4), b=bias,
+        )
+    )  # fmt: skip
+    options = with_scales(options, scales, scales)
+    ranges = {name: (0.0, 0.0) if name == "r" else (-0.02, 0.02) for name in calibration_tensors(model, options)}
+    result = insert_qdq(model, ranges, {}, options)
+    data = samples(model, 4)
+    for optimise in (False, True):
+        assert np.abs(run(result, data, optimise=optimise)[0] - bias).max() < 1e-3
