@@ -51,7 +51,7 @@ def check_model(model: onnx.ModelProto) -> None:
         _check_graph(model.graph, None, "")
         _check_calls(model)
         _check_inputs(model.graph)
-        _check_text((text for entry in model.metadata_props for text in (entry.key, entry.value)), "metadata_props")
+        _check_properties(model)
     except UnicodeDecodeError as error:
         raise ModelError(f"a name or property of the model is no text: {error.object!r} is not UTF-8") from error
     _check_operators(model)
@@ -84,6 +84,15 @@ def _check_text(names: Iterable[object], what: str) -> None:
     for name in names:
         if not isinstance(name, str):
             raise ModelError(f"{what} holds {name!r}, which is no text: names are UTF-8")
+
+
+def _check_properties(model: onnx.ModelProto) -> None:
+    for entry in model.metadata_props:
+        _check_text((entry.key, entry.value), "metadata_props")
+    for message in (model, model.graph):
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_STRING:
+                _check_text([value], field.name)
 
 
 def _check_imports(model: onnx.ModelProto) -> None:

@@ -162,9 +162,11 @@ def test_a_wrong_model_is_refused_and_says_why(case: str, as_file: bool, tmp_pat
         load_model(given, role="float model")
 
 
-@pytest.mark.parametrize("text", [b"product", b"a comment"], ids=["tensor", "metadata"])
+@pytest.mark.parametrize("text", [b"product", b"a comment", b"a tool", b"a graph"])
 def test_what_is_no_text(text: bytes, tmp_path: Path) -> None:
+    """The name of a tensor, and properties."""
     model = chain()
+    model.producer_name, model.graph.doc_string = "a tool", "a graph"
     onnx.helper.set_model_props(model, {"comment": "a comment"})
     content = model.SerializeToString().replace(text, b"\xff\xfe" + text[2:])
     (tmp_path / "m.onnx").write_bytes(content)
