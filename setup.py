@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+from importlib.metadata import files
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy
 from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 
@@ -37,6 +40,7 @@ class OpenBlas(NamedTuple):
     compile_args: list[str]
     link_args: list[str]
     requires: list[str]
+    licence: Path | None = None  # goes into a wheel that holds the library
 
 
 def scipy_openblas() -> OpenBlas | None:
@@ -58,6 +62,16 @@ def scipy_openblas() -> OpenBlas | None:
     )
 
 
+def bundled_openblas() -> OpenBlas | None:
+    """The same library for a wheel that is to hold it: auditwheel puts it there (pyproject.toml, cibuildwheel)."""
+    found = scipy_openblas()
+    if found is None:
+        return None
+    plain = [word for word in found.link_args if not word.startswith("-Wl,-rpath")]
+    (licence,) = (file for file in files("scipy-openblas32") or () if file.name == "LICENSE.txt")
+    return found._replace(name="bundled", link_args=plain, requires=[], licence=Path(licence.locate()))
+
+
 def system_openblas() -> OpenBlas | None:
     """The distribution's OpenBLAS, found by pkg-config."""
 
@@ -72,14 +86,24 @@ def system_openblas() -> OpenBlas | None:
 
 def openblas() -> OpenBlas:
     """The OpenBLAS that QK_BLAS names; unset, the first that is there."""
-    finders = {"scipy": scipy_openblas, "system": system_openblas}
+    finders = {"scipy": scipy_openblas, "system": system_openblas, "bundled": bundled_openblas}
     choice = os.environ.get("QK_BLAS", "")
     if choice and choice not in finders:
-        sys.exit(f"QK_BLAS={choice} is not known; use QK_BLAS=scipy or QK_BLAS=system")
+        sys.exit(f"QK_BLAS={choice} is not known; use QK_BLAS=scipy, QK_BLAS=system or QK_BLAS=bundled")
     for find in [finders[choice]] if choice else finders.values():
         if found := find():
             return found
     sys.exit(NO_OPENBLAS)
+
+
+class BuildExtension(build_ext):
+    """Leaves out the folders where Python was built, which some Pythons add to the linker; adds OpenBLAS's licence."""
+
+    def build_extensions(self) -> None:
+        self.compiler.linker_so = [word for word in self.compiler.linker_so if not word.startswith("-Wl,-rpath")]
+        super().build_extensions()
+        if blas.licence is not None:
+            shutil.copy(blas.licence, Path(self.build_lib, "quark", "onnx", "OPENBLAS_LICENSE.txt"))
 
 
 def sources(*patterns: str) -> list[str]:
@@ -97,6 +121,7 @@ core = Extension(
         *(
             "-std=c11",
             "-O3",
+            "-g0",  # debugging information names the builder's folders; `make -C csrc` has it
             "-ffp-contract=off",
             "-fno-math-errno",
             "-fno-trapping-math",
@@ -114,6 +139,7 @@ setup(
     package_dir={"quark.onnx": "quark_onnx"},
     package_data={"quark.onnx": ["py.typed", "_core.pyi"], "quark.onnx.report.views": ["templates/*.j2"]},
     ext_modules=[core],
+    cmdclass={"build_ext": BuildExtension},
     install_requires=[*DEPENDENCIES, *blas.requires],
     # What was compiled for one OpenBLAS must not be taken for the other.
     options={"build": {"build_base": f"build/{blas.name}"}},

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import venv
 import zipfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import quark.onnx
+from quark.onnx import _core
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,6 +118,32 @@ def test_the_system_openblas_replaces_the_wheel(checkout: Path, tmp_path: Path) 
     assert "Requires-Dist: scipy-openblas32" not in metadata
 
 
+@pytest.mark.install
+@pytest.mark.skipif(shutil.which("auditwheel") is None, reason="needs auditwheel")
+def test_a_wheel_that_holds_openblas_needs_nothing_else(checkout: Path, tmp_path: Path) -> None:
+    """As cibuildwheel makes it (pyproject.toml), but for the manylinux image."""
+    raw, repaired = tmp_path / "raw", tmp_path / "repaired"
+    succeed(sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", raw, checkout, QK_BLAS="bundled")
+    folder = succeed(sys.executable, "-c", "import scipy_openblas32 as b; print(b.get_lib_dir())").strip()
+    succeed("auditwheel", "repair", "-w", repaired, *raw.glob("*.whl"), LD_LIBRARY_PATH=folder)
+    (wheel,) = repaired.glob("*manylinux*.whl")
+    with zipfile.ZipFile(wheel) as held:
+        names = held.namelist()
+        metadata = next(held.read(name).decode() for name in names if name.endswith("/METADATA"))
+    assert "Requires-Dist: scipy-openblas32" not in metadata
+    assert "quark/onnx/OPENBLAS_LICENSE.txt" in names
+    assert [name for name in names if name.startswith("quark_onnx.libs/libscipy_openblas")]
+    python = new_environment(tmp_path / "environment")
+    succeed(python, "-m", "pip", "install", wheel)
+    assert "site-packages/quark/onnx/__init__.py" in succeed(python, "-c", USE)
+
+
+def test_the_core_names_no_folder_of_the_builder() -> None:
+    core = Path(_core.__file__).read_bytes()
+    for folder in (sysconfig.get_config_var("LIBDIR"), sys.prefix, sys.base_prefix, str(ROOT)):
+        assert folder in ("/usr", "/usr/lib") or folder.encode() not in core
+
+
 def setup_without_openblas(choice: str) -> str:
     """What setup.py says where neither scipy-openblas32 nor pkg-config is found."""
     pytest.importorskip("setuptools")
@@ -126,14 +154,15 @@ def setup_without_openblas(choice: str) -> str:
 
 
 def test_without_openblas_the_build_names_both_commands() -> None:
-    for choice in ("", "scipy", "system"):
+    for choice in ("", "scipy", "system", "bundled"):
         message = setup_without_openblas(choice)
         assert "pip install scipy-openblas32 " in message
         assert "apt install libopenblas-dev pkg-config && QK_BLAS=system pip install . " in message
 
 
 def test_an_unknown_openblas_is_refused() -> None:
-    assert setup_without_openblas("mkl") == "QK_BLAS=mkl is not known; use QK_BLAS=scipy or QK_BLAS=system\n"
+    message = "QK_BLAS=mkl is not known; use QK_BLAS=scipy, QK_BLAS=system or QK_BLAS=bundled\n"
+    assert setup_without_openblas("mkl") == message
 
 
 def test_a_regular_quark_package_is_refused(tmp_path: Path) -> None:
