@@ -184,9 +184,16 @@ def test_odd_names_at_each_memory_level(level: int, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+class Terminal(io.StringIO):
+    """A terminal that keeps what it shows."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def test_odd_names_in_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in a name is taken for markup of the terminal, neither in the report nor in the bar."""
-    drawn = io.StringIO()
+    drawn = Terminal()
     monkeypatch.setattr(
         progress,
         "Console",

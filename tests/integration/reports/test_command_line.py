@@ -65,6 +65,7 @@ def in_terminal(words: Sequence[str], *, until: str | None = None, columns: int 
     """The exit code, and all that a terminal shows; Ctrl-C is typed as soon as `until` shows."""
     child, terminal = pty.fork()
     if not child:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's job in the background ignores it, and hands that on
         os.environ.update({"COLUMNS": str(columns), "TERM": "xterm-256color"})
         os.execv(sys.executable, command(*words))
     shown = b""

@@ -12,7 +12,7 @@ import pytest
 from onnx import helper, numpy_helper
 from reference.operation_count import operations
 
-from quark.onnx.fast_finetune.walk import Step, Walk
+from quark.onnx.fast_finetune.walk import Peek, Walk
 from quark.onnx.inference.sessions import Engine
 from quark.onnx.plan.build import build_plan
 from quark.onnx.preparation.prepare import prepare
@@ -70,7 +70,7 @@ def walked(_: onnx.ModelProto, quantized: onnx.ModelProto) -> None:
     walk = Walk("quantized", quantized, stops, MemoryStore(), Engine(1))
     walk.put_inputs(0, {"x": np.zeros((2, 4, 6), np.float32)})
     for _ in stops:
-        assert isinstance(walk.advance(), Step)
+        assert isinstance(walk.advance(), Peek)
         walk.set_frontier(0, walk.live())  # as if it had run
     assert not walk.live()
 
