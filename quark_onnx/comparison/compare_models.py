@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from quark.onnx.plan.float_form import matching_form
 from quark.onnx.preparation.prepare import prepared_forms
 from quark.onnx.qdq.constant_quantizers import with_integer_constants
 from quark.onnx.quantization.run_options import engine_for
+from quark.onnx.report.plain_data import to_plain
 from quark.onnx.system.memory_limit import unless_out_of_memory
 from quark.onnx.system.progress import PhaseProgress
 from quark.onnx.whole_model.layer_errors import layer_errors_or_note
@@ -90,7 +90,7 @@ class ComparedModels:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; what is not a finite number is None."""
-        plain: dict[str, Any] = _finite(asdict(self))
+        plain: dict[str, Any] = to_plain(self)
         return plain
 
 
@@ -231,11 +231,3 @@ def _check_interfaces(first: onnx.ModelProto, second: onnx.ModelProto) -> None:
     made = [[output.name for output in model.graph.output] for model in (first, second)]
     if len(made[0]) != len(made[1]):
         raise ModelError(f"the models have not the same outputs: {made[0]} and {made[1]}")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from quark.onnx.report.plain_data import to_plain
 
 __all__ = ["Cure", "Diagnosis", "Finding"]
 
@@ -88,7 +90,7 @@ class Diagnosis:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; what is not a finite number is None."""
-        plain: dict[str, Any] = _finite(asdict(self) | {"rank_correlation": self.rank_correlation})
+        plain: dict[str, Any] = to_plain(self) | to_plain({"rank_correlation": self.rank_correlation})
         return plain
 
 
@@ -97,11 +99,3 @@ def _spearman(pairs: list[tuple[float, float]]) -> float:
         return math.nan
     ranks = [np.argsort(np.argsort(values)).astype(float) for values in zip(*pairs, strict=True)]
     return float(np.corrcoef(ranks)[0, 1])
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
