@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import os
 
-import torch
+os.environ["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)  # amd-quark's PyTorch reads it when it is imported
+
 from peers.job import Reader, arguments, keywords, run
 
 from quark.onnx import ModelQuantizer
@@ -22,7 +23,6 @@ from quark.onnx.quantization.config.spec import Int8Spec, QLayerConfig, UInt8Spe
 
 def main() -> None:
     a = arguments(__doc__).parse_args()
-    torch.set_num_threads(os.cpu_count() or 1)
     kind = AdaQuantConfig if a.algorithm == "adaquant" else AdaRoundConfig
     algorithms = [] if a.algorithm == "none" else [kind(mem_opt_level=a.mem_opt_level, **keywords(a))]
     layer = QLayerConfig(activation=UInt8Spec(), weight=Int8Spec())
