@@ -97,9 +97,15 @@ def openblas() -> OpenBlas:
 
 
 class BuildExtension(build_ext):
-    """Leaves out the folders where Python was built, which some Pythons add to the linker; adds OpenBLAS's licence."""
+    """Leaves out the folders where Python was built, which some Pythons add to the linker; makes a C string of the
+    kernels of devices, as csrc/Makefile does; adds OpenBLAS's licence."""
 
     def build_extensions(self) -> None:
+        self.mkpath(self.build_temp)
+        text = "".join((ROOT / "csrc/device" / name).read_text() for name in ("arguments.h", "kernels.cl"))
+        lines = [line.replace("\\", "\\\\").replace('"', '\\"') for line in text.splitlines()]
+        Path(self.build_temp, "kernels_cl.txt").write_text("".join(f'"{line}\\n"\n' for line in lines))
+        self.compiler.add_include_dir(self.build_temp)
         self.compiler.linker_so = [word for word in self.compiler.linker_so if not word.startswith("-Wl,-rpath")]
         super().build_extensions()
         if blas.licence is not None:
@@ -115,7 +121,7 @@ blas = openblas()
 core = Extension(
     "quark.onnx._core",
     sources=sources("*/*.c"),
-    depends=["setup.py", *sources("*/*.h", "*/*.inc")],
+    depends=["setup.py", *sources("*/*.h", "*/*.inc", "*/*.cl")],
     include_dirs=["csrc", "csrc/include", numpy.get_include()],
     extra_compile_args=[
         *(
@@ -130,7 +136,7 @@ core = Extension(
         ),
         *blas.compile_args,
     ],
-    extra_link_args=["-pthread", *blas.link_args, "-lm"],
+    extra_link_args=["-pthread", *blas.link_args, "-lm", "-ldl"],
 )
 
 # `quark` is a namespace package: it is never listed, and has no folder and no __init__.py.

@@ -76,8 +76,9 @@ ROOMS = {
     "cli": "quark-onnx, the command line",
 }
 CORE = {
+    "device": "OpenCL",
     "base": "threads, BLAS, memory, random numbers",
-    "kernels": "inner loops, for each instruction set",
+    "kernels": "loops by instruction set",
     "ops": "rows of a layer (im2col), output stage",
     "moments": "from rows to G = E[xx'], C = E[yx']",
     "solvers": "GPTQ, descent",

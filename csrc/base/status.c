@@ -9,6 +9,8 @@ const char *qk_strerror(qk_status status) {
     case QK_E_NONFINITE: return "the data contains NaN or Inf";
     case QK_E_TOO_LARGE: return "the values are too large to be squared, from about 1e18 on";
     case QK_E_CANCELLED: return "cancelled";
+    case QK_E_DEVICE: return "a device cannot be used";
+    case QK_E_DEVICE_NOMEM: return "a device is out of memory";
     case QK_E_NO_ROWS: return "too little data: no row to fit on or none to hold out";
     }
     return "unknown status";

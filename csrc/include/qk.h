@@ -19,13 +19,15 @@
 /* ---- status ---------------------------------------------------------------------------------- */
 typedef enum {
     QK_OK = 0,
-    QK_E_NOMEM,     /* out of memory */
-    QK_E_ARG,       /* an argument is out of range */
-    QK_E_SHAPE,     /* an array's shape does not fit the layer */
-    QK_E_NONFINITE, /* NaN or Inf in the data */
-    QK_E_TOO_LARGE, /* finite data whose squares or products are beyond what sums are taken in */
-    QK_E_CANCELLED, /* the progress callback asked to stop */
-    QK_E_NO_ROWS    /* too little data: no fitted or no held-out row */
+    QK_E_NOMEM,       /* out of memory */
+    QK_E_ARG,         /* an argument is out of range */
+    QK_E_SHAPE,       /* an array's shape does not fit the layer */
+    QK_E_NONFINITE,   /* NaN or Inf in the data */
+    QK_E_TOO_LARGE,   /* finite data whose squares or products are beyond what sums are taken in */
+    QK_E_CANCELLED,   /* the progress callback asked to stop */
+    QK_E_NO_ROWS,     /* too little data: no fitted or no held-out row */
+    QK_E_DEVICE,      /* a device cannot be used, or failed: qk_device_message says why */
+    QK_E_DEVICE_NOMEM /* a device is out of memory */
 } qk_status;
 const char *qk_strerror(qk_status status);
 
@@ -37,6 +39,24 @@ enum { QK_MOST_THREADS = 1024 };
 qk_pool *qk_pool_new(int threads);
 void qk_pool_free(qk_pool *pool);
 int qk_pool_threads(const qk_pool *pool);
+
+/* ---- devices --------------------------------------------------------------------------------- */
+/* A device that computes beside the processor (OpenCL). One thread at a time uses it, others wait. */
+typedef struct qk_device qk_device;
+typedef struct {
+    int64_t index;      /* among all GPUs; or with any_kind among all devices of a platform */
+    bool any_kind;      /* not GPUs alone */
+    int64_t platform;   /* with any_kind */
+    int64_t most_bytes; /* of memory that is used there; 0: no limit */
+} qk_device_choice;
+enum { QK_DEVICE_MESSAGE = 4096 };
+/* message (QK_DEVICE_MESSAGE): why it cannot be used. QK_E_NOMEM, QK_E_DEVICE, QK_E_DEVICE_NOMEM. */
+qk_status qk_device_open(qk_device **device, const qk_device_choice *choice, char *message);
+/* No layer may use it any more. */
+void qk_device_close(qk_device *device);
+const char *qk_device_name(const qk_device *device);
+/* What went wrong on the device. */
+const char *qk_device_message(const qk_device *device);
 
 /* ---- numbers --------------------------------------------------------------------------------- */
 typedef struct {

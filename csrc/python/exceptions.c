@@ -12,7 +12,9 @@ PyObject *qk_raise(qk_status status, const char *what) {
     case QK_E_SHAPE:
     case QK_E_NONFINITE:
     case QK_E_TOO_LARGE:
-    case QK_E_NO_ROWS: break;
+    case QK_E_NO_ROWS:
+    case QK_E_DEVICE:
+    case QK_E_DEVICE_NOMEM: break;
     }
     return PyErr_Format(PyExc_ValueError, "%s: %s", what, qk_strerror(status));
 }

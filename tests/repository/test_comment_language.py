@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("quark_onnx", "csrc", "tests", "benchmarks", "examples", "docs")
-SUFFIXES = {".py", ".pyi", ".c", ".h", ".inc"}
+SUFFIXES = {".py", ".pyi", ".c", ".h", ".inc", ".cl"}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FRAGMENT = re.compile(r"(Of|The same)\b")
 # A literal of C, so that what looks like a comment inside it is none; or a comment in one of its two forms.

@@ -37,13 +37,14 @@ STOREYS = (
 # Folders of csrc and what each may include besides itself, qk.h and the C library.
 C_LAYERS = {
     "base": set(),
+    "device": {"base"},
     "kernels": {"base"},
     "ops": {"base", "kernels"},
     "moments": {"base", "kernels", "ops"},
     "solvers": {"base", "kernels", "ops", "moments"},
     "least_squares": {"base", "kernels", "ops", "moments", "solvers"},
-    "loss": {"base", "kernels", "ops", "moments"},
-    "training": {"base", "kernels", "ops", "moments", "solvers", "least_squares", "loss"},
+    "loss": {"base", "device", "kernels", "ops", "moments"},
+    "training": {"base", "device", "kernels", "ops", "moments", "solvers", "least_squares", "loss"},
     "calibration": {"base", "kernels", "ops", "moments"},
     "python": {"base"},
     "include": set(),
