@@ -2,7 +2,8 @@
 
     python benchmarks/import_time.py
 
-`import quark.onnx` may take 0.1 s more than onnx and onnxruntime, which it needs. Exit status: 0 if it does, else 1.
+A name of quark.onnx may take 0.1 s more than onnx and onnxruntime, which it needs. What only a call needs is imported
+by the first one, and has a line of its own. Exit status: 0 if all names are there in time, else 1.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from rich.table import Table
 _RUNS = 9
 _LIMIT = 0.1  # s
 _BASE = "import onnx, onnxruntime"
+_NAMES = "from quark.onnx import ModelQuantizer, finetune, quantize"
 _LINES = {
     _BASE: "",
     "import quark.onnx": _BASE,
     "from quark.onnx import QConfig, QLayerConfig, UInt8Spec, Int8Spec": _BASE,
-    "from quark.onnx import ModelQuantizer, finetune, quantize": _BASE,
+    _NAMES: _BASE,
+    "import quark.onnx.quantization.calls": f"{_BASE}; {_NAMES}",
     "from quark.onnx.cli.main import program; program()": _BASE,
 }
 
@@ -43,9 +46,9 @@ def main() -> int:
     found = {code: cpu_seconds(code, before) for code, before in _LINES.items()}
     for code, before in _LINES.items():
         table.add_row(f"`{code}`", before and f"`{before}`", f"{found[code]:.3f}")
-    console = Console(width=160)
+    console = Console(width=200)
     console.print(table, describe_machine())
-    return int(found["import quark.onnx"] > _LIMIT)
+    return int(max(found["import quark.onnx"], found[_NAMES]) > _LIMIT)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypedDict
 
 from quark.onnx.errors import ConfigError
@@ -299,10 +301,11 @@ MEANINGLESS_OPTIONS: Mapping[str, str] = {
 }  # fmt: skip
 
 
-def known_options() -> dict[str, Check]:
+@cache
+def known_options() -> Mapping[str, Check]:
     """The check of every option, by name."""
     anything = Check("", _frozen)
-    return {**checks(ExtraOptions), **dict.fromkeys((*FIXED_OPTIONS, *MEANINGLESS_OPTIONS), anything)}
+    return MappingProxyType({**checks(ExtraOptions), **dict.fromkeys((*FIXED_OPTIONS, *MEANINGLESS_OPTIONS), anything)})
 
 
 def extra_options(value: Mapping[str, object]) -> FrozenMapping[str, Any]:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import os
-from typing import overload
+from typing import TYPE_CHECKING, overload
 
-import onnx
-
-from quark.onnx.calibration_data.any_data import Data, data_reader
-from quark.onnx.calibration_data.images import ImagePreprocessing, image_preprocessing
-from quark.onnx.calibration_data.path_reader import Preprocess
 from quark.onnx.config.algorithm import AdaRoundConfig
 from quark.onnx.config.amd_quark.presets import get_default_config
 from quark.onnx.config.qconfig import QConfig
 from quark.onnx.config.spec import Int8Spec, QLayerConfig, UInt8Spec
-from quark.onnx.model_files.model_file import ModelLike
 from quark.onnx.own_errors import only_own_errors
 from quark.onnx.quantization.api import ModelQuantizer
-from quark.onnx.report.report import Report
 
-__all__ = ["USUAL_CONFIG", "quantize", "usual_reader"]
+if TYPE_CHECKING:
+    import onnx
+
+    from quark.onnx.calibration_data.any_data import Data
+    from quark.onnx.calibration_data.images import ImagePreprocessing
+    from quark.onnx.calibration_data.path_reader import Preprocess
+    from quark.onnx.model_files.model_file import ModelLike
+    from quark.onnx.report.report import Report
+
+__all__ = ["USUAL_CONFIG", "quantize"]
 
 # Python's and the command line's `quantize` use it where no other is given.
 USUAL_CONFIG = QConfig(QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()), algo_config=[AdaRoundConfig()])
@@ -77,19 +79,9 @@ def quantize(
     Raises:
         OSError, ModelError, DataError, ConfigError, UnsupportedError: as `ModelQuantizer.quantize_model` does.
     """
+    from quark.onnx.quantization.calls import usual_reader
+
     quantizer = ModelQuantizer(get_default_config(config) if isinstance(config, str) else config or USUAL_CONFIG)
     quantized = quantizer.quantize_model(model, output, usual_reader(data, model, preprocess))
     assert quantizer.report is not None
     return quantizer.report if quantized is None else (quantized, quantizer.report)
-
-
-def usual_reader(data: Data, model: ModelLike, preprocess: Preprocess | ImagePreprocessing | str | None) -> Data:
-    """The data, with the preprocessing of files resolved for a model.
-
-    Raises:
-        DataError: there is no preprocessing of this name, or it does not fit the model.
-    """
-    if preprocess is None:
-        return data
-    how = image_preprocessing(preprocess) if isinstance(preprocess, str) else preprocess
-    return data_reader(data, model, preprocess=how.for_model(model) if isinstance(how, ImagePreprocessing) else how)

@@ -37,6 +37,10 @@ def test_the_package_alone_needs_not_even_onnx() -> None:
     assert not brought("import quark.onnx") & {"onnx", "onnxruntime", "numpy", "rich"}
 
 
+def test_a_name_brings_not_what_only_a_call_needs() -> None:
+    assert not brought(f"{SIX_NAMES}; from quark.onnx import finetune, quantize") & {"rich", "fusion_utils"}
+
+
 def test_submodules_are_there_as_attributes() -> None:
     code = "import quark.onnx; print(quark.onnx.quantization.QConfig, quark.onnx.errors.ConfigError)"
     subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
