@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from quark.onnx.calibration_data.checked_items import sample_count
 from quark.onnx.graph.joined_outputs import joined_outputs
 from quark.onnx.graph.live_bytes import live_bytes
 from quark.onnx.inference.exposed_tensors import ExposedTensors
-from quark.onnx.inference.sessions import Batch, Engine, in_order, session
+from quark.onnx.inference.sessions import Batch, Engine, in_order
 from quark.onnx.measures.deviation import Comparison, Deviation, Parts
+from quark.onnx.sensitivity.element_counts import element_counts
+from quark.onnx.sensitivity.staged_model import StagedModel
 from quark.onnx.sensitivity.switched_model import Switch, switched_model
 from quark.onnx.sensitivity.weight_switch import WeightSwitch, weights_as_inputs
 from quark.onnx.whole_model.part_masks import PartMasks
@@ -34,7 +37,6 @@ class Damage:
 
     Attributes:
         switches: activation quantizers that can be turned on, in graph order.
-        elements: of each switch by name: how many values go through it, over all items.
         samples: of all items.
 
     Raises:
@@ -53,21 +55,24 @@ class Damage:
         self._switched = switched_model(weights_as_inputs(model, weights), quantized)
         self._items = items
         self._at_once, each = engine.shared_out(len(items), live_bytes(model) * max(map(sample_count, items)))
-        self._session = session(self._switched.model, each)
         self.switches = self._switched.switches
-        self._joined = joined_outputs(model)
-        names = [name for switch in self.switches for name in switch.sizes]
-        outputs, off = list(self._switched.outputs), self._feeds(frozenset(), frozenset())
-        found = [self._session.run([*outputs, *names], {**item, **off}) for item in items]
-        self._float = [values[: len(outputs)] for values in found]
-        sizes = [dict(zip(names, map(int, values[len(outputs) :]), strict=True)) for values in found]
+        self._model, self._engine = model, each
         self.samples = sum(map(sample_count, items))
-        self.elements = {
-            switch.name: sum(size[name] for size in sizes for name in switch.sizes) for switch in self.switches
-        }
+        off = dict(self._switched.off)
+        for switch in weights:
+            off |= switch.values(frozenset(), frozenset())
+        self._staged = StagedModel(self._switched, off, items, each)
+        self._float = self._staged.real
         self._parts = self._masks(model, each)
         self._known: dict[tuple[frozenset[str], frozenset[str]], Deviation] = {}
         self._whole: tuple[frozenset[str], list[list[Any]]] | None = None  # the outputs with these on, for `expected`
+
+    @cached_property
+    def elements(self) -> dict[str, int]:
+        """By the name of each switch: how many values go through it, over all items."""
+        names = [name for switch in self.switches for name in switch.tensors]
+        sizes = element_counts(self._model, names, self._items, self._engine)
+        return {switch.name: sum(sizes[name] for name in switch.tensors) for switch in self.switches}
 
     def deviation(self, on: Iterable[Switch | WeightSwitch], fine: Iterable[Switch | WeightSwitch] = ()) -> Deviation:
         """How far the outputs are from the float model's with these quantizers on.
@@ -98,8 +103,11 @@ class Damage:
 
     def _runs(self, on: frozenset[str], fine: frozenset[str]) -> Iterator[list[Any]]:
         """The outputs, item by item."""
-        feeds, outputs = self._feeds(on, fine), list(self._switched.outputs)
-        return in_order(lambda item: self._session.run(outputs, {**item, **feeds}), self._items, threads=self._at_once)
+        feeds = self._switched.feeds(on, fine)
+        for switch in self._weights:
+            if switch.name in on:
+                feeds |= switch.values(on, fine)
+        return in_order(lambda item: self._staged.run(item, feeds), range(len(self._items)), threads=self._at_once)
 
     def _compared(self, runs: Iterable[Sequence[Any]]) -> Deviation:
         comparison = Comparison(self._switched.outputs)
@@ -111,12 +119,6 @@ class Damage:
         """How far another model's outputs, in the same order, are from the float model's."""
         found = (run(item) for item in self._items)
         return self._compared([values[name] for name in outputs] for values in found)
-
-    def _feeds(self, on: frozenset[str], fine: frozenset[str]) -> Batch:
-        feeds: Batch = dict(self._switched.feeds(on, fine))
-        for switch in self._weights:
-            feeds |= switch.values(on, fine)
-        return feeds
 
     def error(self, on: Iterable[Switch]) -> float:
         """Mean squared error over the variance of the float values, of the output (or part) that suffers most."""

@@ -71,6 +71,8 @@ def islands(damage: Damage, max_share: float) -> Islands:
     """
     rest = list(damage.switches)
     before = after = damage.error(rest)
+    if before <= _GOOD:
+        return Islands((), before, before)
     everything = sum(damage.elements.values()) or 1
     free = min(1.0, _FREE * damage.samples / everything)
     found, left_out, limit, room = list[Island](), list[Island](), _HARM, max(max_share, free)

@@ -18,7 +18,7 @@ from quark.onnx.sensitivity.islands import Island, islands
 
 __all__ = ["KeptInFloat", "kept_in_float"]
 
-_COPIES = 3  # of the float model: one with switches, and what onnxruntime makes of it
+_COPIES = 5  # of the float model: one with switches, and what onnxruntime makes of it with and without them
 _NAMED = 3  # tensors that a warning names
 
 

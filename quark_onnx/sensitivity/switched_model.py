@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,13 +28,11 @@ class Switch:
         name: of the graph input, a bool scalar, that turns it on.
         fine: of the graph input, a bool scalar, that gives it 16 bits over the same range where it is on.
         tensors: of the float model, in graph order.
-        sizes: the graph outputs that give the number of elements of each tensor, int64 scalars.
     """
 
     name: str
     fine: str
     tensors: tuple[str, ...]
-    sizes: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +40,8 @@ class SwitchedModel:
     """Computes what the float model does; with all switches on, as if its activations were quantized.
 
     Attributes:
-        model: its outputs are the float model's, then the sizes.
-        outputs: names of the float model's outputs.
+        model: its outputs are the float model's.
+        outputs: their names.
         switches: in graph order.
     """
 
@@ -52,10 +49,16 @@ class SwitchedModel:
     outputs: tuple[str, ...]
     switches: tuple[Switch, ...]
 
+    @property
+    def off(self) -> dict[str, NDArray[np.generic]]:
+        """The inputs that turn the switches, by name, with all of them off."""
+        return {name: np.array(False) for switch in self.switches for name in (switch.name, switch.fine)}
+
     def feeds(self, on: frozenset[str], fine: frozenset[str] = frozenset()) -> dict[str, NDArray[np.generic]]:
-        """The inputs that turn these switches on, by name, and all others off; `fine` are those with 16 bits."""
-        inputs = {switch.name: np.array(switch.name in on) for switch in self.switches}
-        return inputs | {switch.fine: np.array(switch.name in fine) for switch in self.switches}
+        """The inputs that turn these switches on; `fine` are those with 16 bits."""
+        turned = [switch.name for switch in self.switches if switch.name in on]
+        turned += [switch.fine for switch in self.switches if switch.name in on & fine]
+        return {name: np.array(True) for name in turned}
 
 
 def switched_model(model: onnx.ModelProto, quantized: onnx.ModelProto) -> SwitchedModel:
@@ -101,20 +104,17 @@ class _Switching:
                 fresh(f"{tensors[0]}_is_quantized"),
                 fresh(f"{tensors[0]}_has_16_bits"),
                 tuple(tensors),
-                tuple(fresh(f"{t}_size") for t in tensors),
             )
             for tensors in by_parameters.values()
         )
-        self._of = {
-            t: (switch, size) for switch in self.switches for t, size in zip(switch.tensors, switch.sizes, strict=True)
-        }
+        self._of = {tensor: switch for switch in self.switches for tensor in switch.tensors}
         self._parameters = {name: fresh(name) for key in by_parameters for name in key}
         self._constants = {
             tensor.name: tensor for tensor in quantized.graph.initializer if tensor.name in self._parameters
         }
 
     def rewire(self) -> None:
-        """Put them in, with their inputs and the outputs that count elements."""
+        """Put them in, with their inputs."""
         graph = self._graph
         del graph.value_info[:]  # of tensors that get other names
         rename_tensors(graph, {tensor: self._behind[tensor] for tensor in self._pairs if tensor in self._inputs})
@@ -124,22 +124,21 @@ class _Switching:
             kept = graph.initializer.add()
             kept.CopyFrom(tensor)
             kept.name = self._parameters[tensor.name]
-        nodes = [new for tensor in self._pairs if tensor in self._inputs for new in self._nodes(tensor)]
+        nodes = [self._switch(tensor) for tensor in self._pairs if tensor in self._inputs]
         for node in graph.node:
             own = [name for name in node.output if name in self._pairs]
             node.output[:] = [self._before.get(name, name) for name in node.output]
             nodes.append(node)
-            nodes.extend(new for name in own for new in self._nodes(name))
+            nodes.extend(map(self._switch, own))
         del graph.node[:]
         graph.node.extend(nodes)
         for switch in self.switches:
             for name in (switch.name, switch.fine):
                 graph.input.append(helper.make_tensor_value_info(name, TensorProto.BOOL, []))
-            graph.output.extend(helper.make_tensor_value_info(name, TensorProto.INT64, []) for name in switch.sizes)
 
-    def _nodes(self, tensor: str) -> Iterator[onnx.NodeProto]:
-        """What is computed of a tensor: If, so that what is off costs a copy, and Size."""
-        switch, size = self._of[tensor]
+    def _switch(self, tensor: str) -> onnx.NodeProto:
+        """What is computed of a tensor: an If, so that what is off costs a copy."""
+        switch = self._of[tensor]
         before, behind = self._before[tensor], self._behind[tensor]
         pair = self._branch("on", self._pair(tensor))
         finer = self._fine(tensor)
@@ -148,8 +147,7 @@ class _Switching:
         off = self._branch("off", [self._node("Identity", before)])
         whole = self._node("If", switch.name, then_branch=self._branch("quantized", [either]), else_branch=off)
         whole.output[:] = [behind]
-        yield whole
-        yield helper.make_node("Size", [before], [size])
+        return whole
 
     def _pair(self, tensor: str) -> list[onnx.NodeProto]:
         """QuantizeLinear and DequantizeLinear."""

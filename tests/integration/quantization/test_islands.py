@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import numpy as np
 import onnx
 import pytest
-from small_models import Arrays, build, run, samples, separable_cnn
+from small_models import Arrays, build, residual_cnn, run, samples, separable_cnn, transformer_block
 
 from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec, XInt8Spec
 from quark.onnx.calibration.calibrate import Calibration
@@ -16,6 +16,7 @@ from quark.onnx.qdq.insert_qdq import QdqModel, calibration_tensors, qdq_model
 from quark.onnx.qdq.qdq_options import QdqOptions
 from quark.onnx.sensitivity.damage import Damage
 from quark.onnx.sensitivity.kept_in_float import kept_in_float
+from quark.onnx.sensitivity.staged_model import StagedModel
 from quark.onnx.sensitivity.switched_model import switched_model
 from quark.onnx.system.memory_limit import MemoryLimit
 
@@ -140,9 +141,59 @@ def test_a_switched_model_computes_the_float_model_when_all_is_off(make) -> None
     result, _ = quantized(model, data, MaxFloatShare=0.0)
     switched = switched_model(model, result)
     onnx.checker.check_model(switched.model, full_check=True)
-    outputs = run(switched.model, {**data, **switched.feeds(frozenset())})
+    outputs = run(switched.model, {**data, **switched.off})
     np.testing.assert_allclose(outputs[0], run(model, data)[0], rtol=1e-6)
     assert switched.switches
+
+
+@pytest.mark.parametrize("make", [detector, separable_cnn, residual_cnn, transformer_block])
+def test_stages_compute_what_the_switched_model_does_as_a_whole(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quark.onnx.sensitivity.staged_model._FEWEST_SWITCHES", 1)
+    model = make()
+    items = [samples(model, 4, seed=seed) for seed in range(2)]
+    result, _ = quantized(model, items[0], MaxFloatShare=0.0)
+    switched = switched_model(model, result)
+    names = [switch.name for switch in switched.switches]
+    for kept in (1 << 20, 2000, 0):  # bytes: values between stages are kept, some of them, none
+        monkeypatch.setattr("quark.onnx.sensitivity.staged_model._KEPT_BYTES", kept)
+        staged = StagedModel(switched, switched.off, items, Engine(1))
+        for on in (names, names[:1], names[-1:], names[len(names) // 2 :], names[::3], []):
+            for fine in ([], on[:2]):
+                feeds = switched.feeds(frozenset(on), frozenset(fine))
+                for index, item in enumerate(items):
+                    whole = run(switched.model, {**item, **switched.off, **feeds})
+                    for have, want in zip(staged.run(index, feeds), whole, strict=True):
+                        # Last bits differ, and with them a code here and there.
+                        assert np.square(have - want).mean() <= 1e-4 * want.var()
+                        assert np.median(np.abs(have - want)) <= 1e-5 * want.std()
+
+
+def test_stages_hand_on_no_sequences_and_know_constant_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quark.onnx.sensitivity.staged_model._FEWEST_SWITCHES", 1)
+    model = build(
+        """(float[N,16] x) => (float[N,16] y, float[M] constant, float[N,16] z) {
+            h = Gemm(x, w)
+            parts = SplitToSequence<axis=1, keepdims=1>(h, eight)
+            r = Relu(h)
+            g = Gemm(r, w)
+            joined = ConcatFromSequence<axis=1>(parts)
+            y = Add(g, joined)
+            constant = Identity(held)
+            z = Gemm(y, w)
+        }""",
+        w=np.random.default_rng(0).normal(0, 0.3, (16, 16)), held=np.ones(3, np.float32), eight=np.int64(8),
+    )  # fmt: skip
+    data = samples(model, 8)
+    result, _ = quantized(model, data, MaxFloatShare=0.0)
+    switched = switched_model(model, result)
+    staged = StagedModel(switched, switched.off, [data], Engine(1))
+    for switch in switched.switches:
+        feeds = switched.feeds(frozenset({switch.name}))
+        for have, want in zip(
+            staged.run(0, feeds), run(switched.model, {**data, **switched.off, **feeds}), strict=True
+        ):
+            np.testing.assert_allclose(have, want, atol=1e-5)
+    assert len(switched.switches) > 3
 
 
 def test_the_damage_of_a_quantizer_is_what_fake_quant_of_its_tensor_does() -> None:
