@@ -96,7 +96,7 @@ if TYPE_CHECKING:
         VitisQuantFormat,
         VitisQuantType,
     )
-    from quark.onnx.diagnosis import Diagnosis, analyse
+    from quark.onnx.diagnosis import CuredModel, Diagnosis, analyse, cure
     from quark.onnx.errors import (
         ConfigError,
         ConfigTypeError,
@@ -160,6 +160,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "ConfigTypeError",
+    "CuredModel",
     "DataError",
     "DataType",
     "Diagnosis",
@@ -230,6 +231,7 @@ __all__ = [
     "XInt8Spec",
     "analyse",
     "compare_models",
+    "cure",
     "finetune",
     "get_data_reader",
     "get_library_path",
@@ -251,7 +253,7 @@ _HOMES = {
         *("ExtendedCalibrationMethod", "ExtendedQuantFormat", "ExtendedQuantType", "Int16Method", "LayerWiseMethod"),
         *("PowerOfTwoMethod", "VitisQuantFormat", "VitisQuantType"),
     ),
-    "quark.onnx.diagnosis": ("Diagnosis", "analyse"),
+    "quark.onnx.diagnosis": ("CuredModel", "Diagnosis", "analyse", "cure"),
     "quark.onnx.errors": (
         *("ConfigError", "ConfigTypeError", "DataError", "FinetuneError", "ModelError", "ModelTypeError"),
         *("OutOfMemoryError", "QuarkError", "UnsupportedError"),

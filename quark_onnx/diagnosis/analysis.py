@@ -11,6 +11,7 @@ import onnx
 from quark.onnx.calibration_data.any_data import Data, data_reader
 from quark.onnx.calibration_data.checked_items import Batch, checked_items, first_samples, model_inputs
 from quark.onnx.config.algorithm import TUNABLE_OP_TYPES
+from quark.onnx.diagnosis.cured_model import CHANNEL, FLOAT, WIDE, ChosenCure
 from quark.onnx.diagnosis.diagnosis import Cure, Diagnosis, Finding
 from quark.onnx.errors import DataError, ModelError, UnsupportedError
 from quark.onnx.graph.random_nodes import is_random
@@ -30,10 +31,10 @@ from quark.onnx.sensitivity.switched_model import Switch
 from quark.onnx.sensitivity.weight_switch import WeightSwitch, weight_switches
 from quark.onnx.system.progress import PhaseProgress
 
-__all__ = ["analyse"]
+__all__ = ["CURED", "SAMPLES", "Analysis", "analyse", "analysis_of"]
 
-_SAMPLES = 16
-_CURED = 20  # findings whose cures are measured
+SAMPLES = 16
+CURED = 20  # findings whose cures are measured
 _HELPS = 0.05  # of the model's error: cures with less gain are none
 _NO_WORSE = 1.01  # times the error
 _NEARLY = 0.9  # of the harm
@@ -44,7 +45,7 @@ _SAME = 1.1  # the sum of the parts is the model where the error of both differs
 
 @only_own_errors
 def analyse(
-    float_model: ModelLike, quantized_model: ModelLike, data: Data, *, samples: int = _SAMPLES, cured: int = _CURED
+    float_model: ModelLike, quantized_model: ModelLike, data: Data, *, samples: int = SAMPLES, cured: int = CURED
 ) -> Diagnosis:
     """Find what a quantized model suffers from: any Q/DQ model, of any tool.
 
@@ -65,6 +66,14 @@ def analyse(
         UnsupportedError: a model draws random numbers, so that two runs differ.
         DataError: the data does not fit, or there is none.
     """
+    analysis, notes = analysis_of(float_model, quantized_model, data, samples)
+    return analysis.diagnosis(cured, notes)
+
+
+def analysis_of(
+    float_model: ModelLike, quantized_model: ModelLike, data: Data, samples: int
+) -> tuple[Analysis, tuple[str, ...]]:
+    """What `analyse` measures with, and notes on how the float model was prepared. It raises what `analyse` does."""
     engine = engine_for(None)
     given, model = load_model(float_model, role="float model"), load_model(quantized_model, role="quantized model")
     if is_quantized(given):
@@ -80,10 +89,10 @@ def analyse(
     forms, notes = prepared_forms(given, few, engine)
     model = with_integer_constants(model)
     form = matching_form(forms, model, TUNABLE_OP_TYPES)
-    return _Analysis(form, model, few, engine).diagnosis(cured, notes)
+    return Analysis(form, model, few, engine), notes
 
 
-class _Analysis:
+class Analysis:
     """The measurements.
 
     Args:
@@ -91,16 +100,22 @@ class _Analysis:
         quantized: the Q/DQ model.
         items: the data.
         engine: runs the models.
+
+    Attributes:
+        model, quantized: the two models.
+        damage: of its quantizers.
+        chosen: the cures that help at once, as `diagnosis` found them.
     """
 
     def __init__(
         self, model: onnx.ModelProto, quantized: onnx.ModelProto, items: Sequence[Batch], engine: Engine
     ) -> None:
-        self._model, self._quantized, self._items, self._engine = model, quantized, items, engine
+        self.model, self.quantized, self._items, self._engine = model, quantized, items, engine
         plan = build_plan(model, quantized, TUNABLE_OP_TYPES)
         self._weights = weight_switches(model, quantized, plan.layers, items[0], engine)
-        self._damage = Damage(model, quantized, items, engine, self._weights)
-        self._all: tuple[Switch | WeightSwitch, ...] = (*self._damage.switches, *self._weights)
+        self.damage = Damage(model, quantized, items, engine, self._weights)
+        self._all: tuple[Switch | WeightSwitch, ...] = (*self.damage.switches, *self._weights)
+        self.chosen: tuple[ChosenCure, ...] = ()
 
     def diagnosis(self, cured: int, notes: tuple[str, ...]) -> Diagnosis:
         """All that is found.
@@ -112,7 +127,7 @@ class _Analysis:
         with PhaseProgress("Measuring quantizers", len(self._all) + min(cured, len(self._all))) as progress:
             error, gain = self._error(self._all), dict[str, float]()
             for switch in self._all:
-                gain[switch.name] = _less(error, self._damage.expected(switch, self._all).error)
+                gain[switch.name] = _less(error, self.damage.expected(switch, self._all).error)
                 progress.advance(1)
             # The errors of a model that is destroyed do not add up.
             by = gain if error < LOST else {switch.name: self._error([switch]) for switch in self._all}
@@ -121,24 +136,26 @@ class _Analysis:
             for switch in worst_first[:cured]:
                 cures[switch.name] = tuple(self._cures(switch, gain[switch.name]))
                 progress.advance(1)
-        chosen, left = self._together(worst_first[:cured], cures)
+        self.chosen, left = self._together(worst_first[:cured], cures)
+        measured = {name: found[-1].measured for name, found in cures.items()}
+        worst_first.sort(key=lambda switch: -measured.get(switch.name, -math.inf))  # keeps the order of all others
         return Diagnosis(
-            samples=self._damage.samples,
+            samples=self.damage.samples,
             error=error,
-            activations=self._error(self._damage.switches),
+            activations=self._error(self.damage.switches),
             weights=self._error(self._weights),
             findings=tuple(
                 self._finding(switch, gain[switch.name], cures.get(switch.name, ()), facts.get(switch.name, ()))
                 for switch in worst_first
             ),
             cured=left,
-            cures=chosen,
+            cures=tuple((_name(cure.switch), cure.name) for cure in self.chosen),
             notes=(*notes, *self._what_is_left_out(error)),
         )
 
     def _together(
         self, worst_first: Sequence[Switch | WeightSwitch], cures: dict[str, tuple[Cure, ...]]
-    ) -> tuple[tuple[tuple[str, str], ...], float]:
+    ) -> tuple[tuple[ChosenCure, ...], float]:
         """The cures that help at once, and the error left.
 
         One quantizer may hide what another does, as two in a row: so each is cured behind those that do more alone, and
@@ -146,22 +163,22 @@ class _Analysis:
         """
         whole = error = self._error(self._all)
         on, fine = list(self._all), list[Switch | WeightSwitch]()
-        tried, chosen, best = list[tuple[str, str]](), tuple[tuple[str, str], ...](), error
+        tried, chosen, best = list[ChosenCure](), tuple[ChosenCure, ...](), error
         for switch in worst_first:
             cure = _mildest(cures[switch.name])
-            others = on if cure.name != "float" else [other for other in on if other is not switch]
-            finer = [*fine, switch] if cure.name != "float" else fine
+            others = on if cure.name != FLOAT else [other for other in on if other is not switch]
+            finer = [*fine, switch] if cure.name != FLOAT else fine
             after = self._error(others, finer)
             if not after <= error * _NO_WORSE:
                 continue
             on, fine, error = others, finer, after
-            tried.append((_name(switch), cure.name))
+            tried.append(ChosenCure(switch, cure.name))
             if best - error > _HELPS * whole:
                 chosen, best = tuple(tried), error
         return chosen, best
 
     def _error(self, on: Sequence[Switch | WeightSwitch], fine: Sequence[Switch | WeightSwitch] = ()) -> float:
-        return self._damage.deviation(on, fine).error
+        return self.damage.deviation(on, fine).error
 
     def _cures(self, switch: Switch | WeightSwitch, gain: float) -> Iterator[Cure]:
         """Those that keep integers first.
@@ -171,12 +188,21 @@ class _Analysis:
         """
         alone, whole = self._error([switch]), self._error(self._all)
         if isinstance(switch, Switch) or switch.fine is not None:
-            name = "16 bits" if isinstance(switch, Switch) else "per channel"
+            name = WIDE if isinstance(switch, Switch) else CHANNEL
             left = self._error([switch], [switch])
             part = _less(alone, left) / alone if math.isfinite(left) and 0 < alone < math.inf else float(left < alone)
-            yield Cure(name, gain * part, _less(whole, self._error(self._all, [switch])))
+            after = self._error(self._all, [switch])
+            yield Cure(name, gain * part, _less(whole, after), self._standard_error(self._all, [switch]))
         others = [other for other in self._all if other is not switch]
-        yield Cure("float", gain, _less(whole, self._error(others)))
+        yield Cure(FLOAT, gain, _less(whole, self._error(others)), self._standard_error(others))
+
+    def _standard_error(self, on: Sequence[Switch | WeightSwitch], fine: Sequence[Switch | WeightSwitch] = ()) -> float:
+        """What a gain over the whole model differs by between samples, over the root of their number."""
+        before, after = self.damage.sample_errors(self._all), self.damage.sample_errors(on, fine)
+        gains = before - after
+        if len(gains) < 2 or not np.isfinite(gains).all():
+            return math.inf
+        return float(gains.std(ddof=1) / math.sqrt(len(gains)))
 
     def _finding(
         self, switch: Switch | WeightSwitch, gain: float, cures: tuple[Cure, ...], facts: tuple[str, ...]
@@ -184,7 +210,7 @@ class _Analysis:
         if isinstance(switch, WeightSwitch):
             kind, count, total = "weights", switch.elements, sum(one.elements for one in self._weights)
         else:
-            elements = self._damage.elements
+            elements = self.damage.elements
             kind, count, total = "activation", elements[switch.name], sum(elements.values())
         return Finding(
             name=_name(switch),
@@ -202,15 +228,15 @@ class _Analysis:
         found = {s.name: tuple(_facts_of_weights(s)) for s in switches if isinstance(s, WeightSwitch)}
         activations = [switch for switch in switches if isinstance(switch, Switch)]
         names = [name for switch in activations for name in switch.tensors]
-        values = ExposedTensors(self._model, names, self._engine)(self._items[0]) if names else {}
+        values = ExposedTensors(self.model, names, self._engine)(self._items[0]) if names else {}
         for switch in activations:
             found[switch.name] = tuple(_facts_of_values({name: np.asarray(values[name]) for name in switch.tensors}))
         return found
 
     def _what_is_left_out(self, error: float) -> Iterator[str]:
         """Where the quantizers that were switched are not all that the model has."""
-        names = [output.name for output in self._quantized.graph.output]
-        whole = self._damage.deviation_of(ExposedTensors(self._quantized, names, self._engine), names).error
+        names = [output.name for output in self.quantized.graph.output]
+        whole = self.damage.deviation_of(ExposedTensors(self.quantized, names, self._engine), names).error
         if not error / _SAME <= whole <= error * _SAME:
             yield (
                 f"the quantizers that were looked at make an error of {error:.3g} together, the quantized model one of "
@@ -220,7 +246,7 @@ class _Analysis:
 
 def _mildest(cures: Sequence[Cure]) -> Cure:
     """The first one that should take nearly all of the harm away; floats do."""
-    return next(cure for cure in cures if cure.name == "float" or cure.predicted >= _NEARLY * cures[-1].predicted)
+    return next(cure for cure in cures if cure.name == FLOAT or cure.predicted >= _NEARLY * cures[-1].predicted)
 
 
 def _less(before: float, after: float) -> float:

@@ -12,6 +12,7 @@ from quark.onnx.report.plain_data import to_plain
 
 __all__ = ["Cure", "Diagnosis", "Finding"]
 
+_CERTAIN = 3  # standard errors
 _FEWEST = 3  # pairs that a rank correlation says anything of
 
 
@@ -24,11 +25,19 @@ class Cure:
         predicted: how much less error the model should have, by what the quantizer does alone, as if the errors of all
             added up, element by element: below 0 where others make up for this one.
         measured: how much less it has, with everything else quantized.
+        standard_error: of `measured`, from how it differs between samples. What is not three times as large is chance:
+            another rounding behind the quantizer would do as much.
     """
 
     name: str
     predicted: float
     measured: float
+    standard_error: float = 0.0
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether what was measured is beyond chance."""
+        return abs(self.measured) > _CERTAIN * self.standard_error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +73,9 @@ class Diagnosis:
         samples: that were run.
         error: of the whole quantized model: mean squared error over variance, the mean of all outputs.
         activations, weights: of the float model with only these quantized.
-        findings: the one with the most gain first; of a model that is destroyed that with the most error alone, as
-            errors do not add up there.
+        findings: first those whose cures were measured, by what floats there gained; then the others by what they
+            should gain. Of a model that is destroyed, where errors do not add up, those with the most error alone were
+            measured.
         cured: the error with `cures`, all at once; `error` where none helps.
         cures: names of finding and cure, of the worst findings: the mildest that takes nearly all of the harm away.
         notes: what was not looked at, and why.
@@ -82,10 +92,11 @@ class Diagnosis:
 
     @property
     def rank_correlation(self) -> float:
-        """Spearman's, between what the model should gain with quantizers in float and what it gains; NaN for fewer than
-        three that were measured. 1: the ranking is that of the gains.
+        """Spearman's, between what the model should gain with quantizers in float and what it gains, of those whose
+        gain is beyond chance; NaN for fewer than three of them. 1: the prediction ranks them as measuring does.
         """
-        gains = ((f.gain, c.measured) for f in self.findings for c in f.cures if c.name == "float")
+        certain = ((f, c) for f in self.findings for c in f.cures if c.name == "float" and c.is_certain)
+        gains = ((f.gain, c.measured) for f, c in certain)
         return _spearman([pair for pair in gains if all(map(math.isfinite, pair))])
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.graph.editor import constant_tensors
 from quark.onnx.operators.table import LINEAR
 
-__all__ = ["ModelSizes", "model_sizes"]
+__all__ = ["ModelSizes", "constant_bytes", "model_sizes"]
 
 _BITS: dict[int, int] = {
     onnx.TensorProto.INT4: 4, onnx.TensorProto.UINT4: 4, onnx.TensorProto.INT2: 2, onnx.TensorProto.UINT2: 2,
@@ -39,14 +39,15 @@ def model_sizes(float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> Mod
     """The sizes of two models."""
     kinds = list(_weights(Dataflow(quantized)))
     return ModelSizes(
-        float_bytes=_constant_bytes(float_model),
-        quantized_bytes=_constant_bytes(quantized),
+        float_bytes=constant_bytes(float_model),
+        quantized_bytes=constant_bytes(quantized),
         integer_layers=kinds.count("integer"),
         float_layers=kinds.count("float"),
     )
 
 
-def _constant_bytes(model: onnx.ModelProto) -> int:
+def constant_bytes(model: onnx.ModelProto) -> int:
+    """All constants of the main graph, as ONNX packs them."""
     return sum(_bytes(tensor) for tensor in constant_tensors(model.graph).values())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from quark.onnx.calibration_data.checked_items import sample_count
 from quark.onnx.graph.joined_outputs import joined_outputs
@@ -64,7 +65,7 @@ class Damage:
         self._staged = StagedModel(self._switched, off, items, each)
         self._float = self._staged.real
         self._parts = self._masks(model, each)
-        self._known: dict[tuple[frozenset[str], frozenset[str]], Deviation] = {}
+        self._known: dict[tuple[frozenset[str], frozenset[str]], Comparison] = {}
         self._whole: tuple[frozenset[str], list[list[Any]]] | None = None  # the outputs with these on, for `expected`
 
     @cached_property
@@ -81,6 +82,15 @@ class Damage:
             fine: those of them that are as fine as they may be with the same range, or the same bits (`Switch.fine`,
                 `WeightSwitch.fine`).
         """
+        return self._comparison(on, fine).deviation()
+
+    def sample_errors(
+        self, on: Iterable[Switch | WeightSwitch], fine: Iterable[Switch | WeightSwitch] = ()
+    ) -> NDArray[np.float64]:
+        """The error of every sample, or item; their mean is that of `deviation`."""
+        return self._comparison(on, fine).sample_errors()
+
+    def _comparison(self, on: Iterable[Switch | WeightSwitch], fine: Iterable[Switch | WeightSwitch]) -> Comparison:
         names, finer = (frozenset(switch.name for switch in switches) for switches in (on, fine))
         if (names, finer) not in self._known:
             self._known[names, finer] = self._compared(self._runs(names, finer))
@@ -98,8 +108,8 @@ class Damage:
         for real, own, whole, parts in zip(self._float, runs, self._whole[1], self._parts, strict=True):
             both[0].add(real, own, parts)
             both[1].add(real, [_without(*arrays) for arrays in zip(whole, own, real, strict=True)], parts)
-        self._known[alone, frozenset()], found = (comparison.deviation() for comparison in both)
-        return found
+        self._known[alone, frozenset()] = both[0]
+        return both[1].deviation()
 
     def _runs(self, on: frozenset[str], fine: frozenset[str]) -> Iterator[list[Any]]:
         """The outputs, item by item."""
@@ -109,16 +119,16 @@ class Damage:
                 feeds |= switch.values(on, fine)
         return in_order(lambda item: self._staged.run(item, feeds), range(len(self._items)), threads=self._at_once)
 
-    def _compared(self, runs: Iterable[Sequence[Any]]) -> Deviation:
+    def _compared(self, runs: Iterable[Sequence[Any]]) -> Comparison:
         comparison = Comparison(self._switched.outputs)
         for want, have, parts in zip(self._float, runs, self._parts, strict=True):
             comparison.add(want, have, parts)
-        return comparison.deviation()
+        return comparison
 
     def deviation_of(self, run: ExposedTensors, outputs: Sequence[str]) -> Deviation:
         """How far another model's outputs, in the same order, are from the float model's."""
         found = (run(item) for item in self._items)
-        return self._compared([values[name] for name in outputs] for values in found)
+        return self._compared([values[name] for name in outputs] for values in found).deviation()
 
     def error(self, on: Iterable[Switch]) -> float:
         """Mean squared error over the variance of the float values, of the output (or part) that suffers most."""

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from quark.onnx.config.data_type import DATA_TYPES
 from quark.onnx.graph.editor import GraphEditor, rename_tensors
 
-__all__ = ["Switch", "SwitchedModel", "switched_model"]
+__all__ = ["Switch", "SwitchedModel", "activation_quantizers", "switched_model"]
 
 _STEPS = (1 << 16) - 1  # of 16 bits
 _RANGES = {
@@ -91,7 +91,7 @@ class _Switching:
         self._graph, self._editor = graph, GraphEditor(graph)
         self._inputs = {value.name for value in graph.input}
         made = {*self._inputs, *(name for node in graph.node for name in node.output)}
-        self._pairs = {tensor: pair for tensor, pair in _quantizers(quantized).items() if tensor in made}
+        self._pairs = {tensor: pair for tensor, pair in activation_quantizers(quantized).items() if tensor in made}
         fresh = self._editor.fresh_name
         # A tensor's readers see what comes out of its switch under the old name; a graph input keeps its own.
         self._before = {tensor: tensor if tensor in self._inputs else fresh(tensor) for tensor in self._pairs}
@@ -198,7 +198,7 @@ class _Switching:
         return helper.make_graph(nodes, name, [], [onnx.ValueInfoProto(name=nodes[-1].output[0])])
 
 
-def _quantizers(quantized: onnx.ModelProto) -> dict[str, tuple[onnx.NodeProto, onnx.NodeProto]]:
+def activation_quantizers(quantized: onnx.ModelProto) -> dict[str, tuple[onnx.NodeProto, onnx.NodeProto]]:
     """QuantizeLinear and DequantizeLinear of each activation, by the name that the float model has for it, in order."""
     graph = quantized.graph
     constants = {tensor.name for tensor in graph.initializer}

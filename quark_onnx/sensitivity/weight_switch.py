@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -19,6 +20,14 @@ from quark.onnx.plan.types import LayerPlan, QuantizedWeight
 __all__ = ["WeightSwitch", "weight_switches", "weights_as_inputs"]
 
 
+class _Pair(NamedTuple):
+    """One input of a layer's node: its position, and its name in the float and in the quantized model."""
+
+    at: int
+    real: str
+    quantized: str
+
+
 @dataclass(frozen=True, eq=False)
 class WeightSwitch:
     """The weight and bias of one layer.
@@ -26,6 +35,7 @@ class WeightSwitch:
     Attributes:
         name: of the layer's node in the quantized model.
         tensors: names of the initializers in the float model.
+        inputs: which inputs of the node they are, in both models.
         real: their values.
         quantized: what the quantized model has for them, dequantized.
         fine: what it would have with one scale for each output channel and the bias in float; None where it has one.
@@ -34,6 +44,7 @@ class WeightSwitch:
 
     name: str
     tensors: tuple[str, ...]
+    inputs: tuple[int, ...]
     real: tuple[NDArray[np.float32], ...]
     quantized: tuple[NDArray[np.float32], ...]
     fine: tuple[NDArray[np.float32], ...] | None
@@ -70,17 +81,18 @@ def weight_switches(
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     makers = {name: node for node in model.graph.node for name in node.output}
     nodes = {node.name: node for node in quantized.graph.node}
-    pairs: dict[str, list[tuple[str, str]]] = {}
+    pairs: dict[str, list[_Pair]] = {}
     taken = set[str]()
     for layer in layers:
         theirs = nodes[layer.node].input
         own = makers[layer.target].input if layer.target in makers else []
-        found = [(a, b) for a, b in zip(own, theirs, strict=False) if a in constants and a not in taken]
-        found = [(a, b) for a, b in found if constants[a].data_type == onnx.TensorProto.FLOAT]
+        both = [_Pair(at, a, b) for at, (a, b) in enumerate(zip(own, theirs, strict=False))]
+        found = [one for one in both if one.real in constants and one.real not in taken]
+        found = [one for one in found if constants[one.real].data_type == onnx.TensorProto.FLOAT]
         if found:
-            taken.update(a for a, _ in found)
+            taken.update(one.real for one in found)
             pairs[layer.node] = found
-    names = list(dict.fromkeys(name for found in pairs.values() for _, name in found))
+    names = list(dict.fromkeys(one.quantized for found in pairs.values() for one in found))
     given = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in constant_tensors(quantized.graph).values()}
     asked = [name for name in names if name not in given]
     given |= dict(ExposedTensors(quantized, asked, engine)(item)) if asked else {}
@@ -104,13 +116,13 @@ def weights_as_inputs(model: onnx.ModelProto, switches: Iterable[WeightSwitch]) 
 
 def _switch(
     layer: LayerPlan,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[_Pair],
     constants: dict[str, onnx.TensorProto],
     given: dict[str, NDArray[np.generic]],
 ) -> WeightSwitch | None:
     """None where the two models do not write the layer in the same way."""
-    real = tuple(onnx.numpy_helper.to_array(constants[name]) for name, _ in pairs)
-    quantized = tuple(np.asarray(given[name], np.float32) for _, name in pairs)
+    real = tuple(onnx.numpy_helper.to_array(constants[one.real]) for one in pairs)
+    quantized = tuple(np.asarray(given[one.quantized], np.float32) for one in pairs)
     if any(a.shape != b.shape for a, b in zip(real, quantized, strict=True)):
         return None
     weight = layer.weight
@@ -124,7 +136,8 @@ def _switch(
             fine = tuple(values.reshape(array.shape) if i == at[0] else array for i, array in enumerate(real))
     return WeightSwitch(
         layer.node,
-        tuple(name for name, _ in pairs),
+        tuple(one.real for one in pairs),
+        tuple(one.at for one in pairs),
         real,
         quantized,
         fine,
