@@ -11,7 +11,6 @@ from rich.text import Text
 
 from quark.onnx.cli.command import new_command, new_table, result_console, write_json
 from quark.onnx.cli.data_options import data_options, given_data
-from quark.onnx.cli.messages import error_line
 from quark.onnx.diagnosis import CuredModel, Diagnosis, Finding, analyse, cure
 from quark.onnx.measures.layer_error import decibels
 from quark.onnx.report.views.short_text import decibel_text
@@ -50,8 +49,7 @@ def doctor(ctx: click.Context) -> None:
     else:
         _show(found, result)
     if result is not None and result.refused:
-        error_line(f"nothing was written to {str(output)!r}: {result.refused}")
-        ctx.exit(1)
+        raise click.ClickException(f"nothing was written to {str(output)!r}: {result.refused}")
 
 
 def _show(found: Diagnosis, result: CuredModel | None) -> None:
