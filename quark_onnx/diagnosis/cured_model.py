@@ -106,7 +106,7 @@ class _Writer:
         node.input[:] = [source, *("" if b is None else self._constant(tensor, b) for b in bounds)]
         node.output[:] = [self._names.fresh_name(tensor)]
         self._behind[source] = node
-        return node.output[0]
+        return str(node.output[0])
 
     def widen(self, switch: Switch) -> None:
         """16 bits over the same range; where it starts and ends at multiples of the wider steps, 0 stays 0."""
@@ -165,7 +165,7 @@ class _Writer:
         levels, zero = (qmax - qmin) // 2, (qmin + qmax + 1) // 2
         others = tuple(i for i in range(values.ndim) if i != axis)
         largest = np.abs(values).max(axis=others)
-        scale = (np.maximum(largest, np.finfo(np.float32).tiny) / levels).astype(np.float32)
+        scale: NDArray[np.float32] = (np.maximum(largest, np.finfo(np.float32).tiny) / levels).astype(np.float32)
         shape = [-1 if i == axis else 1 for i in range(values.ndim)]
         dtype = helper.tensor_dtype_to_np_dtype(kind)
         codes = (np.rint(values / scale.reshape(shape)) + zero).astype(dtype)
