@@ -108,7 +108,9 @@ def test_figures_add_up() -> None:
     assert found.error == pytest.approx(error(want, have), rel=0.05)
     for kind in ("activation", "weights"):
         assert sum(f.share for f in found.findings if f.kind == kind) == pytest.approx(1)
-    gains = [finding.gain for finding in found.findings]
+    measured = [finding.cures[-1].measured for finding in found.findings[:3]]
+    assert measured == sorted(measured, reverse=True)
+    gains = [finding.gain for finding in found.findings[3:]]
     assert gains == sorted(gains, reverse=True)
     assert not found.notes
     assert -1 <= found.rank_correlation <= 1
