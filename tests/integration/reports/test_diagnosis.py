@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -25,6 +26,7 @@ from quark.onnx import (
     UnsupportedError,
     analyse,
 )
+from quark.onnx.diagnosis import Cure, Finding
 
 
 def quantized(model: onnx.ModelProto, data: Arrays) -> onnx.ModelProto:
@@ -113,9 +115,23 @@ def test_figures_add_up() -> None:
     gains = [finding.gain for finding in found.findings[3:]]
     assert gains == sorted(gains, reverse=True)
     assert not found.notes
-    assert -1 <= found.rank_correlation <= 1
     plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert plain["findings"][0]["name"] == found.findings[0].name
+
+
+def test_the_ranking_is_that_of_gains_beyond_chance() -> None:
+    """The last gain is a third of what its standard error calls chance, and would turn the order round."""
+    gains = [(3.0, 0.9, 0.1), (2.0, 0.7, 0.1), (1.0, 0.5, 0.1), (0.1, 5.0, 5.0)]
+    findings = tuple(
+        Finding(
+            name=str(predicted), kind="weights", tensors=(), share=0.25, alone=0.0, gain=predicted,
+            cures=(Cure("float", predicted, measured, standard_error),),
+        )
+        for predicted, measured, standard_error in gains
+    )  # fmt: skip
+    found = Diagnosis(samples=4, error=1.0, activations=0.0, weights=1.0, findings=findings, cured=1.0)
+    assert found.rank_correlation == pytest.approx(1)
+    assert math.isnan(dataclasses.replace(found, findings=findings[1:]).rank_correlation)
 
 
 def test_a_model_of_another_tool() -> None:
