@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 from importlib.metadata import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 from setuptools import Extension, find_packages, setup
@@ -116,6 +117,11 @@ def sources(*patterns: str) -> list[str]:
     return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in (ROOT / "csrc").glob(pattern))
 
 
+def long_description() -> str:
+    """README.md without its links to files of the repository, which a package index does not have."""
+    return re.sub(r"\[([^]]+)\]\((?!https?:)[^)]+\)", r"\1", (ROOT / "README.md").read_text())
+
+
 blas = openblas()
 # kernels/isa_*.c choose their instruction sets themselves; without contraction to FMA all give the same bits.
 core = Extension(
@@ -139,14 +145,31 @@ core = Extension(
     extra_link_args=["-pthread", *blas.link_args, "-lm", "-ldl"],
 )
 
-# `quark` is a namespace package: it is never listed, and has no folder and no __init__.py.
+
+def packages() -> dict[str, Any]:
+    """The packages and where they lie. `quark` is a namespace package, which has no folder and no __init__.py.
+
+    An editable install goes through a folder that is named as the package is imported: type checkers and editors follow
+    a path, but not the import hook that setuptools writes where names differ. It writes a path if `quark` is listed.
+    """
+    names = ["quark.onnx", *(f"quark.onnx.{name}" for name in find_packages("quark_onnx"))]
+    if "editable_wheel" not in sys.argv:
+        return {"packages": names, "package_dir": {"quark.onnx": "quark_onnx"}}
+    link = ROOT / "build" / "editable" / "quark" / "onnx"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(os.path.relpath(ROOT / "quark_onnx", link.parent))
+    return {"packages": ["quark", *names], "package_dir": {"": "build/editable"}}
+
+
 setup(
-    packages=["quark.onnx", *(f"quark.onnx.{name}" for name in find_packages("quark_onnx"))],
-    package_dir={"quark.onnx": "quark_onnx"},
+    **packages(),
     package_data={"quark.onnx": ["py.typed", "_core.pyi"], "quark.onnx.report.views": ["templates/*.j2"]},
     ext_modules=[core],
     cmdclass={"build_ext": BuildExtension},
     install_requires=[*DEPENDENCIES, *blas.requires],
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
     # What was compiled for one OpenBLAS must not be taken for the other.
     options={"build": {"build_base": f"build/{blas.name}"}},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -88,6 +89,16 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
 
 
 @pytest.mark.install
+def test_the_description_has_no_link_that_leads_nowhere(built: Path) -> None:
+    wheel = zipfile.ZipFile(next(built.glob("*.whl")))
+    (metadata,) = (wheel.read(n).decode() for n in wheel.namelist() if n.endswith("/METADATA"))
+    description = metadata.partition("\n\n")[2]
+    assert description.startswith("# quark-onnx")
+    assert "in pictures" in description
+    assert all(link.startswith("https:") for link in re.findall(r"\]\(([^)]*)\)", description))
+
+
+@pytest.mark.install
 def test_the_wheel_works_in_any_directory(installed: Path, tmp_path: Path) -> None:
     for folder in (tmp_path, ROOT, ROOT / "quark_onnx", "/"):
         assert "site-packages/quark/onnx/__init__.py" in succeed(installed, "-c", USE, cwd=folder)
@@ -99,7 +110,11 @@ def test_an_editable_install_works_in_any_directory(checkout: Path, tmp_path: Pa
     succeed(python, "-m", "pip", "install", "-e", checkout)
     for folder in (tmp_path, checkout, "/"):
         imported = succeed(python, "-c", USE, cwd=folder).strip()
-        assert imported == str(checkout / "quark_onnx" / "__init__.py")
+        assert Path(imported).resolve() == checkout / "quark_onnx" / "__init__.py"
+    pytest.importorskip("mypy")
+    (tmp_path / "script.py").write_text("from quark.onnx import Int8Spec\nreveal_type(Int8Spec().symmetric)\n")
+    checked = run(sys.executable, "-m", "mypy", "--python-executable", python, tmp_path / "script.py", cwd=tmp_path)
+    assert 'Revealed type is "bool"' in checked.stdout  # type checkers see it, too
 
 
 @pytest.mark.install
