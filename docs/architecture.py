@@ -68,6 +68,7 @@ ROOMS = {
     "whole_model": "both models compared, the better state kept",
     "resume": "going on after an interruption",
     "sensitivity": "islands that stay in float",
+    "mixed_precision": "bits where they help",
     "fast_finetune": "the walk; bias correction",
     "quantization": "ModelQuantizer, finetune, quantize: the steps in their order",
     "inspection": "what would be done",

@@ -109,6 +109,7 @@ if TYPE_CHECKING:
         UnsupportedError,
     )
     from quark.onnx.inspection import InspectedModel, inspect_model
+    from quark.onnx.mixed_precision.target import Target
     from quark.onnx.operators.custom_ops import get_library_path
     from quark.onnx.quantization.api import ModelQuantizer, finetune
     from quark.onnx.quantization.config.custom_config import (
@@ -215,6 +216,7 @@ __all__ = [
     "Report",
     "ScaleType",
     "SmoothQuantConfig",
+    "Target",
     "UInt2",
     "UInt2Spec",
     "UInt4",
@@ -259,6 +261,7 @@ _HOMES = {
         *("OutOfMemoryError", "QuarkError", "UnsupportedError"),
     ),
     "quark.onnx.inspection": ("InspectedModel", "inspect_model"),
+    "quark.onnx.mixed_precision.target": ("Target",),
     "quark.onnx.operators.custom_ops": ("get_library_path",),
     "quark.onnx.quantization.api": ("ModelQuantizer", "finetune"),
     "quark.onnx.quantization.quantize": ("quantize",),

@@ -85,6 +85,8 @@ Solver = Annotated[
 BalanceMethod = Annotated[Literal["max"], string('"max"', lambda method: method == "max")]
 Passes = Annotated[int, integer("an int >= 1, or -1", lambda n: n >= 1 or n == -1)]
 Integer = Annotated[int, integer("an int", lambda _: True)]
+_METRICS = ("l2", "kl", "cosine", "sqnr", "psnr")
+Metric = Annotated[str, string(f"one of {', '.join(_METRICS)}", lambda metric: metric in _METRICS)]
 Real = Annotated[float, real("a number", lambda _: True)]
 Text = Annotated[str, string("a str that is not empty", bool)]
 Names = Annotated[tuple[str, ...], strings("a list of one or more names")]
@@ -321,7 +323,28 @@ class QuarotConfig(AlgoConfig):
 @strict_keywords
 @dataclass(frozen=True, repr=False)
 class AutoMixprecisionConfig(AlgoConfig):
-    """A search for the layers that need another format, with AMD Quark's options."""
+    """A search for the layers that get another format, with AMD Quark's options: the fewest bits that keep to a
+    threshold, each layer with the specs of the configuration or those of `target_layer_config`. `Target` says what it
+    wants in units of its own.
+
+    Args:
+        target_layer_config: the other specs, with fewer bits than the configuration's, or more.
+        target_op_type: the operators of the layers that may have them.
+        subgraph_json: must be None.
+        include_layers, exclude_layers: names of nodes: only these, and none of these.
+        data_size: measure on so many samples at most; 0: all of those that are set apart.
+        metric_output_index: of the output that a distance is taken of.
+        metric_distance_fn: takes this output of the float model and of the quantized one, arrays of an item.
+        metric_evaluate_fn: takes an onnxruntime.InferenceSession, gives a score, of which more is better.
+        metric_default: "l2", "kl", "cosine" (1 less it), "sqnr" or "psnr" (both in dB), where no function is given.
+        metric_threshold: a distance, at most; a score, or dB, at least. 0: a signal to noise ratio of 30 dB.
+        metric_optimize_object: has no effect, as the fields below; the report says why.
+        sensitivity_cache_file: has no effect.
+        worker_num: has no effect.
+        dual_quant_nodes: has no effect.
+        no_input_qdq_shared: has no effect.
+        shared_param_mode: has no effect.
+    """
 
     name: ClassVar[str] = "auto_mixprecision"
 
@@ -330,11 +353,11 @@ class AutoMixprecisionConfig(AlgoConfig):
     subgraph_json: PathOrNone = None
     include_layers: NamesOrNone = None
     exclude_layers: NamesOrNone = None
-    data_size: Integer = 0
-    metric_output_index: Integer = 0
+    data_size: Index = 0
+    metric_output_index: Index = 0
     metric_distance_fn: CallableOrNone = None
     metric_evaluate_fn: CallableOrNone = None
-    metric_default: Text = "l2"
+    metric_default: Metric = "l2"
     metric_threshold: Real = 0.0
     metric_optimize_object: Text = "speed"
     sensitivity_cache_file: PathOrNone = None

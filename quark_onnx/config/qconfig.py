@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from quark.onnx.errors import ConfigError
 
-from .algorithm import AlgoConfig, BiasCorrectionConfig, CLEConfig, FastFinetuneConfig
+from .algorithm import AlgoConfig, AutoMixprecisionConfig, BiasCorrectionConfig, CLEConfig, FastFinetuneConfig
 from .extra_options import ExtraOptions, extra_options, known_options
 from .fast_finetune_options import with_options
 from .frozen import FrozenConfig, FrozenMapping, instance, told_how_to_change, unexpected_keyword
@@ -59,7 +59,7 @@ def _algorithms(value: object) -> tuple[AlgoConfig, ...]:
         raise TypeError
     if sum(isinstance(algorithm, FastFinetuneConfig) for algorithm in value) > 1:
         raise ValueError("only one of AdaRoundConfig and AdaQuantConfig, once: both tune the same weights")
-    for kind in (CLEConfig, BiasCorrectionConfig):
+    for kind in (CLEConfig, BiasCorrectionConfig, AutoMixprecisionConfig):
         if sum(isinstance(algorithm, kind) for algorithm in value) > 1:
             raise ValueError(f"{kind.__name__} once")
     return tuple(value)
@@ -181,6 +181,13 @@ class QConfig(FrozenConfig):
     def bias_correction(self) -> BiasCorrectionConfig | None:
         """The configuration of bias correction, if it is listed."""
         return next((algorithm for algorithm in self.algo_config if isinstance(algorithm, BiasCorrectionConfig)), None)
+
+    @property
+    def auto_mixprecision(self) -> AutoMixprecisionConfig | None:
+        """The configuration of the search for formats, if it is listed."""
+        return next(
+            (algorithm for algorithm in self.algo_config if isinstance(algorithm, AutoMixprecisionConfig)), None
+        )
 
     def taken(self) -> QConfig:
         """A copy that nobody else can change: as specs may be (`QTensorConfig.set_symmetric`), and `OpenConfig`.

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from quark.onnx.errors import UnsupportedError
 
-from .algorithm import BiasCorrectionConfig, CLEConfig, FastFinetuneConfig
+from .algorithm import AutoMixprecisionConfig, BiasCorrectionConfig, CLEConfig, FastFinetuneConfig
 from .data_type import types_for
 from .extra_options import FIXED_OPTIONS, MEANINGLESS_OPTIONS
 from .qconfig import QConfig
@@ -94,9 +94,15 @@ def check_supported(config: QConfig) -> None:
                 _check_layer(f"QConfig.{name} of {list(targets)}", layer)
     _check_range_symmetry(config)
     for algorithm in config.algo_config:
-        if not isinstance(algorithm, (FastFinetuneConfig, CLEConfig, BiasCorrectionConfig)):
+        if isinstance(algorithm, AutoMixprecisionConfig):
+            _check_layer("AutoMixprecisionConfig.target_layer_config", algorithm.target_layer_config)
+            if algorithm.subgraph_json is not None:
+                instead = "None: layers are looked at one by one"
+                raise _unsupported("AutoMixprecisionConfig.subgraph_json", algorithm.subgraph_json, instead)
+        elif not isinstance(algorithm, (FastFinetuneConfig, CLEConfig, BiasCorrectionConfig)):
             instead = (
-                "AdaRoundConfig, AdaQuantConfig, CLEConfig or BiasCorrectionConfig: no other algorithm is supported"
+                "AdaRoundConfig, AdaQuantConfig, CLEConfig, BiasCorrectionConfig or AutoMixprecisionConfig: no other "
+                "algorithm is supported"
             )
             raise _unsupported("QConfig.algo_config", algorithm, f"{instead} yet")
     finetuning = config.fast_finetune

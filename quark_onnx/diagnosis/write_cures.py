@@ -25,6 +25,7 @@ from quark.onnx.quantization.run_options import engine_for
 from quark.onnx.report.model_sizes import constant_bytes
 from quark.onnx.report.plain_data import to_plain
 from quark.onnx.sensitivity.switched_model import Switch
+from quark.onnx.whole_model.part_masks import masks_of_items
 
 __all__ = ["CuredModel", "cure"]
 
@@ -182,6 +183,7 @@ class _Runs:
         self._names = [output.name for output in model.graph.output]
         run = session(model, engine)
         self._float = [run.run(self._names, item) for item in items]
+        self._parts = masks_of_items(model, items, engine)
 
     def deviation(self, model: onnx.ModelProto, *, fuse_qdq: bool) -> Deviation:
         """How far a model's outputs, in the same order, are from them.
@@ -191,10 +193,10 @@ class _Runs:
         """
         run, comparison = session(model, self._engine, fuse_qdq=fuse_qdq), Comparison(self._names)
         names = [output.name for output in model.graph.output]
-        for want, item in zip(self._float, self._items, strict=True):
+        for want, item, parts in zip(self._float, self._items, self._parts, strict=True):
             try:
                 have = run.run(names, item)
             except Exception as error:  # onnxruntime's exceptions have no base of their own
                 raise ModelError(f"onnxruntime cannot run the model: {error}") from error
-            comparison.add(want, have)
+            comparison.add(want, have, parts)
         return comparison.deviation()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
     from quark.onnx.calibration_data.any_data import Data
+    from quark.onnx.mixed_precision.target import Target
     from quark.onnx.model_files.model_file import ModelLike
     from quark.onnx.report.report import Report
 
@@ -65,6 +66,7 @@ class ModelQuantizer:
         calibration_data_path: str | os.PathLike[str] | None = None,
         *,
         save_dir: str | os.PathLike[str] | None = None,
+        target: Target | None = None,
     ) -> onnx.ModelProto | None:
         """Quantize a float model. The input is never changed; a failed run leaves no file.
 
@@ -76,6 +78,8 @@ class ModelQuantizer:
             calibration_data_path: in place of a reader, a folder as for `PathDataReader`.
             save_dir: a folder, made if it is not there, that keeps what is done so far: the same call goes on from
                 there, and gives the bits of a run without interruption. The records go when the result is saved.
+            target: what the quantized model is to keep: formats that reach it with the fewest bits are looked for, by
+                quantizing and finetuning several times. Each better model goes to `model_output` at once.
 
         Returns:
             The quantized model if `model_output` is None, else None.
@@ -92,7 +96,7 @@ class ModelQuantizer:
 
         self.report = None
         returned, self.report = quantized_model(
-            self.config, model_input, model_output, calibration_data_reader, calibration_data_path, save_dir
+            self.config, model_input, model_output, calibration_data_reader, calibration_data_path, save_dir, target
         )
         return returned
 

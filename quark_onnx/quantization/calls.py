@@ -24,6 +24,7 @@ from quark.onnx.errors import ConfigTypeError, ModelError, UnsupportedError
 from quark.onnx.fast_finetune.fast_finetune import FastFinetune
 from quark.onnx.inference.devices import engine_on_device
 from quark.onnx.inference.sessions import BatchMerging, batch_is_free
+from quark.onnx.mixed_precision.target import Target
 from quark.onnx.model_files.model_file import ModelLike, load_model
 from quark.onnx.model_files.quantized_form import check_is_float, check_is_qdq, is_quantized
 from quark.onnx.model_files.quantizer_gate import check_quantizers
@@ -35,8 +36,9 @@ from quark.onnx.qdq.constant_quantizers import with_integer_constants
 from quark.onnx.quantization.excluded_layers import excluded_outputs
 from quark.onnx.quantization.provenance import say_how_it_was_made
 from quark.onnx.quantization.quantization_run import QuantizationRun
-from quark.onnx.quantization.reference_model import reference_forms, reference_model
+from quark.onnx.quantization.reference_model import ReferenceModel, reference_forms, reference_model
 from quark.onnx.quantization.run_options import engine_for
+from quark.onnx.quantization.to_target.targeted_run import TargetedRun
 from quark.onnx.report.model_sizes import model_sizes
 from quark.onnx.report.report import Report
 from quark.onnx.report.written_configuration import written_configuration
@@ -55,6 +57,7 @@ def quantized_model(
     calibration_data_reader: Data | None,
     calibration_data_path: str | os.PathLike[str] | None,
     save_dir: str | os.PathLike[str] | None,
+    target: Target | None = None,
 ) -> tuple[onnx.ModelProto | None, Report]:
     """As `ModelQuantizer.quantize_model`, with its report.
 
@@ -64,7 +67,6 @@ def quantized_model(
     clock = PhaseClock()
     if calibration_data_path is None and not config.extra_options.get("UseRandomData", False):
         checked_data(calibration_data_reader)  # before any work
-    run = QuantizationRun(config, engine_for(config), clock)
     reference_path = config.fast_finetune.ref_model_path if config.fast_finetune is not None else None
     if model_output is not None:
         check_output_path(model_output, model_input, reference_path)
@@ -76,6 +78,13 @@ def quantized_model(
     if config.fast_finetune is not None:
         FastFinetune.check(original, config.fast_finetune)
     other = reference_model(reference_path, original)
+    if target is not None or config.auto_mixprecision is not None:
+        if save_dir is not None:
+            raise UnsupportedError(
+                "save_dir is for a run without a target: with one the best model so far is at the output's path"
+            )
+        return _quantized_to_target(config, target, original, reader, other, model_output)
+    run = QuantizationRun(config, engine_for(config), clock)
     prepared = run.prepared(original, reader, other)
     models = {"float model": original, "reference model": other.model if other else None}
     with saved_run(save_dir, models, config, model_output) as saved:
@@ -84,6 +93,26 @@ def quantized_model(
         returned = _deliver(quantized, model_output, clock, external_data=config.use_external_data_format)
         saved.finish()
     return returned, _with_notes(report, config, reader)
+
+
+def _quantized_to_target(
+    config: QConfig,
+    target: Target | None,
+    original: onnx.ModelProto,
+    reader: DataReader,
+    other: ReferenceModel | None,
+    output: str | os.PathLike[str] | None,
+) -> tuple[onnx.ModelProto | None, Report]:
+    """The model with the fewest bits that reaches a target, or else the nearest to it."""
+    run = TargetedRun(config, target, original, reader, other)
+
+    def keep(model: onnx.ModelProto) -> None:
+        say_how_it_was_made(model, "quantized", config)
+        if output is not None:
+            save_model(model, Path(output), external_data=config.use_external_data_format)
+
+    model, report = run.best(keep)
+    return (model if output is None else None), _with_notes(report, config, reader)
 
 
 def finetuned_model(
@@ -174,6 +203,8 @@ def _checked_algorithm(config: FastFinetuneConfig | QConfig) -> FastFinetuneConf
         raise ConfigTypeError(f"finetune needs AdaRoundConfig or AdaQuantConfig, not {config!r}")
     if isinstance(config, QConfig) and config.equalisation is not None:
         raise UnsupportedError("CLEConfig changes the float model before it is quantized: leave it out of finetune()")
+    if isinstance(config, QConfig) and config.auto_mixprecision is not None:
+        raise UnsupportedError("AutoMixprecisionConfig chooses formats, which finetune() keeps: leave it out")
     return algorithm
 
 

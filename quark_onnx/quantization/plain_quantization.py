@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx
@@ -84,7 +84,7 @@ class PlainQuantizer:
         with self.clock.phase("calibrate"):
             calibration = self._calibrate(model, specs, tensors, items, keep)
             model, clipped = with_biases_in_reach(model, calibration.ranges, specs.scope.quantized)
-            calibration = _with_own_scales(calibration, model, specs, self.engine)
+            calibration = _in_float(_with_own_scales(calibration, model, specs, self.engine), specs.in_float)
 
         def insert(calibration: Calibration) -> QdqModel:
             options = replace(specs.qdq_options(), without_range=frozenset(calibration.without_range))
@@ -130,6 +130,17 @@ def _with_own_scales(found: Calibration, model: onnx.ModelProto, specs: TensorSp
     layers = _quantized_layers(model, specs)
     own = weight_scales(model, layers, specs.weight_ranges(layers), threads=engine.threads)
     return replace(found, weights=found.weights | own)
+
+
+def _in_float(found: Calibration, tensors: Collection[str]) -> Calibration:
+    """Without the ranges of activations that stay in float."""
+    if not tensors:
+        return found
+    return replace(
+        found,
+        ranges={name: limits for name, limits in found.ranges.items() if name not in tensors},
+        without_range=found.without_range | dict.fromkeys(tensors, "the target needs it"),
+    )
 
 
 def _quantized_layers(model: onnx.ModelProto, specs: TensorSpecs) -> list[WeightLayer]:

@@ -29,6 +29,7 @@ from quark.onnx.config.algorithm import AdaRoundConfig
 from quark.onnx.config.qconfig import QConfig
 from quark.onnx.fast_finetune.fast_finetune import FastFinetune, store_for
 from quark.onnx.inference.sessions import Engine, batch_is_free
+from quark.onnx.mixed_precision.formats import Formats
 from quark.onnx.preparation.finite_constants import with_finite_biases
 from quark.onnx.preparation.prepare import prepared_on
 from quark.onnx.quantization.equalised_model import Equalised, equalised_model
@@ -46,13 +47,13 @@ from quark.onnx.stores.batch_store import BatchStore
 from quark.onnx.system.resources import PhaseClock
 from quark.onnx.whole_model.set_apart import SetApart, StoredBatches
 
-__all__ = ["QuantizationRun"]
+__all__ = ["Prepared", "QuantizationRun"]
 
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class _Prepared:
+class Prepared:
     """The float model in the form that is quantized.
 
     Attributes:
@@ -89,26 +90,29 @@ class QuantizationRun:
         config: one that this version can carry out.
         engine: threads and memory.
         clock: measures the phases.
+        formats: of single tensors, which stand above those of the configuration.
     """
 
-    def __init__(self, config: QConfig, engine: Engine, clock: PhaseClock) -> None:
+    def __init__(self, config: QConfig, engine: Engine, clock: PhaseClock, formats: Formats | None = None) -> None:
         self._config, self._engine, self._clock = config, engine, clock
+        self._formats = formats or Formats()
 
-    def prepared(self, original: onnx.ModelProto, reader: DataReader, other: ReferenceModel | None) -> _Prepared:
+    def prepared(self, original: onnx.ModelProto, reader: DataReader, other: ReferenceModel | None) -> Prepared:
         """Prepare the float model, and the reference, as far as the first items let them compute the same."""
         config, engine = self._config, self._engine
         with self._clock.phase("prepare"):
             needed = first_samples(checked_items(reader, model_inputs(original)), samples_needed(config))
             few, items = first_items(original, needed)
             reference, of_reference = reference_forms(other, few, engine)
-            ready = prepared_on(original, few, engine, opset=needed_opset(config), unfused=unfused(config))
+            opset = max(needed_opset(config), self._formats.opset)
+            ready = prepared_on(original, few, engine, opset=opset, unfused=unfused(config))
             model, of_biases = with_finite_biases(ready.model)
-            specs = tensor_specs(config, model, original)
+            specs = tensor_specs(config, model, original).with_formats(self._formats)
         notes = (*of_reference, *ready.notes, *of_biases)
-        return _Prepared(model, specs, items, few, reference[0] if reference else None, notes)
+        return Prepared(model, specs, items, few, reference[0] if reference else None, notes)
 
     def quantized(
-        self, original: onnx.ModelProto, prepared: _Prepared, saved: NothingSaved
+        self, original: onnx.ModelProto, prepared: Prepared, saved: NothingSaved
     ) -> tuple[onnx.ModelProto, Report]:
         """The quantized model, finetuned if the configuration says so, and the report."""
         with ExitStack() as stack:
@@ -141,7 +145,7 @@ class QuantizationRun:
         return _Workplace(finetuning, finetuning.engine, finetuning.store, finetuning.apart)
 
     def _equalised_and_quantized(
-        self, prepared: _Prepared, items: Iterator[Batch], work: _Workplace, saved: NothingSaved
+        self, prepared: Prepared, items: Iterator[Batch], work: _Workplace, saved: NothingSaved
     ) -> tuple[PlainQuantization, Equalised | None]:
         """The quantized model before anything is tuned, and what equalisation did, if it was asked for.
 
@@ -170,7 +174,7 @@ class QuantizationRun:
             why = why_equalisation_goes(model, without.quantized, made.quantized, work.apart, work.store, work.engine)
         return (without, equalised.undone(model, why)) if why else (made, equalised)
 
-    def _report(self, prepared: _Prepared, made: PlainQuantization, work: _Workplace) -> Report:
+    def _report(self, prepared: Prepared, made: PlainQuantization, work: _Workplace) -> Report:
         """Finetune, or only compare with the float model."""
         apart = work.apart
         seen = made.calibration.samples + (apart.compared.samples if apart.held_out else 0)

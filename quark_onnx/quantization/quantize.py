@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from quark.onnx.calibration_data.any_data import Data
     from quark.onnx.calibration_data.images import ImagePreprocessing
     from quark.onnx.calibration_data.path_reader import Preprocess
+    from quark.onnx.mixed_precision.target import Target
     from quark.onnx.model_files.model_file import ModelLike
     from quark.onnx.report.report import Report
 
@@ -35,6 +36,7 @@ def quantize(
     config: QConfig | str | None = None,
     *,
     preprocess: Preprocess | ImagePreprocessing | str | None = None,
+    target: Target | None = None,
 ) -> Report: ...
 
 
@@ -46,6 +48,7 @@ def quantize(
     config: QConfig | str | None = None,
     *,
     preprocess: Preprocess | ImagePreprocessing | str | None = None,
+    target: Target | None = None,
 ) -> tuple[onnx.ModelProto, Report]: ...
 
 
@@ -57,6 +60,7 @@ def quantize(
     config: QConfig | str | None = None,
     *,
     preprocess: Preprocess | ImagePreprocessing | str | None = None,
+    target: Target | None = None,
 ) -> Report | tuple[onnx.ModelProto, Report]:
     """Quantize a float model, and finetune it unless the configuration says otherwise::
 
@@ -72,6 +76,7 @@ def quantize(
             weight with the scale of the least output error, and AdaRound.
         preprocess: what becomes of the files of a folder: a name ("imagenet", "yolo", "caffe", "none"), an
             `ImagePreprocessing`, or a function from the path to an array.
+        target: what the quantized model is to keep, as for `ModelQuantizer.quantize_model`.
 
     Returns:
         The report; with `output` None the quantized model and the report.
@@ -82,6 +87,6 @@ def quantize(
     from quark.onnx.quantization.calls import usual_reader
 
     quantizer = ModelQuantizer(get_default_config(config) if isinstance(config, str) else config or USUAL_CONFIG)
-    quantized = quantizer.quantize_model(model, output, usual_reader(data, model, preprocess))
+    quantized = quantizer.quantize_model(model, output, usual_reader(data, model, preprocess), target=target)
     assert quantizer.report is not None
     return quantizer.report if quantized is None else (quantized, quantizer.report)

@@ -27,6 +27,7 @@ from quark.onnx.config.validate import nearest, problem
 from quark.onnx.errors import ConfigError, ModelError, UnsupportedError
 from quark.onnx.graph.opset import opset_of
 from quark.onnx.layers.weight_layers import WeightLayer
+from quark.onnx.mixed_precision.formats import Formats
 from quark.onnx.operators.table import NORMALIZATIONS
 from quark.onnx.qdq.blockwise import BLOCKWISE_OPSET
 from quark.onnx.qdq.number_formats import QUANT_TYPES, qdq_opset
@@ -59,6 +60,7 @@ class TensorSpecs:
         weight: of the weights that are not in `weights`.
         activations, weights, biases: of the tensors, by name, with a spec of their own.
         options: the extra options.
+        in_float: activations that stay in float.
     """
 
     scope: NodeScope
@@ -68,6 +70,17 @@ class TensorSpecs:
     weights: Mapping[str, QTensorConfig]
     biases: Mapping[str, QTensorConfig]
     options: Mapping[str, Any]
+    in_float: frozenset[str] = frozenset()
+
+    def with_formats(self, formats: Formats) -> TensorSpecs:
+        """Return the specs with others of single tensors."""
+        given = {name: spec for name, spec in formats.activations.items() if spec is not None}
+        return replace(
+            self,
+            activations={**self.activations, **given},
+            weights={**self.weights, **formats.weights},
+            in_float=self.in_float.union(formats.activations.keys() - given.keys()),
+        )
 
     def with_twins(self, twins: Mapping[str, str]) -> TensorSpecs:
         """Return the specs for a model with more activations, each of which takes the spec of another."""

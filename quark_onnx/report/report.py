@@ -18,6 +18,7 @@ from quark.onnx.report.layer_report import LayerReport
 from quark.onnx.report.model_sizes import ModelSizes
 from quark.onnx.report.plain_data import to_plain
 from quark.onnx.report.saved_report import read_json, restored
+from quark.onnx.report.target_report import TargetReport
 from quark.onnx.report.verdict import Verdict, verdict_of
 from quark.onnx.report.views.full_text import full_text
 from quark.onnx.report.views.html_page import html_fragment, html_page
@@ -82,6 +83,7 @@ class Report:
             could not be compared layer by layer.
         activations: the values of each quantized activation and the range that was chosen; of calibration only.
         sizes: of the two models; None in reports of earlier versions.
+        target: what came of quantizing to a target; None without one.
         configuration: as `to_dict` of the configuration writes it; a callable in it is its repr.
         phases: seconds per phase.
         memory: the most memory of the process, as `peak_rss_mib`, at the end of each phase.
@@ -104,6 +106,7 @@ class Report:
     layer_errors: tuple[LayerError, ...] = ()
     activations: tuple[ActivationReport, ...] = ()
     sizes: ModelSizes | None = None
+    target: TargetReport | None = None
     configuration: Mapping[str, Any] = field(default_factory=dict)
     phases: Mapping[str, float] = field(default_factory=dict)
     memory: Mapping[str, float] = field(default_factory=dict)

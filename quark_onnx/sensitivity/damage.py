@@ -12,16 +12,15 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.calibration_data.checked_items import sample_count
-from quark.onnx.graph.joined_outputs import joined_outputs
 from quark.onnx.graph.live_bytes import live_bytes
 from quark.onnx.inference.exposed_tensors import ExposedTensors
 from quark.onnx.inference.sessions import Batch, Engine, in_order
-from quark.onnx.measures.deviation import Comparison, Deviation, Parts
+from quark.onnx.measures.deviation import Comparison, Deviation
 from quark.onnx.sensitivity.element_counts import element_counts
 from quark.onnx.sensitivity.staged_model import StagedModel
 from quark.onnx.sensitivity.switched_model import Switch, switched_model
 from quark.onnx.sensitivity.weight_switch import WeightSwitch, weights_as_inputs
-from quark.onnx.whole_model.part_masks import PartMasks
+from quark.onnx.whole_model.part_masks import masks_of_items
 
 __all__ = ["Damage"]
 
@@ -64,7 +63,7 @@ class Damage:
             off |= switch.values(frozenset(), frozenset())
         self._staged = StagedModel(self._switched, off, items, each)
         self._float = self._staged.real
-        self._parts = self._masks(model, each)
+        self._parts = masks_of_items(model, items, each)
         self._known: dict[tuple[frozenset[str], frozenset[str]], Comparison] = {}
         self._whole: tuple[frozenset[str], list[list[Any]]] | None = None  # the outputs with these on, for `expected`
 
@@ -135,16 +134,6 @@ class Damage:
         found = self.deviation(on)
         parts = [part.error for output in found.outputs for part in output.parts or (output,)]
         return max((error for error in parts if not math.isnan(error)), default=0.0)
-
-    def _masks(self, model: onnx.ModelProto, engine: Engine) -> list[dict[int, Parts]]:
-        """Which elements of the outputs that join several tensors come from which, by item."""
-        joined = joined_outputs(model)
-        sources = sorted({name for one in joined.values() for name in one.sources})
-        if not sources:
-            return [{} for _ in self._items]
-        exposed, masks = ExposedTensors(model, sources, engine), PartMasks(joined, engine)
-        known = (exposed(item) for item in self._items)
-        return [masks.of({name: values[name].shape for name in sources}) for values in known]
 
 
 def _without(whole: Any, own: Any, real: Any) -> Any:

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from quark.onnx.graph.joined_outputs import JoinedOutput
-from quark.onnx.inference.sessions import Engine, session
+from quark.onnx.graph.joined_outputs import JoinedOutput, joined_outputs
+from quark.onnx.inference.exposed_tensors import ExposedTensors
+from quark.onnx.inference.sessions import Batch, Engine, session
 from quark.onnx.measures.deviation import Parts
 
-__all__ = ["PartMasks"]
+__all__ = ["PartMasks", "masks_of_items"]
+
+
+def masks_of_items(model: onnx.ModelProto, items: Sequence[Batch], engine: Engine) -> list[dict[int, Parts]]:
+    """Which elements of the outputs that join several tensors come from which, by item.
+
+    Args:
+        model: the float model.
+        items: the data.
+        engine: runs the model.
+    """
+    joined = joined_outputs(model)
+    sources = sorted({name for one in joined.values() for name in one.sources})
+    if not sources:
+        return [{} for _ in items]
+    exposed, masks = ExposedTensors(model, sources, engine), PartMasks(joined, engine)
+    known = (exposed(item) for item in items)
+    return [masks.of({name: values[name].shape for name in sources}) for values in known]
 
 
 class PartMasks:

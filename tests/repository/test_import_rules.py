@@ -29,6 +29,7 @@ STOREYS = (
     ("solvers",),
     ("whole_model", "resume"),
     ("sensitivity", "fast_finetune"),
+    ("mixed_precision",),
     ("quantization",),
     ("inspection", "comparison", "diagnosis"),
     ("cli",),

@@ -26,6 +26,8 @@ def short_text(report: Report) -> str:
 def _lines(report: Report) -> Iterator[str]:
     verdict = report.verdict
     yield from _wrapped(verdict.headline)
+    if report.target is not None:
+        yield from _wrapped(f"{str(report.target)[0].upper()}{str(report.target)[1:]}.")
     for sentence in verdict.sentences:
         yield from _wrapped(sentence)
     if verdict.weakest:

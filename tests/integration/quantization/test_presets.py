@@ -64,6 +64,7 @@ INTEGERS = {
     "INT16_TRANSFORMER_DEFAULT": ("int16", True, "int16"),
     "INT16_TRANSFORMER_ACCURATE": ("int16", True, "int16"),
 }
+MIXED = "S16S16_MIXED_S8S8"  # of the two types
 SUPPORTED = {name: INTEGERS[name.replace("_ADAROUND", "").replace("_ADAQUANT", "")] for name in NAMES if
              name.replace("_ADAROUND", "").replace("_ADAQUANT", "") in INTEGERS}  # fmt: skip
 
@@ -72,7 +73,6 @@ MISSING = {
     "UINT8_DYNAMIC": "ranges of activations are constants",
     "VINT8": "ConvertClipToRelu",
     "MATMUL_NBITS": "UseMatMulNBits",
-    "S16S16_MIXED": "AutoMixprecisionConfig",
     "FP16": "Float16",
     "BF16": "BFloat16",
     "BFP16": "BFP16",
@@ -125,12 +125,25 @@ def test_a_supported_one_builds_and_runs(name: str) -> None:
     assert found.output("classes").kind == activation
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in SUPPORTED])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in SUPPORTED and name != MIXED])
 def test_any_other_says_what_is_missing(name: str) -> None:
     config = QConfig.get_default_config(name)
     missing = next(MISSING[start] for start in sorted(MISSING, key=len, reverse=True) if name.startswith(start))
     with pytest.raises(UnsupportedError, match=missing):
         ModelQuantizer(config)
+
+
+def test_the_mixed_one_has_both_types() -> None:
+    """As few of the Int16 layers as 30 dB need."""
+    model = separable_cnn()
+    quantizer = ModelQuantizer(QConfig.get_default_config(MIXED))
+    result = quantizer.quantize_model(model, None, samples(model, 32))
+    said = quantizer.report.target
+    assert said.reached
+    assert set(said.weights) | set(said.activations) == {"Int8", "Int16"}
+    found = QuantizedModel(result)
+    kinds = [found.input(node, at).kind for node in ("stem", "dw1", "pw1", "dw2", "pw2", "classes") for at in (0, 1)]
+    assert set(kinds) == {"int8", "int16"}
 
 
 @pytest.mark.parametrize("name", READY)

@@ -37,7 +37,7 @@ from quark.onnx.config import (
 )
 from quark.onnx.config.algorithm import FastFinetuneConfig
 from quark.onnx.config.supported import check_supported, ignored_options
-from quark.onnx.errors import UnsupportedError
+from quark.onnx.errors import ConfigError, UnsupportedError
 
 LAYER = QLayerConfig(input_tensors=UInt8Spec(), weight=Int8Spec())
 
@@ -248,7 +248,6 @@ def test_global_outputs_are_the_next_layers_inputs() -> None:
         SmoothQuantConfig(alpha=0.7),
         GPTQConfig(),
         QuarotConfig(),
-        AutoMixprecisionConfig(target_layer_config=LAYER),
     ],
 )
 def test_other_algorithms_are_well_formed_and_not_supported_yet(algorithm: AlgoConfig) -> None:
@@ -256,3 +255,12 @@ def test_other_algorithms_are_well_formed_and_not_supported_yet(algorithm: AlgoC
     assert QConfig.from_dict(config.to_dict()) == config
     with pytest.raises(UnsupportedError, match=f"QConfig.algo_config: got {type(algorithm).__name__}.* expected Ada"):
         check_supported(config)
+
+
+def test_a_search_for_formats_takes_layers_one_by_one() -> None:
+    check_supported(QConfig(LAYER, algo_config=[AutoMixprecisionConfig(target_layer_config=LAYER), AdaRoundConfig()]))
+    algorithm = AutoMixprecisionConfig(target_layer_config=LAYER, subgraph_json="parts.json")
+    with pytest.raises(UnsupportedError, match=r"subgraph_json: got 'parts.json', expected None"):
+        check_supported(QConfig(LAYER, algo_config=[algorithm]))
+    with pytest.raises(ConfigError, match="metric_default"):
+        AutoMixprecisionConfig(target_layer_config=LAYER, metric_default="l3")

@@ -1,0 +1,1 @@
+"""Quantizing to a target: several runs, of which the best is kept."""
