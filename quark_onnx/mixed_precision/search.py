@@ -12,8 +12,8 @@ import onnx
 from quark.onnx.config.spec import QTensorConfig
 from quark.onnx.mixed_precision.allocation import Choice, Option, Path
 from quark.onnx.mixed_precision.formats import Formats
-from quark.onnx.mixed_precision.judge import Judge, Judged
 from quark.onnx.mixed_precision.target import Target
+from quark.onnx.mixed_precision.target_judge import Judge, Judged
 from quark.onnx.report.model_sizes import constant_bytes
 from quark.onnx.report.report import Report
 from quark.onnx.report.target_report import TargetReport, TargetTry

@@ -27,10 +27,10 @@ from quark.onnx.inference.sessions import batch_is_free
 from quark.onnx.mixed_precision.allocation import Choice, Path
 from quark.onnx.mixed_precision.auto_mixprecision import Layers, auto_target, ignored_fields
 from quark.onnx.mixed_precision.formats import Formats
-from quark.onnx.mixed_precision.judge import Judge
 from quark.onnx.mixed_precision.search import Search, formats_of
 from quark.onnx.mixed_precision.sensitivities import PlainModel, sensitivities, with_finetuned_weights
 from quark.onnx.mixed_precision.target import Target
+from quark.onnx.mixed_precision.target_judge import Judge
 from quark.onnx.qdq.number_formats import qdq_opset
 from quark.onnx.quantization.quantization_run import Prepared, QuantizationRun
 from quark.onnx.quantization.reference_model import ReferenceModel

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 from quark.onnx import ConfigError, ConfigTypeError, Int4Spec, Int8Spec, Int16Spec, Report, Target, UInt8Spec
 from quark.onnx.mixed_precision.allocation import Choice, Option, Path
 from quark.onnx.mixed_precision.formats import Formats
-from quark.onnx.mixed_precision.judge import Judged
 from quark.onnx.mixed_precision.search import Search
+from quark.onnx.mixed_precision.target_judge import Judged
 
 SPECS = (Int4Spec(), Int8Spec(), Int16Spec())
 
