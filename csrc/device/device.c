@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/memory.h"
 #include "device/choice.h"
@@ -17,6 +18,7 @@ struct qk_device {
     cl_kernel kernels[QK_KERNEL_COUNT];
     size_t used, most; /* bytes of memory; 0: as many as there are */
     pthread_mutex_t mutex;
+    pid_t process; /* that opened it */
     qk_status status;
     char name[QK_DEVICE_NAME], message[QK_DEVICE_MESSAGE];
 };
@@ -103,6 +105,7 @@ qk_status qk_device_open_with(qk_device **out, const qk_device_choice *choice, c
     message[0] = 0;
     if (!d) return QK_E_NOMEM;
     pthread_mutex_init(&d->mutex, NULL);
+    d->process = getpid();
     d->most = choice->most_bytes > 0 ? (size_t)choice->most_bytes : 0;
     const qk_status status = start(d, choice, source);
     if (status == QK_OK) {
@@ -118,25 +121,45 @@ qk_status qk_device_open(qk_device **device, const qk_device_choice *choice, cha
     return qk_device_open_with(device, choice, program_text, message);
 }
 
-void qk_device_close(qk_device *d) {
-    if (!d) return;
+/* A child of fork() leaves to its parent what belongs to the driver. */
+static void release_all(qk_device *d) {
     for (int i = 0; i < QK_KERNEL_COUNT; i++)
         if (d->kernels[i]) d->cl.ReleaseKernel(d->kernels[i]);
     if (d->program) d->cl.ReleaseProgram(d->program);
     if (d->queue) d->cl.ReleaseCommandQueue(d->queue);
     if (d->context) d->cl.ReleaseContext(d->context);
+}
+
+void qk_device_close(qk_device *d) {
+    if (!d) return;
+    if (getpid() == d->process) release_all(d);
     pthread_mutex_destroy(&d->mutex);
     free(d);
 }
 
 const char *qk_device_name(const qk_device *d) { return d->name; }
-const char *qk_device_message(const qk_device *d) { return d->message; }
 
 /* ---- working ----------------------------------------------------------------------------------- */
 
+/* A child of fork() has neither the driver's threads nor, maybe, whoever holds the lock. */
+static bool lock(qk_device *d) {
+    if (getpid() == d->process) return pthread_mutex_lock(&d->mutex) == 0;
+    if (d->status != QK_E_DEVICE) qk_device_lose(d, "it was opened before a fork()");
+    return false;
+}
+
+static void unlock(qk_device *d) {
+    if (getpid() == d->process) pthread_mutex_unlock(&d->mutex);
+}
+
 void qk_device_take(qk_device *d) {
-    pthread_mutex_lock(&d->mutex);
-    if (d->status == QK_E_DEVICE_NOMEM) d->status = QK_OK;
+    if (lock(d) && d->status == QK_E_DEVICE_NOMEM) d->status = QK_OK;
+}
+
+void qk_device_message(qk_device *d, char *message) {
+    lock(d);
+    memcpy(message, d->message, sizeof d->message);
+    unlock(d);
 }
 
 qk_status qk_device_finish(qk_device *d) {
@@ -146,7 +169,7 @@ qk_status qk_device_finish(qk_device *d) {
 
 qk_status qk_device_release(qk_device *d) {
     const qk_status status = qk_device_finish(d);
-    pthread_mutex_unlock(&d->mutex);
+    unlock(d);
     return status;
 }
 
@@ -172,7 +195,7 @@ qk_buffer qk_buffer_new(qk_device *d, int64_t n, size_t size) {
 void qk_buffer_free(qk_buffer *b) {
     if (!b->memory) return;
     b->device->used -= b->bytes;
-    b->device->cl.ReleaseMemObject(memory_of(b));
+    if (getpid() == b->device->process) b->device->cl.ReleaseMemObject(memory_of(b));
     *b = (qk_buffer){0};
 }
 

@@ -41,7 +41,8 @@ void qk_pool_free(qk_pool *pool);
 int qk_pool_threads(const qk_pool *pool);
 
 /* ---- devices --------------------------------------------------------------------------------- */
-/* A device that computes beside the processor (OpenCL). One thread at a time uses it, others wait. */
+/* A device that computes beside the processor (OpenCL). One thread at a time uses it, others wait. In a child of fork()
+ * it counts as lost. */
 typedef struct qk_device qk_device;
 typedef struct {
     int64_t index;      /* among all GPUs; or with any_kind among all devices of a platform */
@@ -55,8 +56,8 @@ qk_status qk_device_open(qk_device **device, const qk_device_choice *choice, cha
 /* No layer may use it any more. */
 void qk_device_close(qk_device *device);
 const char *qk_device_name(const qk_device *device);
-/* What went wrong on the device. */
-const char *qk_device_message(const qk_device *device);
+/* message (QK_DEVICE_MESSAGE): what went wrong on the device. */
+void qk_device_message(qk_device *device, char *message);
 
 /* ---- numbers --------------------------------------------------------------------------------- */
 typedef struct {
@@ -337,7 +338,8 @@ typedef struct {
     /* Another solution for the same start, kept where it is the best: (rows, K), (rows). NULL: none. The second is not
      * read where the bias stays. */
     const int32_t *offered_weight_q, *offered_bias_q;
-    double *losses; /* (iterations): reconstruction loss of every step (NaN: not run), the caller's; may be NULL */
+    double *losses;    /* (iterations): reconstruction loss of every step (NaN: not run), the caller's; may be NULL */
+    qk_device *device; /* where samples are judged and steps run, softmax excepted; NULL: the processor */
     /* Called now and then by the calling thread; true: cancel. May be NULL. */
     bool (*cancelled)(void *user);
     void *user;
@@ -354,6 +356,7 @@ typedef struct {
     int64_t trained;    /* those of them for which the steps did it, not the solution that was offered */
     int64_t iterations; /* that were run */
     qk_gradient_end end;
+    bool on_device; /* that the options name; false: the processor did it */
 } qk_gradient_result;
 
 /* Reconstruction loss of the start over all samples, whatever set they are in. */

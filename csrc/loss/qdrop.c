@@ -36,7 +36,7 @@ static void mix_task(void *context, int64_t i, int worker) {
     case QK_U8: qk_kernels_get()->dequantize_u8(to, x->data, n, x->affine); break;
     case QK_I8: qk_kernels_get()->dequantize_i8(to, x->data, n, x->affine); break;
     }
-    qk_random random = qk_random_stream(m->seed, (uint64_t)(m->step * m->most + i + 1));
+    qk_random random = qk_qdrop_stream(m->seed, m->step, m->most, i);
     const double below = m->ratio * 0x1p53;
     for (size_t j = 0; j < n; j++)
         if (!((double)(qk_random_next(&random) >> 11) < below)) to[j] = x_float[j];

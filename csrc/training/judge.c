@@ -6,8 +6,6 @@
 #include "base/pool.h"
 #include "base/sizes.h"
 
-enum { SAMPLES_AT_A_TIME = 32 };
-
 qk_status qk_judge_init(qk_judge *j, const qk_training_problem *p) {
     *j = (qk_judge){.problem = p};
     j->row_loss = QK_NEW(double, p->rows);
@@ -15,7 +13,7 @@ qk_status qk_judge_init(qk_judge *j, const qk_training_problem *p) {
     j->slope = QK_NEW(float, p->rows);
     j->mean_power = QK_NEW(double, p->data->geometry.groups, p->inputs);
     if (!j->row_loss || !j->row_slope || !j->slope || !j->mean_power) return QK_E_NOMEM;
-    return qk_reconstruction_init(&j->all, p->data, SAMPLES_AT_A_TIME, 0, p->pool);
+    return qk_reconstruction_init(&j->all, p->data, QK_JUDGED_TOGETHER, 0, p->pool);
 }
 
 void qk_judge_destroy(qk_judge *j) {
@@ -86,6 +84,17 @@ static void add_share(double *to, const double *from, int64_t n, double share) {
     for (int64_t i = 0; i < n && to; i++) to[i] += share * from[i];
 }
 
+/* Zeros after a failure. */
+static void find(qk_judge *j, const qk_float_layer *layer, const int64_t *samples, int64_t n,
+                 qk_reconstruction_result *found) {
+    if (!j->device) {
+        qk_reconstruct(&j->all, layer->weight, layer->bias, samples, n, found);
+        return;
+    }
+    const qk_status status = qk_device_reconstruct(j->device, layer->weight, layer->bias, samples, n, found);
+    if (j->failed == QK_OK) j->failed = status;
+}
+
 double qk_judge_loss(qk_judge *j, const qk_float_layer *layer, qk_set set, qk_summary sums) {
     const qk_training_problem *p = j->problem;
     if (j->moments[set].gram) return loss_from_moments(j, layer, &j->moments[set], sums);
@@ -95,10 +104,10 @@ double qk_judge_loss(qk_judge *j, const qk_float_layer *layer, qk_set set, qk_su
                                       .mean_power = sums.mean_power ? j->mean_power : NULL,
                                       .slope_power = sums.slope_power ? j->row_slope : NULL,
                                       .target_power = sums.target_power ? &power : NULL};
-    for (int64_t i = 0; i < p->count[set]; i += SAMPLES_AT_A_TIME) {
-        const int64_t n = qk_smaller(p->count[set] - i, SAMPLES_AT_A_TIME);
+    for (int64_t i = 0; i < p->count[set]; i += QK_JUDGED_TOGETHER) {
+        const int64_t n = qk_smaller(p->count[set] - i, QK_JUDGED_TOGETHER);
         const double share = (double)n / (double)p->count[set];
-        qk_reconstruct(&j->all, layer->weight, layer->bias, p->samples[set] + i, n, &found);
+        find(j, layer, p->samples[set] + i, n, &found);
         loss += share * found.loss;
         add_share(sums.row_loss, found.row_loss, p->rows, share);
         add_share(sums.mean_power, found.mean_power, p->data->geometry.groups * p->inputs, share);

@@ -3,9 +3,12 @@
 #define QK_JUDGE_H
 
 #include "loss/dataset_moments.h"
+#include "loss/device_loss.h"
 #include "loss/reconstruction.h"
 #include "loss/sample_grams.h"
 #include "training/training_problem.h"
+
+enum { QK_JUDGED_TOGETHER = 32 }; /* samples */
 
 typedef struct {
     const qk_training_problem *problem;
@@ -16,6 +19,8 @@ typedef struct {
     float *slope;                 /* (rows) */
     double *mean_power;           /* (groups * K) */
     double *real;                 /* (threads, 2, QK_ROW_BLOCK, K): scratch of the moments */
+    qk_device_loss *device;       /* it looks at the samples; NULL: the processor does. The caller's */
+    qk_status failed;             /* the first time that the device did, after which no loss means anything */
 } qk_judge;
 
 /* The judge looks at the samples themselves. qk_judge_destroy after a failure, too. */

@@ -58,7 +58,7 @@ qk_status qk_step_loss_choose_way(qk_step_loss *s, qk_loss_way way, const qk_rec
 
 /* All samples take their turn in a shuffled order before it is shuffled anew, which leaves less noise in the sum of the
  * steps than drawing each step by itself. Those at the end that do not fill a batch are left out. */
-static const int64_t *draw(qk_step_loss *s) {
+const int64_t *qk_step_loss_draw(qk_step_loss *s) {
     const int64_t count = s->problem->count[QK_FITTED], each = s->problem->options->batch_size;
     int64_t *order = s->order;
     if (s->drawn + each > count) s->drawn = 0;
@@ -73,7 +73,7 @@ static const int64_t *draw(qk_step_loss *s) {
 
 void qk_step_loss_find(qk_step_loss *s, int64_t it, const qk_float_layer *layer) {
     const qk_training_problem *p = s->problem;
-    const int64_t *samples = draw(s), count = p->options->batch_size;
+    const int64_t *samples = qk_step_loss_draw(s), count = p->options->batch_size;
     if (mixes(p)) qk_qdrop_draw(&s->qdrop, samples, count, it, p->pool);
     if (s->by_grams)
         qk_gram_loss_find(&s->gram_loss, layer->weight, layer->bias, samples, count, &s->found);

@@ -29,6 +29,8 @@ void qk_step_loss_destroy(qk_step_loss *s);
 /* Makes the Gram matrices if that is the way, or the cheaper one: at the start's float weight, as the loops do not go
  * far from there, and at the bias (rows). on: of the same samples; it must outlive s. QK_E_CANCELLED. */
 qk_status qk_step_loss_choose_way(qk_step_loss *s, qk_loss_way way, const qk_reconstruction *on, const float *bias);
+/* The samples of the next step, a batch of them. */
+const int64_t *qk_step_loss_draw(qk_step_loss *s);
 /* The next samples, for step number it: their loss and its gradient are in `found`. */
 void qk_step_loss_find(qk_step_loss *s, int64_t it, const qk_float_layer *layer);
 

@@ -6,6 +6,7 @@
 #include "base/blas.h"
 #include "base/memory.h"
 #include "base/pool.h"
+#include "training/device_steps.h"
 #include "training/early_stop.h"
 #include "training/training_result.h"
 #include "training/variables.h"
@@ -20,6 +21,7 @@ typedef struct {
     qk_float_layer layer;
     qk_judge judge;
     qk_training_result result;
+    qk_device_loss device; /* of a device, where it is used */
 } training;
 
 static qk_status training_init(training *t) {
@@ -31,7 +33,21 @@ static qk_status training_init(training *t) {
     return qk_judge_init(&t->judge, &t->problem);
 }
 
+/* Copies the samples to the device that the options name, unless it cannot take them. */
+static qk_status use_device(training *t, qk_gradient_result *result) {
+    const qk_gradient_options *o = t->problem.options;
+    const qk_device_calls calls = {.samples = qk_larger(o->batch_size, QK_JUDGED_TOGETHER),
+                                   .listed = o->batch_size * QK_DEVICE_STEPS,
+                                   .drop_ratio = o->drop_ratio};
+    result->on_device = o->device && qk_device_loss_applies(t->problem.data, calls.samples);
+    if (!result->on_device) return QK_OK;
+    QK_TRY(qk_device_loss_init(&t->device, t->problem.data, o->device, calls));
+    t->judge.device = &t->device;
+    return QK_OK;
+}
+
 static void training_destroy(training *t) {
+    qk_device_loss_destroy(&t->device);
     qk_training_result_destroy(&t->result);
     qk_judge_destroy(&t->judge);
     qk_step_loss_destroy(&t->loss);
@@ -91,18 +107,26 @@ qk_status qk_train_in_way(const qk_training_data *data, const qk_quantized_layer
                           qk_gradient_result *result) {
     training t = {.problem = {.data = data, .start = start, .options = options, .pool = pool}};
     if (!are_in_range(options)) return QK_E_ARG;
+    if (options->device) qk_device_take(options->device);
     qk_blas_enter();
     qk_pool_keep_awake(pool, true);
     qk_status status = training_init(&t);
-    if (status == QK_OK) status = qk_step_loss_choose_way(&t.loss, way, &t.judge.all, t.layer.bias);
+    if (status == QK_OK) status = use_device(&t, result);
+    if (status == QK_OK)
+        status = qk_step_loss_choose_way(&t.loss, result->on_device ? QK_DIRECTLY : way, &t.judge.all, t.layer.bias);
     if (status == QK_OK) status = qk_judge_use_moments(&t.judge, t.loss.by_grams ? &t.loss.grams : NULL);
     if (status == QK_OK) status = judge_start(&t, result);
-    if (status == QK_OK) status = iterate(&t, result);
+    if (status == QK_OK)
+        status =
+            result->on_device ? qk_iterate_on_device(&t.device, &t.loss, &t.variables, result) : iterate(&t, result);
     qk_pool_keep_awake(pool, false);
     if (status == QK_OK) status = qk_finish(&t.result, &t.variables);
     qk_blas_leave();
     training_destroy(&t);
-    return status;
+    if (t.judge.failed != QK_OK) status = t.judge.failed; /* whatever followed from it */
+    if (!options->device) return status;
+    const qk_status of_device = qk_device_release(options->device);
+    return status == QK_OK ? of_device : status;
 }
 
 qk_status qk_train(const qk_training_data *data, const qk_quantized_layer *start, const qk_gradient_options *options,

@@ -25,4 +25,10 @@ static inline qk_device *device_new(int64_t most_bytes) {
     return device;
 }
 
+static inline bool says(qk_device *d, const char *part) {
+    char message[QK_DEVICE_MESSAGE];
+    qk_device_message(d, message);
+    return strstr(message, part) != NULL;
+}
+
 #endif

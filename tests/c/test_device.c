@@ -96,7 +96,7 @@ static void its_memory_has_a_limit(void) {
         qk_buffer_free(&b);
         qk_buffer_free(&a);
         CHECK(qk_device_release(d) == QK_E_DEVICE_NOMEM);
-        CHECK(strstr(qk_device_message(d), "CL_OUT_OF_RESOURCES"));
+        CHECK(says(d, "CL_OUT_OF_RESOURCES"));
     }
     qk_device_close(d);
 }
@@ -111,7 +111,24 @@ static void a_lost_device_stays_lost(void) {
     qk_buffer none = qk_buffer_new(d, 1, 1);
     CHECK(!none.memory);
     CHECK(qk_device_release(d) == QK_E_DEVICE);
-    CHECK(strstr(qk_device_message(d), "its cable was pulled"));
+    CHECK(says(d, "its cable was pulled"));
+    qk_device_close(d);
+}
+
+static bool is_lost_in_a_child(void *device) {
+    qk_device_take(device);
+    const bool lost = qk_device_release(device) == QK_E_DEVICE && says(device, "fork()");
+    qk_device_close(device);
+    return lost;
+}
+
+/* Even where another thread has it meanwhile. */
+static void a_child_cannot_use_it(void) {
+    qk_device *d = device_new(0);
+    if (!d) return;
+    qk_device_take(d);
+    CHECK(qk_child_succeeds(is_lost_in_a_child, d));
+    CHECK(qk_device_release(d) == QK_OK);
     qk_device_close(d);
 }
 
@@ -139,4 +156,4 @@ static void what_cannot_be_opened_says_why(void) {
 }
 
 QK_TESTS(QK_TEST(memory_holds_what_is_written), QK_TEST(products_are_those_of_loops), QK_TEST(its_memory_has_a_limit),
-         QK_TEST(a_lost_device_stays_lost), QK_TEST(what_cannot_be_opened_says_why))
+         QK_TEST(a_lost_device_stays_lost), QK_TEST(a_child_cannot_use_it), QK_TEST(what_cannot_be_opened_says_why))
