@@ -1,8 +1,8 @@
 """The C core: calibration statistics, layer moments and solvers (csrc/python).
 
 Threads: each method has its object for itself until it returns. Another thread that calls a method of it meanwhile
-gets a RuntimeError; only ThreadPool may be shared. After fork() a child can use all objects but those that another
-thread was using, for which the same RuntimeError stays; a ThreadPool works there with one thread.
+gets a RuntimeError; only ThreadPool and Device may be shared. After fork() a child can use all objects but those that
+another thread was using, for which the same RuntimeError stays, and Devices; a ThreadPool works there with one thread.
 
 Sizes beyond any memory raise MemoryError, others that make no sense ValueError. Importing the module raises ImportError
 when the environment variable QK_MAX_ISA is neither empty nor the name of an instruction set.
@@ -81,6 +81,27 @@ class ThreadPool:
 
     def cancel(self) -> None:
         """End the solvers that work with this pool, in any thread, now and later: they raise KeyboardInterrupt."""
+
+class DeviceError(RuntimeError):
+    """A device cannot be used, or failed; it says why, with its compiler's log if that refused the kernels."""
+
+@final
+class Device:
+    """A device that computes beside the processor, by OpenCL. Threads may share it.
+
+    One works on it at a time; a child of fork() cannot use it."""
+
+    def __new__(cls, index: int, *, platform: int | None = None, most_bytes: int = 0) -> Device:
+        """index: among all GPUs; with `platform` among all its devices. most_bytes: of its memory, 0: no limit.
+        DeviceError where it cannot be used."""
+
+    @property
+    def name(self) -> str:
+        """What its driver calls it."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it failed, for good."""
 
 @final
 class ValueRanges:
@@ -187,10 +208,12 @@ class Layer:
         x_zero_point: int = 0,
         kept: int = 0,
         thinned: bool = False,
+        device: Device | None = None,
     ) -> Layer:
         """inputs (K) and outputs (O) are per group. conv: None for a matrix product. kept: so many rows of a set are
         kept as they are, without moments of size K x K; 0: none. Where there are more, moments take their place; with
-        `thinned` every other row is dropped instead, again and again. ValueError when the sizes make no layer."""
+        `thinned` every other row is dropped instead, again and again. device: makes the moments; what it raises is a
+        DeviceError. ValueError when the sizes make no layer."""
 
     def feed(
         self,
@@ -201,6 +224,11 @@ class Layer:
     ) -> None:
         """The next samples. x: float32, or the 8-bit tensor before its DequantizeLinear. y: float32, None
         without target. ValueError when a shape does not fit."""
+
+    @property
+    def moments_by(self) -> str:
+        """What makes the moments: 'device', or why it is not the device: 'cpu' (there is none), 'few rows', 'phases' (a
+        strided ConvTranspose) or 'memory'."""
 
     def extent(self, x: NDArray[np.float32] | NDArray[np.uint8] | NDArray[np.int8], /) -> tuple[int, int]:
         """(samples, positions of each) of a tensor as `feed` takes it: the rows that it can give. ValueError when its
@@ -311,10 +339,12 @@ class TrainingData:
         pool: ThreadPool,
         *,
         offered: tuple[NDArray[np.int32], NDArray[np.int32] | None] | None = None,
+        device: Device | None = None,
     ) -> TrainedLayer:
         """AdaRound or AdaQuant by gradient, from the float weight. offered: weight (rows, K) and bias (rows) of another
-        solution, kept for each output for which it is the better one. ValueError when the start's weight has not the
-        layer's shape."""
+        solution, kept for each output for which it is the better one. device: takes the steps and judges, unless
+        `on_device` says that it could not. ValueError when the start's weight has not the layer's shape, DeviceError
+        when the device fails, MemoryError when it has too little memory."""
 
 @type_check_only
 class TrainedLayer(TypedDict):
@@ -331,3 +361,4 @@ class TrainedLayer(TypedDict):
     trained: int
     iterations: int
     stopped_early: bool
+    on_device: bool

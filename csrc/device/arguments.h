@@ -25,6 +25,16 @@ typedef struct {
     unsigned below_low, below_high;
 } qk_input_kind;
 
+/* Rows that are cut into a panel of `capacity` columns, from `column` on. */
+typedef struct {
+    int taps, channel_stride, capacity, column, count;
+} qk_cut;
+
+/* Products of the first `used` columns of panels; is_lower: the lower triangle is enough. */
+typedef struct {
+    int m, n, groups, capacity, used, is_lower;
+} qk_panel_product;
+
 /* c (m, n) = a (m, k) b (k, n), once for each of `batches` groups and `splits` parts of k, each of `split` columns, but
  * the last one. Strides in elements: of a line and of a column of a and b; c has lines of n. */
 typedef struct {

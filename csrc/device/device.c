@@ -137,6 +137,7 @@ void qk_device_close(qk_device *d) {
     free(d);
 }
 
+bool qk_device_is_lost(const qk_device *d) { return d->status == QK_E_DEVICE; }
 const char *qk_device_name(const qk_device *d) { return d->name; }
 
 /* ---- working ----------------------------------------------------------------------------------- */
@@ -153,7 +154,11 @@ static void unlock(qk_device *d) {
 }
 
 void qk_device_take(qk_device *d) {
-    if (lock(d) && d->status == QK_E_DEVICE_NOMEM) d->status = QK_OK;
+    if (lock(d)) qk_device_forgive(d);
+}
+
+void qk_device_forgive(qk_device *d) {
+    if (d->status == QK_E_DEVICE_NOMEM) d->status = QK_OK;
 }
 
 void qk_device_message(qk_device *d, char *message) {

@@ -20,6 +20,8 @@ typedef struct {
 void qk_device_take(qk_device *d);
 /* Waits until all is done, and gives the device back. QK_E_DEVICE_NOMEM; QK_E_DEVICE, which stays. */
 qk_status qk_device_release(qk_device *d);
+/* The device, which is taken, is used on after QK_E_DEVICE_NOMEM. */
+void qk_device_forgive(qk_device *d);
 /* Waits until all is done that was asked for so far. */
 qk_status qk_device_finish(qk_device *d);
 /* What went wrong so far, of what has come back already. */
@@ -48,7 +50,10 @@ void qk_buffer_clear(const qk_buffer *b);
     X(move_soft)             \
     X(straight_weights)      \
     X(move_straight)         \
-    X(move_bias)
+    X(move_bias)             \
+    X(cut_rows)              \
+    X(add_products)          \
+    X(sum_lines)
 typedef enum {
 #define QK_KERNEL_ID(name) QK_KERNEL_##name,
     QK_DEVICE_KERNELS(QK_KERNEL_ID)

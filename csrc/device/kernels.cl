@@ -317,3 +317,74 @@ __kernel void move_bias(__global float *bias, __global float *m, __global float 
     const float slope = (float)((double)s.factor * sums[row * 4 + 1]) * per_unit[row];
     bias[row] -= adam_step(m + row, v + row, slope, s);
 }
+
+/* ---- moments ----------------------------------------------------------------------------------- */
+
+/* Chosen rows of a batch as columns of a panel (channels * taps, capacity). offsets (taps, count): of the tap in channel
+ * 0, -1: padding. Dimensions: rows, lines. */
+__kernel void cut_rows(__global float *panel, __global const void *tensor, __global const int *offsets, qk_cut c,
+                       qk_input_kind kind) {
+    const int row = get_global_id(0), line = get_global_id(1);
+    if (row >= c.count) return;
+    const int offset = offsets[line % c.taps * c.count + row];
+    const ulong at = (ulong)(line / c.taps) * (ulong)c.channel_stride + (ulong)max(offset, 0);
+    panel[(ulong)line * (ulong)c.capacity + (ulong)(c.column + row)] = offset < 0 ? 0 : input_at(tensor, at, kind);
+}
+
+/* to (groups, m, n) += a b', for lines of panels a (groups * m, capacity) and b (groups * n, capacity). Float32 sums of
+ * DEPTH products, float64 beyond. Dimensions: columns, lines, groups. */
+__kernel __attribute__((reqd_work_group_size(SIDE, SIDE, 1))) void
+add_products(__global double *to, __global const float *a, __global const float *b, qk_panel_product p) {
+    __local float as[DEPTH][TILE + 1], bs[DEPTH][TILE + 1];
+    const int x = get_local_id(0), y = get_local_id(1), item = y * SIDE + x, group = get_group_id(2);
+    const int column = get_group_id(0) * TILE, line = get_group_id(1) * TILE;
+    if (p.is_lower && column >= line + TILE) return;
+    double sums[2][2] = {{0, 0}, {0, 0}};
+    a += (ulong)group * (ulong)p.m * (ulong)p.capacity;
+    b += (ulong)group * (ulong)p.n * (ulong)p.capacity;
+    for (int first = 0; first < p.used; first += DEPTH) {
+        for (int e = item; e < TILE * DEPTH; e += SIDE * SIDE) {
+            const int k = e % DEPTH, i = e / DEPTH;
+            const bool has = first + k < p.used;
+            as[k][i] = has && line + i < p.m ? a[(ulong)(line + i) * (ulong)p.capacity + (ulong)(first + k)] : 0;
+            bs[k][i] = has && column + i < p.n ? b[(ulong)(column + i) * (ulong)p.capacity + (ulong)(first + k)] : 0;
+        }
+        barrier(CLK_LOCAL_MEM_FENCE);
+        float sum00 = 0, sum01 = 0, sum10 = 0, sum11 = 0;
+        for (int k = 0; k < DEPTH; k++) {
+            const float a0 = as[k][y], a1 = as[k][y + SIDE], b0 = bs[k][x], b1 = bs[k][x + SIDE];
+            sum00 = fma(a0, b0, sum00);
+            sum01 = fma(a0, b1, sum01);
+            sum10 = fma(a1, b0, sum10);
+            sum11 = fma(a1, b1, sum11);
+        }
+        sums[0][0] += (double)sum00;
+        sums[0][1] += (double)sum01;
+        sums[1][0] += (double)sum10;
+        sums[1][1] += (double)sum11;
+        barrier(CLK_LOCAL_MEM_FENCE);
+    }
+    to += (ulong)group * (ulong)p.m * (ulong)p.n;
+    for (int half_m = 0; half_m < 2; half_m++)
+        for (int half_n = 0; half_n < 2; half_n++) {
+            const int i = line + y + half_m * SIDE, j = column + x + half_n * SIDE;
+            if (i < p.m && j < p.n) to[(ulong)i * (ulong)p.n + (ulong)j] += sums[half_m][half_n];
+        }
+}
+
+/* to (lines, 2) += sum and sum of squares of the first `used` values of a line, of which a work-group takes one. */
+__kernel void sum_lines(__global double *to, __global const float *x, int capacity, int used) {
+    __local double shared[GROUP];
+    const int line = get_group_id(0);
+    double sum = 0, squares = 0;
+    for (int i = get_local_id(0); i < used; i += GROUP) {
+        const double value = x[(ulong)line * (ulong)capacity + (ulong)i];
+        sum += value;
+        squares += value * value;
+    }
+    sum = sum_of_group(sum, shared);
+    squares = sum_of_group(squares, shared);
+    if (get_local_id(0) != 0) return;
+    to[2 * line] += sum;
+    to[2 * line + 1] += squares;
+}

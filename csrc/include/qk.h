@@ -56,6 +56,8 @@ qk_status qk_device_open(qk_device **device, const qk_device_choice *choice, cha
 /* No layer may use it any more. */
 void qk_device_close(qk_device *device);
 const char *qk_device_name(const qk_device *device);
+/* Whether it failed for good: all calls give QK_E_DEVICE from then on. */
+bool qk_device_is_lost(const qk_device *device);
 /* message (QK_DEVICE_MESSAGE): what went wrong on the device. */
 void qk_device_message(qk_device *device, char *message);
 
@@ -186,6 +188,19 @@ qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y,
 
 /* How many samples x has, and positions, which can become rows, in each. QK_E_SHAPE where x does not fit. */
 qk_status qk_layer_extent(const qk_layer *layer, const qk_tensor *x, int64_t *samples, int64_t *positions);
+
+/* Before the first feed: moments are made on this device, which stays until the layer is freed. After QK_E_DEVICE a
+ * layer is only good to be freed. */
+void qk_layer_use_device(qk_layer *layer, qk_device *device);
+/* Whether they are, or why the processor makes them. */
+typedef enum {
+    QK_NO_DEVICE,
+    QK_ON_DEVICE,
+    QK_DEVICE_HAS_NO_ROWS,   /* rows are kept as they are, few as they are */
+    QK_DEVICE_HAS_NO_PHASES, /* a strided ConvTranspose */
+    QK_DEVICE_IS_FULL        /* it was used as far as its memory went */
+} qk_device_use;
+qk_device_use qk_layer_device_use(const qk_layer *layer);
 
 /* Adds what still waits in panels to the moments; call after the last feed. */
 qk_status qk_layer_flush(qk_layer *layer, qk_pool *pool);

@@ -141,8 +141,17 @@ qk_status qk_layer_new(qk_layer **out, const qk_geometry *geometry, const qk_row
     return status;
 }
 
+static void leave_device(qk_layer *layer) {
+    qk_device *device = layer->on_device.device;
+    if (!device) return;
+    qk_device_take(device);
+    qk_device_moments_leave(layer);
+    qk_device_release(device);
+}
+
 void qk_layer_free(qk_layer *layer) {
     if (!layer) return;
+    leave_device(layer);
     sets_destroy(layer);
     free(layer);
 }
@@ -163,6 +172,27 @@ static qk_status take_one_phase(qk_layer *layer);
 
 /* ---- feeding --------------------------------------------------------------------------------- */
 
+static qk_status flush(qk_layer *layer, qk_pool *pool) {
+    for (int set = 0; set < 2 && !layer->keeps_rows; set++)
+        for (int64_t phase = 0; phase < qk_phase_count(layer, set); phase++)
+            QK_TRY(qk_layer_add_panel(layer, &layer->sets[set][phase], pool));
+    return layer->on_device.active ? qk_device_moments_collect(layer) : QK_OK;
+}
+
+/* Brings the batch to the device, if that is where it goes. Where the device has too little memory for it, what is
+ * there comes back, and the processor goes on. The device is taken. */
+static qk_status bring_batch(qk_layer *layer, qk_device_batch batch, qk_pool *pool) {
+    qk_device *device = layer->on_device.device;
+    if (!layer->on_device.active) return QK_OK;
+    const qk_status status = qk_device_moments_begin(layer, batch);
+    if (status != QK_E_DEVICE_NOMEM) return status;
+    qk_device_forgive(device);
+    const qk_status flushed = flush(layer, pool);
+    qk_device_moments_leave(layer);
+    layer->on_device.refused = true;
+    return flushed;
+}
+
 /* The first data decides what panels hold, and whether they keep it. Where bytes of another kind follow, panels of
  * floats take their place. */
 static qk_status begin(qk_layer *layer, const qk_extent *e, const qk_tensor *x, qk_pool *pool) {
@@ -172,7 +202,7 @@ static qk_status begin(qk_layer *layer, const qk_extent *e, const qk_tensor *x, 
     if (layer->begun && (!layer->as_bytes || (as_bytes && same))) return QK_OK;
     if (layer->begun && layer->keeps_rows) return qk_kept_rows_as_floats(layer);
     if (layer->begun) {
-        QK_TRY(qk_layer_flush(layer, pool));
+        QK_TRY(flush(layer, pool));
         QK_TRY(leave_own_form(layer));
     } else {
         layer->as_bytes = as_bytes && qk_layer_rows(layer, QK_FITTED) + qk_layer_rows(layer, QK_HELD_OUT) == 0;
@@ -186,6 +216,7 @@ static qk_status begin(qk_layer *layer, const qk_extent *e, const qk_tensor *x, 
             if (!layer->keeps_rows) QK_TRY(qk_sums_allocate(&layer->sets[set][phase], layer));
             QK_TRY(panels_init(&layer->sets[set][phase], layer, layer->keeps_rows ? kept[set] : 0));
         }
+    layer->on_device.active = layer->on_device.device && !layer->keeps_rows && layer->phases.count == 1;
     layer->begun = true;
     return QK_OK;
 }
@@ -200,8 +231,13 @@ qk_status qk_layer_feed(qk_layer *layer, const qk_tensor *x, const qk_tensor *y,
         layer->next_sample += e.samples;
         return QK_OK;
     }
+    qk_device *device = layer->on_device.device;
+    if (device) qk_device_take(device);
     layer->failed = begin(layer, &e, x, pool);
+    if (layer->failed == QK_OK) layer->failed = bring_batch(layer, (qk_device_batch){x, y}, pool);
     if (layer->failed == QK_OK) layer->failed = qk_feed_rows(layer, &(qk_fed_batch){&e, x, y, pool});
+    const qk_status of_device = device ? qk_device_release(device) : QK_OK;
+    if (layer->failed == QK_OK) layer->failed = of_device;
     return layer->failed;
 }
 
@@ -214,10 +250,19 @@ qk_status qk_layer_extent(const qk_layer *layer, const qk_tensor *x, int64_t *sa
 }
 
 qk_status qk_layer_flush(qk_layer *layer, qk_pool *pool) {
-    for (int set = 0; set < 2 && !layer->keeps_rows; set++)
-        for (int64_t phase = 0; phase < qk_phase_count(layer, set); phase++)
-            QK_TRY(qk_layer_add_panel(layer, &layer->sets[set][phase], pool));
-    return QK_OK;
+    qk_device *device = layer->on_device.device;
+    if (device) qk_device_take(device);
+    const qk_status status = flush(layer, pool), of_device = device ? qk_device_release(device) : QK_OK;
+    return status == QK_OK ? of_device : status;
+}
+
+void qk_layer_use_device(qk_layer *layer, qk_device *device) { layer->on_device.device = device; }
+
+qk_device_use qk_layer_device_use(const qk_layer *layer) {
+    if (layer->on_device.refused) return QK_DEVICE_IS_FULL;
+    if (!layer->on_device.device) return QK_NO_DEVICE;
+    if (layer->on_device.active) return QK_ON_DEVICE;
+    return layer->phases.count > 1 ? QK_DEVICE_HAS_NO_PHASES : QK_DEVICE_HAS_NO_ROWS;
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */

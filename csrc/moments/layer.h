@@ -2,6 +2,7 @@
 #ifndef QK_LAYER_H
 #define QK_LAYER_H
 
+#include "moments/device_moments.h"
 #include "moments/panel_sums.h"
 #include "ops/phases.h"
 #include "qk.h"
@@ -18,6 +19,7 @@ struct qk_layer {
     bool keeps_rows;
     bool as_bytes;
     qk_affine affine; /* of bytes */
+    qk_device_moments on_device;
 };
 
 /* Phases of a set; none where there is no such set. */

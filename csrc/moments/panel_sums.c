@@ -130,7 +130,10 @@ qk_status qk_layer_add_panel(const qk_layer *layer, qk_sums *sums, qk_pool *pool
     if (sums->used == 0) return QK_OK;
     const qk_geometry *g = &layer->geometry;
     panel_job job = {.layer = layer, .sums = sums};
-    if (g->outputs == 1 && sums->inputs <= SHORT_K) {
+    if (layer->on_device.active) {
+        qk_device_moments_add(layer, sums);
+        sums->device_rows += sums->used;
+    } else if (g->outputs == 1 && sums->inputs <= SHORT_K) {
         qk_pool_run(pool, short_panel_task, &job, g->groups);
     } else {
         job.strips_g = strips_of(sums->inputs);

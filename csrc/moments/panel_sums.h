@@ -15,6 +15,7 @@ typedef struct {
     uint8_t *bytes;          /* in place of x, of 8-bit data */
     int64_t used;            /* columns of the panels that wait to be added */
     int64_t rows;            /* added so far */
+    int64_t device_rows;     /* those of them whose sums are still on a device */
     qk_row_table x_rows, y_rows;
     /* Sums over rows, per group: (K',K') lower triangle, (O,K'), (K'), (O), (O). Of bytes q with zero point z they are
      * q (q - 128)', y (q - z)' and q, where that is of integers exact. */

@@ -28,11 +28,9 @@ static int64_t channels_per_task(int64_t values_per_channel) {
     return n < 1 ? 1 : n;
 }
 
-/* Cuts the waiting rows of a phase from the batch; adds the panel to the sums when it is full. */
-static qk_status cut_rows(const qk_layer *layer, qk_sums *s, const qk_fed_batch *b) {
+static void fill_panels(const qk_layer *layer, qk_sums *s, const qk_fed_batch *b) {
     const qk_extent *e = b->e;
     const int64_t count = s->x_rows.count;
-    if (count == 0) return QK_OK;
     qk_row_table_seal(&s->x_rows);
     fill_context c = {
         .x = {s->x, s->capacity, s->used, b->x, e->x_channel, &s->x_rows, s->bytes},
@@ -49,6 +47,16 @@ static qk_status cut_rows(const qk_layer *layer, qk_sums *s, const qk_fed_batch 
         tasks += qk_ceil_div(c.y_channels, c.y_block);
     }
     qk_pool_run(b->pool, fill_task, &c, tasks);
+}
+
+/* Cuts the waiting rows of a phase from the batch; adds the panel to the sums when it is full. */
+static qk_status cut_rows(qk_layer *layer, qk_sums *s, const qk_fed_batch *b) {
+    const int64_t count = s->x_rows.count;
+    if (count == 0) return QK_OK;
+    if (layer->on_device.active)
+        qk_device_moments_cut(layer, s, (qk_device_batch){b->x, b->y}, b->e);
+    else
+        fill_panels(layer, s, b);
     s->used += count;
     s->x_rows.count = s->y_rows.count = 0;
     return s->used == s->capacity && !layer->keeps_rows ? qk_layer_add_panel(layer, s, b->pool) : QK_OK;

@@ -15,12 +15,14 @@
 #include "qk.h"
 
 typedef struct {
-    PyTypeObject *pool_type, *ranges_type, *layer_type, *training_type, *quantized_layer_type, *options_type;
+    PyTypeObject *pool_type, *ranges_type, *layer_type, *training_type, *quantized_layer_type, *options_type,
+        *device_type;
+    PyObject *device_error;
 } qk_module_state;
 
 extern PyModuleDef qk_module;
 extern PyType_Spec qk_pool_spec, qk_ranges_spec, qk_layer_spec, qk_training_spec, qk_quantized_layer_spec,
-    qk_options_spec;
+    qk_options_spec, qk_device_spec;
 
 /* The state of the module that defined self's type. */
 qk_module_state *qk_state_of(PyObject *self);
@@ -67,6 +69,12 @@ bool qk_take(bool *in_use, const char *name);
 qk_pool *qk_pool_from(qk_module_state *state, PyObject *object);
 /* Whether `cancel` of a ThreadPool object was called. With the GIL held. */
 bool qk_pool_is_cancelled(PyObject *pool);
+
+/* ---- device.c ---- */
+/* The device behind a Device object; NULL for None. false with TypeError. */
+bool qk_device_from(qk_module_state *state, PyObject *object, qk_device **device);
+/* qk_raise, with the device's own message where it is the device that failed: DeviceError, or MemoryError. */
+PyObject *qk_raise_of(qk_module_state *state, qk_device *device, qk_status status, const char *what);
 
 /* ---- quantized_layer.c, gradient_options.c ---- */
 /* What is behind a QuantizedLayer object, and it has so many rows and inputs; NULL with an exception set. */

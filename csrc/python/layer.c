@@ -6,22 +6,26 @@ typedef struct {
     PyObject_HEAD
     qk_layer *layer;
     qk_affine x_affine;
+    PyObject *device_object; /* keeps the device open; None: the processor makes moments */
+    qk_device *device;
     bool in_use;
 } layer_object;
 
 /* ---- construction ---------------------------------------------------------------------------- */
 
 static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"inputs", "outputs", "samples", "max_rows",     "groups", "conv",    "holdout",
-                            "seed",   "target",  "x_scale", "x_zero_point", "kept",   "thinned", NULL};
+    static char *names[] = {"inputs", "outputs", "samples",      "max_rows", "groups",  "conv",   "holdout", "seed",
+                            "target", "x_scale", "x_zero_point", "kept",     "thinned", "device", NULL};
     long long inputs, outputs, groups = 1, samples, max_rows, kept = 0;
     unsigned long long seed = 0;
     int holdout = 0, target = 1, thinned = 0;
     qk_affine affine = {1.0f, 0};
-    PyObject *conv = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLLL|$LOiKpfiLp:Layer", names, &inputs, &outputs, &samples,
+    PyObject *conv = Py_None, *device_argument = Py_None;
+    qk_device *device;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "LLLL|$LOiKpfiLpO:Layer", names, &inputs, &outputs, &samples,
                                      &max_rows, &groups, &conv, &holdout, &seed, &target, &affine.scale,
-                                     &affine.zero_point, &kept, &thinned))
+                                     &affine.zero_point, &kept, &thinned, &device_argument) ||
+        !qk_device_from(PyType_GetModuleState(type), device_argument, &device))
         return NULL;
     qk_geometry geometry = {.inputs = inputs, .outputs = outputs, .groups = groups};
     if (!qk_conv_from(conv, &geometry)) return NULL;
@@ -30,6 +34,8 @@ static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     layer_object *self = (layer_object *)type->tp_alloc(type, 0);
     if (!self) return NULL;
     self->x_affine = affine;
+    self->device_object = Py_NewRef(device_argument);
+    self->device = device;
     qk_status status;
     Py_BEGIN_ALLOW_THREADS
     status = qk_layer_new(&self->layer, &geometry, &rows, target);
@@ -38,12 +44,21 @@ static PyObject *layer_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         Py_DECREF(self);
         return qk_raise(status, "Layer");
     }
+    if (device) qk_layer_use_device(self->layer, device);
     return (PyObject *)self;
 }
 
 static void layer_dealloc(PyObject *object) {
     PyTypeObject *type = Py_TYPE(object);
-    qk_layer_free(((layer_object *)object)->layer);
+    layer_object *self = (layer_object *)object;
+    if (self->device) {
+        Py_BEGIN_ALLOW_THREADS /* another thread may have the device, and wait for the GIL */
+        qk_layer_free(self->layer);
+        Py_END_ALLOW_THREADS
+    } else {
+        qk_layer_free(self->layer);
+    }
+    Py_XDECREF(self->device_object);
     type->tp_free(object);
     Py_DECREF(type);
 }
@@ -66,7 +81,7 @@ static PyObject *layer_feed(PyObject *object, PyObject *args) {
     status = qk_layer_feed(self->layer, &x, has_y ? &y : NULL, pool);
     Py_END_ALLOW_THREADS
     self->in_use = false;
-    if (status != QK_OK) return qk_raise(status, "feed");
+    if (status != QK_OK) return qk_raise_of(qk_state_of(object), self->device, status, "feed");
     Py_RETURN_NONE;
 }
 
@@ -89,7 +104,7 @@ static bool take_flushed(layer_object *self, qk_pool *pool) {
     Py_END_ALLOW_THREADS
     if (status == QK_OK) return true;
     self->in_use = false;
-    qk_raise(status, "Layer");
+    qk_raise_of(qk_state_of((PyObject *)self), self->device, status, "Layer");
     return false;
 }
 
@@ -291,6 +306,16 @@ static PyObject *layer_least_squares(PyObject *object, PyObject *args, PyObject 
     return result;
 }
 
+static PyObject *layer_moments_by(PyObject *object, void *closure) {
+    static const char *const names[] = {[QK_NO_DEVICE] = "cpu",
+                                        [QK_ON_DEVICE] = "device",
+                                        [QK_DEVICE_HAS_NO_ROWS] = "few rows",
+                                        [QK_DEVICE_HAS_NO_PHASES] = "phases",
+                                        [QK_DEVICE_IS_FULL] = "memory"};
+    (void)closure;
+    return PyUnicode_FromString(names[qk_layer_device_use(((layer_object *)object)->layer)]);
+}
+
 /* ---- type ------------------------------------------------------------------------------------ */
 
 #define KEYWORDS(function) (PyCFunction)(void (*)(void))(function)
@@ -314,13 +339,20 @@ static PyMethodDef layer_methods[] = {
      "least_squares($self, start, pool, *, update_bias, free, damping, max_sweeps)\n--\n\n"
      "Integer weight and bias with the least output error, chosen on held-out rows."},
     {NULL, NULL, 0, NULL}};
+static PyGetSetDef layer_getset[] = {
+    {"moments_by", layer_moments_by, NULL,
+     "What makes the moments: 'device', or why it is not the device: 'cpu' (there is none), 'few rows', 'phases' (a "
+     "strided ConvTranspose) or 'memory'.",
+     NULL},
+    {NULL, NULL, NULL, NULL, NULL}};
 static PyType_Slot layer_slots[] = {
     {Py_tp_doc, "Layer(inputs, outputs, samples, max_rows, *, groups=1, conv=None, holdout=0, seed=0, target=True,"
-                " x_scale=1.0, x_zero_point=0, kept=0, thinned=False)\n--\n\n"
+                " x_scale=1.0, x_zero_point=0, kept=0, thinned=False, device=None)\n--\n\n"
                 "Moments of one layer's data: feed batches, then ask for a weight scale or for finetuned integers."},
     {Py_tp_new, layer_new},
     {Py_tp_dealloc, layer_dealloc},
     {Py_tp_methods, layer_methods},
+    {Py_tp_getset, layer_getset},
     {0, NULL}};
 PyType_Spec qk_layer_spec = {.name = "quark.onnx._core.Layer",
                              .basicsize = sizeof(layer_object),

@@ -175,12 +175,18 @@ static int module_exec(PyObject *module) {
         return -1;
     }
     qk_module_state *state = state_of_module(module);
+    state->device_error = PyErr_NewExceptionWithDoc(
+        "quark.onnx._core.DeviceError",
+        "A device cannot be used, or failed; it says why, with its compiler's log if that refused the kernels.",
+        PyExc_RuntimeError, NULL);
+    if (!state->device_error || PyModule_AddObjectRef(module, "DeviceError", state->device_error) < 0) return -1;
     return add_type(module, &qk_pool_spec, &state->pool_type) &&
                    add_type(module, &qk_ranges_spec, &state->ranges_type) &&
                    add_type(module, &qk_layer_spec, &state->layer_type) &&
                    add_type(module, &qk_training_spec, &state->training_type) &&
                    add_type(module, &qk_quantized_layer_spec, &state->quantized_layer_type) &&
-                   add_type(module, &qk_options_spec, &state->options_type)
+                   add_type(module, &qk_options_spec, &state->options_type) &&
+                   add_type(module, &qk_device_spec, &state->device_type)
                ? 0
                : -1;
 }
@@ -193,6 +199,8 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg) {
     Py_VISIT(state->training_type);
     Py_VISIT(state->quantized_layer_type);
     Py_VISIT(state->options_type);
+    Py_VISIT(state->device_type);
+    Py_VISIT(state->device_error);
     return 0;
 }
 
@@ -204,6 +212,8 @@ static int module_clear(PyObject *module) {
     Py_CLEAR(state->training_type);
     Py_CLEAR(state->quantized_layer_type);
     Py_CLEAR(state->options_type);
+    Py_CLEAR(state->device_type);
+    Py_CLEAR(state->device_error);
     return 0;
 }
 

@@ -122,11 +122,12 @@ static PyObject *training_add(PyObject *object, PyObject *args) {
 
 static PyObject *result_dict(const qk_gradient_result *r, PyObject *weight, PyObject *bias, PyObject *losses) {
     return Py_BuildValue(
-        "{s:O,s:O,s:O,s:(dd),s:(dd),s:(dd),s:(LL),s:L,s:L,s:L,s:O}", "weight", weight, "bias", bias, "losses", losses,
-        "before", r->before[QK_FITTED], r->before[QK_HELD_OUT], "after", r->after[QK_FITTED], r->after[QK_HELD_OUT],
-        "power", r->power[QK_FITTED], r->power[QK_HELD_OUT], "samples", (long long)r->samples[QK_FITTED],
-        (long long)r->samples[QK_HELD_OUT], "improved", (long long)r->improved, "trained", (long long)r->trained,
-        "iterations", (long long)r->iterations, "stopped_early", r->end == QK_STOPPED_EARLY ? Py_True : Py_False);
+        "{s:O,s:O,s:O,s:(dd),s:(dd),s:(dd),s:(LL),s:L,s:L,s:L,s:O,s:O}", "weight", weight, "bias", bias, "losses",
+        losses, "before", r->before[QK_FITTED], r->before[QK_HELD_OUT], "after", r->after[QK_FITTED],
+        r->after[QK_HELD_OUT], "power", r->power[QK_FITTED], r->power[QK_HELD_OUT], "samples",
+        (long long)r->samples[QK_FITTED], (long long)r->samples[QK_HELD_OUT], "improved", (long long)r->improved,
+        "trained", (long long)r->trained, "iterations", (long long)r->iterations, "stopped_early",
+        r->end == QK_STOPPED_EARLY ? Py_True : Py_False, "on_device", r->on_device ? Py_True : Py_False);
 }
 
 /* None, or (weight, bias): another solution for the same start. Its bias may be None only where the bias stays. */
@@ -149,12 +150,12 @@ static bool offered_from(const training_object *self, PyObject *offered, bool tu
 }
 
 static PyObject *training_train(PyObject *object, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"start", "options", "pool", "offered", NULL};
+    static char *names[] = {"start", "options", "pool", "offered", "device", NULL};
     training_object *self = (training_object *)object;
     qk_module_state *state = qk_state_of(object);
-    PyObject *start_argument, *options_argument, *pool_argument, *offered = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$O:train", names, &start_argument, &options_argument,
-                                     &pool_argument, &offered))
+    PyObject *start_argument, *options_argument, *pool_argument, *offered = Py_None, *device = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$OO:train", names, &start_argument, &options_argument,
+                                     &pool_argument, &offered, &device))
         return NULL;
     const qk_quantized_layer *start = qk_quantized_layer_from(state, start_argument, self->rows, self->inputs);
     const qk_gradient_options *given = start ? qk_gradient_options_from(state, options_argument) : NULL;
@@ -162,7 +163,8 @@ static PyObject *training_train(PyObject *object, PyObject *args, PyObject *kwar
     if (!pool) return NULL;
     qk_gradient_options options = *given; /* with what belongs to this call alone */
     const bool tunes_bias = start->bias && start->bias_scale && options.update_bias;
-    if (!offered_from(self, offered, tunes_bias, &options)) return NULL;
+    if (!offered_from(self, offered, tunes_bias, &options) || !qk_device_from(state, device, &options.device))
+        return NULL;
     options.cancelled = qk_cancelled;
     options.user = pool_argument;
     const npy_intp dims[] = {self->rows, self->inputs}, steps = (npy_intp)options.iterations;
@@ -178,7 +180,8 @@ static PyObject *training_train(PyObject *object, PyObject *args, PyObject *kwar
         status = qk_train(self->data, start, &options, pool, &r);
         Py_END_ALLOW_THREADS
         self->in_use = false;
-        result = status == QK_OK ? result_dict(&r, new_weight, new_bias, losses) : qk_raise(status, "train");
+        result = status == QK_OK ? result_dict(&r, new_weight, new_bias, losses)
+                                 : qk_raise_of(state, options.device, status, "train");
     }
     Py_XDECREF(new_weight);
     Py_XDECREF(losses);
@@ -214,7 +217,7 @@ static PyMethodDef training_methods[] = {
      "start_loss($self, start, pool, /)\n--\n\n"
      "The reconstruction loss of the start, over all samples: summed over outputs, mean over output positions."},
     {"train", KEYWORDS(training_train), METH_VARARGS | METH_KEYWORDS,
-     "train($self, start, options, pool, *, offered=None)\n--\n\n"
+     "train($self, start, options, pool, *, offered=None, device=None)\n--\n\n"
      "AdaRound or AdaQuant by gradient, from the float weight."},
     {NULL, NULL, 0, NULL}};
 static PyType_Slot training_slots[] = {

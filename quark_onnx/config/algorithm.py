@@ -105,7 +105,9 @@ class FastFinetuneConfig(AlgoConfig):
     """The options that AdaRound and AdaQuant share. Abstract; the classes below differ in two defaults.
 
     Args:
-        optim_device: where layers are tuned: "cpu"; "cuda" and "cuda:N" are an error so far.
+        optim_device: where layers are tuned: "cpu", or "cuda" and "cuda:N", a GPU of AMD or NVIDIA by OpenCL. It makes
+            moments and takes the steps of gradient loops; what the CPU does all the same is in the report. A device
+            that cannot be used is an error, as that of infer_device is.
         infer_device: where onnxruntime runs the models: "cpu", "cuda" or "cuda:N", the latter with
             onnxruntime-gpu; what comes out is not what the CPU gives to the bit. A device that cannot be used
             is an error; with the environment variable QUARK_ONNX_DEVICE_FALLBACK=1 the CPU is used, and the

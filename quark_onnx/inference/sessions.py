@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from quark.onnx import _core
 from quark.onnx.errors import ModelError, OutOfMemoryError, UnsupportedError
 from quark.onnx.inference.large_models import serialized_for
 from quark.onnx.system.memory_limit import MemoryLimit, unless_out_of_memory
@@ -53,11 +54,13 @@ class Engine:
         threads: for all that runs at the same time.
         device: "cpu", "cuda" or "cuda:N".
         memory: how much may be taken.
+        solver_device: where layers are tuned; None: the CPU.
     """
 
     threads: int
     device: str = "cpu"
     memory: MemoryLimit = MemoryLimit()  # noqa: RUF009 (it is frozen)
+    solver_device: _core.Device | None = None
 
     def shared_out(self, runs: int, each_bytes: float = 0.0) -> tuple[int, Engine]:
         """How many of `runs` independent runs go on at the same time, and the engine of each.

@@ -134,6 +134,12 @@ class Reason(Enum):
         "Only the layer whose data needs the most memory was asked for.",
     )
 
+    # The device.
+    DEVICE = (
+        "the device of optim_device failed while the layer's data was gathered: {problem}",
+        "With `QUARK_ONNX_DEVICE_FALLBACK=1`; the CPU tunes the layers behind it.",
+    )
+
     # What comes out when a layer was solved.
     NOTHING_BETTER = (
         "nothing is better than what was there on held-out rows (with the gradient solver: on all rows)",

@@ -56,14 +56,16 @@ def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore, e
             inputs = layer.weight.rows.shape[1]
             return LeftOut(Reason.TOO_LARGE.why(inputs=inputs, needed=needed / _MIB, free=max(0, free) / _MIB))
         promised += needed if config.parallel else 0
-        solver = LeastSquaresLayer(layer, settings, samples=samples, pool=pool, kept=kept)
+        solver = LeastSquaresLayer(layer, settings, samples=samples, pool=pool, kept=kept, device=engine.solver_device)
         if kept is not None:
             text = f"moments would take too much memory: solved on {kept.most} rows or fewer"
             solver.messages.append((logging.INFO, f"layer {layer.node}: {text}"))
         return solver
 
     def gradient(layer: LayerPlan, pool: _core.ThreadPool, *, update_bias: bool, holdout: int) -> GradientLayer:
-        return GradientLayer(layer, config, store, update_bias=update_bias, holdout=holdout, pool=pool)
+        return GradientLayer(
+            layer, config, store, update_bias=update_bias, holdout=holdout, pool=pool, device=engine.solver_device
+        )
 
     def both(layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
         solved, in_steps = least_squares(layer, pool), is_trained_in_steps(layer, config)

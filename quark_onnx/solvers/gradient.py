@@ -12,13 +12,24 @@ from quark.onnx import _core
 from quark.onnx.config.algorithm import AdaRoundConfig, FastFinetuneConfig
 from quark.onnx.core_view.core_arguments import core_stage
 from quark.onnx.errors import FinetuneError
+from quark.onnx.inference.devices import falls_back
 from quark.onnx.own_errors import of_the_caller
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.report.loss_curve import loss_curve
-from quark.onnx.solvers.solver import LayerInput, Message, NoSolution, Solution, quantized_layer, told_by_the_core
+from quark.onnx.solvers.solver import (
+    LayerInput,
+    Message,
+    NoSolution,
+    Solution,
+    device_failure,
+    quantized_layer,
+    told_by_the_core,
+)
 from quark.onnx.stores.batch_store import BatchStore
 
 __all__ = ["GradientLayer"]
+
+_Offer = tuple[NDArray[np.int32], NDArray[np.int32] | None]  # weight and bias of another solution
 
 
 class GradientLayer:
@@ -27,6 +38,7 @@ class GradientLayer:
     Args:
         store: keeps the layer's data; at memory level 2 in files, of which the core maps what it needs.
         update_bias: the bias is tuned too.
+        device: takes the steps and judges; None: the CPU.
         holdout: every holdout-th sample only judges, if there are twice as many; 0: all are trained on, and judge.
     """
 
@@ -39,7 +51,9 @@ class GradientLayer:
         update_bias: bool,
         holdout: int,
         pool: _core.ThreadPool,
+        device: _core.Device | None = None,
     ) -> None:
+        self._device = device
         self._plan, self._config, self._store, self._pool = layer, config, store, pool
         self._update_bias, self._holdout = update_bias, holdout
         outputs, inputs = layer.weight.rows.shape
@@ -102,8 +116,7 @@ class GradientLayer:
             seed=config.fixed_seed,
         )
         offer = None if offered is None else (offered.weight, offered.bias)
-        with told_by_the_core():
-            trained = self._data.train(start, options, self._pool, offered=offer)
+        trained = self._train(start, options, offer)
         self._say_losses(trained)
         outputs = len(self._plan.weight.rows)
         rows = self._values // (outputs * self._samples)
@@ -124,6 +137,30 @@ class GradientLayer:
             losses=loss_curve(trained["losses"][: trained["iterations"]]),
             notes=(*self.notes, *(() if offered is None else offered.notes)),
         )
+
+    def _train(
+        self, start: _core.QuantizedLayer, options: _core.GradientOptions, offer: _Offer | None
+    ) -> _core.TrainedLayer:
+        """On the device, as far as that can; what the CPU does in its place is noted for the report."""
+        if self._device is not None:
+            try:
+                with told_by_the_core():
+                    trained = self._data.train(start, options, self._pool, offered=offer, device=self._device)
+                if not trained["on_device"]:
+                    self._note_the_cpu("a device computes no softmax, and counts with 32 bits")
+                return trained
+            except MemoryError as error:
+                self._note_the_cpu(f"the device has too little memory: {error}")
+            except _core.DeviceError as error:
+                if not falls_back():
+                    raise device_failure(self._plan, error) from error
+                self._note_the_cpu(f"the device failed: {error}")
+                self._say(logging.WARNING, self.notes[-1])
+        with told_by_the_core():
+            return self._data.train(start, options, self._pool, offered=offer)
+
+    def _note_the_cpu(self, why: str) -> None:
+        self.notes += (f"trained on the CPU, as {why}",)
 
     def _learning_rate(self, start: _core.QuantizedLayer) -> float:
         """With `lr_adjust` it depends on the layer's error before training: the mean square over all elements."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,9 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quark.onnx import _core
+from quark.onnx.inference.devices import falls_back
+from quark.onnx.plan.reasons import Reason, Why
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.solvers.holdout import HOLDOUT
-from quark.onnx.solvers.solver import LayerInput, Message, Solution, quantized_layer, told_by_the_core
+from quark.onnx.solvers.solver import (
+    LayerInput,
+    Message,
+    NoSolution,
+    Solution,
+    device_failure,
+    quantized_layer,
+    told_by_the_core,
+)
 
 __all__ = ["KeptRows", "LeastSquaresLayer", "LeastSquaresSettings", "rows_to_keep", "rows_to_use"]
 
@@ -65,6 +77,7 @@ class LeastSquaresLayer:
     Args:
         samples: how many will be fed; to a layer that shares its weight by `feed_input`.
         kept: rows; as many as make sense where it is None.
+        device: makes the moments; None: the CPU.
     """
 
     def __init__(
@@ -75,6 +88,7 @@ class LeastSquaresLayer:
         samples: int,
         pool: _core.ThreadPool,
         kept: KeptRows | None = None,
+        device: _core.Device | None = None,
     ) -> None:
         self._plan, self._settings, self._pool = layer, settings, pool
         self.messages: list[Message] = []
@@ -94,30 +108,60 @@ class LeastSquaresLayer:
             target=not layer.shares,
             kept=kept.most,
             thinned=kept.thinned,
+            device=None if device is None or device.is_lost else device,
         )
+        self._device = device
+        self._problem: Why | None = None  # that ended the gathering of data
 
     def feed(self, x: LayerInput, y: NDArray[np.float32], x_float: NDArray[np.float32] | None = None) -> None:  # noqa: ARG002
-        self._core.feed(x, y, self._pool)
+        self._feed(x, y)
 
     def feed_input(self, x: LayerInput) -> None:
         """The next samples of a layer that shares its weight."""
-        self._core.feed(x, None, self._pool)
+        self._feed(x, None)
+
+    def _feed(self, x: LayerInput, y: NDArray[np.float32] | None) -> None:
+        if self._problem is None:
+            with self._device_may_fail():
+                self._core.feed(x, y, self._pool)
+
+    @contextlib.contextmanager
+    def _device_may_fail(self) -> Iterator[None]:
+        """A layer whose device fails has no moments any more, and is left; those behind it use the CPU.
+
+        Raises:
+            FinetuneError: the device failed, and the environment does not allow to go on.
+        """
+        try:
+            yield
+        except _core.DeviceError as error:
+            if not falls_back():
+                raise device_failure(self._plan, error) from error
+            self._problem = Reason.DEVICE.why(problem=error)
+            self.messages.append((logging.WARNING, f"layer {self._plan.node}: {self._problem}"))
 
     def join(self, other: LeastSquaresLayer) -> None:
         """Take over the data of another layer with the same weight."""
-        self._core.join(other._core, self._pool)
+        self._problem = self._problem or other._problem
+        if self._problem is None:
+            with self._device_may_fail():
+                self._core.join(other._core, self._pool)
 
     def solve(self) -> Solution:
         settings = self._settings
-        with told_by_the_core():
-            solved = self._core.least_squares(
-                quantized_layer(self._plan),
-                self._pool,
-                update_bias=settings.update_bias,
-                free=settings.free,
-                damping=np.array(settings.damping),
-                max_sweeps=settings.max_sweeps,
-            )
+        solved: _core.LeastSquaresResult | None = None
+        with told_by_the_core(), self._device_may_fail():
+            if self._problem is None:
+                solved = self._core.least_squares(
+                    quantized_layer(self._plan),
+                    self._pool,
+                    update_bias=settings.update_bias,
+                    free=settings.free,
+                    damping=np.array(settings.damping),
+                    max_sweeps=settings.max_sweeps,
+                )
+        if solved is None:
+            raise NoSolution(self._problem)
         return Solution(
             weight=solved["weight"],
             bias=solved["bias"],
@@ -127,8 +171,25 @@ class LeastSquaresLayer:
             after=solved["after"],
             power=solved["power"],
             rows=solved["rows"],
-            notes=tuple(_notes(solved)),
+            notes=(*_notes(solved), *self._device_notes()),
         )
+
+    def _device_notes(self) -> Iterator[str]:
+        """What the CPU did although a device was asked for."""
+        if self._device is None:
+            return
+        done = self._core.moments_by
+        why = "" if done == "device" else f"moments on the CPU, as {_WHY_NOT[done]}; "
+        yield f"{why}integers sought on the CPU"
+
+
+# Layer.moments_by, in words.
+_WHY_NOT = {
+    "cpu": "the device failed before",
+    "few rows": "few rows are solved as they are",
+    "phases": "a strided ConvTranspose is cut into phases",
+    "memory": "the device has too little memory",
+}
 
 
 def _notes(solved: _core.LeastSquaresResult) -> Iterator[str]:

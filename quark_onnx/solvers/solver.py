@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quark.onnx import _core
+from quark.onnx.errors import FinetuneError
+from quark.onnx.inference.devices import FALLBACK
 from quark.onnx.plan.reasons import Why
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.report.loss_curve import LossCurve
@@ -24,6 +26,7 @@ __all__ = [
     "OpenSolver",
     "SharedSolver",
     "Solution",
+    "device_failure",
     "quantized_layer",
     "told_by_the_core",
 ]
@@ -77,6 +80,14 @@ def told_by_the_core() -> Iterator[None]:
         yield
     except ValueError as error:
         raise NoSolution(str(error)) from error
+
+
+def device_failure(layer: LayerPlan, error: _core.DeviceError) -> FinetuneError:
+    """What is raised where a device failed in the middle of a layer, and the CPU is not to take its place."""
+    return FinetuneError(
+        f"layer {layer.node}: the device of optim_device failed: {error}. Tune with optim_device='cpu', or set the "
+        f"environment variable {FALLBACK}=1, with which the CPU goes on"
+    )
 
 
 class LayerSolver(Protocol):

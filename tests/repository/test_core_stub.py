@@ -72,7 +72,7 @@ def test_functions(name: str) -> None:
     assert stub_parameters(FUNCTIONS[name]) == own_parameters(getattr(_core, name))
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", [name for name, definition in CLASSES.items() if not definition.bases])
 def test_classes(name: str) -> None:
     definition, cls = CLASSES[name], getattr(_core, name)
     assert sorted(definitions(definition.body)) == sorted(public(cls))

@@ -41,7 +41,7 @@ C_LAYERS = {
     "device": {"base"},
     "kernels": {"base"},
     "ops": {"base", "kernels"},
-    "moments": {"base", "kernels", "ops"},
+    "moments": {"base", "device", "kernels", "ops"},
     "solvers": {"base", "kernels", "ops", "moments"},
     "least_squares": {"base", "kernels", "ops", "moments", "solvers"},
     "loss": {"base", "device", "kernels", "ops", "moments"},
