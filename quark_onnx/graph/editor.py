@@ -137,6 +137,7 @@ class GraphEditor:
         self._readers: dict[str, list[onnx.NodeProto | None]] = {}
         self._index()
         self.names = set(_names(graph))
+        self._counts: dict[str, int] = {}  # by what a fresh name was to be like: the next number to try
         self._gone: dict[int, onnx.NodeProto] = {}
         self._around: dict[int, tuple[onnx.NodeProto, onnx.NodeProto]] = {}
 
@@ -230,10 +231,11 @@ class GraphEditor:
 
     def fresh_name(self, like: str) -> str:
         """`like` itself, or with the first number that makes it the name of no tensor here."""
-        name, count = like, 0
+        name, count = like, self._counts.get(like, 0)  # names of an editor never become free
         while name in self.names:
             name, count = f"{like}_{count}", count + 1
         self.names.add(name)
+        self._counts[like] = count
         return name
 
     def remove_unused_initializers(self) -> None:

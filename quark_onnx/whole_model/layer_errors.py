@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 
 from quark.onnx.calibration_data.checked_items import Batch, sample_count
 from quark.onnx.graph.dataflow import Dataflow, Segment
-from quark.onnx.inference.exposed_tensors import ExposedTensors
 from quark.onnx.inference.sessions import ROOM, Engine, batch_is_free, session
 from quark.onnx.layers.weight_layers import weight_layers
 from quark.onnx.measures.layer_error import LayerError
 from quark.onnx.plan.types import LayerPlan
+from quark.onnx.whole_model.tensors_in_turn import TensorsInTurn
 
 __all__ = ["layer_errors", "layer_errors_or_note"]
 
 _LOG = logging.getLogger(__name__)
-_SAMPLES = 8  # what a layer does shows in few of them, as each has many positions
-_MOST_BYTES = 96 << 20  # of the float model's tensors, of a sample; of large images the layers take several passes
+_SAMPLES, _LARGE_SAMPLES = 8, 2  # what a layer does shows in few of them, as each has many positions
+_MOST_BYTES = 96 << 20  # of the float model's tensors, of a sample; large images are measured some layers at a time
 _BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
 
 _Values = Mapping[str, NDArray[np.generic]]
@@ -65,7 +65,8 @@ def layer_errors(
         float_model: as it was when it was quantized: prepared, and equalised if it was.
         quantized: the Q/DQ model.
         batches: inputs of the models; the first eight samples are taken, one at a time where the models take any
-            number, so that the tensors of one sample are in memory, or of some layers where these are large.
+            number, so that the tensors of one sample are in memory; where these are large, those of some layers, and
+            two samples.
         layers: of a plan, where node names alone do not say which layers belong together.
 
     Raises:
@@ -75,16 +76,21 @@ def layer_errors(
     pairs = list(_pairs(float_model, graph, layers))
     if not pairs:
         return ()
-    few = list(_first_samples(batches, divisible=batch_is_free(float_model)))
-    sums = dict[str, _Sums]()
-    for together in _together(pairs, Dataflow(float_model)):
-        wanted = list(dict.fromkeys(name for pair in together for name in (pair.float_input, pair.float_output)))
-        given = list(dict.fromkeys(name for pair in together for name in (pair.data, pair.output)))
-        run_float = ExposedTensors(float_model, wanted, engine)
-        run_quantized, alone = ExposedTensors(quantized, given, engine), _Alone(together, graph, engine)
-        sums.update({pair.node.name: _Sums() for pair in together})
-        for batch in few:
-            _add(together, sums, run_float(batch), run_quantized(batch), alone)
+    floats, sums = Dataflow(float_model), {pair.node.name: _Sums() for pair in pairs}
+    groups = list(_together(pairs, floats))
+    few = list(
+        _first_samples(
+            batches, divisible=batch_is_free(float_model), most=_SAMPLES if len(groups) == 1 else _LARGE_SAMPLES
+        )
+    )
+    wanted = [[name for pair in group for name in (pair.float_input, pair.float_output)] for group in groups]
+    given = [[name for pair in group for name in (pair.data, pair.output)] for group in groups]
+    run_float, run_quantized = TensorsInTurn(floats, wanted, engine), TensorsInTurn(graph, given, engine)
+    alone = [_Alone(group, graph, engine) for group in groups]
+    for batch in few:
+        truth, values = run_float(batch), run_quantized(batch)
+        for group, layers in zip(groups, alone, strict=True):
+            _add(group, sums, next(truth), next(values), layers)  # kept nowhere while the next are computed
     samples = sum(map(sample_count, few))
     return tuple(_layer_error(pair, graph, sums[pair.node.name], samples) for pair in pairs)
 
@@ -253,15 +259,15 @@ def _layer_error(pair: _Pair, graph: Dataflow, sums: _Sums, samples: int) -> Lay
     )
 
 
-def _first_samples(batches: Iterable[Batch], *, divisible: bool) -> Iterator[Batch]:
+def _first_samples(batches: Iterable[Batch], *, divisible: bool, most: int) -> Iterator[Batch]:
     seen = 0
     for batch in batches:
         count = sample_count(batch)
         if divisible and len({array.shape[:1] for array in batch.values()}) == 1:
-            for index in range(min(count, _SAMPLES - seen)):
+            for index in range(min(count, most - seen)):
                 yield {name: np.ascontiguousarray(array[index : index + 1]) for name, array in batch.items()}
         else:
             yield batch
         seen += count
-        if seen >= _SAMPLES:
+        if seen >= most:
             return

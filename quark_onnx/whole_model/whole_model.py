@@ -15,6 +15,7 @@ from quark.onnx.errors import DataError, ModelError
 from quark.onnx.graph.joined_outputs import joined_outputs
 from quark.onnx.graph.live_bytes import live_bytes
 from quark.onnx.graph.random_nodes import is_random
+from quark.onnx.inference.large_models import digest_of
 from quark.onnx.inference.saturation import SATURATION, products_saturate
 from quark.onnx.inference.sessions import Engine, in_order, session
 from quark.onnx.measures.deviation import Comparison, Deviation, Parts
@@ -73,6 +74,7 @@ class WholeModel:
         self._left_out: dict[str, set[int]] = {}  # by output, the batches
         self._keep(reference)
         self._before: tuple[Comparison, Comparison | None] | None = None
+        self._known: dict[tuple[str, bool], Comparison] = {}  # by digest of the model, and fuse_qdq
 
     def start(self, quantized: onnx.ModelProto) -> None:
         """Compare a quantized model before it is changed.
@@ -184,6 +186,13 @@ class WholeModel:
                 self._stated[position] = None
 
     def _compare(self, quantized: onnx.ModelProto, *, fuse_qdq: bool = False) -> Comparison:
+        """The comparison of a model as it is now; it runs no state of it twice."""
+        key = digest_of(quantized), fuse_qdq
+        if key not in self._known or self._is_random:
+            self._known[key] = self._compared(quantized, fuse_qdq=fuse_qdq)
+        return self._known[key]
+
+    def _compared(self, quantized: onnx.ModelProto, *, fuse_qdq: bool) -> Comparison:
         comparison = Comparison(self.names)
         for index, outputs in enumerate(self._run(quantized, "quantized model", fuse_qdq=fuse_qdq)):
             fits = self._fitting(outputs, index)

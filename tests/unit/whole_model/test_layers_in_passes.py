@@ -33,6 +33,7 @@ def test_several_passes_measure_what_one_does(monkeypatch: pytest.MonkeyPatch, m
 
     monkeypatch.setattr(layer_errors, "_MOST_BYTES", most_bytes)
     monkeypatch.setattr(layer_errors, "_together", watched)
+    monkeypatch.setattr(layer_errors, "_LARGE_SAMPLES", 8)
     found = errors()
     assert len(groups) > 1
     assert sum(groups) == len(wanted) == len(found)
