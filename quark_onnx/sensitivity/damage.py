@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from quark.onnx.calibration_data.checked_items import sample_count
 from quark.onnx.graph.live_bytes import live_bytes
 from quark.onnx.inference.exposed_tensors import ExposedTensors
-from quark.onnx.inference.sessions import Batch, Engine, in_order
+from quark.onnx.inference.sessions import Batch, Engine
 from quark.onnx.measures.deviation import Comparison, Deviation
 from quark.onnx.sensitivity.element_counts import element_counts
 from quark.onnx.sensitivity.staged_model import StagedModel
@@ -23,6 +23,8 @@ from quark.onnx.sensitivity.weight_switch import WeightSwitch, weights_as_inputs
 from quark.onnx.whole_model.part_masks import masks_of_items
 
 __all__ = ["Damage"]
+
+_TOGETHER_BYTES = 96 << 20  # of the tensors of items that pass the stages of the model together
 
 
 class Damage:
@@ -54,14 +56,16 @@ class Damage:
         self._weights = tuple(weights)
         self._switched = switched_model(weights_as_inputs(model, weights), quantized)
         self._items = items
-        self._at_once, each = engine.shared_out(len(items), live_bytes(model) * max(map(sample_count, items)))
+        each_bytes = live_bytes(model) * max(map(sample_count, items))
+        at_once, each = engine.shared_out(len(items), each_bytes)
         self.switches = self._switched.switches
         self._model, self._engine = model, each
         self.samples = sum(map(sample_count, items))
         off = dict(self._switched.off)
         for switch in weights:
             off |= switch.values(frozenset(), frozenset())
-        self._staged = StagedModel(self._switched, off, items, each)
+        together = max(1, int(_TOGETHER_BYTES / max(each_bytes, 1)))
+        self._staged = StagedModel(self._switched, off, items, each, threads=at_once, together=together)
         self._float = self._staged.real
         self._parts = masks_of_items(model, items, each)
         self._known: dict[tuple[frozenset[str], frozenset[str]], Comparison] = {}
@@ -116,7 +120,7 @@ class Damage:
         for switch in self._weights:
             if switch.name in on:
                 feeds |= switch.values(on, fine)
-        return in_order(lambda item: self._staged.run(item, feeds), range(len(self._items)), threads=self._at_once)
+        return self._staged.run(feeds)
 
     def _compared(self, runs: Iterable[Sequence[Any]]) -> Comparison:
         comparison = Comparison(self._switched.outputs)

@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 
 from quark.onnx.calibration.calibrate import Calibration
+from quark.onnx.calibration_data.checked_items import sample_count
+from quark.onnx.graph.live_bytes import live_bytes
 from quark.onnx.graph.random_nodes import is_random
 from quark.onnx.inference.sessions import ROOM, Batch, Engine
 from quark.onnx.qdq.insert_qdq import QdqModel
@@ -19,6 +21,7 @@ from quark.onnx.sensitivity.islands import Island, islands
 __all__ = ["KeptInFloat", "kept_in_float"]
 
 _COPIES = 5  # of the float model: one with switches, and what onnxruntime makes of it with and without them
+_LARGE_ITEM = 48 << 20  # bytes of its tensors at the same time, above which one item is enough: each has many positions
 _NAMED = 3  # tensors that a warning names
 
 
@@ -65,6 +68,8 @@ def kept_in_float(
         return KeptInFloat(
             calibration, inserted, warnings=(_unmeasured("too little memory for more copies of the model"),)
         )
+    if live_bytes(model) * sample_count(items[0]) > _LARGE_ITEM:
+        items = items[:1]
     try:
         found = islands(Damage(model, inserted.model, items, engine), max_share)
     except Exception as error:  # whatever it is: the quantized model is there, and nothing of the caller's runs here

@@ -7,7 +7,6 @@ them, as onnxruntime fuses no operators across an If.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from quark.onnx.graph.dataflow import Dataflow, Segment
 from quark.onnx.graph.editor import reads
 from quark.onnx.graph.no_tensors import no_tensors
 from quark.onnx.inference.exposed_tensors import ExposedTensors
-from quark.onnx.inference.sessions import Batch, Engine, session
+from quark.onnx.inference.sessions import Batch, Engine, in_order, session
 from quark.onnx.sensitivity.switched_model import SwitchedModel
 
 __all__ = ["StagedModel"]
@@ -27,6 +26,7 @@ __all__ = ["StagedModel"]
 _MOST_STAGES = 16
 _FEWEST_SWITCHES = 4  # of a stage: each costs two sessions
 _KEPT_BYTES = 64 << 20  # of float values between stages, of all items
+_WEIGHT_BYTES = 32 << 20  # of a model's initializers, up to which sessions stay open: they take several times as much
 
 
 class StagedModel:
@@ -37,6 +37,8 @@ class StagedModel:
         off: its inputs beside those of the float model, with the values for which it computes what that does.
         items: inputs of the float model.
         engine: of each run.
+        threads: so many runs at the same time.
+        together: so many items pass a stage before the next stage has its turn.
 
     Attributes:
         real: the outputs of the float model, by item.
@@ -45,8 +47,17 @@ class StagedModel:
         ModelError: onnxruntime cannot load a stage.
     """
 
-    def __init__(self, switched: SwitchedModel, off: Batch, items: Sequence[Batch], engine: Engine) -> None:
-        self._off, self._outputs = off, switched.outputs
+    def __init__(
+        self,
+        switched: SwitchedModel,
+        off: Batch,
+        items: Sequence[Batch],
+        engine: Engine,
+        *,
+        threads: int,
+        together: int,
+    ) -> None:
+        self._off, self._outputs, self._threads = off, switched.outputs, threads
         flow = Dataflow(switched.model)
         nodes = flow.ancestors(self._outputs, flow.inputs)
         cuts = list(_cuts(nodes, flow, set(off), no_tensors(switched.model)))
@@ -58,34 +69,42 @@ class StagedModel:
             later |= stage.reads
         constant = [name for name in self._outputs if flow.is_constant(name)]
         known = ExposedTensors(switched.model, constant, engine)({**items[0], **off}) if constant else {}
-        # By item: the stages that start from values kept, and these.
-        self._kept = [[(0, {**item, **{name: known[name] for name in constant}})] for item in items]
-        self.real = list[list[Any]]()
-        room = _KEPT_BYTES
+        inputs = [{**item, **{name: known[name] for name in constant}} for item in items]
+        # By group of items: by the stage that starts from them, values of each item.
+        self._kept = [{0: inputs[start : start + together]} for start in range(0, len(items), together)]
+        self.real, room = list[list[Any]](), _KEPT_BYTES
         for kept in self._kept:
-            values = kept[0][1]
+            values = kept[0]
             for index, stage in enumerate(self._stages):
-                values = stage.run(values, off, touched=False)
-                size = sum(value.nbytes for value in values.values() if isinstance(value, np.ndarray))
+                values = stage.run(values, off, touched=False, threads=threads)
+                size = sum(
+                    array.nbytes for of_item in values for array in of_item.values() if isinstance(array, np.ndarray)
+                )
                 if index + 1 < len(self._stages) and size <= room:
-                    kept.append((index + 1, values))
+                    kept[index + 1] = values
                     room -= size
-            self.real.append([values[name] for name in self._outputs])
+            self.real += self._outputs_of(values)
 
-    def run(self, item: int, feeds: Batch) -> list[Any]:
-        """The outputs for one item.
+    def run(self, feeds: Batch) -> Iterator[list[Any]]:
+        """The outputs, item by item.
 
         Args:
             feeds: those of the inputs beside the float model's that are not `off`.
         """
         touched = [not stage.reads.isdisjoint(feeds) for stage in self._stages]
         if not any(touched):
-            return self.real[item]
-        first = touched.index(True)
-        start, values = max((kept for kept in self._kept[item] if kept[0] <= first), key=lambda kept: kept[0])
-        for index in range(start, len(self._stages)):
-            values = self._stages[index].run(values, {**self._off, **feeds}, touched=touched[index])
-        return [values[name] for name in self._outputs]
+            yield from self.real
+            return
+        for kept in self._kept:
+            start = max(stage for stage in kept if stage <= touched.index(True))
+            values = kept[start]
+            for index in range(start, len(self._stages)):
+                given = {**self._off, **feeds}
+                values = self._stages[index].run(values, given, touched=touched[index], threads=self._threads)
+            yield from self._outputs_of(values)
+
+    def _outputs_of(self, values: Sequence[Batch]) -> list[list[Any]]:
+        return [[of_item[name] for name in self._outputs] for of_item in values]
 
 
 class _Stage:
@@ -107,21 +126,24 @@ class _Stage:
         self._made = {name for node in nodes for name in node.output if name}
         self.reads = self._read_by(nodes)
         self._sessions: dict[str, tuple[ort.InferenceSession, list[str], list[str]]] = {}
-        self._opening = Lock()
+        self._keeps_sessions = sum(tensor.ByteSize() for tensor in flow.initializers.values()) <= _WEIGHT_BYTES
 
-    def run(self, values: Batch, feeds: Batch, *, touched: bool) -> Batch:
-        """What is needed later of the values there are, and of those made of them."""
+    def run(self, values: Sequence[Batch], feeds: Batch, *, touched: bool, threads: int) -> list[Batch]:
+        """What is needed later of the values there are, and of those made of them, for each item."""
         form = "float"
         if touched:
             form = "fine" if any(feeds[name] for name in self._fine & self.reads) else "switched"
-        given = {**values, **feeds}
-        with self._opening:
-            if form not in self._sessions:
-                self._sessions[form] = self._opened(form, given)
-        opened, inputs, outputs = self._sessions[form]
-        made = opened.run(outputs, {name: given[name] for name in inputs}) if outputs else []
-        kept = {name: value for name, value in values.items() if name in self.needed_later}
-        return kept | dict(zip(outputs, made, strict=True))
+        opened, inputs, outputs = self._sessions.get(form) or self._opened(form, {**values[0], **feeds})
+        if self._keeps_sessions:
+            self._sessions[form] = opened, inputs, outputs
+
+        def made(of_item: Batch) -> Batch:
+            given = {**of_item, **feeds}
+            new = opened.run(outputs, {name: given[name] for name in inputs}) if outputs else []
+            kept = {name: value for name, value in of_item.items() if name in self.needed_later}
+            return kept | dict(zip(outputs, new, strict=True))
+
+        return list(in_order(made, values, threads=threads))
 
     def _opened(self, form: str, given: Batch) -> tuple[ort.InferenceSession, list[str], list[str]]:
         nodes = [self._simplified(node, form) for node in self._nodes]

@@ -24,7 +24,8 @@ __all__ = ["layer_errors", "layer_errors_or_note"]
 
 _LOG = logging.getLogger(__name__)
 _SAMPLES, _LARGE_SAMPLES = 8, 2  # what a layer does shows in few of them, as each has many positions
-_MOST_BYTES = 96 << 20  # of the float model's tensors, of a sample; large images are measured some layers at a time
+_MOST_BYTES = 96 << 20  # of the float model's tensors, of a sample; large images are measured some layers at a time,
+_PART = 3  # with a part of that many bytes, as there are four tensors for each of the float model's
 _BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
 
 _Values = Mapping[str, NDArray[np.generic]]
@@ -77,7 +78,9 @@ def layer_errors(
     if not pairs:
         return ()
     floats, sums = Dataflow(float_model), {pair.node.name: _Sums() for pair in pairs}
-    groups = list(_together(pairs, floats))
+    groups = list(_together(pairs, floats, _MOST_BYTES))
+    if len(groups) > 1:
+        groups = list(_together(pairs, floats, _MOST_BYTES / _PART))
     few = list(
         _first_samples(
             batches, divisible=batch_is_free(float_model), most=_SAMPLES if len(groups) == 1 else _LARGE_SAMPLES
@@ -89,19 +92,19 @@ def layer_errors(
     alone = [_Alone(group, graph, engine) for group in groups]
     for batch in few:
         truth, values = run_float(batch), run_quantized(batch)
-        for group, layers in zip(groups, alone, strict=True):
-            _add(group, sums, next(truth), next(values), layers)  # kept nowhere while the next are computed
+        for group, side_by_side in zip(groups, alone, strict=True):
+            _add(group, sums, next(truth), next(values), side_by_side)  # kept nowhere while the next are computed
     samples = sum(map(sample_count, few))
     return tuple(_layer_error(pair, graph, sums[pair.node.name], samples) for pair in pairs)
 
 
-def _together(pairs: Sequence[_Pair], floats: Dataflow) -> Iterator[list[_Pair]]:
+def _together(pairs: Sequence[_Pair], floats: Dataflow, most_bytes: float) -> Iterator[list[_Pair]]:
     """The pairs in groups whose tensors may be in memory at the same time."""
     group, held = list[_Pair](), 0.0
     for pair in pairs:
         sizes = (floats.bytes_per_sample(name) for name in (pair.float_input, pair.float_output))
         size = sum(size for size in sizes if not math.isnan(size))
-        if group and held + size > _MOST_BYTES:
+        if group and held + size > most_bytes:
             yield group
             group, held = [], 0.0
         group.append(pair)

@@ -26,8 +26,9 @@ def test_several_passes_measure_what_one_does(monkeypatch: pytest.MonkeyPatch, m
     wanted, groups = errors(), list[int]()
     together = layer_errors._together
 
-    def watched(pairs: object, floats: Dataflow) -> object:
-        for group in together(pairs, floats):
+    def watched(pairs: object, floats: Dataflow, most_bytes: float) -> object:
+        groups.clear()
+        for group in together(pairs, floats, most_bytes):
             groups.append(len(group))
             yield group
 
