@@ -5,9 +5,9 @@
     python benchmarks/large.py resnet18 --json large.json --layers
 
 Each network is made (`networks/`), then quantized and finetuned with the defaults of `quantize`, in a process of its
-own that maps its samples from a file. The limit is that of `network_limit.py`. Only islands are not looked for
-(MaxFloatShare=0): random weights behind BatchNormalization amplify every rounding, so that single quantizers destroy
-these networks as they do no trained one, and what is found would decide the figures.
+own that maps its samples from a file. The limit is that of `network_limit.py`. Random weights behind
+BatchNormalization amplify every rounding, so that single quantizers destroy some of these networks as they do no
+trained one: what stays in float then costs time too. `--without-islands` does not look for them (MaxFloatShare=0).
 
 OpenBLAS's variables OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are removed: the kernels are those that users get.
 """
@@ -77,6 +77,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--seed", type=int, default=2, help="of the samples")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--without-islands", action="store_true", help="look for no activations that stay in float")
     parser.add_argument("--layers", action="store_true", help="print the layers that took longest")
     parser.add_argument("--folder", type=Path, help="keep models and data there, and take those that are there")
     parser.add_argument("--json", type=Path, help="write all figures there")
@@ -102,6 +103,7 @@ def _measured(options: argparse.Namespace, name: str, rates: Rates) -> dict[str,
 def _step(options: argparse.Namespace, step: str, name: str = "", *, threads: int = 0) -> dict[str, Any]:
     """What one step gives, in a process of its own."""
     words = ["--step", step, "--samples", str(options.samples), "--seed", str(options.seed)]
+    words += ["--without-islands"] * options.without_islands
     words += ["--threads", str(options.threads), *([name, "--folder", str(options.folder)] if name else [])]
     if threads:
         os.environ["OPENBLAS_NUM_THREADS"] = str(threads)
@@ -140,7 +142,7 @@ def _quantize(options: argparse.Namespace) -> dict[str, Any]:
     config = QConfig(
         QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()),
         algo_config=[AdaRoundConfig()],
-        extra_options={"NumThreads": options.threads, "MaxFloatShare": 0.0},
+        extra_options={"NumThreads": options.threads, **({"MaxFloatShare": 0.0} if options.without_islands else {})},
     )
     gc.collect()
     wall = time.monotonic()

@@ -107,10 +107,8 @@ def calibrate(
     at_once, each = engine.shared_out(len(first), made_of_one)
     # To the last bit as onnxruntime.quantization: item by item, the graph as it is. Threads would move bits too.
     exact = any(settings.range_of(name).is_exact for name in tensors)
-    ordered, unordered = _open(
-        model, tensors, search, first[0], replace(each, threads=1) if exact else each, exact=exact
-    )
-    values = unordered(first[0])
+    opened = list(_open(model, tensors, search, first[0], replace(each, threads=1) if exact else each, exact=exact))
+    values = opened[-1](first[0])
     made, sampled = input_bytes(values), Sampled(values, tensors)  # how much the model makes of an item, and what
     del values
     at_once = engine.shared_out(at_once, made)[0]  # where the model does not tell shapes it is known only now
@@ -122,7 +120,7 @@ def calibrate(
     def look_at(task: tuple[Batch, list[int]]) -> tuple[int, Batch, Batch | None]:
         batch, searched = task
         count = sample_count(batch)
-        values = (ordered if searched else unordered)(batch)
+        values = opened[0 if searched else -1](batch)
         statistics.update(values)
         scarce = {name: values[name] for name in search.scarce()}
         some = {name: _samples(values[name], searched, count) for name in search.plentiful()} if searched else None
@@ -134,7 +132,8 @@ def calibrate(
         search.feed(scarce, some)
         samples += count
         del scarce, some  # before the next batch is computed
-    _core.return_memory()  # that of inner tensors
+    opened.clear()  # they hold the weights once more
+    _core.return_memory()  # that of inner tensors too
     _check_outputs(model, statistics.not_finite)
     ranges, without, histograms = statistics.choose({name: settings.range_of(name) for name in tensors})
     coarse = swallowed(model, first[0], sampled, ranges, settings.range_of, each)

@@ -35,13 +35,13 @@ class _Searched:
     """A layer whose weight scale is searched.
 
     Attributes:
-        rows: (outputs, K), its weight.
+        weight: of the model; its rows are made when they are needed, as those of all layers are as large as the model.
         parts: moments or rows of its inputs; with blocks, of so many inputs each.
     """
 
     layer: WeightLayer
     grid: WeightGrid
-    rows: NDArray[np.float32]
+    weight: onnx.TensorProto
     parts: tuple[_core.Layer, ...]
     block: int
 
@@ -73,14 +73,14 @@ class _Searched:
         Raises:
             ValueError: the data is not finite.
         """
-        layer, grid, block = self.layer, self.grid, self.block
+        layer, grid, block, rows = self.layer, self.grid, self.block, _rows_of(self.layer, self.weight)
         together = [self, *others]
         for other in others:
             for part, further in zip(self.parts, other.parts, strict=True):
                 part.join(further, pool)
         found = [
             part.weight_scale(
-                np.ascontiguousarray(self.rows[:, i * block : (i + 1) * block]) if block else self.rows,
+                np.ascontiguousarray(rows[:, i * block : (i + 1) * block]) if block else rows,
                 qmin=grid.qmin,
                 qmax=grid.qmax,
                 symmetric=grid.symmetric,
@@ -120,26 +120,24 @@ class WeightScaleSearch:
         blocked, one_scale = input_axes(model.graph), one_scale_weights(model)
         layers = tuple(layer for layer in layers if grid_of(layer.weight) is not None)
         left = {layer.weight for layer in layers if not _searchable(layer)} | also_data(model)
-        searched: list[tuple[WeightLayer, WeightGrid, NDArray[np.float32], list[int]]] = []
+        searched: list[tuple[WeightLayer, WeightGrid, int, list[int]]] = []
         for layer in layers:
             grid = grid_of(layer.weight)
             if grid is None or layer.weight in left:
                 continue
             block = grid.block if layer.weight in blocked else 0
             grid = replace(grid, per_channel=grid.per_channel and layer.weight not in one_scale, block=block)
-            rows = layer.layout.rows(onnx.numpy_helper.to_array(constants[layer.weight])).astype(np.float32)
-            inputs = rows.shape[1]
+            outputs, inputs = _rows_of(layer, constants[layer.weight]).shape
             sizes = [min(block, inputs - begin) for begin in range(0, inputs, block)] if block else [inputs]
-            searched.append((layer, grid, rows, sizes))
+            searched.append((layer, grid, outputs, sizes))
         share = _share_of_rows([(layer.attributes.groups, sizes) for layer, _, _, sizes in searched], _budget(memory))
         if share is None:
             _LOG.warning("there is no memory to choose weight scales by output error: minimum and maximum set them")
             searched, share = [], 0.0
-        for layer, grid, rows, sizes in searched:
+        for layer, grid, outputs, sizes in searched:
             groups = layer.attributes.groups
-            outputs = len(rows) // groups
-            parts = tuple(_data(layer, size, outputs, groups, _rows(size, share)) for size in sizes)
-            self._layers.append(_Searched(layer, grid, rows, parts, grid.block))
+            parts = tuple(_data(layer, size, outputs // groups, groups, _rows(size, share)) for size in sizes)
+            self._layers.append(_Searched(layer, grid, constants[layer.weight], parts, grid.block))
         self._leave(left)
         self._scarce = frozenset(layer.weight for layer in layers)
         self._seen = self._fed = 0  # samples
@@ -221,6 +219,12 @@ class WeightScaleSearch:
             except ValueError as error:  # its input has values that are no numbers, or whose squares are none
                 _LOG.warning("layer %s: its weight scale is left to minimum and maximum: %s", layer.node_name, error)
         return found
+
+
+def _rows_of(layer: WeightLayer, weight: onnx.TensorProto) -> NDArray[np.float32]:
+    """(outputs, K)."""
+    rows: NDArray[np.float32] = layer.layout.rows(onnx.numpy_helper.to_array(weight)).astype(np.float32, copy=False)
+    return rows
 
 
 def _data(layer: WeightLayer, inputs: int, outputs: int, groups: int, rows: int) -> _core.Layer:
