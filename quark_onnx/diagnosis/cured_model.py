@@ -100,6 +100,8 @@ class _Writer:
         real, maker = self._real_makers.get(tensor), self._makers.get(source)
         if real is None or maker is None or real.op_type not in _IN_RANGE or real.op_type == maker.op_type:
             return source
+        if not self._real_constants.keys() >= set(filter(None, real.input[1:])):
+            return source
         node = onnx.NodeProto()
         node.CopyFrom(real)
         bounds = [numpy_helper.to_array(self._real_constants[name]) if name else None for name in real.input[1:]]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from quark.onnx.config.spec import QTensorConfig
+from quark.onnx.config.spec import QTensorConfig, QuantGranularity
 from quark.onnx.mixed_precision.allocation import Choice, Option, Path
 from quark.onnx.mixed_precision.formats import Formats
 from quark.onnx.mixed_precision.target import Target
@@ -193,5 +193,16 @@ def _mean_bits(choices: tuple[Choice, ...], options: list[Option], *, is_weight:
 
 
 def _counts(options: list[Option]) -> dict[str, int]:
-    names = [repr(option.spec.data_type) if option.spec is not None else "float" for option in options]
+    names = [_name(option.spec) for option in options]
     return {name: names.count(name) for name in dict.fromkeys(sorted(names))}
+
+
+def _name(spec: QTensorConfig | None) -> str:
+    if spec is None:
+        return "float"
+    name = repr(spec.data_type)
+    return (
+        name
+        if spec.quant_granularity is QuantGranularity.Tensor
+        else f"{name} per {spec.quant_granularity.name.lower()}"
+    )

@@ -9,7 +9,7 @@ import onnx
 
 from quark.onnx.calibration_data.checked_items import Batch
 from quark.onnx.config.algorithm import TUNABLE_OP_TYPES
-from quark.onnx.config.spec import QTensorConfig
+from quark.onnx.config.spec import QTensorConfig, QuantGranularity
 from quark.onnx.inference.sessions import Engine
 from quark.onnx.mixed_precision.allocation import Choice, Option
 from quark.onnx.mixed_precision.target import bits_of
@@ -21,6 +21,7 @@ from quark.onnx.sensitivity.weight_switch import WeightSwitch, weight_switches
 __all__ = ["PlainModel", "sensitivities", "with_finetuned_weights"]
 
 _FOLDED = ("Relu", "Clip")
+_SCALE_BITS = 32
 _LEAST_LEFT = 0.02  # of the weights' errors after finetuning, whatever else the model's error hides
 
 
@@ -59,23 +60,23 @@ def sensitivities(
         items: a few samples.
         engine: runs the models.
     """
-    found: dict[tuple[str, ...], dict[QTensorConfig, tuple[WeightSwitch, float]]] = {}
+    found: dict[tuple[str, ...], dict[QTensorConfig, float]] = {}
+    sizes: dict[tuple[str, ...], tuple[int, int]] = {}  # elements, output channels
     choices = list[Choice]()
     for at, one in enumerate(plain):
         layers = build_plan(one.model, one.quantized, TUNABLE_OP_TYPES).layers
         switches = [s for s in weight_switches(one.model, one.quantized, layers, items[0], engine) if _may(one, s)]
         damage = Damage(one.model, one.quantized, items, engine, switches)
+        channels = {layer.node: len(layer.weight.rows) for layer in layers}
         for switch in switches:
-            found.setdefault(switch.tensors, {})[one.weight] = switch, damage.deviation([switch]).error
+            sizes[switch.tensors] = switch.elements, channels[switch.name]
+            found.setdefault(switch.tensors, {})[one.weight] = damage.deviation([switch]).error
         if at == 0:
             choices += _of_activations(one, damage, activations)
     for tensors, errors in found.items():
-        switch = next(switch for switch, _ in errors.values())
-        options = tuple(
-            Option(spec, spec.data_type.bits * switch.elements, _error(spec, {s: e for s, (_, e) in errors.items()}))
-            for spec in weights
-        )
-        choices.append(Choice(tensors[:1], True, switch.elements, options))
+        elements, rows = sizes[tensors]
+        options = (Option(spec, _bits(spec, elements, rows), _error(spec, errors)) for spec in weights)
+        choices.append(Choice(tensors[:1], True, elements, tuple(sorted(options, key=lambda option: option.bits))))
     return choices
 
 
@@ -135,11 +136,20 @@ def _of_format(
     return damage.deviation([switch]).error * 4.0 ** (bits_of(formats[0]) - spec.data_type.bits)
 
 
+def _bits(spec: QTensorConfig, elements: int, channels: int) -> float:
+    """The bits of a weight, with those of the scales of its channels."""
+    return spec.data_type.bits * elements + (_SCALE_BITS * channels if not _is_per_tensor(spec) else 0)
+
+
+def _is_per_tensor(spec: QTensorConfig) -> bool:
+    return spec.quant_granularity is QuantGranularity.Tensor
+
+
 def _error(spec: QTensorConfig, errors: dict[QTensorConfig, float]) -> float:
     """What was measured; of more bits a quarter for each more than the nearest that was."""
     if spec in errors:
         return errors[spec]
-    nearest = max(errors, key=lambda other: other.data_type.bits)
+    nearest = max(errors, key=lambda other: (_is_per_tensor(other) == _is_per_tensor(spec), other.data_type.bits))
     return errors[nearest] * 4.0 ** (nearest.data_type.bits - spec.data_type.bits)
 
 

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
 from quark.onnx.config.frozen import FrozenConfig, instance, strict_keywords
-from quark.onnx.config.spec import QTensorConfig
+from quark.onnx.config.spec import (
+    Int4Spec,
+    Int8Spec,
+    Int16Spec,
+    QTensorConfig,
+    QuantGranularity,
+    ScaleType,
+    UInt4Spec,
+    UInt8Spec,
+    UInt16Spec,
+)
 from quark.onnx.config.validate import Check, function, integer, optional, problem, real
 from quark.onnx.errors import ConfigError
 
 __all__ = ["Target"]
 
+_KINDS: dict[tuple[bool, int], type[QTensorConfig]] = {
+    (True, 4): Int4Spec, (True, 8): Int8Spec, (True, 16): Int16Spec,
+    (False, 4): UInt4Spec, (False, 8): UInt8Spec, (False, 16): UInt16Spec,
+}  # fmt: skip
 _GOALS = ("max_drop", "sqnr_db", "mse", "max_distance", "min_score", "max_bytes")
 
 
@@ -58,8 +72,8 @@ class Target(FrozenConfig):
         evaluator: takes an onnxruntime.InferenceSession, gives a finite number; higher is better.
         distance: takes an output of the float model and of the quantized one, arrays of an item; gives a number.
         output_index: of the output that `distance` is taken of.
-        weights: the formats that weights may have. None: that of the configuration, and its like with 8 and 16 bits if
-            these are more; with `max_bytes` with 4 bits too.
+        weights: the formats that weights may have. None: that of the configuration, and its like with a scale for each
+            channel and 8 or 16 bits if these are more; with `max_bytes` with 4 bits too.
         activations: the formats that activations may have, None among them is float. None: that of the configuration,
             its like with 16 bits, and float.
         time_limit: seconds from which on no further formats are tried.
@@ -82,7 +96,13 @@ class Target(FrozenConfig):
     weights: WeightFormats = None
     activations: ActivationFormats = None
     time_limit: Positive = None
-    validation: Any = None
+    validation: Any = field(default=None, compare=False)
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, in order; of arrays it is enough that they are there."""
+        default = {one.name: one.default for one in fields(self)}
+        given = {name: getattr(self, name) for name in default}
+        return {n: v for n, v in given.items() if v is not default[n] and (n == "validation" or v != default[n])}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,11 +136,16 @@ class Target(FrozenConfig):
         """
         weights, activations = self.weights, self.activations
         if weights is None:
+            wider = weight
+            if weight.quant_granularity is QuantGranularity.Tensor:
+                wider = replace(weight, quant_granularity=QuantGranularity.Channel)
             bits = [b for b in (4, 8, 16) if b > weight.data_type.bits or self.max_bytes is not None]
-            weights = (weight, *(with_bits(weight, b) for b in bits if b != weight.data_type.bits))
+            weights = tuple(dict.fromkeys((weight, wider, *(with_bits(wider, b) for b in bits))))
         if activations is None:
-            wider = () if activation.data_type.bits >= 16 else (with_bits(activation, 16),)
-            activations = (activation, *wider, None) if self.max_bytes is None else (activation,)
+            finer = () if activation.data_type.bits >= 16 else (with_bits(activation, 16),)
+            # Devices with scales that are powers of two have no floats.
+            floats = () if activation.scale_type is ScaleType.PowerOf2 else (None,)
+            activations = (activation, *finer, *floats) if self.max_bytes is None else (activation,)
         return replace(
             self,
             weights=tuple(sorted(weights, key=bits_of)),
@@ -135,6 +160,5 @@ def bits_of(spec: QTensorConfig | None) -> int:
 
 def with_bits(spec: QTensorConfig, bits: int) -> QTensorConfig:
     """A spec like another, of a signed or unsigned type as that one."""
-    name = f"{'Int' if spec.data_type.signed else 'UInt'}{bits}Spec"
-    written = {key: value for key, value in spec.to_dict().items() if key not in ("name", "data_type")}
-    return QTensorConfig.from_dict({**written, "name": name})
+    kind = _KINDS[spec.data_type.signed, bits]
+    return kind(spec.symmetric, spec.scale_type, spec.calibration_method, spec.quant_granularity)

@@ -22,7 +22,8 @@ from quark.onnx.calibration_data.checked_items import (
 from quark.onnx.config.algorithm import AutoMixprecisionConfig
 from quark.onnx.config.qconfig import QConfig
 from quark.onnx.config.spec import QLayerConfig, QTensorConfig
-from quark.onnx.errors import ConfigError, DataError
+from quark.onnx.errors import ConfigError, DataError, UnsupportedError
+from quark.onnx.graph.random_nodes import is_random
 from quark.onnx.inference.sessions import batch_is_free
 from quark.onnx.mixed_precision.allocation import Choice, Path
 from quark.onnx.mixed_precision.auto_mixprecision import Layers, auto_target, ignored_fields
@@ -69,6 +70,8 @@ class TargetedRun:
         other: ReferenceModel | None,
     ) -> None:
         self._began = time.monotonic()
+        if any(map(is_random, original.graph.node)):
+            raise UnsupportedError("the model draws random numbers: what a format costs cannot be told from chance")
         self._layers, self._ignored = Layers(), tuple[str, ...]()
         most = config.auto_mixprecision.data_size if target is None and config.auto_mixprecision is not None else 0
         if target is None:

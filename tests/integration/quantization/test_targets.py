@@ -63,7 +63,7 @@ def test_a_budget_of_bytes_gives_4_bits_to_what_can_do_with_them() -> None:
     result, report = quantize(model, None, data, QConfig(layer), target=Target(max_bytes=budget))
     assert report.target.reached
     assert report.sizes.quantized_bytes <= budget
-    assert "Int4" in report.target.weights
+    assert "Int4 per channel" in report.target.weights
     assert sqnr(model, result, data) > 0.3 * sqnr(model, whole, data)
 
 
@@ -139,6 +139,9 @@ def test_what_does_not_go(tmp_path: Path) -> None:
         quantize(model, None, data, target=Target(max_drop=0.1))
     with pytest.raises(ConfigError, match="output_index"):
         quantize(model, None, data, target=Target(max_distance=0.1, distance=np.vdot, output_index=1))
+    drawn = build("(float[N,4] x) => (float[N,4] y) { r = RandomNormalLike(x) y = Add(x, r) }")
+    with pytest.raises(UnsupportedError, match="random"):
+        quantize(drawn, None, samples(drawn, 20), target=Target(mse=0.1))
     with pytest.raises(UnsupportedError, match="save_dir"):
         ModelQuantizer(PLAIN).quantize_model(model, None, data, save_dir=tmp_path, target=Target(mse=0.1))
 

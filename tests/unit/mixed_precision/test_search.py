@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from quark.onnx import ConfigError, ConfigTypeError, Int4Spec, Int8Spec, Int16Spec, Report, Target, UInt8Spec
+from quark.onnx import (
+    ConfigError,
+    ConfigTypeError,
+    Int4Spec,
+    Int8Spec,
+    Int16Spec,
+    QuantGranularity,
+    Report,
+    ScaleType,
+    Target,
+    UInt8Spec,
+    XInt8Spec,
+)
 from quark.onnx.mixed_precision.allocation import Choice, Option, Path
 from quark.onnx.mixed_precision.formats import Formats
 from quark.onnx.mixed_precision.search import Search
@@ -113,9 +126,15 @@ def test_targets_that_are_none() -> None:
 
 def test_formats_that_follow_from_the_configuration() -> None:
     found = Target(mse=0.1).with_candidates(Int8Spec(), UInt8Spec())
-    assert [repr(spec.data_type) for spec in found.weights] == ["Int8", "Int16"]
+    channel = QuantGranularity.Channel
+    eight, sixteen = Int8Spec(quant_granularity=channel), Int16Spec(quant_granularity=channel)
+    assert found.weights == (Int8Spec(), eight, sixteen)
     assert [spec and repr(spec.data_type) for spec in found.activations] == ["UInt8", "UInt16", None]
     assert found.activations[1].symmetric == UInt8Spec().symmetric
     found = Target(max_bytes=10).with_candidates(Int8Spec(), UInt8Spec())
-    assert [repr(spec.data_type) for spec in found.weights] == ["Int4", "Int8", "Int16"]
+    assert found.weights == (Int4Spec(quant_granularity=channel), Int8Spec(), eight, sixteen)
+    assert Target(max_bytes=10).with_candidates(eight, UInt8Spec()).weights[1:] == (eight, sixteen)
     assert found.activations == (UInt8Spec(),)
+    found = Target(mse=0.1).with_candidates(XInt8Spec(), XInt8Spec())
+    assert found.activations == (XInt8Spec(), Int16Spec(scale_type=ScaleType.PowerOf2))
+    assert "validation" in repr(Target(mse=0.1, validation=np.zeros((2, 2))))
