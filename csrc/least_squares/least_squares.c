@@ -29,6 +29,8 @@ enum {
 
 /* The part of a held-out error that a pilot must gain beyond the best bias to have other integers sought elsewhere. */
 static const double WORTH = 0.005;
+/* The part of that from which on rounding is tried too; what another damping must gain in relation to the one before. */
+static const double NEARLY = 0.75, MORE = 0.02;
 
 /* A candidate with its damping. */
 typedef struct {
@@ -104,8 +106,7 @@ static qk_status begin(search *s, int64_t first, int64_t count, double *gain) {
 
 static qk_status run(search *s, candidate *c) {
     QK_TRY(cancelled(s->options));
-    const bool rounds = !s->options->descends_only;
-    QK_TRY(s->problem->does->damp(s->problem, c->damping, rounds));
+    QK_TRY(s->problem->does->damp(s->problem, c->damping, c->kind == QK_ROUNDING_DESCENT));
     return qk_evaluation_run(&s->evaluation, c->kind, &c->gain);
 }
 
@@ -130,25 +131,32 @@ static double held_out_error(const search *s) {
     return sum;
 }
 
-/* Tries dampings from the strongest on, until one gains less than the best before it. *tried: the candidates that the
- * other outputs may take, the best first; 0: none is worth it. */
+/* Tries dampings from the strongest on, until one gains little more than the one before it, or less. *best: the most
+ * gained so far. */
+static qk_status run_dampings(search *s, qk_candidate kind, double *best) {
+    double before = 0;
+    for (int i = 0; i < s->count; i++) {
+        candidate *c = &s->candidates[i];
+        if (c->kind != kind) continue;
+        QK_TRY(run(s, c));
+        *best = fmin(*best, c->gain);
+        if (c->gain >= before * (1 + MORE)) break;
+        before = c->gain;
+    }
+    return QK_OK;
+}
+
+/* Descent comes first, as it needs no factor: where it gains far less than what is worth it, rounding does not make up
+ * for that. *tried: the candidates that the other outputs may take, the best first; 0: none is worth it. */
 static qk_status run_pilot(search *s, int64_t count, int *tried) {
     double best = 0, of_bias;
     QK_TRY(begin(s, 0, count, &of_bias));
-    for (int i = 0; i < s->count;) {
-        const double damping = s->candidates[i].damping;
-        double gain = 0;
-        for (; i < s->count && s->candidates[i].damping == damping; i++) {
-            QK_TRY(run(s, &s->candidates[i]));
-            gain = fmin(gain, s->candidates[i].gain);
-        }
-        *tried = i;
-        if (gain >= best) break;
-        best = gain;
-    }
-    qsort(s->candidates, (size_t)*tried, sizeof *s->candidates, by_gain);
-    s->pilot_alone = best >= of_bias - WORTH * held_out_error(s);
-    if (s->pilot_alone) *tried = 0;
+    const double worth = WORTH * held_out_error(s);
+    QK_TRY(run_dampings(s, QK_DESCENT, &best));
+    if (best < of_bias - NEARLY * worth) QK_TRY(run_dampings(s, QK_ROUNDING_DESCENT, &best));
+    qsort(s->candidates, (size_t)s->count, sizeof *s->candidates, by_gain);
+    s->pilot_alone = best >= of_bias - worth;
+    for (*tried = 0; *tried < s->count && !s->pilot_alone && s->candidates[*tried].gain < 0;) ++*tried;
     return QK_OK;
 }
 
