@@ -266,8 +266,7 @@ typedef struct {
     int max_sweeps;        /* of coordinate descent, for each candidate */
     const double *damping; /* candidates, relative to the mean diagonal of G */
     int damping_count;
-    int64_t
-        part_from; /* where rows * K * K is more, a quarter of the outputs says which candidates all are tried with */
+    int64_t part_from; /* where rows * K * K is more, some of the outputs say which candidates all are tried with */
     /* Called between candidates by the calling thread; true: cancel. May be NULL. */
     bool (*cancelled)(void *user);
     void *user;

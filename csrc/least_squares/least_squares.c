@@ -3,9 +3,9 @@
  * E |W^ x + b - y|^2 is quadratic in W^ and b, so moments, or few rows, replace the data (integer_problem.h). Each
  * candidate damps the Gram matrix differently (shrinking towards the float weight), rounds the damped minimum
  * by GPTQ, with few inputs to the closest point, then descends by coordinates. Outputs are problems of their own:
- * for each the candidate that is best on held-out rows wins, the start included. Large layers try candidates on a few
- * of the outputs, from strong to weak damping and only as long as that gains, and the best of them on the others; where
- * next to nothing is gained there, the others get no more than their best bias. */
+ * for each the candidate that is best on held-out rows wins, the start included. Larger layers
+ * try dampings from strong to weak and only as long as that gains; the largest on a few of the outputs, and the best
+ * candidates on all; where next to nothing is gained there, the others get no more than their best bias. */
 #include "least_squares/least_squares.h"
 
 #include <math.h>
@@ -22,15 +22,17 @@
 
 enum {
     PILOT = 2,              /* blocks that candidates are tried on first */
+    PILOT_SWEEPS = 8,       /* enough to compare them */
     FINALISTS = 2,          /* candidates for the others */
     LARGE = 8,              /* blocks that make such a pilot worth its while */
+    SMALL = 16,             /* parts of what makes a layer large: up to there all dampings are tried */
     BATCH_NUMBERS = 1 << 21 /* about so many weights are worked on together */
 };
 
 /* The part of a held-out error that a pilot must gain beyond the best bias to have other integers sought elsewhere. */
 static const double WORTH = 0.005;
-/* The part of that from which on rounding is tried too; what another damping must gain in relation to the one before. */
-static const double NEARLY = 0.75, MORE = 0.02;
+/* The part that another damping must add to what the ones before gained, for a weaker one to be tried. */
+static const double MORE = 0.02;
 
 /* A candidate with its damping. */
 typedef struct {
@@ -110,13 +112,36 @@ static qk_status run(search *s, candidate *c) {
     return qk_evaluation_run(&s->evaluation, c->kind, &c->gain);
 }
 
-/* All blocks from `first` of the indices on, with the first candidates. */
-static qk_status run_all(search *s, int64_t first, int64_t end, int count) {
+/* How much of the held-out error the outputs in the batch have lost, by what they hold. Not positive. */
+static double held_change(const search *s) {
+    double sum = 0;
+    for (int64_t b = 0; b < s->batch.blocks; b++) {
+        const qk_row_block *rows = &s->batch.block[b].rows;
+        for (int64_t i = 0; i < rows->count; i++) sum += s->holding.change[QK_HELD_OUT][rows->first + i];
+    }
+    return sum;
+}
+
+/* The batch with the first candidates. stops: they go from strong to weak damping, as far as it pays. */
+static qk_status run_batch(search *s, int count, bool stops) {
+    double before = 0;
+    for (int i = 0; i < count; i++) {
+        QK_TRY(run(s, &s->candidates[i]));
+        if (!stops || i + 1 == count || s->candidates[i + 1].damping == s->candidates[i].damping) continue;
+        const double held = held_change(s);
+        if (before < 0 && held >= before * (1 + MORE)) break;
+        before = held;
+    }
+    return QK_OK;
+}
+
+/* All blocks from `first` of the indices on. */
+static qk_status run_all(search *s, int64_t first, int count, bool stops) {
     double gain;
-    for (int64_t at = first; at < end; at += s->capacity) {
+    for (int64_t at = first; at < s->blocks; at += s->capacity) {
         QK_TRY(cancelled(s->options));
-        QK_TRY(begin(s, at, qk_smaller(s->capacity, end - at), &gain));
-        for (int i = 0; i < count; i++) QK_TRY(run(s, &s->candidates[i]));
+        QK_TRY(begin(s, at, qk_smaller(s->capacity, s->blocks - at), &gain));
+        QK_TRY(run_batch(s, count, stops));
     }
     return QK_OK;
 }
@@ -146,16 +171,18 @@ static qk_status run_dampings(search *s, qk_candidate kind, double *best) {
     return QK_OK;
 }
 
-/* Descent comes first, as it needs no factor: where it gains far less than what is worth it, rounding does not make up
- * for that. *tried: the candidates that the other outputs may take, the best first; 0: none is worth it. */
+/* Descent comes first, as it needs no factor: where it is not worth it rounding is not either, which gains hardly more.
+ * *tried: the candidates that the outputs may take, the best first; 0: none is worth it. */
 static qk_status run_pilot(search *s, int64_t count, int *tried) {
     double best = 0, of_bias;
     QK_TRY(begin(s, 0, count, &of_bias));
-    const double worth = WORTH * held_out_error(s);
+    const double worth = of_bias - WORTH * held_out_error(s);
+    s->evaluation.max_sweeps = (int)qk_smaller(PILOT_SWEEPS, s->options->max_sweeps);
     QK_TRY(run_dampings(s, QK_DESCENT, &best));
-    if (best < of_bias - NEARLY * worth) QK_TRY(run_dampings(s, QK_ROUNDING_DESCENT, &best));
+    s->pilot_alone = best >= worth;
+    if (!s->pilot_alone) QK_TRY(run_dampings(s, QK_ROUNDING_DESCENT, &best));
+    s->evaluation.max_sweeps = s->options->max_sweeps;
     qsort(s->candidates, (size_t)s->count, sizeof *s->candidates, by_gain);
-    s->pilot_alone = best >= of_bias - worth;
     for (*tried = 0; *tried < s->count && !s->pilot_alone && s->candidates[*tried].gain < 0;) ++*tried;
     return QK_OK;
 }
@@ -173,12 +200,15 @@ static void order_blocks(search *s, int64_t pilot) {
 
 static qk_status try_candidates(search *s) {
     const double work = (double)s->rows * (double)s->shape.inputs * (double)s->shape.inputs;
-    const bool with_pilot = work > (double)s->options->part_from && s->count > FINALISTS && s->blocks >= LARGE;
-    const int64_t pilot = with_pilot ? PILOT : 0;
-    int tried = s->count;
-    order_blocks(s, pilot);
-    if (with_pilot) QK_TRY(run_pilot(s, pilot, &tried));
-    return run_all(s, pilot, s->blocks, with_pilot && tried > FINALISTS ? FINALISTS : tried);
+    const double large = (double)s->options->part_from;
+    int tried;
+    if (work <= large || s->count <= FINALISTS || s->blocks < LARGE) {
+        order_blocks(s, 0);
+        return run_all(s, 0, s->count, work > large / SMALL);
+    }
+    order_blocks(s, PILOT);
+    QK_TRY(run_pilot(s, PILOT, &tried));
+    return run_all(s, s->pilot_alone ? PILOT : 0, (int)qk_smaller(tried, FINALISTS), false);
 }
 
 /* ---- the result ------------------------------------------------------------------------------ */

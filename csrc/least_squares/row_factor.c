@@ -133,10 +133,15 @@ static void remove_task(void *context, int64_t task, int worker) {
     (void)worker;
     const elimination *e = context;
     const int64_t w = e->s->width, first = task * STRIP, n = qk_smaller(STRIP, w - first);
-    qk_dgemm(
-        e->inverse + first * w, e->t + first, e->t,
-        (qk_gemm_shape){
-            .m = n, .n = first + n, .k = e->count, .lda = w, .ldb = w, .ldc = w, .a_transposed = true, .accumulate = true});
+    qk_dgemm(e->inverse + first * w, e->t + first, e->t,
+             (qk_gemm_shape){.m = n,
+                             .n = first + n,
+                             .k = e->count,
+                             .lda = w,
+                             .ldb = w,
+                             .ldc = w,
+                             .a_transposed = true,
+                             .accumulate = true});
 }
 
 static qk_status eliminate(elimination *e, qk_row_factor *f, int64_t group, qk_run *run) {

@@ -230,6 +230,30 @@ static void large_layers_try_most_outputs_with_the_best_candidates_alone(void) {
     }
 }
 
+/* The second damping adds next to nothing to the first, so the third is not tried, on one thread or on three. */
+static void larger_layers_end_with_a_damping_that_adds_little(void) {
+    const ref_case many = {"many outputs", {.groups = 1, .inputs = 40, .outputs = 300}, 3, {12, 40, 40}};
+    const double three[] = {1, 0.999, 1e-4};
+    const int64_t work = 300 * 40 * 40, part_from[] = {INT64_MAX, INT64_MAX, work, work};
+    const int counts[] = {3, 2, 3, 3};
+    int32_t *weights[4];
+    for (int run = 0; run < 4; run++) {
+        fixture f = fixture_new(&many, 0, run == 3 ? 3 : 1);
+        qk_least_squares_options o = options_of(QK_FLOOR_OR_CEIL, true);
+        qk_least_squares_result r;
+        o.damping = three;
+        o.damping_count = counts[run];
+        o.part_from = part_from[run];
+        CHECK(solve(&f, &o, &r) == QK_OK);
+        weights[run] = MEMORY(int32_t, 300 * 40);
+        memcpy(weights[run], f.new_weight, 300 * 40 * sizeof *f.new_weight);
+        fixture_free(&f);
+    }
+    CHECK(memcmp(weights[0], weights[1], 300 * 40 * sizeof **weights) != 0);
+    for (int run = 2; run < 4; run++) CHECK(memcmp(weights[run], weights[1], 300 * 40 * sizeof **weights) == 0);
+    for (int run = 0; run < 4; run++) free(weights[run]);
+}
+
 /* Damped so much that no weight moves from where such a solution is: the others need not try, bias alone is as good.
  * Where biases stay weights make up for them. */
 static void large_layers_stop_where_a_part_of_the_outputs_gains_nothing(void) {
@@ -259,4 +283,5 @@ static void large_layers_stop_where_a_part_of_the_outputs_gains_nothing(void) {
 
 QK_TESTS(QK_TEST(the_best_candidate_of_each_row_wins),
          QK_TEST(large_layers_try_most_outputs_with_the_best_candidates_alone),
+         QK_TEST(larger_layers_end_with_a_damping_that_adds_little),
          QK_TEST(large_layers_stop_where_a_part_of_the_outputs_gains_nothing))
