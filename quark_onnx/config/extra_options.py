@@ -117,7 +117,7 @@ class ExtraOptions(TypedDict, total=False):
         MaxMemory: MiB of resident memory that the process may have; when absent, what the machine, its control groups
             and RLIMIT_AS leave. What does not fit is done in a way that takes less, or left out; the report says so.
         MaxFloatShare: how much of the activations, 0 to 1 of their values, may stay in float because their quantizers
-            alone destroy the model (docs/islands.md); 0 quantizes all of them. 0.25 when absent, and 0 where the scales
+            alone destroy the model (docs/islands.md); 0 quantizes all of them. 0.35 when absent, and 0 where the scales
             of activations are powers of two, which are for devices without floats.
         OpTypesToQuantize: the only op types to quantize; those of docs/compatibility.md when absent.
         ExtraOpTypesToQuantize: op types to quantize as well.

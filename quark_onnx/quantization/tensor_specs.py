@@ -39,7 +39,7 @@ from quark.onnx.quantization.node_scope import NodeScope
 __all__ = ["TensorSpecs", "needed_opset", "tensor_specs"]
 
 _PERCENTILE = 99.999
-FLOAT_SHARE = 0.25  # MaxFloatShare
+FLOAT_SHARE = 0.35  # MaxFloatShare
 _CANDIDATES = (99.99, 99.999, 99.99999)  # of LayerwisePercentile
 _LEVELS = 128  # of Entropy
 _FUSED = ("Relu", "LeakyRelu", "PRelu", "Clip")

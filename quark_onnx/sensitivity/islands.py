@@ -1,27 +1,31 @@
-"""Which activations stay in float because their quantizer alone does more harm than all others together should.
+"""Which activations stay in float because their quantizers do most of the harm that all of them do together.
 
-In a model that 8 bits suit, no quantizer alone makes an error of a 200th of an output's variance; in one that they
-destroy, a handful does: the joint of boxes and scores, the argument of a logarithm, a masked score. These are found by
-bisection, a group of quantizers at a time, so that a model without any costs one pass over a few samples.
+In a model that 8 bits suit, no quantizer alone makes an error of a 160th of an output's variance; in one that they
+destroy, a handful does: the joint of boxes and scores, the argument of a logarithm, a masked score. Whether there is
+one is found by bisection, a group of quantizers at a time, so that a model without any costs few passes over a few
+samples. If there is, every quantizer is measured alone, and those with the most error for what they hold stay in float.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quark.onnx.sensitivity.damage import Damage
 from quark.onnx.sensitivity.switched_model import Switch
 
-__all__ = ["Island", "Islands", "islands"]
+__all__ = ["Island", "Islands", "is_destroyed", "islands"]
 
-_HARM = 10**-2.2  # 22 dB: the error of one quantizer alone from which on it is an island. See docs/decisions.
+_HARM = 10**-2.2  # 22 dB: the error of one quantizer alone from which on it destroys the model. See docs/decisions.
 _GOOD = 10**-2.8  # 28 dB: of all others together, from which on nothing further is looked for
 _GAIN = 0.5  # of the error: where more is left, floats are no help
-_REFINED = 0.6  # of the share allowed: as much goes to what does not destroy the model, but does most of the harm left
+_CHEAP = 0.4  # of the share allowed, within which whatever lessens the error may stay in float
+_DB = 100.0  # dB for each 1 of share: so much what goes beyond must bring, 1 dB for each percent of the activations
 _FREE = 16384  # values a sample that may be floats whatever share of the activations they are: they cost nothing much
-_LEAST = 10**-3.2  # 32 dB: a quantizer with less error is never an island
+_STATES = 6  # of the islands that are measured, from few to all
+_LEAST = 1e-4  # 40 dB: a quantizer with less error is never an island
+_SLACK = 1.1  # times the least error measured: fewer islands with no more than that are as good
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,7 @@ class Islands:
         kept: in float, the most harmful first.
         before: the error that all activation quantizers make together, weights in float, as in `Island.error`.
         after: without those of the islands.
-        left_out: those that destroy the model and are quantized all the same, as floats would be no help, or more than
-            the share allowed.
+        left_out: those that destroy the model and are quantized all the same, as floats would be no help, or too much.
     """
 
     kept: tuple[Island, ...]
@@ -62,36 +65,78 @@ class Islands:
         return math.fsum(island.share for island in self.kept)
 
 
-def islands(damage: Damage, max_share: float) -> Islands:
-    """Find them.
+def is_destroyed(damage: Damage) -> bool:
+    """Whether any quantizer alone destroys the model."""
+    return damage.error(damage.switches) > _GOOD and bool(_harmful(damage, damage.switches, _HARM))
+
+
+def islands(damage: Damage, errors: Mapping[tuple[str, ...], float], max_share: float) -> Islands:
+    """Find them in a model that is destroyed.
 
     Args:
         damage: of the model.
+        errors: of each quantizer alone, by its tensors.
         max_share: of the values that go through activation quantizers may stay in float, 0 to 1.
     """
-    rest = list(damage.switches)
-    before = after = damage.error(rest)
-    if before <= _GOOD:
-        return Islands((), before, before)
+    before = damage.error(damage.switches)
     everything = sum(damage.elements.values()) or 1
+    alone = {switch: errors[switch.tensors] for switch in damage.switches}
+    share = {switch: damage.elements[switch.name] / everything for switch in damage.switches}
+    harmful = (switch for switch in damage.switches if alone[switch] >= _LEAST)
+    order = sorted(harmful, key=lambda switch: -alone[switch] / max(share[switch], 1 / everything))
     free = min(1.0, _FREE * damage.samples / everything)
-    found, left_out, limit, room = list[Island](), list[Island](), _HARM, max(max_share, free)
-    while after > _GOOD and limit >= _LEAST:
-        left_out = []
-        for switch in sorted(_harmful(damage, rest, limit), key=lambda switch: -damage.error([switch])):
-            island = Island(switch.tensors, damage.error([switch]), damage.elements[switch.name] / everything)
-            if sum(one.share for one in found) + island.share > room:
-                left_out.append(island)
-                continue
-            found.append(island)
-            rest.remove(switch)
-        after = damage.error(rest)
-        if limit == _HARM and (not found or left_out):
-            break  # many make what there is together, or what destroys the model is too much of it
-        limit, room = limit / 2, max(_REFINED * max_share, free)
+    others = math.fsum(error for error in alone.values() if error < _LEAST)
+    order = order[: _affordable([(alone[switch], share[switch]) for switch in order], others, max_share, free)]
+    count, after = _best_count(damage, order)
+    found = [Island(switch.tensors, alone[switch], share[switch]) for switch in order[:count]]
     if after > _GAIN * before:
-        return Islands((), before, before, (*found, *left_out) if limit == _HARM else tuple(found))
-    return Islands(tuple(found), before, after, tuple(left_out) if limit == _HARM else ())
+        found, after = [], before
+    taken = {island.tensors for island in found}
+    destroying = (switch for switch in damage.switches if switch.tensors not in taken and alone[switch] >= _HARM)
+    left_out = (Island(switch.tensors, alone[switch], share[switch]) for switch in destroying)
+    return Islands(_by_error(found), before, after, _by_error(left_out))
+
+
+def _by_error(found: Iterable[Island]) -> tuple[Island, ...]:
+    return tuple(sorted(found, key=lambda island: -island.error))
+
+
+def _affordable(quantizers: Sequence[tuple[float, float]], others: float, max_share: float, free: float) -> int:
+    """So many of the first quantizers may stay in float, as if errors added up.
+
+    Args:
+        quantizers: the error and the share of each, the one with the most error for its share first.
+        others: the error of all that are no candidates.
+        free: share that may stay in float whatever is allowed.
+    """
+    left, used, count = math.fsum(error for error, _ in quantizers) + others, 0.0, 0
+    cheap, at_cheap = max(_CHEAP * max_share, free), None
+    for index, (error, share) in enumerate(quantizers):
+        if left <= _GOOD or used + share > max(max_share, free):
+            break
+        if used + share > cheap and at_cheap is None:
+            at_cheap = used, left
+        left, used = max(left - error, others), used + share
+        if at_cheap is None or _db(at_cheap[1], left) >= _DB * (used - at_cheap[0]):
+            count = index + 1
+    return count
+
+
+def _db(error: float, less: float) -> float:
+    return 10 * math.log10(error / less) if less > 0 else math.inf
+
+
+def _best_count(damage: Damage, order: Sequence[Switch]) -> tuple[int, float]:
+    """How many of these, the first ones, stay in float, and the error of all other quantizers together: the fewest that
+    are about as good as any.
+    """
+    counts = sorted({round(len(order) * state / _STATES) for state in range(1, _STATES + 1)} - {0})
+    errors = {}
+    for count in counts:
+        kept = set(order[:count])
+        errors[count] = damage.error([switch for switch in damage.switches if switch not in kept])
+    least = min(errors.values(), default=math.inf)
+    return next(((n, error) for n, error in errors.items() if error <= _SLACK * least), (0, math.inf))
 
 
 def _harmful(damage: Damage, switches: Sequence[Switch], limit: float) -> list[Switch]:

@@ -15,8 +15,9 @@ from quark.onnx.graph.live_bytes import live_bytes
 from quark.onnx.graph.random_nodes import is_random
 from quark.onnx.inference.sessions import ROOM, Batch, Engine
 from quark.onnx.qdq.insert_qdq import QdqModel
+from quark.onnx.sensitivity.clipped_ranges import with_wider_ranges
 from quark.onnx.sensitivity.damage import Damage
-from quark.onnx.sensitivity.islands import Island, islands
+from quark.onnx.sensitivity.islands import Island, Islands, is_destroyed, islands
 
 __all__ = ["KeptInFloat", "kept_in_float"]
 
@@ -30,7 +31,8 @@ class KeptInFloat:
     """A quantized model with islands, and what the report says of them.
 
     Attributes:
-        calibration: tensors of islands have no range, and the reason says how much harm their quantizer does.
+        calibration: tensors of islands have no range, and the reason says how much harm their quantizer does;
+            ranges of others may be wider.
         inserted: the Q/DQ model that it makes.
         notes, warnings: for the report.
     """
@@ -71,24 +73,52 @@ def kept_in_float(
     if live_bytes(model) * sample_count(items[0]) > _LARGE_ITEM:
         items = items[:1]
     try:
-        found = islands(Damage(model, inserted.model, items, engine), max_share)
+        wider, found = _found(model, calibration, inserted, insert, (items, engine), max_share)
     except Exception as error:  # whatever it is: the quantized model is there, and nothing of the caller's runs here
         return KeptInFloat(calibration, inserted, warnings=(_unmeasured(f"{type(error).__name__}: {error}"),))
     warnings = (_too_much(found.left_out, max_share),) if found.left_out else ()
     if not found.kept:
         return KeptInFloat(calibration, inserted, warnings=warnings)
     why = {tensor: f"its quantizer alone {_harm(island)}" for island in found.kept for tensor in island.tensors}
-    calibration = replace(
-        calibration,
-        ranges={name: limits for name, limits in calibration.ranges.items() if name not in why},
-        without_range=calibration.without_range | why,
-    )
+    ranges = {name: limits for name, limits in wider.ranges.items() if name not in why}
+    widened = [name for name, limits in ranges.items() if limits != calibration.ranges[name]]
+    notes = (_widened(widened),) if widened else ()
+    calibration = replace(wider, ranges=ranges, without_range=wider.without_range | why)
     note = (
         f"{100 * found.share:.3g} % of the activations stay in float, as their quantizers alone destroy the model "
         f"(MaxFloatShare): with them the quantized activations took an output to {_db(found.before)}, without to "
         f"{_db(found.after)}"
     )
-    return KeptInFloat(calibration, insert(calibration), (note,), warnings)
+    return KeptInFloat(calibration, insert(calibration), (*notes, note), warnings)
+
+
+def _found(
+    model: onnx.ModelProto,
+    calibration: Calibration,
+    inserted: QdqModel,
+    insert: Callable[[Calibration], QdqModel],
+    on: tuple[Sequence[Batch], Engine],
+    max_share: float,
+) -> tuple[Calibration, Islands]:
+    """The islands, and the calibration with the ranges that they are those of."""
+    damage = Damage(model, inserted.model, *on)
+    before = damage.error(damage.switches)
+    if not is_destroyed(damage):
+        return calibration, Islands((), before, before)
+    alone = {switch.tensors: damage.error([switch]) for switch in damage.switches}
+    wider, alone = with_wider_ranges(calibration, alone, lambda other: Damage(model, insert(other).model, *on))
+    if wider.ranges != calibration.ranges:
+        damage = Damage(model, insert(wider).model, *on)
+    return wider, replace(islands(damage, alone, max_share), before=before)
+
+
+def _widened(names: Sequence[str]) -> str:
+    named = ", ".join(repr(name) for name in names[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return (
+        f"the ranges of {named}{more} hold all values: what the calibration method cut off did more harm to an output "
+        "than wider steps do"
+    )
 
 
 def _unmeasured(why: str) -> str:
@@ -102,7 +132,7 @@ def _too_much(left_out: tuple[Island, ...], max_share: float) -> str:
     return (
         f"8 bits destroy the model: the quantizers of {named}{more} alone take an output to so many dB. In float they "
         f"would be another {share:.3g} % of the activations, more than MaxFloatShare={max_share:g} leaves room for, or "
-        "no help: raise it, or give those tensors 16 bits"
+        "little help: raise it, or give those tensors 16 bits"
     )
 
 

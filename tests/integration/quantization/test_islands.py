@@ -237,3 +237,20 @@ def test_whatever_goes_wrong_in_measuring_loses_no_run(monkeypatch: pytest.Monke
     result, quantizer = quantized(model, data, MaxFloatShare=0.5)
     assert result.graph == without.graph
     assert any("not measured" in warning and "shapes differ" in warning for warning in quantizer.report.warnings)
+
+
+def test_a_range_that_cuts_off_what_counts_holds_all_values() -> None:
+    """One score in a thousand is far above the others: a percentile of the values says that it does not matter."""
+    model = detector()
+    data = samples(model, 1000)
+    data["x"][::100] *= 30
+    few = [{"x": data["x"][i : i + 1]} for i in (0, 100, 200)]
+    rest = [{"x": data["x"][i : i + 1]} for i in range(1, 1000) if i % 100]
+    config = QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec()), MaxFloatShare=0.5, Percentile=99.0)
+    quantizer = ModelQuantizer(config)
+    result = quantizer.quantize_model(model, None, few + rest)
+    assert any("hold all values" in note for note in quantizer.report.notes)
+    exact = ModelQuantizer(QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec()), MaxFloatShare=0.0, Percentile=99.0))
+    clipped = exact.quantize_model(model, None, few + rest)
+    boxes, outliers = slice(0, 4), {"x": data["x"][::100]}
+    assert error(model, result, outliers, boxes) < 0.3 * error(model, clipped, outliers, boxes)
