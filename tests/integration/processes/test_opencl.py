@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from opencl import PLACE, any_device
-from small_models import Reader, initializers, mlp, residual_cnn, samples, transformer_block
+from small_models import Reader, build, initializers, mlp, residual_cnn, samples, transformer_block
 
 from quark.onnx import (
     AdaQuantConfig,
@@ -21,6 +21,7 @@ from quark.onnx import (
     Report,
     UInt8Spec,
     _core,
+    finetune,
 )
 from quark.onnx.config.algorithm import FastFinetuneConfig
 from quark.onnx.errors import FinetuneError, UnsupportedError
@@ -93,10 +94,29 @@ def test_layers_side_by_side_share_it() -> None:
 
 
 @pytest.mark.usefixtures("device")
-def test_what_the_cpu_does_is_named() -> None:
-    """Softmax behind a layer; and least squares, of which the device makes the moments."""
+def test_integers_are_sought_on_the_cpu() -> None:
+    """With moments that the device makes."""
     _, report = quantize(transformer_block(), AdaRoundConfig(optim_device="cuda:0", num_iterations=20))
     assert all(any(SOUGHT in note for note in layer.notes) for layer in report.layers if layer.improved)
+
+
+@pytest.mark.usefixtures("device")
+def test_softmax_is_left_to_the_cpu() -> None:
+    rng = np.random.default_rng(0)
+    weight, data = rng.standard_normal((8, 5), np.float32), {"x": rng.standard_normal((40, 8), np.float32)}
+    signature, end = "(float[N, 8] x) => (float[N, 5] y)", "y = Softmax<axis = 1>(z)"
+    float_model = build(f"{signature} {{ z = MatMul(x, w) {end} }}", w=weight)
+    dequantized = "d = DequantizeLinear(q, scale) z = MatMul(x, d)"
+    integers = np.rint(weight / np.float32(0.4)).astype(np.int8)
+    quantized = build(f"{signature} {{ {dequantized} {end} }}", q=integers, scale=np.float32(0.4))
+    results = []
+    for device in ("cpu", "cuda:0"):
+        algorithm = AdaRoundConfig(solver="gradient", num_iterations=20, optim_device=device, keep_worse=True)
+        model, report = finetune(float_model, quantized, None, Reader(data), algorithm)
+        results.append((model.graph, report.layers[0].notes))
+    (graph, _), (other, notes) = results
+    assert graph == other
+    assert notes == (f"{TRAINED}a device computes no softmax, and counts with 32 bits",)
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------
@@ -120,7 +140,7 @@ def small_device(index: int, *, platform: int, most_bytes: int) -> _core.Device:
     return DEVICE(index, platform=platform, most_bytes=3000)
 
 
-DEVICE, DATA = _core.Device, _core.TrainingData
+DEVICE, DATA, LAYER_DATA = _core.Device, _core.TrainingData, _core.Layer
 
 
 @pytest.mark.usefixtures("device")
@@ -171,3 +191,32 @@ def test_or_the_cpu_goes_on_where_it_may(monkeypatch: pytest.MonkeyPatch, caplog
     note = f"{TRAINED}the device failed: its cable was pulled"
     assert all(note in layer.notes for layer in report.layers if layer.improved)
     assert sum(note in record.getMessage() for record in caplog.records) == len(report.layers)
+
+
+class LostLayer:
+    """Its device fails with the first data."""
+
+    def __init__(self, *args: Any, device: _core.Device | None = None, **options: Any) -> None:
+        self._layer, self._device = LAYER_DATA(*args, **options), device
+
+    def feed(self, *arrays: Any) -> None:
+        if self._device is not None:
+            raise _core.DeviceError("its cable was pulled")
+        self._layer.feed(*arrays)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layer, name)
+
+
+@pytest.mark.usefixtures("device")
+def test_moments_that_are_lost_leave_a_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_core, "Layer", LostLayer)
+    algorithm = AdaRoundConfig(optim_device="cuda:0", solver="least_squares")
+    with pytest.raises(FinetuneError, match="the device of optim_device failed: its cable was pulled"):
+        quantize(mlp(), algorithm)
+    monkeypatch.setenv("QUARK_ONNX_DEVICE_FALLBACK", "1")
+    _, report = quantize(mlp(), algorithm)
+    assert report.layers
+    for layer in report.layers:
+        assert not layer.accepted
+        assert layer.reason.startswith("the device of optim_device failed while the layer's data was gathered: its")
