@@ -59,7 +59,9 @@ bool qk_device_from(qk_module_state *state, PyObject *object, qk_device **device
 PyObject *qk_raise_of(qk_module_state *state, qk_device *device, qk_status status, const char *what) {
     char message[QK_DEVICE_MESSAGE];
     if (!device || (status != QK_E_DEVICE && status != QK_E_DEVICE_NOMEM)) return qk_raise(status, what);
+    Py_BEGIN_ALLOW_THREADS /* another thread may have the device, and wait for the GIL */
     qk_device_message(device, message);
+    Py_END_ALLOW_THREADS
     PyErr_SetString(status == QK_E_DEVICE ? state->device_error : PyExc_MemoryError, message);
     return NULL;
 }
