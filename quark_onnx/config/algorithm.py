@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from quark.onnx.errors import ConfigError
 from quark.onnx.operators.table import OPERATORS
@@ -211,18 +211,30 @@ class FastFinetuneConfig(AlgoConfig):
             raise ConfigError(problem(f"{kind}.parallel", True, expected))
 
 
+_Algorithm = TypeVar("_Algorithm", bound=FastFinetuneConfig)
+
+
+def _with_shared_arguments(cls: type[_Algorithm]) -> type[_Algorithm]:
+    """Puts the arguments of `FastFinetuneConfig` into the docstring, for `help()` shows no other class's."""
+    if cls.__doc__ and FastFinetuneConfig.__doc__:  # neither is there under python -OO
+        cls.__doc__ += "\n\n    Args:" + FastFinetuneConfig.__doc__.partition("Args:")[2]
+    return cls
+
+
+@_with_shared_arguments
 @strict_keywords
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AdaRoundConfig(FastFinetuneConfig):
-    """AdaRound (arXiv 2004.10568): every weight is rounded down or up. Keywords: `FastFinetuneConfig`."""
+    """AdaRound (arXiv 2004.10568): every weight is rounded down or up."""
 
     name: ClassVar[str] = "adaround"
 
 
+@_with_shared_arguments
 @strict_keywords
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AdaQuantConfig(FastFinetuneConfig):
-    """AdaQuant (arXiv 2006.10518): weights may move to any integer. Keywords: `FastFinetuneConfig`."""
+    """AdaQuant (arXiv 2006.10518): weights may move to any integer."""
 
     name: ClassVar[str] = "adaquant"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from quark.onnx.config.algorithm import FastFinetuneConfig
 from quark.onnx.config.qconfig import QConfig
@@ -99,6 +99,30 @@ class ModelQuantizer:
             self.config, model_input, model_output, calibration_data_reader, calibration_data_path, save_dir, target
         )
         return returned
+
+
+@overload
+def finetune(
+    float_model: ModelLike,
+    quantized_model: ModelLike,
+    output: str | os.PathLike[str],
+    reader: Data,
+    config: FastFinetuneConfig | QConfig,
+    *,
+    save_dir: str | os.PathLike[str] | None = None,
+) -> Report: ...
+
+
+@overload
+def finetune(
+    float_model: ModelLike,
+    quantized_model: ModelLike,
+    output: None,
+    reader: Data,
+    config: FastFinetuneConfig | QConfig,
+    *,
+    save_dir: str | os.PathLike[str] | None = None,
+) -> tuple[onnx.ModelProto, Report]: ...
 
 
 @only_own_errors

@@ -11,7 +11,6 @@ from quark.onnx.cli.configuration import algorithm_options, configuration, save_
 from quark.onnx.cli.data_options import data_options, given_data
 from quark.onnx.cli.reports import report_option, show_report
 from quark.onnx.quantization.api import finetune as finetune_model
-from quark.onnx.report.report import Report
 
 __all__ = ["finetune_command"]
 
@@ -31,7 +30,6 @@ def finetune(ctx: click.Context) -> None:
     if data is None:
         raise click.UsageError("--data is needed: what the model is finetuned with", ctx)
     report = finetune_model(model, quantized, output, data, config, save_dir=ctx.params["save_dir"])
-    assert isinstance(report, Report)
     if ctx.params["save_config"] is not None:
         save_config(written, ctx.params["save_config"])
     show_report(ctx, report, output)

@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,14 @@ DEFAULTS: dict[str, Any] = {
     "solver": "auto",
     "keep_worse": False,
 }
+
+
+@pytest.mark.parametrize("algorithm", [AdaRoundConfig, AdaQuantConfig])
+def test_help_tells_every_argument(algorithm: type[FastFinetuneConfig]) -> None:
+    arguments = inspect.cleandoc(algorithm.__doc__ or "").partition("Args:")[2]
+    told = {name for line in re.findall(r"^    (\w[\w, ]*):", arguments, re.MULTILINE) for name in line.split(", ")}
+    assert {field.name for field in dataclasses.fields(algorithm)} <= told
+
 
 positive_ints = st.integers(1, 10**9)
 positives = st.floats(1e-9, 1e9)
