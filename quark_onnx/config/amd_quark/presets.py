@@ -41,7 +41,6 @@ from .open_config import opened
 __all__ = [
     "HANDED_OUT",
     "PRESETS",
-    "READY",
     "DefaultConfigMapping",
     "get_default_config",
     "get_default_config_mapping",
@@ -81,7 +80,7 @@ _A16W8_ADAQUANT = _with(_A16W8, _QUANT)
 _BF16 = _config(BFloat16Spec(), BFloat16Spec(), options={})
 _BFP16 = _config(BFP16Spec(), BFP16Spec(), options={})
 
-READY: Mapping[str, QConfig] = {
+_QCONFIGS: Mapping[str, QConfig] = {
     "XINT8_QCONFIG": _XINT8,
     "XINT8_ADAROUND_QCONFIG": _XINT8_ADAROUND,
     "XINT8_ADAQUANT_QCONFIG": _XINT8_ADAQUANT,
@@ -155,7 +154,7 @@ def _presets() -> Iterator[tuple[str, QConfig]]:
     yield "MATMUL_NBITS", _config(Int8Spec(), Int8Spec(), options={"UseMatMulNBits": True})
 
 
-HANDED_OUT = (*READY, *DEFAULT_PARAMS)
+HANDED_OUT = (*_QCONFIGS, *DEFAULT_PARAMS)
 PRESETS: Mapping[str, QConfig] = MappingProxyType(dict(_presets()))
 DefaultConfigMapping = PRESETS  # as AMD Quark calls it
 list_ready({name: partial(opened, config) for name, config in PRESETS.items()})
@@ -185,4 +184,4 @@ def handed_out(name: str) -> Any:
     """
     if name in DEFAULT_PARAMS:
         return dict(DEFAULT_PARAMS[name])
-    return opened(READY[name])
+    return opened(_QCONFIGS[name])
