@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from queue import LifoQueue
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,13 @@ from quark.onnx.qdq.weight_params import WIDEST
 __all__ = ["TensorStatistics"]
 
 _BINS = 4096
+_BYTES = 32 << 20  # of the bins of all threads; with very many tensors some threads wait for each other
 _NOTHING = np.zeros(0, np.float32)
 
 
 class TensorStatistics:
-    """Value ranges of the tensors, gathered by several threads: each has its own, which add up to the same.
+    """Value ranges of the tensors, gathered by several threads: each has its own, as far as there is room, and they add
+    up to the same.
 
     A tensor that becomes NaN or Inf is left out from then on.
 
@@ -35,13 +38,17 @@ class TensorStatistics:
 
     def __init__(self, tensors: list[str], threads: int) -> None:
         self._tensors = tensors
-        self._idle = [_core.ValueRanges(len(tensors), _BINS) for _ in range(threads)]
+        most = max(1, _BYTES // (8 * _BINS * max(len(tensors), 1)))
+        self._ranges = [_core.ValueRanges(len(tensors), _BINS) for _ in range(min(threads, most))]
+        self._idle = LifoQueue[_core.ValueRanges]()
+        for ranges in self._ranges:
+            self._idle.put(ranges)
         self._filled: set[str] = set()
         self.not_finite: dict[str, str] = {}
 
     def update(self, values: Mapping[str, NDArray[np.generic]]) -> None:
         """Add the tensors of a batch."""
-        ranges = self._idle.pop()
+        ranges = self._idle.get()
         try:
             arrays: list[Any] = [
                 _NOTHING if name in self.not_finite else np.ascontiguousarray(values[name]) for name in self._tensors
@@ -50,7 +57,7 @@ class TensorStatistics:
             while arrays and not self._added(ranges, arrays):
                 pass
         finally:
-            self._idle.append(ranges)
+            self._idle.put(ranges)
 
     def _added(self, ranges: _core.ValueRanges, arrays: list[Any]) -> bool:
         """Whether all were added. If not, the first that is not finite and those before it, which were, are emptied."""
@@ -74,7 +81,7 @@ class TensorStatistics:
         Args:
             chosen: for each tensor: how its range follows from its values.
         """
-        whole, *others = self._idle
+        whole, *others = self._ranges
         for more in others:
             whole.add(more)
         found: dict[str, tuple[float, float]] = {}
