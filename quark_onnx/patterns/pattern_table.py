@@ -69,4 +69,38 @@ PATTERNS = (
         """,
         _PLAIN,
     ),
+    Pattern(
+        "LayerNormalization",
+        """
+        m = ReduceMean(x, axes)
+        (x - m) / Sqrt(ReduceMean(x**2, axes) - m**2 + epsilon) * scale + bias
+        """,
+        _PLAIN,
+    ),
+    Pattern(
+        "LayerNormalization",
+        """
+        m = ReduceMean(x, axes)
+        (x - m) / Sqrt(Relu(ReduceMean(x**2, axes) - m**2) + epsilon) * scale + bias
+        """,
+        _PLAIN,
+    ),
+    Pattern(
+        "LayerNormalization",
+        """
+        m = ReduceMean(x, axes)
+        g = scale / Sqrt(ReduceMean(x**2, axes) - m**2 + epsilon)
+        x * g + (bias - m * g)
+        """,
+        _PLAIN,
+    ),
+    Pattern(
+        "LayerNormalization",
+        """
+        m = ReduceMean(x, axes)
+        g = scale / Sqrt(Relu(ReduceMean(x**2, axes) - m**2) + epsilon)
+        x * g + (bias - m * g)
+        """,
+        _PLAIN,
+    ),
 )

@@ -65,8 +65,7 @@ def kept_in_float(
     inserted = insert(calibration)
     if max_share <= 0 or not items or any(map(is_random, model.graph.node)):
         return KeptInFloat(calibration, inserted)
-    weights = 4 * sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
-    if _COPIES * weights + ROOM > engine.memory.free():
+    if not _fits(model, engine):
         return KeptInFloat(
             calibration, inserted, warnings=(_unmeasured("too little memory for more copies of the model"),)
         )
@@ -92,6 +91,12 @@ def kept_in_float(
     return KeptInFloat(calibration, insert(calibration), (*notes, note), warnings)
 
 
+def _fits(model: onnx.ModelProto, engine: Engine) -> bool:
+    """Whether there is memory for the copies of a model that a measure makes."""
+    weights = 4 * sum(math.prod(tensor.dims) for tensor in model.graph.initializer)
+    return bool(_COPIES * weights + ROOM <= engine.memory.free())
+
+
 def _found(
     model: onnx.ModelProto,
     calibration: Calibration,
@@ -106,7 +111,9 @@ def _found(
     if not is_destroyed(damage):
         return calibration, Islands((), before, before)
     alone = {switch.tensors: damage.error([switch]) for switch in damage.switches}
-    wider, alone = with_wider_ranges(calibration, alone, lambda other: Damage(model, insert(other).model, *on))
+    wider = calibration
+    if _fits(model, on[1]):  # beside what measures the ranges as they are
+        wider, alone = with_wider_ranges(calibration, alone, lambda other: Damage(model, insert(other).model, *on))
     if wider.ranges != calibration.ranges:
         damage = Damage(model, insert(wider).model, *on)
     return wider, replace(islands(damage, alone, max_share), before=before)

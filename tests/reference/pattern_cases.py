@@ -71,6 +71,9 @@ def pattern_model(
 _NORM = {"two": 2.0}
 _AFFINE = {"scale": SCALE, "bias": BIAS, "epsilon": 1e-3}
 _MEANS = "m = ReduceMean<axes=[-1]>(x) d = Sub(x, m) p = Pow(d, two) v = ReduceMean<axes=[-1]>(p) e = Add(v, epsilon)"
+_SQUARES = (
+    "m = ReduceMean<axes=[2]>(x) p = Mul(x, x) s = ReduceMean<axes=[2]>(p) t = Mul(m, m) u = Sub(s, t)"  # a variance
+)
 _LAYER_NORM = "LayerNormalization<epsilon = 0.001>"
 
 CASES = {
@@ -233,6 +236,38 @@ CASES = {
             "bias": BIAS,
             "epsilon": 1e-3,
         },
+        operator=f"{_LAYER_NORM}(x, scale, bias)",
+    ),
+    "LayerNormalization of Flax": Case(
+        text=(
+            f"{_SQUARES} v = Max(zero, u) d = Sub(x, m) e = Add(v, epsilon) q = Sqrt(e) r = Reciprocal(q) "
+            "g = Mul(r, scale) n = Mul(d, g) y = Add(n, bias)"
+        ),
+        numbers={"zero": 0.0},
+        parameters=_AFFINE,
+        operator=f"{_LAYER_NORM}(x, scale, bias)",
+    ),
+    "LayerNormalization of Flax, no bound of the variance": Case(
+        text=(
+            f"{_SQUARES} d = Sub(x, m) e = Add(u, epsilon) q = Sqrt(e) n = Div(d, q) g = Mul(n, scale) y = Add(g, bias)"
+        ),
+        parameters=_AFFINE,
+        operator=f"{_LAYER_NORM}(x, scale, bias)",
+    ),
+    "LayerNormalization of TensorFlow, E[x^2] - E[x]^2": Case(
+        text=(
+            f"{_SQUARES} e = Add(u, epsilon) q = Sqrt(e) r = Reciprocal(q) g = Mul(r, scale) a = Mul(x, g) "
+            "b = Mul(m, g) c = Sub(bias, b) y = Add(a, c)"
+        ),
+        parameters=_AFFINE,
+        operator=f"{_LAYER_NORM}(x, scale, bias)",
+    ),
+    "LayerNormalization of TensorFlow, a variance of at least 0": Case(
+        text=(
+            f"{_SQUARES} v = Relu(u) e = Add(v, epsilon) q = Sqrt(e) r = Reciprocal(q) g = Mul(r, scale) "
+            "a = Mul(x, g) b = Mul(m, g) c = Sub(bias, b) y = Add(a, c)"
+        ),
+        parameters=_AFFINE,
         operator=f"{_LAYER_NORM}(x, scale, bias)",
     ),
 }
