@@ -51,7 +51,8 @@ class Islands:
         kept: in float, the most harmful first.
         before: the error that all activation quantizers make together, weights in float, as in `Island.error`.
         after: without those of the islands.
-        left_out: those that destroy the model and are quantized all the same, as floats would be no help, or too much.
+        left_out: those that destroy the model and are quantized all the same, as floats would be no help, or too much;
+            none where `after` is good.
     """
 
     kept: tuple[Island, ...]
@@ -91,6 +92,8 @@ def islands(damage: Damage, errors: Mapping[tuple[str, ...], float], max_share: 
     found = [Island(switch.tensors, alone[switch], share[switch]) for switch in order[:count]]
     if after > _GAIN * before:
         found, after = [], before
+    if after <= _GOOD:
+        return Islands(_by_error(found), before, after)
     taken = {island.tensors for island in found}
     destroying = (switch for switch in damage.switches if switch.tensors not in taken and alone[switch] >= _HARM)
     left_out = (Island(switch.tensors, alone[switch], share[switch]) for switch in destroying)

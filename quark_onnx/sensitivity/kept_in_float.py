@@ -76,19 +76,20 @@ def kept_in_float(
     except Exception as error:  # whatever it is: the quantized model is there, and nothing of the caller's runs here
         return KeptInFloat(calibration, inserted, warnings=(_unmeasured(f"{type(error).__name__}: {error}"),))
     warnings = (_too_much(found.left_out, max_share),) if found.left_out else ()
-    if not found.kept:
+    if not found.kept and wider is calibration:
         return KeptInFloat(calibration, inserted, warnings=warnings)
     why = {tensor: f"its quantizer alone {_harm(island)}" for island in found.kept for tensor in island.tensors}
     ranges = {name: limits for name, limits in wider.ranges.items() if name not in why}
     widened = [name for name, limits in ranges.items() if limits != calibration.ranges[name]]
-    notes = (_widened(widened),) if widened else ()
+    notes = [_widened(widened)] if widened else []
+    if found.kept:
+        notes.append(
+            f"{100 * found.share:.3g} % of the activations stay in float, as their quantizers alone destroy the model "
+            f"(MaxFloatShare): with them the quantized activations took an output to {_db(found.before)}, without to "
+            f"{_db(found.after)}"
+        )
     calibration = replace(wider, ranges=ranges, without_range=wider.without_range | why)
-    note = (
-        f"{100 * found.share:.3g} % of the activations stay in float, as their quantizers alone destroy the model "
-        f"(MaxFloatShare): with them the quantized activations took an output to {_db(found.before)}, without to "
-        f"{_db(found.after)}"
-    )
-    return KeptInFloat(calibration, insert(calibration), (*notes, note), warnings)
+    return KeptInFloat(calibration, insert(calibration), tuple(notes), warnings)
 
 
 def _fits(model: onnx.ModelProto, engine: Engine) -> bool:
@@ -105,18 +106,22 @@ def _found(
     on: tuple[Sequence[Batch], Engine],
     max_share: float,
 ) -> tuple[Calibration, Islands]:
-    """The islands, and the calibration with the ranges that they are those of."""
+    """The islands, and the calibration with the ranges that they are those of: the given one where wider ranges do not
+    help all together, as each alone seemed to.
+    """
     damage = Damage(model, inserted.model, *on)
     before = damage.error(damage.switches)
     if not is_destroyed(damage):
         return calibration, Islands((), before, before)
     alone = {switch.tensors: damage.error([switch]) for switch in damage.switches}
-    wider = calibration
     if _fits(model, on[1]):  # beside what measures the ranges as they are
-        wider, alone = with_wider_ranges(calibration, alone, lambda other: Damage(model, insert(other).model, *on))
-    if wider.ranges != calibration.ranges:
-        damage = Damage(model, insert(wider).model, *on)
-    return wider, replace(islands(damage, alone, max_share), before=before)
+        wider, errors = with_wider_ranges(calibration, alone, lambda other: Damage(model, insert(other).model, *on))
+        if wider.ranges != calibration.ranges:
+            wide = Damage(model, insert(wider).model, *on)
+            found = islands(wide, errors, max_share)
+            if found.after < before:
+                return wider, replace(found, before=before)
+    return calibration, islands(damage, alone, max_share)
 
 
 def _widened(names: Sequence[str]) -> str:

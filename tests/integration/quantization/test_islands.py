@@ -254,3 +254,27 @@ def test_a_range_that_cuts_off_what_counts_holds_all_values() -> None:
     clipped = exact.quantize_model(model, None, few + rest)
     boxes, outliers = slice(0, 4), {"x": data["x"][::100]}
     assert error(model, result, outliers, boxes) < 0.3 * error(model, clipped, outliers, boxes)
+
+
+def test_wider_ranges_are_taken_where_nothing_may_stay_in_float(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quark.onnx.sensitivity.islands._FREE", 0)
+    random = np.random.default_rng(2)
+    model = build(
+        """(float[N,16] x) => (float[N,8] y) {
+            [trunk] h = MatMul(x, trunk_w)
+            [relu] r = Relu(h)
+            [head] y = MatMul(r, head_w)
+        }""",
+        trunk_w=random.normal(0, 0.25, (16, 32)), head_w=random.normal(0, 0.2, (32, 8)),
+    )  # fmt: skip
+    data = samples(model, 500)
+    data["x"][::50] *= 10
+    items = [{"x": data["x"][i : i + 1]} for i in (0, 50, 100, *range(1, 500))]
+    specs = QLayerConfig(UInt8Spec(), weight=Int8Spec())
+    quantizer = ModelQuantizer(QConfig(specs, MaxFloatShare=1e-6, Percentile=99.0))
+    result = quantizer.quantize_model(model, None, items)
+    assert any("hold all values" in note for note in quantizer.report.notes)
+    assert not any("stay in float" in note for note in quantizer.report.notes)
+    clipped = ModelQuantizer(QConfig(specs, MaxFloatShare=0.0, Percentile=99.0)).quantize_model(model, None, items)
+    outliers = {"x": data["x"][::50]}
+    assert error(model, result, outliers) < 0.1 * error(model, clipped, outliers)

@@ -73,3 +73,12 @@ def test_no_island_where_half_of_the_error_would_stay() -> None:
     assert result.kept == ()
     assert result.after == result.before
     assert {island.tensors for island in result.left_out} == {("one",), ("large",)}
+
+
+def test_nothing_is_left_out_of_a_model_that_is_good() -> None:
+    """Errors cancel each other: alone two quantizers destroy the model, all together they do not."""
+    damage = KnownDamage({"one": (0.01, MANY // 2), "large": (0.5, MANY)})
+    alone = {switch.tensors: damage.error([switch]) for switch in damage.switches}
+    damage.error = lambda _on: 1e-3  # type: ignore[method-assign]
+    result = islands(damage, alone, 0.1)  # type: ignore[arg-type]
+    assert result.kept == result.left_out == ()
