@@ -58,9 +58,9 @@ def only_own_errors(entry: Callable[_Given, _Result]) -> Callable[_Given, _Resul
             if is_of_the_caller(error):
                 raise
             leave_if_python_ends()  # parts of Python are not there any more
-            if isinstance(error, _PASS):
-                raise
             frames = list(_frames(error))
+            if isinstance(error, _PASS) or _does_not_bind(error, frames):
+                raise
             if isinstance(error, MemoryError):
                 said = f": {error}" if str(error) else ""
                 raise OutOfMemoryError(
@@ -84,6 +84,11 @@ def _frames(error: BaseException) -> Iterator[FrameType]:
         found.append(traceback.tb_frame)
         traceback = traceback.tb_next
     yield from reversed(found)
+
+
+def _does_not_bind(error: Exception, frames: list[FrameType]) -> bool:
+    """Whether the caller gave an argument too many or too few, so that the entry point was not even begun."""
+    return isinstance(error, TypeError) and len(frames) == 1
 
 
 def _about(frames: list[FrameType]) -> str:

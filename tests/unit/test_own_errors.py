@@ -55,6 +55,17 @@ def test_the_innermost_node_or_tensor_is_named() -> None:
         only_own_errors(outer)(onnx.TensorProto(name="w"))
 
 
+def test_arguments_that_do_not_fit_are_a_type_error() -> None:
+    def entry(model: object, *, output: object = None) -> object:
+        return model, output
+
+    guarded = only_own_errors(entry)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'model'"):
+        guarded()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'outputs'"):
+        guarded(1, outputs=2)  # type: ignore[call-arg]
+
+
 def test_arguments_and_results_pass() -> None:
     assert only_own_errors(divmod)(7, 2) == (3, 1)
 
