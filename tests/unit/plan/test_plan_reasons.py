@@ -497,4 +497,8 @@ def out_of_memory() -> Reasons:
 
 @occurs(Reason.TAKEN_BACK)
 def taken_back() -> Reasons:
-    return {"layer": keep_better(onnx.ModelProto(), [Change(("a",), {})], np.ones(8).copy, np.zeros(8), done="").why}
+    return {
+        "layer": keep_better(
+            onnx.ModelProto(), [Change(("a",), {})], np.ones(8).copy, np.zeros(8), held_out=True, done=""
+        ).why
+    }
