@@ -6,7 +6,7 @@ The steps, and that each does no harm, are the business of `preparation/steps.py
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,6 +37,7 @@ from quark.onnx.preparation.steps import Step, after_steps
 __all__ = ["MIN_OPSET", "Prepared", "prepare", "prepared_forms", "prepared_on"]
 
 MIN_OPSET = 13  # the first in which DequantizeLinear has an axis, which per-channel weights need
+_NAMED = 5  # inputs in a note
 _FREE_INITIALIZERS = 4  # the first IR version in which an initializer need not be an input as well
 _ROUNDS = 3
 
@@ -47,7 +48,7 @@ class Prepared:
 
     Attributes:
         model: computes what the given one does.
-        notes: a line for each step that was left out, and why.
+        notes: a line on inputs that are none any more, and one for each step that was left out, and why.
     """
 
     model: onnx.ModelProto
@@ -107,7 +108,16 @@ def prepared_on(
     ]
     if opset > MIN_OPSET:
         steps.insert(1, Step(f"opset {opset}", partial(_at_opset, opset=opset)))
-    return Prepared(*after_steps(wide, steps, reference))
+    prepared, notes = after_steps(wide, steps, reference)
+    return Prepared(prepared, (*_fixed_inputs(model), *notes))
+
+
+def _fixed_inputs(model: onnx.ModelProto) -> Iterator[str]:
+    """A note on inputs with values of their own; up to IR version 3 all initializers are inputs, which says nothing."""
+    valued = sorted({value.name for value in model.graph.input} & {tensor.name for tensor in model.graph.initializer})
+    if valued and model.ir_version >= _FREE_INITIALIZERS:
+        names = ", ".join(map(repr, valued[:_NAMED])) + (", ..." if len(valued) > _NAMED else "")
+        yield f"inputs with values of their own keep these and are no inputs any more: {names}"
 
 
 def prepare(model: onnx.ModelProto, *, opset: int = MIN_OPSET, unfused: Collection[str] = ()) -> onnx.ModelProto:

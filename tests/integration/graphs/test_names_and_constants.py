@@ -216,3 +216,17 @@ def test_a_model_with_all_of_it_computes_the_same() -> None:
     data = samples(separable_cnn(), 8)
     tuned, _ = quantized_and_report(model)
     np.testing.assert_allclose(run(tuned, data)[0], run(separable_cnn(), data)[0], atol=0.5)
+
+
+@pytest.mark.parametrize(("ir_version", "noted"), [(3, False), (8, True)])
+def test_inputs_with_values_of_their_own_are_none_any_more(ir_version: int, noted: bool) -> None:
+    """Up to IR version 3 every initializer is an input, which says nothing."""
+    text = "(float[N,4] x, float[4] k, float[4,4] w) => (float[N,4] y) { s = Mul(x, k) y = MatMul(s, w) }"
+    model = build(text, k=np.arange(1.0, 5.0), w=Weights(0).conv(4, 4))
+    model.ir_version = ir_version
+    quantizer = ModelQuantizer(QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec())))
+    quantized = quantizer.quantize_model(
+        model, None, Reader({"x": np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)})
+    )
+    assert [value.name for value in quantized.graph.input] == ["x"]
+    assert any("are no inputs any more: 'k', 'w'" in note for note in quantizer.report.notes) == noted
