@@ -444,8 +444,6 @@ def the_bias_is_the_mean() -> Plan:
 
 
 # ---- the options, and what a run finds out ----------------------------------------------------------
-
-
 def finetuned(model: onnx.ModelProto, *, evaluator: Callable[..., float] | None = None, **options: object) -> Reasons:
     data = samples(model, 20)
     config = AdaRoundConfig(**options, evaluator=evaluator)
@@ -497,8 +495,5 @@ def out_of_memory() -> Reasons:
 
 @occurs(Reason.TAKEN_BACK)
 def taken_back() -> Reasons:
-    return {
-        "layer": keep_better(
-            onnx.ModelProto(), [Change(("a",), {})], np.ones(8).copy, np.zeros(8), held_out=True, done=""
-        ).why
-    }
+    worse, zeros = np.ones(8).copy, np.zeros(8)
+    return {"layer": keep_better(onnx.ModelProto(), [Change(("a",), {})], worse, zeros, held_out=True, done="").why}
