@@ -15,10 +15,11 @@ import pytest
 from foreign import statically_quantized
 from reference.norm_models import NormModels, norm_models
 from reference.plan_models import FLOAT, QUANTIZED, B, W, models_of, plan_of
+from reference.reason_cases import CASES, Reasons, occurs, reasons_of
 from small_models import Reader, build, samples, separable_cnn
 
 import quark.onnx
-from quark.onnx import AdaRoundConfig, finetune
+from quark.onnx import AdaRoundConfig, _core, finetune
 from quark.onnx.fast_finetune.bias_correction import bias_plan
 from quark.onnx.operators.table import NORMALIZATIONS
 from quark.onnx.plan.build import build_plan
@@ -29,25 +30,6 @@ from quark.onnx.plan.types import Plan
 from quark.onnx.solvers.least_squares import LeastSquaresLayer
 from quark.onnx.system.memory_limit import MemoryLimit
 from quark.onnx.whole_model.keep_better import Change, keep_better
-
-Reasons = dict[str, str]  # by the layer's name
-CASES: dict[Reason, list[tuple[Callable[[], Plan | Reasons], str]]] = {}
-
-
-def occurs(reason: Reason, *, layer: str = "layer", **about: object) -> Callable[..., Callable[[], Plan | Reasons]]:
-    """Require the reason for the layer `layer` in the plan, or among the reasons, that a function gives."""
-    text = ".*".join(map(re.escape, re.split(r"{\w+[^}]*}", reason.text)))
-    expected = re.escape(reason.why(**about)) if about else text
-
-    def registered(case: Callable[[], Plan | Reasons]) -> Callable[[], Plan | Reasons]:
-        CASES.setdefault(reason, []).append((case, f"{layer}: {expected}"))
-        return case
-
-    return registered
-
-
-def reasons_of(given: Plan | Reasons) -> Reasons:
-    return {layer.node: layer.reason for layer in given.skipped} if isinstance(given, Plan) else given
 
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
@@ -476,7 +458,7 @@ def input_without_samples() -> Reasons:
     return finetuned(model)
 
 
-def patched(owner: type, name: str, other: Callable[..., object]) -> Reasons:
+def patched(owner: object, name: str, other: Callable[..., object]) -> Reasons:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(owner, name, other)
         model = build("(float[N,3] x) => (float[N,4] y) { [layer] y = MatMul(x, w) }", w=W)
@@ -491,6 +473,14 @@ def too_large() -> Reasons:
 @occurs(Reason.OUT_OF_MEMORY)
 def out_of_memory() -> Reasons:
     return patched(LeastSquaresLayer, "solve", Mock(side_effect=MemoryError))
+
+
+@occurs(Reason.DEVICE)
+def device_lost() -> Reasons:
+    lost = Mock(feed=Mock(side_effect=_core.DeviceError("it is gone")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("QUARK_ONNX_DEVICE_FALLBACK", "1")
+        return patched(_core, "Layer", Mock(return_value=lost))
 
 
 @occurs(Reason.TAKEN_BACK)
