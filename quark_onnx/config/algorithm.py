@@ -140,7 +140,7 @@ class FastFinetuneConfig(AlgoConfig):
         mem_opt_level: 0 holds the data of all layers in memory, 1 that of one layer, 2 one batch, the rest in
             files.
         cache_dir: where level 2 puts its files; None: a temporary directory.
-        log_period: steps between two lines of the log.
+        log_period: steps between two lines of the log, at level DEBUG; a layer's last step is at INFO.
         ref_model_path: a float model with the same inputs, layers and outputs (the same model trained longer,
             say) that takes the float model's place in finetuning: layers are tuned towards its outputs,
             AdaRound rounds its weights down or up, and the report compares with it. Ranges and scales stay

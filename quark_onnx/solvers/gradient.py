@@ -188,8 +188,9 @@ class GradientLayer:
 
     def _say_losses(self, trained: _core.TrainedLayer) -> None:
         period, losses = self._config.log_period, trained["losses"][: trained["iterations"]]
-        for step in (*range(period - 1, len(losses) - 1, period), len(losses) - 1):
-            self._say(logging.INFO, f"step {step + 1}, loss {losses[step]:.6g}")
+        last = len(losses) - 1
+        for step in (*range(period - 1, last, period), last):
+            self._say(logging.INFO if step == last else logging.DEBUG, f"step {step + 1}, loss {losses[step]:.6g}")
 
     def _say(self, level: int, text: str) -> None:
         self.messages.append((level, f"layer {self._plan.node}: {text}"))

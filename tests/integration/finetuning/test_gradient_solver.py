@@ -124,10 +124,12 @@ def test_early_stop_is_reported_and_patience_delays_it() -> None:
 
 
 def test_the_loss_is_logged_every_log_period(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="quark.onnx"):
+    with caplog.at_level(logging.DEBUG, logger="quark.onnx"):
         _, report = tuned(separable_cnn(), AdaRoundConfig(solver="gradient", num_iterations=25, log_period=10))
-    lines = [r.getMessage() for r in caplog.records if ", loss " in r.getMessage()]
+    records = [r for r in caplog.records if ", loss " in r.getMessage()]
+    lines = [r.getMessage() for r in records]
     assert [line.split(" step ")[1].split(",")[0] for line in lines] == ["10", "20", "25"] * len(report.layers)
+    assert [r.levelname for r in records] == ["DEBUG", "DEBUG", "INFO"] * len(report.layers)
     assert lines[0].startswith(f"layer {report.layers[0].name}: step 10, loss ")
 
 
