@@ -159,9 +159,8 @@ class FastFinetuneConfig(AlgoConfig):
         solver: "least_squares" solves each layer from the moments of its data, "gradient" runs the published
             loops, "auto" picks for each layer. Not in AMD Quark.
         keep_worse: keep all layers' new integers even if the whole model is worse by them, judged by the float outputs
-            of samples that nothing was fitted to, or with fewer than 40, of which none is set apart, not better by more
-            than chance; False: the last layers are taken back, as many as needed for the best of some states in
-            between, and a warning says so. With `evaluator` nothing is taken back. Not in AMD Quark.
+            of samples that nothing was fitted to; False: the last layers are taken back, as many as needed for the best
+            of some states in between, and a warning says so. With `evaluator` nothing is taken back. Not in AMD Quark.
 
     Raises:
         ConfigError: a wrong value, or two that do not go together.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import onnx
@@ -143,27 +142,23 @@ class FastFinetune:
         ignored = self._ignored(plan) if self._finetunes else ()
         with self._clock.phase("compare"):
             _core.return_memory()  # that of calibration
-            wanted, role = reference or float_model, f"{self._role} model"
-            whole = judge = WholeModel(wanted, role, self.apart, self.store, self.engine)
+            whole = WholeModel(reference or float_model, f"{self._role} model", self.apart, self.store, self.engine)
             whole.start(quantized)
-            if self.apart.judging is not self.apart.compared:
-                judge = WholeModel(wanted, role, self.apart, self.store, self.engine, judging=True)
-                judge.start(quantized)
         corrections: tuple[LayerReport, ...] = ()
         uncorrected: tuple[SkippedLayer, ...] = ()
         taken_back: tuple[str, ...] = ()
         if self._correction is not None:
-            corrections, uncorrected, taken_back = self._correct(float_model, quantized, judge, self._correction)
+            corrections, uncorrected, taken_back = self._correct(float_model, quantized, whole, self._correction)
             plan = self._plan(float_model, quantized) if self._finetunes else plan  # which holds the biases
         if plan.layers and self._config.select_max_mem_layer:
             with self._clock.phase("plan"):
                 plan = with_largest_layer(float_model, quantized, plan, self._samples, self.engine)
         layers: tuple[LayerReport, ...] = ()
         if self._finetunes:
-            before = self._errors(judge, quantized if corrections else None)
+            before = self._errors(whole, quantized if corrections else None)
             with self._clock.phase("finetune"):
                 layers, changes = self._tune(float_model, quantized, plan)
-            kept = self._kept(quantized, changes, judge, before, keep_worse=self._config.keep_worse, done="finetuning")
+            kept = self._kept(quantized, changes, whole, before, keep_worse=self._config.keep_worse, done="finetuning")
             layers = without(kept, layers)
             taken_back += kept.warnings
         with self._clock.phase("compare"):
@@ -285,8 +280,7 @@ class FastFinetune:
         if keep_worse or not changes or self._config.evaluator is not None or not whole.can_judge:
             return Kept()
         with self._clock.phase("compare"):
-            errors = partial(self._errors, whole, quantized)
-            return keep_better(quantized, changes, errors, before, held_out=self.apart.held_out, done=done)
+            return keep_better(quantized, changes, lambda: self._errors(whole, quantized), before, done=done)
 
     def _errors(self, whole: WholeModel, quantized: onnx.ModelProto | None = None) -> NDArray[np.float64]:
         """By sample; of a quantized model (None: at the start), of all outputs or of the one of output_index."""

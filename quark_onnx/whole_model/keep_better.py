@@ -1,4 +1,4 @@
-"""A worse model is never the result: where tuned layers do not make the whole model better, they are taken back."""
+"""A worse model is never the result: where tuned layers make the whole model worse, the last ones are taken back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quark.onnx.measures.chance import standard_errors
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.report.layer_report import LayerReport
 
-__all__ = ["Change", "Kept", "is_worse", "keep_better", "stays", "without"]
+__all__ = ["Change", "Kept", "is_worse", "keep_better", "without"]
 
 _LOG = logging.getLogger(__name__)
 _CERTAIN = 1.1  # standard errors of the difference: a single sample, however bad, makes one
@@ -55,37 +55,26 @@ def is_worse(after: NDArray[np.float64], before: NDArray[np.float64]) -> bool:
     return standard_errors(after, before) > _CERTAIN
 
 
-def stays(after: NDArray[np.float64], before: NDArray[np.float64], *, held_out: bool) -> bool:
-    """Whether a state of a model may take the place of another, by the errors of samples.
-
-    On held-out samples it is not worse by more than chance. Samples that it was fitted to flatter it: there it is
-    better by more than chance, if there are two that can tell.
-    """
-    return is_worse(before, after) if not held_out and len(after) > 1 else not is_worse(after, before)
-
-
 def keep_better(
     quantized: onnx.ModelProto,
     changes: Sequence[Change],
     errors: Callable[[], NDArray[np.float64]],
     before: NDArray[np.float64],
     *,
-    held_out: bool,
     done: str,
 ) -> Kept:
-    """Keep the last state of a model that was changed layer by layer, if it `stays`; else the best of the states in
-    between that are tried and do, or the first.
+    """Keep the last state of a model that was changed layer by layer, unless it is worse than the first by more than
+    the chance of the samples; then the best of some states in between.
 
     Args:
         quantized: the model after all changes; the integers of some become the old ones.
         changes: in their order.
         errors: of the whole model as it is now, by sample.
         before: its errors before the first change.
-        held_out: nothing was fitted to the samples.
         done: what made the changes: "finetuning".
     """
     after = errors()
-    if stays(after, before, held_out=held_out):
+    if not is_worse(after, before):
         return Kept()
     initializers = constant_tensors(quantized.graph)
     new = [{name: _copy(initializers[name]) for name in change.before} for change in changes]
@@ -96,9 +85,7 @@ def keep_better(
         for change in reversed(changes[kept:present]):
             _put(change.before, initializers)
         present = kept
-        found = errors()
-        if stays(found, before, held_out=held_out):
-            tried[kept] = float(found.mean())
+        tried[kept] = float(errors().mean())
     best = min(tried, key=lambda kept: (tried[kept], -kept))
     for change in reversed(changes[:present]):
         _put(change.before, initializers)
@@ -107,13 +94,9 @@ def keep_better(
     back = tuple(name for change in changes[best:] for name in change.layers)
     moved = f"error {_percent(tried[0])} before, {_percent(float(after.mean()))} after"
     remains = f", {_percent(tried[best])} with the first {best} layers" if best else ""
-    how = (
-        f"made the whole model worse on the {len(after)} samples that it is compared on, by more than chance"
-        if is_worse(after, before)
-        else f"made the whole model no better, by more than chance, on the {len(after)} samples that it was fitted to"
-    )
     warning = (
-        f"{done} {how} ({moved}{remains}): {len(back)} layers have their old integers again, "
+        f"{done} made the whole model worse on the {len(after)} samples that it is compared on, by more than chance "
+        f"({moved}{remains}): {len(back)} layers have their old integers again, "
         f"{'all' if not best else 'the last'} that were changed; keep_worse=True would keep the new ones"
     )
     _LOG.warning(warning)

@@ -27,20 +27,19 @@ class StoredBatches(Sequence[Batch]):
         name: in the place of a graph's in the store's keys.
 
     Attributes:
-        name: as given.
         samples: of all batches.
         bytes: of all their arrays.
     """
 
     def __init__(self, store: BatchStore, name: str) -> None:
-        self._store, self.name = store, name
+        self._store, self._name = store, name
         self._inputs: list[tuple[str, ...]] = []
         self.samples = self.bytes = 0
 
     def add(self, batch: Batch) -> None:
         """Behind the others; the arrays must not change any more."""
         for name, array in batch.items():
-            self._store.put((self.name, name, len(self)), array)
+            self._store.put((self._name, name, len(self)), array)
         self._inputs.append(tuple(batch))
         self.samples += sample_count(batch)
         self.bytes += input_bytes(batch)
@@ -48,7 +47,7 @@ class StoredBatches(Sequence[Batch]):
     def drop(self, index: int) -> None:
         """Free a batch, which is not asked for again."""
         for name in self._inputs[index]:
-            self._store.drop((self.name, name, index))
+            self._store.drop((self._name, name, index))
 
     def drop_all(self) -> None:
         """Free all batches."""
@@ -67,7 +66,7 @@ class StoredBatches(Sequence[Batch]):
             return [self[i] for i in range(len(self))[index]]
         if index >= len(self):
             raise IndexError(index)
-        return {name: self._store.get((self.name, name, index)) for name in self._inputs[index]}
+        return {name: self._store.get((self._name, name, index)) for name in self._inputs[index]}
 
 
 class SetApart:
@@ -81,16 +80,13 @@ class SetApart:
     Attributes:
         compared: the samples to compare whole models on: those set apart; of a shorter stream those that the solvers
             hold out to choose among candidates, or all; of a few items that cannot be divided the first.
-        judging: those that decide whether changes of a model stay: of a stream from which none is set apart all, else
-            the same.
         held_out: whether the samples compared took no part in ranges, scales, candidates or integers.
         seen: samples that the stream has given so far.
     """
 
     def __init__(self, store: BatchStore) -> None:
-        self.compared = self.judging = StoredBatches(store, "compared")
+        self.compared = StoredBatches(store, "compared")
         self._waiting = StoredBatches(store, "waiting")
-        self._all = StoredBatches(store, "all")
         self._undivided = StoredBatches(store, "undivided")  # the first of them, until another one is set apart
         self.held_out = False
         self.seen = self._items = self._passed = 0
@@ -113,11 +109,7 @@ class SetApart:
                     yield from self._rest(earlier, divisible=divisible)
             yield from self._rest(item, divisible=divisible)
         if not self._enough:
-            if self.seen >= 2 * HOLDOUT:
-                self.judging = self._all
             for item in self._released():
-                if self.judging is self._all:
-                    self._all.add(item)
                 self._keep_fitted(item, divisible=divisible)
                 yield item
         elif not self.held_out:

@@ -28,7 +28,7 @@ from quark.onnx.whole_model.set_apart import FEWEST, SetApart
 __all__ = ["WholeModel", "WholeResult"]
 
 _LOG = logging.getLogger(__name__)
-_REFERENCE = "outputs of the whole model for "  # and the batches' name: in the place of a graph's in the store
+_REFERENCE = "outputs of the whole model"  # in the place of a graph's name in the store
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,6 @@ class WholeModel:
         apart: the samples.
         store: of the run.
         engine: runs all models.
-        judging: take the samples that decide whether changes stay, for `errors` alone, not those of the report.
 
     Attributes:
         role: as given.
@@ -62,18 +61,9 @@ class WholeModel:
     """
 
     def __init__(
-        self,
-        reference: onnx.ModelProto,
-        role: str,
-        apart: SetApart,
-        store: BatchStore,
-        engine: Engine,
-        *,
-        judging: bool = False,
+        self, reference: onnx.ModelProto, role: str, apart: SetApart, store: BatchStore, engine: Engine
     ) -> None:
         self.role, self._apart, self._store, self._engine = role, apart, store, engine
-        self._judging, self._batches = judging, apart.judging if judging else apart.compared
-        self._graph = _REFERENCE + self._batches.name
         self.names = [output.name for output in reference.graph.output]
         self._stated = [_stated_shape(output) for output in reference.graph.output]
         self._is_random = any(map(is_random, reference.graph.node))
@@ -93,14 +83,13 @@ class WholeModel:
             ModelError: it is invalid, or its outputs are not the reference's.
             DataError: it cannot run on the data.
         """
-        self._before = self._compare(quantized), None if self._judging else self._optimised(quantized)
-
-    def _optimised(self, quantized: onnx.ModelProto) -> Comparison | None:
+        plain = self._compare(quantized)
         try:
-            return self._compare(quantized, fuse_qdq=True)
+            optimised = self._compare(quantized, fuse_qdq=True)
         except (ModelError, DataError) as error:  # it has been run as defined
             _LOG.warning("onnxruntime's default optimisation breaks the quantized model: %s", error)
-            return None
+            optimised = None
+        self._before = plain, optimised
 
     def errors(self, quantized: onnx.ModelProto | None, output: str | None = None) -> NDArray[np.float64]:
         """How far a quantized model is off as it is now, run as defined, on each of the samples compared.
@@ -132,7 +121,7 @@ class WholeModel:
             return WholeResult(None, (warning,), ())
         end_to_end = EndToEnd(
             reference=self.role,
-            samples=self._batches.samples,
+            samples=self._apart.compared.samples,
             held_out=self._apart.held_out,
             before=plain.deviation(),
             after=now.deviation(),
@@ -186,9 +175,9 @@ class WholeModel:
             outputs = values[: len(self.names)]
             for position, value in enumerate(outputs):
                 if _is_compared(value):
-                    self._store.put((self._graph, str(position), index), value)
+                    self._store.put((_REFERENCE, str(position), index), value)
             self._shapes.append([value.shape if isinstance(value, np.ndarray) else None for value in outputs])
-            known = {**self._batches[index], **dict(zip(names, values, strict=True))}
+            known = {**self._apart.compared[index], **dict(zip(names, values, strict=True))}
             self._parts.append(masks.of({name: known[name].shape for name in sources}))
             self._kinds = [_is_compared(value) for value in outputs]
         for position, stated in enumerate(self._stated):  # one that the model does not keep says nothing
@@ -208,7 +197,7 @@ class WholeModel:
         for index, outputs in enumerate(self._run(quantized, "quantized model", fuse_qdq=fuse_qdq)):
             fits = self._fitting(outputs, index)
             wanted = [
-                self._store.get((self._graph, str(position), index)) if fit and self._kinds[position] else None
+                self._store.get((_REFERENCE, str(position), index)) if fit and self._kinds[position] else None
                 for position, fit in enumerate(fits)
             ]
             comparison.add(wanted, outputs, self._parts[index])
@@ -231,7 +220,7 @@ class WholeModel:
         return fits
 
     def _run(self, model: onnx.ModelProto, role: str, *, fuse_qdq: bool) -> Iterator[list[Any]]:
-        batches = self._batches
+        batches = self._apart.compared
         each_bytes = self._sample_bytes * batches.samples / max(len(batches), 1)
         at_once, each = self._engine.shared_out(len(batches), each_bytes)
         try:

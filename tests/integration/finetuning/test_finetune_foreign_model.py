@@ -191,7 +191,7 @@ def test_a_transposed_input(tmp_path: Path) -> None:
     onnx.save(model, tmp_path / "float.onnx")
     quantize_static(tmp_path / "float.onnx", tmp_path / "q.onnx", OnnxruntimeReader(data, batch=12))
     static = onnx.load(tmp_path / "q.onnx")
-    tuned, report = finetune(model, static, None, Reader(data, batch=12), AdaRoundConfig(keep_worse=True))
+    tuned, report = finetune(model, static, None, Reader(data, batch=12), AdaRoundConfig())
     (layer,) = report.layers
     assert layer.accepted
     assert mean_squared_error(model, tuned, data) < mean_squared_error(model, static, data)

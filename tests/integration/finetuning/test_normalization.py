@@ -159,8 +159,7 @@ def test_one_scale_for_several_normalized_axes() -> None:
         off=tuple(STEP * rng.uniform(-0.5, 0.5, (3, 6)).astype(np.float32) for _ in range(2)),
     ).float_model  # fmt: skip
     spec = Int8Spec(quant_granularity=QuantGranularity.Channel)
-    algorithms = [AdaRoundConfig(keep_worse=True)]
-    quantizer = ModelQuantizer(QConfig(QLayerConfig(UInt8Spec(), weight=spec), algo_config=algorithms))
+    quantizer = ModelQuantizer(QConfig(QLayerConfig(UInt8Spec(), weight=spec), algo_config=[AdaRoundConfig()]))
     quantized = quantizer.quantize_model(model, None, Reader(samples(model, 40)))
     assert initializers(quantized)["scale_scale"].size == 1
     (layer,) = quantizer.report.layers

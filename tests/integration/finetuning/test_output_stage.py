@@ -165,7 +165,7 @@ def test_an_activation_may_be_a_graph(name: str, layer: str) -> None:
     as_node = [] if name == "SiLU" else [(node, graph, 5), (graph, node, 5)]  # Swish is of opset 24
     for float_end, quantized_end, steps in ((graph, graph, 200), *as_node):
         models = pair(layer, float_end, quantized_end, **constants)
-        config = AdaRoundConfig(solver="gradient", num_iterations=steps, keep_worse=True)
+        config = AdaRoundConfig(solver="gradient", num_iterations=steps)
         report = check(models, config, channels=1 if layer in CONVOLUTIONS else -1)
         assert report.accepted or steps < 200, "200 steps find something better than rounding to nearest 4 bits"
 
