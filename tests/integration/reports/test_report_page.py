@@ -221,7 +221,7 @@ def test_loss_curves_are_means(steps: int) -> None:
 
 
 def test_losses_are_those_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", "quark.onnx"):
+    with caplog.at_level("DEBUG", "quark.onnx"):
         report = report_of(AdaRoundConfig(solver="gradient", num_iterations=100, log_period=1))
     logged = {}
     for layer, step, loss in re.findall(r"layer (\w+): step (\d+), loss (\S+)", caplog.text):
