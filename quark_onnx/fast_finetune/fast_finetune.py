@@ -44,6 +44,7 @@ from quark.onnx.whole_model.keep_better import Change, Kept, keep_better, withou
 from quark.onnx.whole_model.layer_errors import layer_errors_or_note
 from quark.onnx.whole_model.set_apart import SetApart
 from quark.onnx.whole_model.whole_model import WholeModel
+from quark.onnx.whole_model.workplace import Workplace
 
 __all__ = ["FastFinetune", "store_for"]
 
@@ -64,9 +65,8 @@ class FastFinetune:
         saved: what is kept of the run, to be taken up again.
 
     Attributes:
-        engine: runs all models of this finetuning, calibration included.
-        store: holds the samples.
-        apart: takes those that whole models are compared on from the calibration items, before `keep` sees them.
+        place: its engine runs all models of this finetuning, calibration included; its `apart` is to see the
+            calibration items before `keep` does.
 
     Raises:
         UnsupportedError: the options ask for what this version, or this machine, cannot do.
@@ -88,16 +88,16 @@ class FastFinetune:
         self._given, self._clock = config, clock
         self._config = replace(config, drop_ratio=1.0) if config.parallel else config
         self._role = "float" if config.ref_model_path is None else "reference"
-        self.engine, self._on_the_cpu = engine_on_device(config, engine)
-        self.store = store_for(config, self.engine)
-        self.apart = SetApart(self.store)
-        self._samples = KeptSamples(self.store, config.data_size)
+        engine, self._on_the_cpu = engine_on_device(config, engine)
+        store = store_for(config, engine)
+        self.place = Workplace(engine, store, SetApart(store))
+        self._samples = KeptSamples(store, config.data_size)
 
     def __enter__(self) -> FastFinetune:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.store.close()
+        self.place.store.close()
         _core.return_memory()
 
     @staticmethod
@@ -142,7 +142,7 @@ class FastFinetune:
         ignored = self._ignored(plan) if self._finetunes else ()
         with self._clock.phase("compare"):
             _core.return_memory()  # that of calibration
-            whole = WholeModel(reference or float_model, f"{self._role} model", self.apart, self.store, self.engine)
+            whole = WholeModel(reference or float_model, f"{self._role} model", self.place)
             whole.start(quantized)
         corrections: tuple[LayerReport, ...] = ()
         uncorrected: tuple[SkippedLayer, ...] = ()
@@ -152,7 +152,7 @@ class FastFinetune:
             plan = self._plan(float_model, quantized) if self._finetunes else plan  # which holds the biases
         if plan.layers and self._config.select_max_mem_layer:
             with self._clock.phase("plan"):
-                plan = with_largest_layer(float_model, quantized, plan, self._samples, self.engine)
+                plan = with_largest_layer(float_model, quantized, plan, self._samples, self.place.engine)
         layers: tuple[LayerReport, ...] = ()
         if self._finetunes:
             before = self._errors(whole, quantized if corrections else None)
@@ -165,7 +165,7 @@ class FastFinetune:
             result = whole.result(quantized)
         with self._clock.phase("compare layers"):
             errors, unmeasured = layer_errors_or_note(
-                float_model, quantized, self.apart.compared, self.engine, plan.layers
+                float_model, quantized, self.place.apart.compared, self.place.engine, plan.layers
             )
         further = self._warnings(result.end_to_end, layers, corrections, plan.skipped, taken_back=bool(taken_back))
         return Report(
@@ -206,7 +206,7 @@ class FastFinetune:
             return (), plan.skipped, ()
         with self._clock.phase("bias correction"), PhaseProgress("Correcting biases", len(plan.layers)) as progress:
             layers, changes = finetune_layers(
-                TwoGraphs(float_model, quantized, self._samples, self.engine),
+                TwoGraphs(float_model, quantized, self._samples, self.place.engine),
                 plan,
                 self._saved.solver("bias", bias_solver(self._samples.samples, self._config.fixed_seed)),
                 WalkOptions(float_first=self._config.mem_opt_level == 0, keep_samples=self._finetunes),
@@ -245,9 +245,11 @@ class FastFinetune:
                 parallel=config.parallel,
             )
             return finetune_layers(
-                TwoGraphs(float_model, quantized, self._samples, self.engine),
+                TwoGraphs(float_model, quantized, self._samples, self.place.engine),
                 plan,
-                self._saved.solver("tune", choose_solver(config, self._samples.samples, self.store, self.engine)),
+                self._saved.solver(
+                    "tune", choose_solver(config, self._samples.samples, self.place.store, self.place.engine)
+                ),
                 options,
                 on_layer,
                 self._judge(float_model, quantized),
@@ -259,10 +261,10 @@ class FastFinetune:
             return None
         judge: Judge
         if config.evaluator is not None:
-            judge = EvaluatorJudge(config.evaluator, quantized, self.engine)
+            judge = EvaluatorJudge(config.evaluator, quantized, self.place.engine)
         else:
             judged = judged_outputs(float_model, config)
-            judge = OutputJudge(float_model, quantized, judged, self._samples, self.engine)
+            judge = OutputJudge(float_model, quantized, judged, self._samples, self.place.engine)
         judge.remember(self._saved.score)
         return judge
 
@@ -288,7 +290,7 @@ class FastFinetune:
         return whole.errors(quantized, None if index is None else whole.names[index])
 
     def _notes(self) -> tuple[str, ...]:
-        spilled = self.store.spilled if isinstance(self.store, SpillingStore) else 0
+        spilled = self.place.store.spilled if isinstance(self.place.store, SpillingStore) else 0
         if not spilled:
             return ()
         return (f"memory was short: {spilled >> 20} MiB of tensors went to files, as at mem_opt_level=2",)

@@ -160,12 +160,12 @@ def finetuned_model(
         with clock.phase("read data"):
             watch = DataWatch()
             items = watch.over(saved.watched(items))
-            can_join = BatchMerging(model, finetuning.engine).is_exact
-            items = finetuning.apart.split(items, divisible=batch_is_free(model))
+            can_join = BatchMerging(model, finetuning.place.engine).is_exact
+            items = finetuning.place.apart.split(items, divisible=batch_is_free(model))
             for _ in finetuning.keep(items, model, can_join):
                 pass
             saved.data_was_read()
-        report = finetuning.run(model, quantized, samples_seen=finetuning.apart.seen, needs_layers=True)
+        report = finetuning.run(model, quantized, samples_seen=finetuning.place.apart.seen, needs_layers=True)
         warnings = (*_logged(watch.warnings(model, {})), *report.warnings)
         report = replace(
             report,

@@ -9,11 +9,10 @@ import onnx
 
 from quark.onnx.calibration_data.checked_items import Batch
 from quark.onnx.errors import DataError, ModelError
-from quark.onnx.inference.sessions import Engine
-from quark.onnx.stores.batch_store import BatchStore
 from quark.onnx.whole_model.keep_better import is_worse
-from quark.onnx.whole_model.set_apart import SetApart, StoredBatches
+from quark.onnx.whole_model.set_apart import StoredBatches
 from quark.onnx.whole_model.whole_model import WholeModel
+from quark.onnx.whole_model.workplace import Workplace
 
 __all__ = ["recorded", "why_equalisation_goes"]
 
@@ -28,22 +27,17 @@ def recorded(items: Iterator[Batch], batches: StoredBatches) -> Iterator[Batch]:
 
 
 def why_equalisation_goes(
-    model: onnx.ModelProto,
-    quantized: onnx.ModelProto,
-    equalised: onnx.ModelProto,
-    apart: SetApart,
-    store: BatchStore,
-    engine: Engine,
+    model: onnx.ModelProto, quantized: onnx.ModelProto, equalised: onnx.ModelProto, place: Workplace
 ) -> str:
     """Why the model that is quantized without equalisation is the better one; "" if it is not, or cannot be told.
 
     Args:
         model: the float model.
         quantized, equalised: made from it, and from what equalisation made of it; nothing is tuned.
-        apart: the samples to compare on.
+        place: has the samples to compare on.
     """
     try:
-        whole = WholeModel(model, "float model", apart, store, engine)
+        whole = WholeModel(model, "float model", place)
         whole.start(quantized)
         if not whole.can_judge:
             return ""

@@ -34,7 +34,7 @@ from quark.onnx.preparation.finite_constants import with_finite_biases
 from quark.onnx.preparation.prepare import prepared_on
 from quark.onnx.quantization.equalised_model import Equalised, equalised_model
 from quark.onnx.quantization.judged_equalisation import recorded, why_equalisation_goes
-from quark.onnx.quantization.plain_quantization import PlainQuantization, PlainQuantizer
+from quark.onnx.quantization.plain_quantization import Keep, PlainQuantization, PlainQuantizer
 from quark.onnx.quantization.quantization_report import plain_report
 from quark.onnx.quantization.reference_model import ReferenceModel, reference_forms
 from quark.onnx.quantization.run_options import samples_needed, unfused
@@ -43,9 +43,9 @@ from quark.onnx.report.activation_report import activation_reports
 from quark.onnx.report.model_sizes import model_sizes
 from quark.onnx.report.report import Report
 from quark.onnx.resume.saved_run import NothingSaved
-from quark.onnx.stores.batch_store import BatchStore
 from quark.onnx.system.resources import PhaseClock
 from quark.onnx.whole_model.set_apart import SetApart, StoredBatches
+from quark.onnx.whole_model.workplace import Workplace
 
 __all__ = ["Prepared", "QuantizationRun"]
 
@@ -71,16 +71,6 @@ class Prepared:
     few: list[Batch]
     reference: onnx.ModelProto | None
     notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class _Workplace:
-    """What finetuning needs, or the comparison of a run without: engine, store, samples set apart."""
-
-    finetuning: FastFinetune | None
-    engine: Engine
-    store: BatchStore
-    apart: SetApart
 
 
 class QuantizationRun:
@@ -116,13 +106,17 @@ class QuantizationRun:
     ) -> tuple[onnx.ModelProto, Report]:
         """The quantized model, finetuned if the configuration says so, and the report."""
         with ExitStack() as stack:
-            work, watch = self._workplace(stack, saved), DataWatch()
-            items = work.apart.split(watch.over(saved.watched(prepared.items)), divisible=batch_is_free(prepared.model))
-            made, equalised = self._equalised_and_quantized(prepared, items, work, saved)
+            finetuning, watch = self._finetuning(stack, saved), DataWatch()
+            place = finetuning.place if finetuning is not None else self._place(stack)
+            items = watch.over(saved.watched(prepared.items))
+            items = place.apart.split(items, divisible=batch_is_free(prepared.model))
+            quantizer = PlainQuantizer(prepared.few, saved, place.engine, self._clock)
+            keep = finetuning.keep if finetuning is not None else None
+            made, equalised = self._equalised_and_quantized(prepared, items, quantizer, keep, place)
             warnings = (*made.warnings, *watch.warnings(made.float_model, made.calibration.ranges))
             for warning in warnings:
                 _LOG.warning(warning)
-            report = self._report(prepared, made, work)
+            report = self._report(prepared, made, finetuning, place)
         return made.quantized, replace(
             report,
             pairs=equalised.pairs if equalised is not None else (),
@@ -132,38 +126,48 @@ class QuantizationRun:
             activations=activation_reports(made.calibration.histograms, made.quantized),
         )
 
-    def _workplace(self, stack: ExitStack, saved: NothingSaved) -> _Workplace:
-        config, engine = self._config, self._engine
+    def _finetuning(self, stack: ExitStack, saved: NothingSaved) -> FastFinetune | None:
+        config = self._config
         if config.fast_finetune is None and config.bias_correction is None:
-            store = stack.enter_context(store_for(AdaRoundConfig(), engine))
-            return _Workplace(None, engine, store, SetApart(store))
-        finetuning = stack.enter_context(
+            return None
+        return stack.enter_context(
             FastFinetune(
-                config.fast_finetune, engine=engine, clock=self._clock, saved=saved, correction=config.bias_correction
+                config.fast_finetune,
+                engine=self._engine,
+                clock=self._clock,
+                saved=saved,
+                correction=config.bias_correction,
             )
         )
-        return _Workplace(finetuning, finetuning.engine, finetuning.store, finetuning.apart)
+
+    def _place(self, stack: ExitStack) -> Workplace:
+        """What a run needs to compare models, without finetuning."""
+        store = stack.enter_context(store_for(AdaRoundConfig(), self._engine))
+        return Workplace(self._engine, store, SetApart(store))
 
     def _equalised_and_quantized(
-        self, prepared: Prepared, items: Iterator[Batch], work: _Workplace, saved: NothingSaved
+        self,
+        prepared: Prepared,
+        items: Iterator[Batch],
+        quantizer: PlainQuantizer,
+        keep: Keep | None,
+        place: Workplace,
     ) -> tuple[PlainQuantization, Equalised | None]:
         """The quantized model before anything is tuned, and what equalisation did, if it was asked for.
 
         The model without equalisation is quantized too, and taken where it is better.
         """
         model, specs, config = prepared.model, prepared.specs, self._config.equalisation
-        keep = work.finetuning.keep if work.finetuning is not None else None
-        quantizer = PlainQuantizer(prepared.few, saved, work.engine, self._clock)
         if config is None:
             return quantizer.quantized(model, specs, items, keep), None
         first = next(items)
         with self._clock.phase("equalise"):
-            equalised = equalised_model(model, specs.scope.quantized, config, first, work.engine)
+            equalised = equalised_model(model, specs.scope.quantized, config, first, place.engine)
         items = chain([first], items)
         del first  # it may be all of the data
         batches = None
         if equalised.is_changed and not config.keep_worse:
-            batches = StoredBatches(work.store, "calibration")  # for a second calibration, of the model as it was
+            batches = StoredBatches(place.store, "calibration")  # for a second calibration, of the model as it was
             items = recorded(items, batches)
         made = quantizer.quantized(equalised.model, specs.with_twins(equalised.twins), items, keep)
         if batches is None:
@@ -171,15 +175,17 @@ class QuantizationRun:
         without = quantizer.quantized(model, specs, iter(batches))
         batches.drop_all()
         with self._clock.phase("compare"):
-            why = why_equalisation_goes(model, without.quantized, made.quantized, work.apart, work.store, work.engine)
+            why = why_equalisation_goes(model, without.quantized, made.quantized, place)
         return (without, equalised.undone(model, why)) if why else (made, equalised)
 
-    def _report(self, prepared: Prepared, made: PlainQuantization, work: _Workplace) -> Report:
+    def _report(
+        self, prepared: Prepared, made: PlainQuantization, finetuning: FastFinetune | None, place: Workplace
+    ) -> Report:
         """Finetune, or only compare with the float model."""
-        apart = work.apart
+        apart = place.apart
         seen = made.calibration.samples + (apart.compared.samples if apart.held_out else 0)
-        if work.finetuning is None:
-            return plain_report(prepared.model, made, apart, work.store, work.engine, self._clock, seen)
+        if finetuning is None:
+            return plain_report(prepared.model, made, place, self._clock, seen)
         target = prepared.reference if prepared.reference is not None else made.float_model
         reference = target if prepared.reference is not None else prepared.model
-        return work.finetuning.run(target, made.quantized, samples_seen=seen, reference=reference)
+        return finetuning.run(target, made.quantized, samples_seen=seen, reference=reference)

@@ -17,13 +17,13 @@ from quark.onnx.graph.live_bytes import live_bytes
 from quark.onnx.graph.random_nodes import is_random
 from quark.onnx.inference.large_models import digest_of
 from quark.onnx.inference.saturation import SATURATION, products_saturate
-from quark.onnx.inference.sessions import Engine, in_order, session
+from quark.onnx.inference.sessions import in_order, session
 from quark.onnx.measures.deviation import Comparison, Deviation, Parts
 from quark.onnx.report.report import EndToEnd
-from quark.onnx.stores.batch_store import BatchStore
 from quark.onnx.system.memory_limit import unless_out_of_memory
 from quark.onnx.whole_model.part_masks import PartMasks
-from quark.onnx.whole_model.set_apart import FEWEST, SetApart
+from quark.onnx.whole_model.set_apart import FEWEST
+from quark.onnx.whole_model.workplace import Workplace
 
 __all__ = ["WholeModel", "WholeResult"]
 
@@ -47,9 +47,7 @@ class WholeModel:
     Args:
         reference: the float model, or what takes its place.
         role: what to call it: "float model".
-        apart: the samples.
-        store: of the run.
-        engine: runs all models.
+        place: where the samples are, their outputs go, and all models run.
 
     Attributes:
         role: as given.
@@ -60,10 +58,8 @@ class WholeModel:
         DataError: it cannot run on the data.
     """
 
-    def __init__(
-        self, reference: onnx.ModelProto, role: str, apart: SetApart, store: BatchStore, engine: Engine
-    ) -> None:
-        self.role, self._apart, self._store, self._engine = role, apart, store, engine
+    def __init__(self, reference: onnx.ModelProto, role: str, place: Workplace) -> None:
+        self.role, self._apart, self._store, self._engine = role, place.apart, place.store, place.engine
         self.names = [output.name for output in reference.graph.output]
         self._stated = [_stated_shape(output) for output in reference.graph.output]
         self._is_random = any(map(is_random, reference.graph.node))
