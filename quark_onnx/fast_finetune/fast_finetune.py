@@ -31,7 +31,7 @@ from quark.onnx.plan.another_model import doubt_of_the_float_model
 from quark.onnx.plan.build import build_plan
 from quark.onnx.plan.configured import leave_as_configured
 from quark.onnx.plan.excluded import leave_excluded
-from quark.onnx.plan.types import Plan, SkippedLayer
+from quark.onnx.plan.types import Plan
 from quark.onnx.report.layer_report import LayerReport
 from quark.onnx.report.report import EndToEnd, Report
 from quark.onnx.resume.saved_run import NothingSaved
@@ -133,89 +133,94 @@ class FastFinetune:
         Raises:
             ModelError: a model cannot run, or nothing can be tuned where that is needed.
         """
-        plan = self._plan(float_model, quantized) if self._finetunes else Plan((), ())
+        graphs = TwoGraphs(float_model, quantized, self._samples, self.place.engine)
+        plan = self._plan(graphs) if self._finetunes else Plan((), ())
         if needs_layers and not (plan.layers or self._correction is not None):
             check_is_qdq(quantized, has_layers=False)
             raise ModelError(
                 "; ".join(filter(None, (self._doubt, nothing_to_tune(plan.skipped, self._config.target_op_type))))
             )
-        ignored = self._ignored(plan) if self._finetunes else ()
+        report = Report(
+            algorithm=type(self._config).name if self._finetunes else None,
+            samples=samples_seen,
+            ignored=self._ignored(plan) if self._finetunes else (),
+            phases=self._clock.seconds,
+            memory=self._clock.memory,
+        )
         with self._clock.phase("compare"):
             _core.return_memory()  # that of calibration
             whole = WholeModel(reference or float_model, f"{self._role} model", self.place)
             whole.start(quantized)
-        corrections: tuple[LayerReport, ...] = ()
-        uncorrected: tuple[SkippedLayer, ...] = ()
-        taken_back: tuple[str, ...] = ()
         if self._correction is not None:
-            corrections, uncorrected, taken_back = self._correct(float_model, quantized, whole, self._correction)
-            plan = self._plan(float_model, quantized) if self._finetunes else plan  # which holds the biases
+            report = self._corrected(report, graphs, whole, self._correction)
+            plan = self._plan(graphs) if self._finetunes else plan  # which holds the biases
         if plan.layers and self._config.select_max_mem_layer:
             with self._clock.phase("plan"):
-                plan = with_largest_layer(float_model, quantized, plan, self._samples, self.place.engine)
-        layers: tuple[LayerReport, ...] = ()
+                plan = with_largest_layer(graphs, plan)
+        report = replace(report, skipped=plan.skipped)
         if self._finetunes:
-            before = self._errors(whole, quantized if corrections else None)
-            with self._clock.phase("finetune"):
-                layers, changes = self._tune(float_model, quantized, plan)
-            kept = self._kept(quantized, changes, whole, before, keep_worse=self._config.keep_worse, done="finetuning")
-            layers = without(kept, layers)
-            taken_back += kept.warnings
-        with self._clock.phase("compare"):
-            result = whole.result(quantized)
-        with self._clock.phase("compare layers"):
-            errors, unmeasured = layer_errors_or_note(
-                float_model, quantized, self.place.apart.compared, self.place.engine, plan.layers
-            )
-        further = self._warnings(result.end_to_end, layers, corrections, plan.skipped, taken_back=bool(taken_back))
-        return Report(
-            algorithm=type(self._config).name if self._finetunes else None,
-            samples=samples_seen,
-            layers=layers,
-            skipped=plan.skipped,
-            corrections=corrections,
-            uncorrected=uncorrected,
-            ignored=ignored,
-            warnings=(*taken_back, *further, *result.warnings),
-            notes=(*not_compared(quantized), *self._notes(), *result.notes, *unmeasured),
-            layer_errors=errors,
-            end_to_end=result.end_to_end,
-            phases=self._clock.seconds,
-            memory=self._clock.memory,
-            peak_rss_mib=peak_rss_mib(),
-        )
+            report = self._finetuned(report, graphs, plan, whole)
+        return self._compared(report, graphs, plan, whole)
 
-    def _plan(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> Plan:
+    def _plan(self, graphs: TwoGraphs) -> Plan:
         config = self._config
         with self._clock.phase("plan"):
-            plan = build_plan(float_model, quantized, config.target_op_type, output_qdq=config.output_qdq)
+            plan = build_plan(graphs.float_model, graphs.quantized, config.target_op_type, output_qdq=config.output_qdq)
         self._doubt = doubt_of_the_float_model(plan)
         return leave_as_configured(plan, config, self._excluded)
 
-    def _correct(
-        self,
-        float_model: onnx.ModelProto,
-        quantized: onnx.ModelProto,
-        whole: WholeModel,
-        correction: BiasCorrectionConfig,
-    ) -> tuple[tuple[LayerReport, ...], tuple[SkippedLayer, ...], tuple[str, ...]]:
-        """The biases of `quantized`, in place; with warnings."""
+    def _corrected(
+        self, report: Report, graphs: TwoGraphs, whole: WholeModel, correction: BiasCorrectionConfig
+    ) -> Report:
+        """The report, with what is done to the biases, in place."""
         with self._clock.phase("plan"):
-            plan = leave_excluded(bias_plan(float_model, quantized), self._excluded)
+            plan = leave_excluded(bias_plan(graphs.float_model, graphs.quantized), self._excluded)
+        report = replace(report, uncorrected=plan.skipped)
         if not plan.layers:
-            return (), plan.skipped, ()
+            return report
         with self._clock.phase("bias correction"), PhaseProgress("Correcting biases", len(plan.layers)) as progress:
             layers, changes = finetune_layers(
-                TwoGraphs(float_model, quantized, self._samples, self.place.engine),
+                graphs,
                 plan,
                 self._saved.solver("bias", bias_solver(self._samples.samples, self._config.fixed_seed)),
                 WalkOptions(float_first=self._config.mem_opt_level == 0, keep_samples=self._finetunes),
-                on_layer=lambda report: progress.advance(note=report.name),
+                on_layer=lambda layer: progress.advance(note=layer.name),
             )
         kept = self._kept(
-            quantized, changes, whole, self._errors(whole), keep_worse=correction.keep_worse, done="bias correction"
+            graphs.quantized,
+            changes,
+            whole,
+            self._errors(whole),
+            keep_worse=correction.keep_worse,
+            done="bias correction",
         )
-        return without(kept, layers), plan.skipped, kept.warnings
+        return replace(report, corrections=without(kept, layers), warnings=kept.warnings)
+
+    def _finetuned(self, report: Report, graphs: TwoGraphs, plan: Plan, whole: WholeModel) -> Report:
+        """The report, with what is done to the layers, in place."""
+        before = self._errors(whole, graphs.quantized if report.corrections else None)
+        with self._clock.phase("finetune"):
+            layers, changes = self._tune(graphs, plan)
+        keep_worse = self._config.keep_worse
+        kept = self._kept(graphs.quantized, changes, whole, before, keep_worse=keep_worse, done="finetuning")
+        return replace(report, layers=without(kept, layers), warnings=(*report.warnings, *kept.warnings))
+
+    def _compared(self, report: Report, graphs: TwoGraphs, plan: Plan, whole: WholeModel) -> Report:
+        """The report, with the comparison of the whole model and of its layers, and all that it warns of."""
+        with self._clock.phase("compare"):
+            result = whole.result(graphs.quantized)
+        with self._clock.phase("compare layers"):
+            errors, unmeasured = layer_errors_or_note(
+                graphs.float_model, graphs.quantized, self.place.apart.compared, graphs.engine, plan.layers
+            )
+        return replace(
+            report,
+            warnings=(*report.warnings, *self._warnings(report, result.end_to_end), *result.warnings),
+            notes=(*not_compared(graphs.quantized), *self._notes(), *result.notes, *unmeasured),
+            layer_errors=errors,
+            end_to_end=result.end_to_end,
+            peak_rss_mib=peak_rss_mib(),
+        )
 
     def _ignored(self, plan: Plan) -> tuple[str, ...]:
         """What was set and has no effect; also a warning each."""
@@ -228,9 +233,7 @@ class FastFinetune:
             _LOG.warning(line)
         return lines
 
-    def _tune(
-        self, float_model: onnx.ModelProto, quantized: onnx.ModelProto, plan: Plan
-    ) -> tuple[tuple[LayerReport, ...], list[Change]]:
+    def _tune(self, graphs: TwoGraphs, plan: Plan) -> tuple[tuple[LayerReport, ...], list[Change]]:
         with PhaseProgress("Finetuning layers", len(plan.layers)) as progress:
 
             def on_layer(report: LayerReport) -> None:
@@ -244,27 +247,25 @@ class FastFinetune:
                 float_inputs=config.drop_ratio < 1 and config.solver != "least_squares",
                 parallel=config.parallel,
             )
+            solver = choose_solver(config, self._samples.samples, self.place.store, graphs.engine)
             return finetune_layers(
-                TwoGraphs(float_model, quantized, self._samples, self.place.engine),
+                graphs,
                 plan,
-                self._saved.solver(
-                    "tune", choose_solver(config, self._samples.samples, self.place.store, self.place.engine)
-                ),
+                self._saved.solver("tune", solver),
                 options,
                 on_layer,
-                self._judge(float_model, quantized),
+                self._judge(graphs),
             )
 
-    def _judge(self, float_model: onnx.ModelProto, quantized: onnx.ModelProto) -> Judge | None:
+    def _judge(self, graphs: TwoGraphs) -> Judge | None:
         config = self._config
         if not config.selective_update:
             return None
         judge: Judge
         if config.evaluator is not None:
-            judge = EvaluatorJudge(config.evaluator, quantized, self.place.engine)
+            judge = EvaluatorJudge(config.evaluator, graphs.quantized, graphs.engine)
         else:
-            judged = judged_outputs(float_model, config)
-            judge = OutputJudge(float_model, quantized, judged, self._samples, self.place.engine)
+            judge = OutputJudge(graphs, judged_outputs(graphs.float_model, config))
         judge.remember(self._saved.score)
         return judge
 
@@ -295,23 +296,16 @@ class FastFinetune:
             return ()
         return (f"memory was short: {spilled >> 20} MiB of tensors went to files, as at mem_opt_level=2",)
 
-    def _warnings(
-        self,
-        result: EndToEnd | None,
-        layers: tuple[LayerReport, ...],
-        corrections: tuple[LayerReport, ...],
-        skipped: tuple[SkippedLayer, ...],
-        *,
-        taken_back: bool,
-    ) -> tuple[str, ...]:
-        """Logged too."""
+    def _warnings(self, report: Report, result: EndToEnd | None) -> tuple[str, ...]:
+        """What is to be said of a report in which only comparisons are missing; logged too."""
         found, done = [self._doubt] * bool(self._doubt), "finetuning" if self._finetunes else "bias correction"
-        if self._finetunes and not layers:
-            why = nothing_to_tune(skipped, self._config.target_op_type)
+        taken_back = bool(report.warnings)
+        if self._finetunes and not report.layers:
+            why = nothing_to_tune(report.skipped, self._config.target_op_type)
             found.append(f"{type(self._config).__name__} has no effect: {why}")
-        if self._correction is not None and not corrections:
+        if self._correction is not None and not report.corrections:
             found.append("BiasCorrectionConfig has no effect: no layer has an integer bias of its own")
-        if result is not None and (layers or corrections) and not taken_back and _is_no_better(result):
+        if result is not None and (report.layers or report.corrections) and not taken_back and _is_no_better(result):
             found.append(
                 f"{done} did not bring the whole model closer to the {result.reference} on the samples compared "
                 f"({result.samples}): error "

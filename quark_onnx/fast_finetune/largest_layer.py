@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-import onnx
-
-from quark.onnx.fast_finetune.kept_samples import KeptSamples
+from quark.onnx.fast_finetune.layer_batches import TwoGraphs
 from quark.onnx.fast_finetune.walk import Walk
-from quark.onnx.inference.sessions import Engine
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan, Plan, SkippedLayer
 
@@ -18,16 +15,14 @@ __all__ = ["with_largest_layer"]
 _MIB = 1 << 20
 
 
-def with_largest_layer(
-    float_model: onnx.ModelProto, quantized: onnx.ModelProto, plan: Plan, samples: KeptSamples, engine: Engine
-) -> Plan:
+def with_largest_layer(graphs: TwoGraphs, plan: Plan) -> Plan:
     """The plan with only the layer whose input and float output need the most memory, over all samples; the first of
     several; and those with the same weight. The others are skipped, which says why.
 
     Raises:
         FinetuneError: onnxruntime cannot run a graph.
     """
-    sizes = _bytes_of_layers(float_model, quantized, plan.layers, samples, engine)
+    sizes = _bytes_of_layers(graphs, plan.layers)
     largest = max(range(len(sizes)), key=sizes.__getitem__)
     chosen = plan.layers[largest]
     skipped = tuple(
@@ -43,18 +38,15 @@ def with_largest_layer(
     return replace(plan, layers=layers, skipped=(*plan.skipped, *skipped))
 
 
-def _bytes_of_layers(
-    float_model: onnx.ModelProto,
-    quantized: onnx.ModelProto,
-    layers: tuple[LayerPlan, ...],
-    samples: KeptSamples,
-    engine: Engine,
-) -> list[int]:
+def _bytes_of_layers(graphs: TwoGraphs, layers: tuple[LayerPlan, ...]) -> list[int]:
     """Measured on one batch of each shape, which stands for all batches of that shape."""
+    samples, engine = graphs.samples, graphs.engine
     shapes = [tuple((name, array.shape) for name, array in samples.load(b).items()) for b in range(samples.batches)]
     measured = {shapes.index(shape): count for shape, count in Counter(shapes).items()}
-    inputs = Walk("sizes quantized", quantized, [[layer.input.tensor for layer in layers]], samples.store, engine)
-    targets = Walk("sizes float", float_model, [[layer.target for layer in layers]], samples.store, engine)
+    inputs = Walk(
+        "sizes quantized", graphs.quantized, [[layer.input.tensor for layer in layers]], samples.store, engine
+    )
+    targets = Walk("sizes float", graphs.float_model, [[layer.target for layer in layers]], samples.store, engine)
     for batch in measured:
         arrays = samples.load(batch)
         for walk in (inputs, targets):

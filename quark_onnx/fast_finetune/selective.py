@@ -17,7 +17,7 @@ from quark.onnx.calibration_data.checked_items import sample_count
 from quark.onnx.config.algorithm import FastFinetuneConfig
 from quark.onnx.config.validate import problem
 from quark.onnx.errors import ConfigError, FinetuneError, ModelError
-from quark.onnx.fast_finetune.kept_samples import KeptSamples
+from quark.onnx.fast_finetune.layer_batches import TwoGraphs
 from quark.onnx.fast_finetune.walk import Arrays, Walk
 from quark.onnx.graph.dataflow import Dataflow
 from quark.onnx.inference.sessions import Engine, in_order, session
@@ -90,8 +90,8 @@ class OutputJudge(Judge):
     """Score: the L2 norm of quantized minus float output, mean over all calibration samples and judged outputs.
 
     Args:
+        graphs: the float model's outputs go to the store of its samples.
         judged: positions of the outputs. One whose first axis does not count samples is one sample per batch.
-        samples: the calibration data; the float model's outputs go to its store.
 
     Raises:
         FinetuneError: onnxruntime cannot run the float model.
@@ -99,20 +99,14 @@ class OutputJudge(Judge):
 
     _name = "mean L2 of its outputs"
 
-    def __init__(
-        self,
-        float_model: onnx.ModelProto,
-        quantized: onnx.ModelProto,
-        judged: tuple[int, ...],
-        samples: KeptSamples,
-        engine: Engine,
-    ) -> None:
+    def __init__(self, graphs: TwoGraphs, judged: tuple[int, ...]) -> None:
         super().__init__()
-        self.outputs = tuple(quantized.graph.output[i].name for i in judged)
-        self._targets = tuple(float_model.graph.output[i].name for i in judged)
-        at_once, each = engine.shared_out(samples.batches)
+        samples = graphs.samples
+        self.outputs = tuple(graphs.quantized.graph.output[i].name for i in judged)
+        self._targets = tuple(graphs.float_model.graph.output[i].name for i in judged)
+        at_once, each = graphs.engine.shared_out(samples.batches)
         # The second stop keeps what the first computes.
-        walk = Walk("whole float", float_model, 2 * [self._targets], samples.store, each)
+        walk = Walk("whole float", graphs.float_model, 2 * [self._targets], samples.store, each)
         self._counts = []
         for batch in range(samples.batches):
             arrays = samples.load(batch)
