@@ -58,7 +58,8 @@ models are converted first. A node with an attribute that is not listed stays as
 {layers}
 
 Quantized by default: by `ModelQuantizer`, if `OpTypesToQuantize` and `ExtraOpTypesToQuantize` say nothing. A layer can
-be tuned where its weight is quantized. BatchNormalization behind Conv, ConvTranspose, Gemm or MatMul is folded before.
+be tuned where its weight is quantized. Before, BatchNormalization and constants per channel behind Conv, ConvTranspose,
+Gemm or MatMul go into the layer, and so do single numbers in front of it (x / 255, say).
 
 A bias is tuned where it is integers of its own, one per output; one in float, or that others read, stays. MatMul and
 Add of two axes become one Gemm with a bias; with more axes the Add is a node of its own.

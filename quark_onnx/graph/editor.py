@@ -201,6 +201,12 @@ class GraphEditor:
         node.output[0] = after.output[0]
         self._gone[id(after)] = after
 
+    def drop(self, node: onnx.NodeProto) -> None:
+        """Remove a node whose outputs nothing reads. `sweep` takes it away."""
+        for name in filter(None, node.input):
+            self._readers[name].remove(node)
+        self._gone[id(node)] = node
+
     def insert_after(self, node: onnx.NodeProto, new: onnx.NodeProto) -> None:
         """Put a copy of `new` right behind `node`."""
         index = 1 + next(i for i, other in enumerate(self.graph.node) if other is node)
@@ -213,7 +219,7 @@ class GraphEditor:
         self._around[id(node)] = before, behind
 
     def sweep(self) -> None:
-        """Do what `absorb` and `surround` left to do: once for all nodes, as it takes a pass over the graph."""
+        """Do what `absorb`, `drop` and `surround` left to do: once for all nodes, as it takes a pass over the graph."""
         if not self._gone and not self._around:
             return
         kept = list[onnx.NodeProto]()

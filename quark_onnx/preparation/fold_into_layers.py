@@ -1,8 +1,11 @@
-"""What stands around a layer and can be a part of it: BatchNormalization, constants per channel, zeros around."""
+"""What stands around a layer and can be a part of it: BatchNormalization, constants per channel, zeros around, numbers
+in front."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -10,11 +13,13 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from quark.onnx.graph.editor import GraphEditor, attribute
+from quark.onnx.graph.editor import GraphEditor, attribute, attributes
 
-__all__ = ["fold_into_layers", "fold_padding"]
+__all__ = ["fold_into_layers", "fold_numbers_in_front", "fold_padding"]
 
 _Vector: TypeAlias = NDArray[np.float64]  # (outputs,)
+
+_LAYERS = ("Conv", "ConvTranspose", "Gemm")
 
 
 def fold_into_layers(editor: GraphEditor) -> None:
@@ -24,7 +29,7 @@ def fold_into_layers(editor: GraphEditor) -> None:
     Gemm has alpha = beta = 1. A constant that lies along another axis is none per channel, whatever its length.
     """
     for node in editor.graph.node:
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm") and not node.domain:
+        if node.op_type in _LAYERS and not node.domain:
             while _fold_reader(editor, node):
                 pass
     editor.sweep()
@@ -117,6 +122,113 @@ def _affine(
 
 def _double(values: NDArray[Any]) -> _Vector:
     return values.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A node that makes gain * x + shift of all values x of a tensor, for one reader."""
+
+    node: onnx.NodeProto
+    tensor: str
+    gain: float
+    shift: float
+
+
+def fold_numbers_in_front(editor: GraphEditor) -> None:
+    """Multiply into Conv, ConvTranspose and Gemm, with constant weight and bias, the number that all values of their
+    input are multiplied by, where they alone read it; add to the bias what a number makes that is added to them.
+
+    Each tensor less is a quantizer less. A number that is added before a layer puts zeros around stays, and what is
+    multiplied in front of it goes in all the same: a * x + b is a * (x + b / a). Gemm has alpha = beta = 1.
+    """
+    makers = {node.output[0]: node for node in editor.graph.node if node.output}
+    for node in editor.graph.node:
+        if node.op_type not in _LAYERS or node.domain:
+            continue
+        weight = editor.constant(node, 1)
+        while weight is not None and (number := _number(editor, node.input[0], weight.ndim, makers)) is not None:
+            adds = number.shift != 0 and not _is_the_same_everywhere(node)
+            if not (_compose(editor, number, weight.ndim, makers) if adds else _take(editor, node, number)):
+                break
+    editor.sweep()
+
+
+def _number(editor: GraphEditor, tensor: str, rank: int, makers: Mapping[str, onnx.NodeProto]) -> _Number | None:
+    node = makers.get(tensor)
+    if node is None or node.domain or node.op_type not in ("Mul", "Div", "Add", "Sub"):
+        return None
+    if editor.sole_reader(tensor) is None:
+        return None
+    for name, constant in ((node.input[0], 1), (node.input[1], 0)):
+        values = editor.constant(node, constant)
+        if values is not None and values.size == 1:
+            affine = _affine(editor, node, name, rank, 1)
+            if affine is not None:
+                return _Number(node, name, float(affine[0][0]), float(affine[1][0]))
+    return None
+
+
+def _is_the_same_everywhere(node: onnx.NodeProto) -> bool:
+    """Whether each of a layer's outputs reads a value for each weight, and no zeros around."""
+    given = attributes(node)
+    return node.op_type == "Gemm" or (
+        node.op_type == "Conv"
+        and given.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID")
+        and not any(given.get("pads", ()))
+    )
+
+
+def _compose(editor: GraphEditor, number: _Number, rank: int, makers: dict[str, onnx.NodeProto]) -> bool:
+    """Make one addition of a number and the one before it, or an addition and then a multiplication."""
+    first = _number(editor, number.tensor, rank, makers)
+    gain = 0.0 if first is None else first.gain * number.gain
+    if first is None or gain == 0:
+        return False
+    shift = np.float32((first.shift * number.gain + number.shift) / gain)
+    if not np.isfinite([shift, np.float32(gain)]).all():
+        return False
+    if gain == 1:
+        _write(editor, number.node, "Add", first.tensor, shift)
+        editor.drop(first.node)
+        return True
+    between = editor.fresh_name(number.tensor)  # it has other values now
+    _write(editor, first.node, "Add", first.tensor, shift)
+    first.node.output[0] = between
+    makers[between] = first.node
+    _write(editor, number.node, "Mul", between, np.float32(gain))
+    return True
+
+
+def _write(editor: GraphEditor, node: onnx.NodeProto, operator: str, tensor: str, number: np.float32) -> None:
+    like = next(name for name in node.input if name in editor.initializers)
+    node.op_type = operator
+    for index in (0, 1):
+        editor.set_input(node, index, tensor)
+    editor.set_constant(node, 1, np.array(number), like=like)
+
+
+def _take(editor: GraphEditor, node: onnx.NodeProto, number: _Number) -> bool:
+    weight, bias = editor.constant(node, 1), editor.constant(node, 2)
+    has_bias = len(node.input) > 2 and bool(node.input[2])
+    if weight is None or (has_bias and bias is None):
+        return False
+    values = _by_output(node, weight, round(attribute(node, "group", 1)))
+    with np.errstate(all="ignore"):
+        new_weight = _as_weight(node, values * number.gain, weight.shape)
+        new_bias = np.zeros(1) if bias is None else _double(bias)
+        if number.shift:
+            new_bias = new_bias + number.shift * values.sum(axis=(1, 3)).ravel()
+        if not all(np.isfinite(new.astype(np.float32)).all() for new in (new_weight, new_bias)):
+            return False
+    if number.gain != 1:
+        editor.set_constant(node, 1, new_weight, like=node.input[1])
+    if number.shift:
+        if len(node.input) == 3 and not has_bias:
+            node.input.pop()
+        editor.set_constant(node, 2, new_bias, like=node.input[2] if has_bias else f"{node.output[0]}_bias")
+    editor.set_input(node, 0, number.tensor)
+    editor.drop(number.node)
+    return True
 
 
 def fold_padding(editor: GraphEditor) -> None:

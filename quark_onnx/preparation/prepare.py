@@ -24,7 +24,7 @@ from quark.onnx.inference.sessions import Batch, Engine, session
 from quark.onnx.preparation.clashing_names import part_clashing_names
 from quark.onnx.preparation.float32 import in_float32
 from quark.onnx.preparation.fold_constants import fold_constants
-from quark.onnx.preparation.fold_into_layers import fold_into_layers, fold_padding
+from quark.onnx.preparation.fold_into_layers import fold_into_layers, fold_numbers_in_front, fold_padding
 from quark.onnx.preparation.fuse import FIRST_OPSET, fuse_patterns, has_pattern_of
 from quark.onnx.preparation.gemm import fold_gemm_factors, write_matmul_as_gemm
 from quark.onnx.preparation.idle_nodes import drop_dead_nodes, drop_idle_nodes
@@ -102,6 +102,7 @@ def prepared_on(
         Step("operators in place of graphs", partial(transformed, transform=partial(fuse_patterns, but=unfused))),
         Step("Gemm in place of MatMul and Add", _with_gemm),
         Step("the folding of constants into layers", _with_folded_layers),
+        Step("the folding of numbers into the layers behind", _with_folded_numbers),
         Step("the folding of Pad into Conv", _with_folded_pads),
         Step("what onnxruntime's quantizer needs of names and biases", _for_the_quantizer, needed=True),
         Step("the shapes of all tensors", partial(_with_all_shapes, given=wide, reference=reference), needed=True),
@@ -234,6 +235,11 @@ def _with_gemm(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _with_folded_layers(model: onnx.ModelProto) -> onnx.ModelProto:
     fold_into_layers(GraphEditor(model.graph))
+    return model
+
+
+def _with_folded_numbers(model: onnx.ModelProto) -> onnx.ModelProto:
+    fold_numbers_in_front(GraphEditor(model.graph))
     return model
 
 

@@ -14,7 +14,7 @@ from small_models import build, run
 
 from quark.onnx.graph.editor import GraphEditor
 from quark.onnx.inference.sessions import Engine
-from quark.onnx.preparation.fold_into_layers import fold_into_layers
+from quark.onnx.preparation.fold_into_layers import fold_into_layers, fold_numbers_in_front
 from quark.onnx.preparation.prepare import prepared_on
 
 OUTPUTS = 6  # channels; also the length of other axes, so that a wrong axis fits
@@ -108,6 +108,83 @@ def test_constants_along_other_axes_stay(constant: tuple[int, ...], operator: st
     )  # fmt: skip
     fold_into_layers(GraphEditor(model.graph))
     assert [node.op_type for node in model.graph.node] == ["Conv", operator]
+
+
+# ---- numbers in front ------------------------------------------------------------------------------
+
+
+def with_numbers(
+    layer: str, numbers: list[tuple[str, bool, tuple[int, ...]]], *, bias: bool = False
+) -> tuple[onnx.ModelProto, np.ndarray]:
+    """Operators with one number each (on the left?, its shape) in front of a layer, and its input."""
+    op, x_shape, w_shape = LAYERS[layer]
+    rng = np.random.default_rng(len(numbers))
+    constants, nodes, tensor = {"w": rng.standard_normal(w_shape)}, [], "x"
+    for i, (operator, on_the_left, shape) in enumerate(numbers):
+        constants[f"c{i}"] = rng.uniform(0.5, 2, shape)
+        reads = (f"c{i}", tensor) if on_the_left else (tensor, f"c{i}")
+        nodes.append(f"[n{i}] t{i} = {operator}({', '.join(reads)})")
+        tensor = f"t{i}"
+    if bias:
+        constants["b"] = rng.standard_normal(OUTPUTS)
+    nodes.append(f"[layer] y = {op}({tensor}, w{', b' if bias else ''})")
+    axes = ",".join("ABCDE"[: len(x_shape)])
+    text = f"(float[{','.join(map(str, x_shape))}] x) => (float[{axes}] y) {{ {' '.join(nodes)} }}"
+    return build(text, **constants), rng.uniform(0.5, 2, x_shape).astype(np.float32)
+
+
+@given(
+    st.sampled_from(sorted(LAYERS)),
+    st.lists(
+        st.tuples(st.sampled_from(["Mul", "Add", "Div", "Sub"]), st.booleans(), st.sampled_from([(), (1,), (1, 1)])),
+        min_size=1,
+        max_size=4,
+    ),
+    st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_numbers_in_front(layer: str, numbers: list[tuple[str, bool, tuple[int, ...]]], bias: bool) -> None:
+    model, x = with_numbers(layer, numbers, bias=bias and not layer.startswith("MatMul"))
+    (wanted,) = run(model, {"x": x})
+    prepared = prepared_on(model, [{"x": x}], Engine(1))
+    assert prepared.notes == ()
+    onnx.checker.check_model(prepared.model, full_check=True)
+    (have,) = run(prepared.model, {"x": x})
+    np.testing.assert_allclose(have, wanted, rtol=1e-3, atol=1e-4 * float(np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("layer", [name for name in LAYERS if not name.startswith("MatMul")])
+def test_numbers_go_in_where_no_zeros_are_put_around(layer: str) -> None:
+    same = "pads" not in LAYERS[layer][0] and "Transpose" not in layer
+    numbers = [("Mul", True, (1,)), ("Add", False, ()), ("Div", False, (1, 1)), ("Sub", False, (1,))]
+    model, x = with_numbers(layer, numbers)
+    prepared = prepared_on(model, [{"x": x}], Engine(1)).model
+    left = [node.op_type for node in prepared.graph.node if node.name != "layer"]
+    assert left == ([] if same else ["Add"])  # of all numbers, before the multiplications, which went in
+    names = {name for node in prepared.graph.node for name in node.output}
+    assert not names & {f"t{i}" for i in range(4)}  # what is left has other values
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "m = Mul(x, c) y = Conv(m, w) z = Relu(m)",  # another reader
+        "z = Mul(x, c) y = Conv(z, w)",  # an output
+        "m = Mul(x, v) y = Conv(m, w) z = Relu(x)",  # a number per channel
+        "m = Div(c, x) y = Conv(m, w) z = Relu(x)",
+        "m = Mul(x, long) q = Squeeze(m, zero) y = Conv(q, w) z = Relu(x)",
+        "m = Mul(x, c) r = Abs(w) y = Conv(m, r) z = Relu(x)",  # a weight that is computed
+    ],
+)
+def test_what_is_no_number_for_one_layer_stays(text: str) -> None:
+    model = build(
+        f"(float[1,4,6,6] x) => (float[A,B,C,D] y, float[E,F,G,H] z) {{ {text} }}",
+        w=np.ones((6, 4, 1, 1)), c=np.float32(2), v=np.full((4, 1, 1), 2.0), long=np.full((1, 1, 1, 1, 1), 2.0),
+        zero=np.array([0]),
+    )  # fmt: skip
+    before = [node.op_type for node in model.graph.node]
+    fold_numbers_in_front(GraphEditor(model.graph))
+    assert [node.op_type for node in model.graph.node] == before
 
 
 # ---- Pad -------------------------------------------------------------------------------------------
