@@ -189,7 +189,7 @@ def _quantize(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _groups(model: Path) -> dict[str, int]:
-    """By node, of convolutions."""
+    """The groups of each convolution, by node."""
     nodes = onnx.load(str(model)).graph.node
     return {node.name: int(a.i) for node in nodes for a in node.attribute if a.name == "group"}
 

@@ -77,7 +77,7 @@ def only_own_errors(entry: Callable[_Given, _Result]) -> Callable[_Given, _Resul
 
 
 def _frames(error: BaseException) -> Iterator[FrameType]:
-    """Those that an exception went through, the innermost one first."""
+    """The frames that an exception went through, the innermost one first."""
     found = []
     traceback = error.__traceback__
     while traceback is not None:

@@ -26,7 +26,7 @@ def copy_of(proto: Proto) -> Proto:
 
 
 def statically_quantized(model: onnx.ModelProto, arrays: Arrays, **options: object) -> onnx.ModelProto:
-    """By onnxruntime, with uint8 activations and int8 weights."""
+    """The model as onnxruntime quantizes it, with uint8 activations and int8 weights."""
     options = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8} | options
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "quantized.onnx")

@@ -314,7 +314,7 @@ def fitted(arrays: Arrays) -> Arrays:
 
 
 def apart(arrays: Arrays) -> Arrays:
-    """Those that whole models are compared on: every eighth, 64 at most; nothing of fewer than 40."""
+    """The samples that whole models are compared on: every eighth, 64 at most; nothing of fewer than 40."""
     return {name: array[_is_apart(array)] for name, array in arrays.items()}
 
 

@@ -58,5 +58,5 @@ def _relu6(g: Graph, x: Tensor) -> Tensor:
 
 
 def _added(g: Graph, x: Tensor, y: Tensor) -> Tensor:
-    """With the shortcut, where shapes allow it."""
+    """The sum with the shortcut, where shapes allow it."""
     return g.op("Add", x, y) if x.values.shape == y.values.shape else y

@@ -36,7 +36,7 @@ class Reader:
         return {self._name: part} if len(part) else None
 
     def rewind(self) -> None:
-        """From the first on again."""
+        """Starts from the first again."""
         self._at = 0
 
 

@@ -139,7 +139,7 @@ typedef struct {
     bool is_run; /* their offsets rise by 1 each */
 } segment;
 
-/* Those from row `first` on: a run, or all up to the next one. */
+/* The rows from `first` on: a run, or all up to the next one. */
 static segment next_segment(const qk_row_table *rows, int64_t tap, int64_t first) {
     const int32_t *runs = rows->runs + tap * rows->capacity;
     const int64_t whole = rows->count / QK_PANEL_BLOCK * QK_PANEL_BLOCK; /* runs are known up to here */

@@ -69,7 +69,7 @@ void qk_move_variables(qk_variables *v, int64_t it, float *gradient, float *slop
 double qk_watched_loss(const qk_variables *v, double reconstruction);
 /* Copies the variables, before a step moves them. */
 void qk_hold_variables(qk_variables *v);
-/* Those that were held are the best so far. */
+/* The values that were held are the best so far. */
 void qk_keep_held_variables(qk_variables *v);
 /* Goes back to those that were kept, if some were. */
 void qk_use_best_variables(qk_variables *v);

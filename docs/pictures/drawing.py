@@ -28,7 +28,7 @@ _STYLE = """
 
 @dataclass(frozen=True)
 class Scale:
-    """From values of the data to coordinates of the picture, along one axis."""
+    """The scale from values of the data to coordinates of the picture, along one axis."""
 
     low: float
     high: float

@@ -52,11 +52,11 @@ class CalibrationSettings:
     grids: Mapping[str, WeightGrid | None] = field(default_factory=dict)
 
     def range_of(self, tensor: str) -> ActivationRange:
-        """That of an activation."""
+        """The range of an activation."""
         return self.ranges.get(tensor, self.activations)
 
     def grid_of(self, weight: str) -> WeightGrid | None:
-        """That of a weight."""
+        """The grid of a weight."""
         return self.grids.get(weight, self.weights)
 
 

@@ -60,7 +60,7 @@ def _optimised(model: onnx.ModelProto, engine: Engine) -> onnx.ModelProto:
 
 
 def _held_in_blocks(graph: onnx.GraphProto, names: Collection[str]) -> dict[str, str]:
-    """For each of the tensors that onnxruntime rearranges, the one it holds; but not where that has channels more."""
+    """The tensor in blocks that onnxruntime makes each of the tensors from; none where it has channels more."""
     rows = {t.name: t.dims[0] for t in graph.initializer if t.dims}
     held = dict[str, int | None]()  # channels: the rows of a weight, which are padded to whole blocks
     found = {}

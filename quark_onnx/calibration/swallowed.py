@@ -46,7 +46,7 @@ class _Rounding:
 
     @property
     def reach(self) -> float:
-        """From the middle, in steps."""
+        """How far the range reaches from its middle, in steps."""
         return (self.highest - self.lowest) / 2 + 0.5
 
     def levels(self, values: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -103,7 +103,7 @@ def swallowed(
 
 
 def _constants(model: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
-    """Those that are quantized as activations are."""
+    """The constants that are quantized as activations are."""
     own = {name for layer in weight_layers(model) for name in (layer.weight, layer.bias)}
     tensors = (t for t in model.graph.initializer if t.name not in own and t.data_type == t.FLOAT)
     arrays = ((tensor.name, numpy_helper.to_array(tensor)) for tensor in tensors)
@@ -134,7 +134,7 @@ def _is_coarse(values: NDArray[np.float32], rounding: _Rounding) -> bool:
 def _damages(
     model: onnx.ModelProto, item: Batch, suspects: Mapping[str, _Rounding], engine: Engine
 ) -> dict[str, float]:
-    """By suspect: the largest noise, relative to the variance, in a tensor behind it when it alone is rounded."""
+    """The largest noise, relative to the variance, in a tensor behind each suspect when it alone is rounded."""
     changed = onnx.ModelProto()
     changed.CopyFrom(model)
     flow, editor = Dataflow(model), GraphEditor(changed.graph)

@@ -186,7 +186,7 @@ class WeightScaleSearch:
         self._leave({one.layer.weight for one, x in fed if not self._fits(one, x)})
 
     def _leave(self, weights: Collection[str]) -> None:
-        """To minimum and maximum, with all layers that have them."""
+        """Leaves weights to minimum and maximum, with all layers that have them."""
         self._layers = [searched for searched in self._layers if searched.layer.weight not in weights]
 
     def _fits(self, searched: _Searched, x: NDArray[np.generic]) -> bool:

@@ -83,7 +83,7 @@ def write_json(result: dict[str, Any]) -> None:
 
 
 def result_console() -> Console:
-    """For results on standard output: as wide as the terminal, in colour only there."""
+    """The console for results on standard output: as wide as the terminal, in colour only there."""
     console = Console(file=sys.stdout, emoji=False, highlight=False)
     if not console.is_terminal:
         console.width = _PIPED_WIDTH

@@ -224,7 +224,7 @@ def _cosines(want: NDArray[Any], have: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _check_interfaces(first: onnx.ModelProto, second: onnx.ModelProto) -> None:
-    """That both models take the same data, and give as many outputs."""
+    """Checks that both models take the same data, and give as many outputs."""
     taken = [{spec.name for spec in model_inputs(model)} for model in (first, second)]
     if taken[0] != taken[1]:
         raise ModelError(f"the models have not the same inputs: {sorted(taken[0])} and {sorted(taken[1])}")

@@ -11,7 +11,7 @@ __all__ = ["Arrangement", "Transposed", "TransposedInput"]
 
 
 class Arrangement:
-    """As they are."""
+    """Arrays stay as they are."""
 
     def input(self, x: NDArray[np.generic]) -> NDArray[Any]:
         """What feeds the layer, in either graph.

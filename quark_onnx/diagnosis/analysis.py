@@ -181,7 +181,7 @@ class Analysis:
         return self.damage.deviation(on, fine).error
 
     def _cures(self, switch: Switch | WeightSwitch, gain: float) -> Iterator[Cure]:
-        """Those that keep integers first.
+        """The cures, with those that keep integers first.
 
         Args:
             gain: what floats should bring about.

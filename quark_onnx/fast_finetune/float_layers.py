@@ -58,7 +58,7 @@ class FloatLayer:
 
 
 def float_layers(model: onnx.ModelProto, layers: Sequence[LayerPlan], engine: Engine) -> list[FloatLayer]:
-    """Those of a float model that a plan's layers are to come close to."""
+    """The layers of a float model that a plan's layers are to come close to."""
     graph = Dataflow(model)
     return [FloatLayer(graph, layer, engine) for layer in layers]
 

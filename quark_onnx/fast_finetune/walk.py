@@ -176,7 +176,7 @@ class Walk:
         return Peek(self, self._segment(self.dataflow.ancestors(targets, here), here, frozenset(targets)), targets)
 
     def _may_run_again(self, nodes: list[onnx.NodeProto]) -> bool:
-        """At most twice, so that the time stays proportional to the number of nodes."""
+        """A node runs at most twice, so that the time stays proportional to the number of nodes."""
         return self._to_run_again.isdisjoint(map(id, nodes)) and not any(map(is_random, nodes))
 
     def _bytes(self, tensors: Iterable[str]) -> float:

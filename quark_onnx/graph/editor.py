@@ -63,7 +63,7 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def constant_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """By name, the initializers and what the Constant nodes hold.
+    """The initializers and what the Constant nodes hold, by name.
 
     What is written to an initializer or the attribute `value` is written to the graph.
     """

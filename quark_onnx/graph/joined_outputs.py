@@ -45,7 +45,7 @@ class JoinedOutput:
 
 
 def joined_outputs(model: onnx.ModelProto) -> dict[int, JoinedOutput]:
-    """By position among the model's outputs."""
+    """The joined outputs, by their position among the model's outputs."""
     graph = Dataflow(model)
     found = {}
     for index, output in enumerate(model.graph.output):

@@ -30,7 +30,7 @@ def is_large(model: onnx.ModelProto) -> bool:
 
 
 def _size(tensor: onnx.TensorProto) -> int:
-    """In bytes; of types below 8 bits at least as many as they take."""
+    """The size in bytes; of types below 8 bits at least as many as they take."""
     count: int = math.prod(tensor.dims)
     return count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 

@@ -227,7 +227,7 @@ def _layers(
     work: Sequence[LayerWork],
     algorithm: FastFinetuneConfig | None,
 ) -> list[InspectedLayer]:
-    """In the order of the model."""
+    """The layers in the order of the model."""
     integers = {t.name: t for t in quantized.graph.initializer}
     found: dict[str, InspectedLayer] = {}
     for layer, its_work in zip(plan.layers, work, strict=True):

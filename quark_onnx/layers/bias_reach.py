@@ -80,7 +80,7 @@ def _moved(layer: WeightLayer, width: float, behind: Range, editor: GraphEditor)
 
 
 def _input_range(tensor: str, ranges: Mapping[str, Range], producer: Mapping[str, onnx.NodeProto]) -> Range | None:
-    """That of the quantizer of a layer's input: a view (Transpose, MaxPool, ...) has that of its own input."""
+    """The range of the quantizer of a layer's input: a view (Transpose, MaxPool, ...) has that of its own input."""
     while tensor not in ranges:
         node = producer.get(tensor)
         if node is None or not node.input:

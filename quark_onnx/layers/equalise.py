@@ -165,7 +165,7 @@ class _Pair:
         )
 
     def _factors(self, rows: _Array, columns: _Array) -> _Array:
-        """By how much each channel is divided in the head and multiplied in the tail: (channels,).
+        """What each channel is divided by in the head and multiplied by in the tail: (channels,).
 
         Args:
             rows: (channels, weights of each) of the head.

@@ -63,7 +63,7 @@ def _shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Search:
-    """From a head to its tail."""
+    """The way from a head to its tail."""
 
     graph: Dataflow
     layers: dict[str, WeightLayer]

@@ -11,7 +11,7 @@ __all__ = ["standard_errors"]
 
 
 def standard_errors(worse: NDArray[np.float64], better: NDArray[np.float64]) -> float:
-    """By how many of its standard errors the mean of `worse` is above that of `better` (the statistic of the paired
+    """How many of its standard errors the mean of `worse` is above that of `better` (the statistic of the paired
     t-test); both of shape (samples,), of the same samples.
 
     Infinite where every sample says the same, or the mean is infinite. One sample tells nothing of chance: it counts

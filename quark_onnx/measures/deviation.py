@@ -44,7 +44,7 @@ class OutputDeviation:
 
     @property
     def lost(self) -> tuple[OutputDeviation, ...]:
-        """Those parts, or else this output, of which next to nothing is left."""
+        """The parts, or else this output, of which next to nothing is left."""
         return tuple(one for one in self.parts or (self,) if one.error > LOST)
 
 
@@ -227,7 +227,7 @@ def _is_beyond_chance(worse: NDArray[np.float64], better: NDArray[np.float64]) -
 
 
 def _difference(want: Any, have: Any) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-    """As rows: the float values, squared differences, and where the float values are finite: others do not count."""
+    """The float values and squared differences as rows, and where the float values are finite: others do not count."""
     wanted, given = _rows(want), _rows(have)
     finite = np.isfinite(wanted)
     with np.errstate(invalid="ignore", over="ignore"):

@@ -45,7 +45,7 @@ class Layers:
     excluded: tuple[str, ...] = ()
 
     def names(self, model: onnx.ModelProto) -> frozenset[str] | None:
-        """Those of a prepared model; None: all nodes."""
+        """The names of nodes of a prepared model; None: all nodes."""
         if self.op_types is None:
             return None
         return frozenset(

@@ -122,7 +122,7 @@ class Search:
         return min(end, max(self._failed + 1, self._path.first_within(self._path.error(at) * less)))
 
     def _less(self, judged: Judged) -> float:
-        """By which factor the error has to shrink, as far as the goal tells."""
+        """The factor by which the error has to shrink, as far as the goal tells."""
         match self._target.goal:
             case "sqnr_db":
                 return min(1.0, float(10.0 ** ((judged.measured - self._judge.wanted) / 10)))

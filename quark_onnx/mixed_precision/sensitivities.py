@@ -81,7 +81,7 @@ def sensitivities(
 
 
 def with_finetuned_weights(choices: Sequence[Choice], error: float) -> list[Choice]:
-    """With the errors of weights made smaller by what finetuning leaves of them, all by the same factor.
+    """The choices, with the errors of weights made smaller by what finetuning leaves of them, all by the same factor.
 
     Args:
         choices: with the errors before finetuning.

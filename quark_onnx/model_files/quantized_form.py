@@ -19,7 +19,7 @@ _USE_QUANTIZER = "Quantize the float model that it was made from, with ModelQuan
 
 
 class _Form(Enum):
-    """Those that tell most come first: a dynamically quantized model may hold a DequantizeLinear for its embedding."""
+    """Forms that tell most come first: a dynamically quantized model may hold a DequantizeLinear for an embedding."""
 
     DYNAMIC = (r"^Dynamic|Integer", "is quantized dynamically", "its activations have no scales that stay")
     QOPERATOR = (r"^Q[A-Z]", "is quantized in the QOperator form", "that form is not read")

@@ -53,7 +53,7 @@ class _Found:
         return replace(self, nodes=self.nodes | nodes)
 
     def bound(self, name: str, value: Constant) -> _Found | None:
-        """With the value of a constant; None where it has another one already."""
+        """The match with the value of a constant; None where it has another one already."""
         if name in self.constants:
             return self if np.array_equal(self.constants[name], value) else None
         return replace(self, constants={**self.constants, name: value})
@@ -155,7 +155,7 @@ class _Search:
         return found if _is(value, wanted) else None
 
     def _constant(self, name: str, value: Constant, neutral: float, found: _Found) -> _Found | None:
-        """With the value of a constant; one that has no name must be `neutral`, the others only where they may lack."""
+        """The match with a constant; one without name must be `neutral`, the others only where they may lack."""
         if not name:
             return found if _is(value, neutral) else None
         lacks = isinstance(value, float) and value == neutral

@@ -91,7 +91,7 @@ class Readings:
         return self._constants[tensor]
 
     def sums(self, tensor: str, most: int, depth: int = _DEPTH) -> tuple[Terms, ...]:
-        """As sums of at most so many tensors: through Add, Sub, Neg, and Mul and Div by a number."""
+        """Reads a tensor as sums of at most so many tensors: through Add, Sub, Neg, and Mul and Div by a number."""
         key = tensor, most, depth
         if key not in self._sums:
             readings = {(reading.terms, reading.nodes): reading for reading in self._read_sums(*key)}
@@ -99,7 +99,7 @@ class Readings:
         return self._sums[key]
 
     def products(self, tensor: str, most: int, depth: int = _DEPTH) -> tuple[Factors, ...]:
-        """As products of powers of at most so many tensors: through Mul, Div, Neg, Reciprocal, Sqrt, Pow."""
+        """Reads a tensor as products of powers of so many tensors at most: by Mul, Div, Neg, Reciprocal, Sqrt, Pow."""
         key = tensor, most, depth
         if key not in self._products:
             readings = {(*reading.factors.items(), reading.nodes): reading for reading in self._read_products(*key)}
@@ -107,7 +107,7 @@ class Readings:
         return self._products[key]
 
     def clips(self, tensor: str, depth: int = _DEPTH) -> Iterator[Operator]:
-        """As Clip, with the least and the greatest value as parameters: through Relu, Clip, Min, Max."""
+        """Reads a tensor as Clip, with the least and the greatest value as parameters: through Relu, Clip, Min, Max."""
         node = self._node(tensor)
         bounds = None if node is None else self._bounds(node)
         if node is None or bounds is None or not depth:
@@ -119,7 +119,7 @@ class Readings:
             yield Operator(deeper.argument, limits, deeper.nodes | {node.output[0]})
 
     def operators(self, tensor: str, op: str) -> Iterator[Operator]:
-        """As operators of a type."""
+        """Reads a tensor as operators of a type."""
         if op == "Clip":
             yield from self.clips(tensor)
             return

@@ -116,7 +116,7 @@ class _Counterparts:
         self._by_weight = {layer.weight: layer for layer in self._layers}
 
     def find(self, layer: WeightLayer, weight_initializer: str) -> tuple[list[WeightLayer], Iterator[WeightLayer]]:
-        """Those of the layer's kind that share a name with it, the best of the three names first; and the others."""
+        """Layers of the kind that share a name with this one, the best of the three names first; and the others."""
         by_name = (
             self._by_node.get(layer.node_name),
             self._by_output.get(layer.output),
@@ -313,7 +313,7 @@ def _input_reach(layer: WeightLayer, graph: Dataflow) -> int:
 
 
 def _bias_values(layer: WeightLayer, tensor: onnx.TensorProto) -> NDArray[Any]:
-    """As in the model; of a normalization one axis, that of the elements of its scale."""
+    """The values as in the model; of a normalization one axis, that of the elements of its scale."""
     values: NDArray[Any] = onnx.numpy_helper.to_array(tensor)
     if not layer.attributes.normalizes or values.size == 1:
         return values

@@ -69,7 +69,7 @@ class QuantizedWeight:
 
     @property
     def zero_points(self) -> NDArray[np.int32]:
-        """To be broadcast to (outputs, K)."""
+        """The zero points in a shape that broadcasts to (outputs, K)."""
         return self._of_every_weight(self.zero_point)
 
     def _of_every_weight(self, values: NDArray[_Number]) -> NDArray[_Number]:

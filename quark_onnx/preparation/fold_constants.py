@@ -120,7 +120,7 @@ def _constant_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def _size(kind: int, dims: list[int] | list[int | None] | None) -> float:
-    """In bytes; infinite where it is not known."""
+    """The size in bytes; infinite where it is not known."""
     if dims is None or None in dims:
         return math.inf
     return math.prod(length for length in dims if length is not None) * _bytes_of(kind)

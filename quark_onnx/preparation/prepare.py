@@ -261,7 +261,7 @@ def _for_the_quantizer(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _with_all_shapes(model: onnx.ModelProto, *, given: onnx.ModelProto, reference: Reference) -> onnx.ModelProto:
-    """With the shapes of inner tensors, and those of outputs that `given` states, where they are right."""
+    """The model with the shapes of inner tensors, and those of outputs that `given` states, where they are right."""
     model = with_inferred_shapes(model)
     for index, (output, stated) in enumerate(zip(model.graph.output, given.graph.output, strict=True)):
         if _is_right(stated, output, reference.shapes(index)):

@@ -73,8 +73,8 @@ class Reference:
         return ""
 
     def difference_of_casts(self, model: onnx.ModelProto) -> str:
-        """As `difference`, for a form with other floats: what it computes of integers or NaN, or beyond the range of a
-        type, may differ.
+        """Does what `difference` does, for a form with other floats: what it computes of integers or NaN, or beyond the
+        range of a type, may differ.
         """
         for wanted, have in zip(self._outputs, self._run(model), strict=True):
             for name, want, given in zip(self._names, wanted, have, strict=True):
@@ -91,7 +91,7 @@ class Reference:
         return any(have.is_as_near_as(outputs[item][output], wanted) for outputs in self._nudged)
 
     def _run_nudged(self) -> list[list[list[_Outputs]]]:
-        """By run, item and output."""
+        """The values by run, item and output."""
         signs, found = np.random.default_rng(0), [self._run(self._model, optimise=True)]
         for _ in range(2):
             items = [{name: _nudged(array, signs) for name, array in item.items()} for item in self._items]
@@ -193,7 +193,7 @@ def _distance(want: Array, have: Array) -> float:
 
 
 def _sqnr(want: Array, have: Array) -> float:
-    """In dB, of the elements that are finite in both."""
+    """The SQNR in dB, of the elements that are finite in both."""
     finite = np.isfinite(want) & np.isfinite(have)
     x, y = want[finite].astype(np.float64), have[finite].astype(np.float64)
     noise, signal = float(((y - x) ** 2).sum()), float((x**2).sum())

@@ -223,7 +223,7 @@ def _overrides(params: WeightParams, quant_type: QuantType) -> list[dict[str, An
 def _weights_in_blocks(
     graph: onnx.GraphProto, options: QdqOptions
 ) -> dict[str, tuple[onnx.TensorProto, int, TensorFormat]]:
-    """By name: the weight, the axis of its inputs, and its format."""
+    """The weight, the axis of its inputs, and its format, by name."""
     constants = {tensor.name: tensor for tensor in graph.initializer}
     found = {}
     for name, axis in input_axes(graph).items():

@@ -20,7 +20,7 @@ _FIRST_BAD_OPSET = 21
 
 
 def quantize_propagated_views(model: onnx.ModelProto) -> None:
-    """In place. The nodes are in topological order, before and after."""
+    """Quantizes them in place. The nodes are in topological order, before and after."""
     graph, is_bad = model.graph, opset_of(model) >= _FIRST_BAD_OPSET
     editor = GraphEditor(graph)
     outputs = {value.name for value in graph.output}

@@ -59,7 +59,7 @@ def quantized_model(
     save_dir: str | os.PathLike[str] | None,
     target: Target | None = None,
 ) -> tuple[onnx.ModelProto | None, Report]:
-    """As `ModelQuantizer.quantize_model`, with its report.
+    """Does what `ModelQuantizer.quantize_model` does, and returns the report too.
 
     Args:
         config: supported, and changed by nobody.
@@ -123,7 +123,7 @@ def finetuned_model(
     config: FastFinetuneConfig | QConfig,
     save_dir: str | os.PathLike[str] | None,
 ) -> tuple[onnx.ModelProto | None, Report]:
-    """As `finetune`, with the model None where it went to a file."""
+    """Does what `finetune` does, and returns the model too; None where it went to a file."""
     qconfig = config.taken() if isinstance(config, QConfig) else None
     config = qconfig or config
     algorithm = _checked_algorithm(config)

@@ -126,7 +126,7 @@ class PlainQuantizer:
 
 
 def _with_own_scales(found: Calibration, model: onnx.ModelProto, specs: TensorSpecs, engine: Engine) -> Calibration:
-    """With the parameters that follow from weights and biases themselves."""
+    """The calibration with the parameters that follow from weights and biases themselves."""
     layers = _quantized_layers(model, specs)
     own = weight_scales(model, layers, specs.weight_ranges(layers), threads=engine.threads)
     return replace(found, weights=found.weights | own)

@@ -268,7 +268,7 @@ class _Specs:
             self._biases[node] = entry.bias
 
     def of_weights(self) -> dict[str, QTensorConfig]:
-        """By tensor. One that several nodes use has one spec."""
+        """The spec of each tensor. One that several nodes use has one spec."""
         found: dict[str, tuple[str, QTensorConfig]] = {}
         for node, roles in self._roles.items():
             own = self._weights.get(node, self._usual_weight(node))
@@ -287,7 +287,7 @@ class _Specs:
         return _with_8_bits(spec) if node in self._normalizations else spec
 
     def of_biases(self) -> dict[str, QTensorConfig]:
-        """Those that are not int32 with the scale input_scale * weight_scale."""
+        """The specs of biases that are not int32 with the scale input_scale * weight_scale."""
         options, found = self._config.extra_options, {}
         for node, roles in self._roles.items():
             usual, weight = self._config.global_config.bias, self._weights.get(node, self._config.weight_spec)
@@ -316,7 +316,7 @@ def _per_channel(spec: QTensorConfig) -> bool:
 
 
 def _with_8_bits(spec: QTensorConfig) -> QTensorConfig:
-    """In place of fewer bits."""
+    """The spec with 8 bits in place of fewer."""
     if spec.data_type.bits >= 8:
         return spec
     kind = Int8Spec if spec.data_type.signed else UInt8Spec

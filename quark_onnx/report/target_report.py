@@ -56,7 +56,7 @@ class TargetReport:
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        """In a line."""
+        """What came of it, in a line."""
         best = self.best
         verb = "is reached" if self.reached else "is NOT reached: the nearest is"
         formats = ", ".join(

@@ -55,7 +55,7 @@ class NothingSaved:
         return compute(items)
 
     def data_was_read(self) -> None:
-        """To be called behind the last of the items, where there is no calibration."""
+        """Call it behind the last of the items, where there is no calibration."""
 
     def solver(self, stage: str, opener: OpenSolver) -> OpenSolver:  # noqa: ARG002
         """What opens the solvers of a stage's layers."""
@@ -67,7 +67,7 @@ class NothingSaved:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """For the report."""
+        """What the report says of it."""
         return ()
 
     def finish(self) -> None:
@@ -151,7 +151,7 @@ class SavedRun(NothingSaved):
         return _read(kept)
 
     def data_was_read(self) -> None:
-        """To be called behind the last of the items, where there is no calibration.
+        """Call it behind the last of the items, where there is no calibration.
 
         Raises:
             DataError: they are other ones than those of the run that is kept.

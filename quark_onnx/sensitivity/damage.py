@@ -73,7 +73,7 @@ class Damage:
 
     @cached_property
     def elements(self) -> dict[str, int]:
-        """By the name of each switch: how many values go through it, over all items."""
+        """How many values go through each switch, over all items, by its name."""
         names = [name for switch in self.switches for name in switch.tensors]
         sizes = element_counts(self._model, names, self._items, self._engine)
         return {switch.name: sum(sizes[name] for name in switch.tensors) for switch in self.switches}

@@ -143,7 +143,7 @@ def _best_count(damage: Damage, order: Sequence[Switch]) -> tuple[int, float]:
 
 
 def _harmful(damage: Damage, switches: Sequence[Switch], limit: float) -> list[Switch]:
-    """Those with so much error alone. A group with less holds none of them."""
+    """The quantizers with so much error alone. A group with less holds none of them."""
     if not switches or damage.error(switches) < limit:
         return []
     if len(switches) == 1:

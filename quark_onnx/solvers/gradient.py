@@ -141,7 +141,7 @@ class GradientLayer:
     def _train(
         self, start: _core.QuantizedLayer, options: _core.GradientOptions, offer: _Offer | None
     ) -> _core.TrainedLayer:
-        """On the device, as far as that can; what the CPU does in its place is noted for the report."""
+        """Trains on the device, as far as that can; what the CPU does in its place is noted for the report."""
         if self._device is not None:
             try:
                 with told_by_the_core():

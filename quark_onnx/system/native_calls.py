@@ -20,7 +20,7 @@ _LONGEST_WAIT = 2.0  # seconds
 
 
 def leave_if_python_ends() -> None:
-    """In a daemon thread, a place to end.
+    """Gives a daemon thread a place to end.
 
     Raises:
         SystemExit: this is a daemon thread, and the main thread is past its end.

@@ -42,7 +42,7 @@ class PartMasks:
         self._known: dict[tuple[tuple[str, tuple[int, ...]], ...], dict[int, Parts]] = {}
 
     def of(self, shapes: dict[str, tuple[int, ...]]) -> dict[int, Parts]:
-        """By position of the output."""
+        """The parts, by position of the output."""
         key = tuple(sorted(shapes.items()))
         if key not in self._known:
             self._known[key] = {

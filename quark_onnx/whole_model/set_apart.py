@@ -37,7 +37,7 @@ class StoredBatches(Sequence[Batch]):
         self.samples = self.bytes = 0
 
     def add(self, batch: Batch) -> None:
-        """Behind the others; the arrays must not change any more."""
+        """Adds a batch behind the others; the arrays must not change any more."""
         for name, array in batch.items():
             self._store.put((self._name, name, len(self)), array)
         self._inputs.append(tuple(batch))
@@ -154,7 +154,7 @@ class SetApart:
         self.held_out = True
 
     def _keep_fitted(self, item: Batch, *, divisible: bool) -> None:
-        """To be compared although it is fitted to."""
+        """Keeps samples to compare on that solvers are fitted to as well."""
         count, start = sample_count(item), self._passed
         self._passed += count
         if self.seen < 2 * HOLDOUT or not (_is_divisible(item, divisible=divisible) or count == 1):

@@ -98,7 +98,7 @@ def _models(base: str) -> tuple[onnx.ModelProto, onnx.ModelProto]:
 
 
 def _free(model: onnx.ModelProto) -> onnx.ModelProto:
-    """With lengths for the axes that the model leaves open."""
+    """The shape with lengths for the axes that the model leaves open."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     for value in result.graph.input:

@@ -14,7 +14,7 @@ __all__ = ["backend_tests"]
 
 @cache
 def backend_tests() -> dict[str, tuple[onnx.ModelProto, dict[str, np.ndarray] | None]]:
-    """By name; None in place of the inputs where one is no tensor. Nothing where an onnx ships them in another way."""
+    """The tests by name; None in place of inputs where one is no tensor. Empty where onnx ships them in another way."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some of them divide by 0
         cases = [case for case in load_model_tests(kind="node") if case.model is not None and case.data_sets]

@@ -127,7 +127,7 @@ class ConvTranspose(Conv):
 
 
 def conv_of(attributes: Any) -> Conv:
-    """From the package's attributes of a layer."""
+    """The convolution that the package's attributes of a layer describe."""
     given = dict(vars(attributes))
     given |= {"kernel": given.pop("kernel_shape"), "groups": given.pop("group")}
     return (ConvTranspose if "output_shape" in given else Conv)(**given)

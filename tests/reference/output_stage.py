@@ -92,7 +92,7 @@ class Stage:
 
     @property
     def core(self) -> tuple[Any, ...]:
-        """As `_core.TrainingData` takes it."""
+        """The stage as `_core.TrainingData` takes it."""
         slopes = None if self.slopes is None else self.slopes.ravel()
         return (self.activation, self.a, self.b, slopes, self.axis, self.folded, self.grid)
 

@@ -18,7 +18,7 @@ _NOT_WEIGHTS = {"Resize": (1, 2), "Upsample": (1,), "Clip": (1, 2), "Pad": (2,)}
 
 
 def outputs_of(model: onnx.ModelProto, items: list[Arrays], *, optimise: bool = False) -> list[list[np.ndarray]]:
-    """By item, by output."""
+    """The outputs by item, by output."""
     session = opened(model.SerializeToString(), optimise=optimise)
     return [session.run(None, item) for item in items]
 

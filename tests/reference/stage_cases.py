@@ -39,7 +39,7 @@ LAYERS = {name: case.scaled(2.0 ** -np.round(np.log2(case.y.std() / 2))) for nam
 
 
 def with_slopes(case: TrainingCase) -> TrainingCase:
-    """Behind PRelu, an `a` of each output, one of them negative."""
+    """The case with PRelu's slopes: an `a` of each output, one of them negative."""
     slopes = np.linspace(-0.2, 0.6, len(case.layer.weight), dtype=np.float32)
     shape = (-1,) if case.conv is None else (-1, *(1,) * len(case.conv.kernel))
     return replace(case, stage=Stage(activation="leaky_relu", slopes=slopes.reshape(shape)))

@@ -77,7 +77,7 @@ class Rows:
         return replace(self, x=self.x[chosen], y=self.y[chosen])
 
     def as_layer(self, rows: np.ndarray) -> np.ndarray:
-        """From (samples, groups, positions, O) to what the layer puts out."""
+        """Brings (samples, groups, positions, O) into the shape that the layer puts out."""
         if self.outputs_first:
             return rows.transpose(0, 1, 3, 2).reshape(len(rows), -1, *self.sizes)
         return rows.reshape(len(rows), *self.sizes, -1)
@@ -186,7 +186,7 @@ class Adam:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """As `_core.TrainingData.train` takes them."""
+    """The options as `_core.TrainingData.train` takes them."""
 
     batch_size: int
     iterations: int

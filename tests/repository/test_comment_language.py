@@ -1,4 +1,6 @@
-"""Comments and docstrings are sentences: none begins with a fragment such as "Of the layer" or "The same for rows"."""
+"""Comments and docstrings are sentences or name what they describe: none begins with a fragment such as "Of the layer",
+"The same for rows" or "Those of the weight".
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 FOLDERS = ("quark_onnx", "csrc", "tests", "benchmarks", "examples", "docs")
 SUFFIXES = {".py", ".pyi", ".c", ".h", ".inc", ".cl"}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-FRAGMENT = re.compile(r"(Of|The same)\b")
+FRAGMENT = re.compile(r"(Of|The same|That|Those|To be|Likewise)\b")
 # A literal of C, so that what looks like a comment inside it is none; or a comment in one of its two forms.
 C_TOKEN = re.compile(r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'|/\*(?P<block>.*?)\*/|//(?P<line>[^\n]*)', re.DOTALL)
 
@@ -61,9 +63,7 @@ def test_comments_are_sentences() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}" for path in sources() for line in fragments(path.read_text(), path.suffix)
     ]
-    assert not found, "comments and docstrings need a subject and a verb, but begin with 'Of' or 'The same' at " + str(
-        found
-    )
+    assert not found, f"comments and docstrings need a subject and a verb, but begin with a fragment at {found}"
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,8 @@ def test_comments_are_sentences() -> None:
         (".py", 'def f():\n    """Of a layer."""\n'),
         (".py", 'class A:\n    """\n    The same for rows.\n    """\n'),
         (".py", "# Of samples.\nx = 1\n"),
+        (".py", 'def f():\n    """Those of a weight."""\n'),
+        (".h", "/* That of a row. */\nint x;\n"),
         (".py", "x = 1  # The same, as bytes\n"),
         (".c", "int x;\n/* Of one row. */\n"),
         (".h", "int x;\n/*\n   The same as bytes. */\n"),

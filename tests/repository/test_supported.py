@@ -31,7 +31,7 @@ def test_the_page_is_up_to_date(script: ModuleType) -> None:
 
 @pytest.mark.parametrize("op_type", OPERATORS)
 def test_onnx_knows_no_attribute_that_is_not_supported(script: ModuleType, op_type: str) -> None:
-    """But those that models lose when they are raised to an opset with Q/DQ."""
+    """Attributes are left out that models lose when they are raised to an opset with Q/DQ."""
     schemas = script.versions(op_type)
     newest = schemas[max(schemas)]
     assert set(newest.attributes) == set(OPERATORS[op_type].attributes)

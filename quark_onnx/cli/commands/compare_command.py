@@ -84,7 +84,7 @@ def _outputs(found: ComparedModels) -> Table:
 
 
 def _layers(layers: Sequence[LayerError], *, whole: bool) -> Table:
-    """Those that add the most error themselves first, or all in the order of the model."""
+    """The layers that add the most error themselves first, or all in the order of the model."""
     by_error = sorted(layers, key=lambda layer: -layer.own if math.isfinite(layer.own) else 0.0)
     columns = ("its input", "alone", "its output")
     table = new_table("layer", "operator", *columns, numbers=columns)

@@ -157,7 +157,7 @@ class TargetedRun:
         return PlainModel(weight, prepared.model, quantized, fixed, self._layers.names(prepared.model))
 
     def _as_finetuned(self, choices: Sequence[Choice], judge: Judge) -> list[Choice]:
-        """With the share of the weights' errors that finetuning leaves, by the model with the fewest bits."""
+        """The choices with the part of weights' errors that finetuning leaves, by the model with the fewest bits."""
         formats = formats_of(choices, Path(choices).at(0), self._opset)
         self._base = formats, self._quantized(formats)
         model = self._base[1][0]

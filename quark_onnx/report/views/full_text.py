@@ -63,7 +63,7 @@ def full_text(report: Report, width: int | None = None) -> str:
 
 
 def _table(title: str) -> Table:
-    """In ASCII, which any output can encode, and as Markdown has it."""
+    """A table in ASCII, which any output can encode, and as Markdown has it."""
     return Table(title=title, title_justify="left", box=box.MARKDOWN)
 
 

@@ -119,7 +119,7 @@ def page_data(report: Report) -> PageData:
 
 
 class _DecibelScale:
-    """From dB to percent of the chart's width, of all layers."""
+    """The scale from dB to percent of the chart's width, of all layers."""
 
     def __init__(self, rows: Sequence[SqnrRow]) -> None:
         values = [value for row in rows for value in (row.first, row.second)]
@@ -160,7 +160,7 @@ def _curve(layer: LayerReport) -> Curve:
 
 
 def _height_of(value: float, low: float, high: float) -> float:
-    """From the top of the box: the largest value lies there."""
+    """The distance from the top of the box: the largest value lies there."""
     return 2 + (_HEIGHT - 4) * (high - value) / (high - low) if high > low else _HEIGHT / 2
 
 

@@ -57,7 +57,7 @@ def quantized(model: onnx.ModelProto, *algorithms: AlgoConfig, count: int = 64) 
 
 
 def error(model: onnx.ModelProto, other: onnx.ModelProto, count: int = 64) -> float:
-    """On the samples set apart, over the variance."""
+    """The error on the samples set apart, over the variance."""
     data = apart(samples(model, count)) if count >= 40 else samples(model, count)
     want, have = (run(m, data)[0].astype(np.float64) for m in (model, other))
     return float(((have - want) ** 2).sum() / (want.size * want.var()))

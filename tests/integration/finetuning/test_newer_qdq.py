@@ -143,7 +143,7 @@ def test_the_newest_opset() -> None:
 @pytest.mark.parametrize("weight", [Int8Spec(), Int4Spec(quant_granularity=QuantGranularity.Channel)], ids=["8", "4"])
 @pytest.mark.parametrize("opset", range(17, NEWEST + 1))
 def test_float_models_of_every_opset(opset: int, weight: Int8Spec) -> None:
-    """Those that are newer than onnxruntime's Q/DQ are quantized in the newest that it has."""
+    """Models that are newer than onnxruntime's Q/DQ are quantized in the newest that it has."""
     model = float_model(opset)
     data = samples(model, 40)
     quantizer = ModelQuantizer(QConfig(QLayerConfig(UInt8Spec(), weight=weight), algo_config=[AdaRoundConfig()]))

@@ -68,7 +68,7 @@ def saved(model: onnx.ModelProto, folder: Path) -> Path:
 
 
 def changed(model: onnx.ModelProto, change: Callable[[str, np.ndarray], np.ndarray]) -> onnx.ModelProto:
-    """With other float weights and biases."""
+    """The model with other float weights and biases."""
     other = onnx.ModelProto()
     other.CopyFrom(model)
     for tensor in other.graph.initializer:

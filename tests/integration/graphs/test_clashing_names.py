@@ -39,7 +39,7 @@ def model() -> onnx.ModelProto:
 def quantized_outputs(
     given: onnx.ModelProto, inputs: tuple[str, str], **options: list[AdaRoundConfig]
 ) -> list[np.ndarray]:
-    """As it is defined; that it is the same optimised is checked."""
+    """What it computes as it is defined; that it is the same optimised is checked."""
     data = dict(zip(inputs, samples(model(), 40).values(), strict=True))
     quantizer = ModelQuantizer(QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec()), **options))
     result = quantizer.quantize_model(given, None, Reader(data))

@@ -20,7 +20,7 @@ SECONDS = 1800  # of a process that sleeps: its limit is of processor time
 
 
 def outcomes(first: int, last: int, *, real: bool) -> dict[int, str]:
-    """By seed; where a run ends its process, a new one goes on behind it."""
+    """The outcomes by seed; where a run ends its process, a new one goes on behind it."""
     found: dict[int, str] = {}
     while first < last:
         command = [sys.executable, os.fspath(WORKER), str(first), str(min(last, first + RECYCLED))]

@@ -64,7 +64,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def theirs(
     model: onnx.ModelProto, method: CalibrationMethod, arrays: Arrays, folder: Path, *, symmetric: bool, **options: Any
 ) -> onnx.ModelProto:
-    """By quantize_static, from the same prepared model, item by item."""
+    """The ranges of quantize_static, from the same prepared model, item by item."""
     activation = QuantType.QInt8 if symmetric else QuantType.QUInt8
     quantize_static(
         prepare(model), folder / "theirs.onnx", Reader(arrays),

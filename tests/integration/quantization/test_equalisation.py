@@ -254,7 +254,7 @@ def test_biases_take_up_the_mean_error() -> None:
 
 
 def _biases(model: onnx.ModelProto) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By layer, integers and scales."""
+    """Integers and scales of each layer's bias."""
     constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     made = {name: node for node in model.graph.node for name in node.output}
     found = {}

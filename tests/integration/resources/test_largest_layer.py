@@ -43,7 +43,7 @@ def quantized(
 
 
 def layer_bytes(model: onnx.ModelProto, items: Iterable[Arrays]) -> dict[str, int]:
-    """By node: inputs of 8 bits and float outputs."""
+    """The bytes of inputs of 8 bits and of float outputs, by node."""
     layers = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
     sizes = dict.fromkeys((node.name for node in layers), 0)
     for item in items:

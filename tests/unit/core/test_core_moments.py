@@ -31,7 +31,7 @@ def moments(layer: _core.Layer, *, held_out: bool = False, pool: _core.ThreadPoo
 
 
 def onnx_output(model: onnx.ModelProto, x: np.ndarray, *, has_reference: bool = True) -> np.ndarray:
-    """By onnxruntime and by onnx's reference evaluator, which must agree."""
+    """What onnxruntime and onnx's reference evaluator compute, which must agree."""
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": x})
     if has_reference:

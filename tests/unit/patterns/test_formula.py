@@ -31,7 +31,7 @@ X = np.random.default_rng(0).normal(0, 2, (5, 6))
 
 
 def computed(part: Sum | Product | Atom, x: np.ndarray) -> np.ndarray:
-    """By the definition of the form."""
+    """The value by the definition of the form."""
 
     def value(name: str, default: float) -> float:
         return CONSTANTS[name] if name else default
@@ -50,7 +50,7 @@ def computed(part: Sum | Product | Atom, x: np.ndarray) -> np.ndarray:
 
 
 def evaluated(text: str, x: np.ndarray) -> np.ndarray:
-    """By Python."""
+    """The value that Python computes."""
     *named, last = textwrap.dedent(text).strip().splitlines()
     names: Mapping[str, object] = {"x": x, "sqrt": math.sqrt, "pi": math.pi, **OPERATORS, **CONSTANTS}
     known = dict(names)

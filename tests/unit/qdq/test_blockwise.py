@@ -61,7 +61,7 @@ def quantized(
 
 
 def dequantized(values: Arrays, axis: int, block: int) -> np.ndarray:
-    """By ONNX's definition: the weight at i along the axis has the scale at i // block_size."""
+    """The values by ONNX's definition: the weight at i along the axis has the scale at i // block_size."""
     integers, scale, zero = (values[f"w_{end}"].astype(np.float64) for end in ("quantized", "scale", "zero_point"))
     at = np.arange(integers.shape[axis]) // block
     return (integers - zero.take(at, axis)) * scale.take(at, axis)
