@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import onnx
 
-from quark.onnx.calibration_data.checked_items import Batch
+from quark.onnx.calibration_data.checked_items import Batch, DataReader, checked_items, first_samples, model_inputs
 from quark.onnx.preparation.same_outputs import few_samples
 
 __all__ = ["first_items"]
@@ -15,15 +15,19 @@ _ITEMS = 3
 _BYTES = 64 << 20  # an item beyond it may be all of the data
 
 
-def first_items(model: onnx.ModelProto, items: Iterator[Batch]) -> tuple[list[Batch], Iterator[Batch]]:
-    """Copies of the first samples of the first items, and all items as if none had been read.
+def first_items(
+    model: onnx.ModelProto, reader: DataReader, most: int | None = None
+) -> tuple[list[Batch], Iterator[Batch]]:
+    """Copies of the first samples of the first items, and all items, checked, as if none had been read.
 
     Args:
         model: what the items are inputs of.
+        most: no item is read behind so many samples; None: all are.
 
     Raises:
-        DataError: what `items` raises.
+        DataError: an item does not fit the model; the items raise it too.
     """
+    items = first_samples(checked_items(reader, model_inputs(model)), most)
     few, ahead, size = list[Batch](), list[Batch](), 0
     while len(few) < _ITEMS and size < _BYTES:
         if ahead:  # a reader may use its memory again

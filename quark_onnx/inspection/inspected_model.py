@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from quark.onnx.calibration_data.any_data import Data, data_reader
-from quark.onnx.calibration_data.checked_items import Batch, DataReader, checked_items, model_inputs, sample_count
+from quark.onnx.calibration_data.checked_items import Batch, DataReader, sample_count
 from quark.onnx.calibration_data.first_items import first_items
 from quark.onnx.calibration_data.ready_readers import RandomDataReader
 from quark.onnx.config.algorithm import AdaRoundConfig, FastFinetuneConfig
@@ -132,7 +132,7 @@ def inspect_model(model: ModelLike, config: QConfig = USUAL_CONFIG, data: Data |
     check_is_float(original)
     check_weights(original)
     reader = _reader(original, config, data)
-    few, _ = first_items(original, checked_items(reader, model_inputs(original)))
+    few, _ = first_items(original, reader)
     ready = prepared_on(original, few, engine, opset=needed_opset(config), unfused=unfused(config))
     prepared, notes = with_finite_biases(ready.model)
     specs = tensor_specs(config, prepared, original)

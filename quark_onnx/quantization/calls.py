@@ -10,10 +10,8 @@ from pathlib import Path
 import onnx
 
 from quark.onnx.calibration_data.any_data import Data, checked_data, data_reader
-from quark.onnx.calibration_data.checked_items import DataReader, checked_items, first_samples, model_inputs
+from quark.onnx.calibration_data.checked_items import DataReader
 from quark.onnx.calibration_data.data_source import get_data_reader
-from quark.onnx.calibration_data.data_warnings import DataWatch
-from quark.onnx.calibration_data.first_items import first_items
 from quark.onnx.calibration_data.images import ImagePreprocessing, image_preprocessing
 from quark.onnx.calibration_data.path_reader import Preprocess
 from quark.onnx.calibration_data.ready_readers import RandomDataReader
@@ -23,23 +21,19 @@ from quark.onnx.config.supported import check_supported, ignored_extra_options
 from quark.onnx.errors import ConfigTypeError, ModelError, UnsupportedError
 from quark.onnx.fast_finetune.fast_finetune import FastFinetune
 from quark.onnx.inference.devices import engine_on_device
-from quark.onnx.inference.sessions import BatchMerging, batch_is_free
 from quark.onnx.mixed_precision.target import Target
 from quark.onnx.model_files.model_file import ModelLike, load_model
 from quark.onnx.model_files.quantized_form import check_is_float, check_is_qdq, is_quantized
 from quark.onnx.model_files.quantizer_gate import check_quantizers
 from quark.onnx.model_files.saved_model import check_output_path, save_model
-from quark.onnx.plan.float_form import matching_form
 from quark.onnx.preparation.finite_constants import check_weights
-from quark.onnx.preparation.prepare import prepared_forms
 from quark.onnx.qdq.constant_quantizers import with_integer_constants
-from quark.onnx.quantization.excluded_layers import excluded_outputs
+from quark.onnx.quantization.finetuning_run import FinetuningRun
 from quark.onnx.quantization.provenance import say_how_it_was_made
 from quark.onnx.quantization.quantization_run import QuantizationRun
-from quark.onnx.quantization.reference_model import ReferenceModel, reference_forms, reference_model
+from quark.onnx.quantization.reference_model import ReferenceModel, reference_model
 from quark.onnx.quantization.run_options import engine_for
 from quark.onnx.quantization.to_target.targeted_run import TargetedRun
-from quark.onnx.report.model_sizes import model_sizes
 from quark.onnx.report.report import Report
 from quark.onnx.report.written_configuration import written_configuration
 from quark.onnx.resume.saved_run import saved_run
@@ -137,49 +131,17 @@ def finetuned_model(
         model, quantized = _float_and_quantized(float_model, quantized_model)
     FastFinetune.check(model, algorithm)
     other = reference_model(algorithm.ref_model_path, model)
-    with clock.phase("prepare"):
-        source = data_reader(reader, model)
-        few, items = first_items(model, first_samples(checked_items(source, model_inputs(model)), algorithm.data_size))
-        models = {"float model": model, "quantized model": quantized}
-        models |= {"reference model": other.model} if other else {}
-        forms, notes = reference_forms(other, few, engine) if other else prepared_forms(model, few, engine)
-        model = matching_form(forms, quantized, algorithm.target_op_type)
-        excluded = excluded_outputs(qconfig, model, models["float model"]) if qconfig is not None else ()
-        del few, forms
-    with (
-        saved_run(save_dir, models, config, output) as saved,
-        FastFinetune(
-            algorithm,
-            engine=engine,
-            clock=clock,
-            saved=saved,
-            correction=qconfig.bias_correction if qconfig is not None else None,
-            excluded=excluded,
-        ) as finetuning,
-    ):
-        with clock.phase("read data"):
-            watch = DataWatch()
-            items = watch.over(saved.watched(items))
-            can_join = BatchMerging(model, finetuning.place.engine).is_exact
-            items = finetuning.place.apart.split(items, divisible=batch_is_free(model))
-            for _ in finetuning.keep(items, model, can_join):
-                pass
-            saved.data_was_read()
-        report = finetuning.run(model, quantized, samples_seen=finetuning.place.apart.seen, needs_layers=True)
-        warnings = (*_logged(watch.warnings(model, {})), *report.warnings)
-        report = replace(
-            report,
-            warnings=warnings,
-            notes=(*notes, *report.notes, *saved.notes),
-            sizes=model_sizes(model, quantized),
-            configuration=written_configuration(config),
-        )
+    run, source = FinetuningRun(algorithm, qconfig, engine, clock), data_reader(reader, model)
+    prepared = run.prepared(model, quantized, source, other)
+    models = {"float model": model, "quantized model": quantized, "reference model": other.model if other else None}
+    with saved_run(save_dir, models, config, output) as saved:
+        report = run.finetuned(prepared, quantized, saved)
         if qconfig is not None:
             report = _with_notes(report, qconfig, source, quantizes=False)
         say_how_it_was_made(quantized, "finetuned", config)
         delivered = _deliver(quantized, output, clock, external_data=False)
         saved.finish()
-    return delivered, report
+    return delivered, replace(report, configuration=written_configuration(config))
 
 
 def usual_reader(data: Data, model: ModelLike, preprocess: Preprocess | ImagePreprocessing | str | None) -> Data:
@@ -217,12 +179,6 @@ def _float_and_quantized(float_model: ModelLike, quantized_model: ModelLike) -> 
     check_is_qdq(quantized, has_layers=True)
     check_quantizers(quantized)
     return model, quantized
-
-
-def _logged(warnings: tuple[str, ...]) -> tuple[str, ...]:
-    for warning in warnings:
-        _LOG.warning(warning)
-    return warnings
 
 
 def _with_notes(report: Report, config: QConfig, reader: DataReader, *, quantizes: bool = True) -> Report:

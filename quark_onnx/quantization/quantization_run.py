@@ -2,10 +2,10 @@
 
 The items of the reader are one stream, read once. They pass these stations, in this order:
 
-1. `checked_items`: their names, types and shapes fit the model.
+1. `checked_items` (with 2 and 3 in `first_items`): their names, types and shapes fit the model.
 2. `first_samples`: no more than calibration and finetuning take.
-3. `first_items`: the first ones are looked at ahead, to check the prepared model on, and come again.
-4. `saved.watched`: a digest of all data tells whether a run in `save_dir` had the same.
+3. The first ones are looked at ahead, to check the prepared model on, and come again.
+4. `saved.watched` (with 5 and 6 in `items_to_fit`): a digest of all data tells whether `save_dir` holds a run on it.
 5. `watch.over`: what is odd about the data; on all that was read, so in front of the next.
 6. `apart.split`: samples set apart to compare whole models on. Nothing behind sees them, so nothing is fitted to them.
 7. `recorded`: where equalisation may have to be undone, a second calibration reads them again.
@@ -22,7 +22,7 @@ from itertools import chain
 
 import onnx
 
-from quark.onnx.calibration_data.checked_items import Batch, DataReader, checked_items, first_samples, model_inputs
+from quark.onnx.calibration_data.checked_items import Batch, DataReader
 from quark.onnx.calibration_data.data_warnings import DataWatch
 from quark.onnx.calibration_data.first_items import first_items
 from quark.onnx.config.algorithm import AdaRoundConfig
@@ -47,7 +47,7 @@ from quark.onnx.system.resources import PhaseClock
 from quark.onnx.whole_model.set_apart import SetApart, StoredBatches
 from quark.onnx.whole_model.workplace import Workplace
 
-__all__ = ["Prepared", "QuantizationRun"]
+__all__ = ["Prepared", "QuantizationRun", "items_to_fit"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,6 +73,17 @@ class Prepared:
     notes: tuple[str, ...]
 
 
+def items_to_fit(
+    items: Iterator[Batch], model: onnx.ModelProto, saved: NothingSaved, watch: DataWatch, place: Workplace
+) -> Iterator[Batch]:
+    """The items without the samples set apart; all are watched.
+
+    Args:
+        model: that the items are to be fed to.
+    """
+    return place.apart.split(watch.over(saved.watched(items)), divisible=batch_is_free(model))
+
+
 class QuantizationRun:
     """The steps from a float model and a reader to a quantized model and its report.
 
@@ -91,8 +102,7 @@ class QuantizationRun:
         """Prepare the float model, and the reference, as far as the first items let them compute the same."""
         config, engine = self._config, self._engine
         with self._clock.phase("prepare"):
-            needed = first_samples(checked_items(reader, model_inputs(original)), samples_needed(config))
-            few, items = first_items(original, needed)
+            few, items = first_items(original, reader, samples_needed(config))
             reference, of_reference = reference_forms(other, few, engine)
             opset = max(needed_opset(config), self._formats.opset)
             ready = prepared_on(original, few, engine, opset=opset, unfused=unfused(config))
@@ -108,8 +118,7 @@ class QuantizationRun:
         with ExitStack() as stack:
             finetuning, watch = self._finetuning(stack, saved), DataWatch()
             place = finetuning.place if finetuning is not None else self._place(stack)
-            items = watch.over(saved.watched(prepared.items))
-            items = place.apart.split(items, divisible=batch_is_free(prepared.model))
+            items = items_to_fit(prepared.items, prepared.model, saved, watch, place)
             quantizer = PlainQuantizer(prepared.few, saved, place.engine, self._clock)
             keep = finetuning.keep if finetuning is not None else None
             made, equalised = self._equalised_and_quantized(prepared, items, quantizer, keep, place)
