@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import onnx
 
 from quark.onnx import _core
-from quark.onnx.calibration_data.checked_items import Batch, sample_count
 from quark.onnx.config.algorithm import FastFinetuneConfig
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.solvers.choose_solver import is_trained_in_steps
 from quark.onnx.solvers.layer_memory import least_squares_bytes
 
-__all__ = ["Estimate", "LayerWork", "estimate"]
+__all__ = ["DataWork", "Estimate", "LayerWork", "estimate"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,15 @@ class LayerWork:
     positions: int
     inputs: int
     outputs: int
+
+
+@dataclass(frozen=True)
+class DataWork:
+    """The data: so many `samples`, each with `bytes` of inputs, for which a run of the model takes `seconds`."""
+
+    samples: int
+    bytes: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,7 @@ _COPIES, _BUFFERS = 3, 40 << 20  # of the model; of onnxruntime and the core
 def estimate(
     model: onnx.ModelProto,
     work: Sequence[LayerWork],
-    seconds: float,
-    samples: int,
-    item: Batch,
+    data: DataWork,
     algorithm: FastFinetuneConfig | None,
     threads: int,
 ) -> Estimate:
@@ -62,19 +68,18 @@ def estimate(
     Args:
         model: the float model.
         work: the layers to be tuned.
-        seconds: that the model takes for a sample.
-        item: of the data.
+        data: to calibrate with.
+        algorithm: what tunes the layers; None: nothing.
     """
-    used = samples if algorithm is None else min(samples, algorithm.data_size)
+    used = data.samples if algorithm is None else min(data.samples, algorithm.data_size)
     products = sum(used * one.positions * one.inputs**2 * one.plan.groups / 2 for one in work)
     if algorithm is not None:
         products += sum(_in_steps(one, algorithm) for one in work)
-    passes = _PASSES * samples + (_FURTHER_PASSES * used if work else 0)
-    needed = _OF_A_RUN + _OF_A_LAYER * len(work) + passes * seconds + products / (_PRODUCTS * threads)
+    passes = _PASSES * data.samples + (_FURTHER_PASSES * used if work else 0)
+    needed = _OF_A_RUN + _OF_A_LAYER * len(work) + passes * data.seconds + products / (_PRODUCTS * threads)
     resident, _ = _core.resident_memory()
-    data = used * sum(array.nbytes for array in item.values()) / sample_count(item)
     layers = [least_squares_bytes(one.plan, threads) + 2 * 4 * used * one.positions * one.outputs for one in work]
-    memory = resident + _BUFFERS + _COPIES * model.ByteSize() + data + max(layers, default=0)
+    memory = resident + _BUFFERS + _COPIES * model.ByteSize() + used * data.bytes + max(layers, default=0)
     return Estimate(round(needed, 1), round(memory / (1 << 20)))
 
 

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from quark.onnx.calibration_data.any_data import Data, data_reader
 from quark.onnx.calibration_data.checked_items import Batch, DataReader, sample_count
 from quark.onnx.calibration_data.first_items import first_items
+from quark.onnx.calibration_data.joining import input_bytes
 from quark.onnx.calibration_data.ready_readers import RandomDataReader
 from quark.onnx.config.algorithm import AdaRoundConfig, FastFinetuneConfig
 from quark.onnx.config.qconfig import QConfig
 from quark.onnx.config.supported import check_supported, ignored_extra_options, ignored_options
 from quark.onnx.inference.sessions import Engine, session
-from quark.onnx.inspection.estimate import Estimate, LayerWork, estimate
+from quark.onnx.inspection.estimate import DataWork, Estimate, LayerWork, estimate
 from quark.onnx.model_files.model_file import ModelLike, load_model
 from quark.onnx.model_files.quantized_form import check_is_float
 from quark.onnx.own_errors import only_own_errors
@@ -145,6 +146,7 @@ def inspect_model(model: ModelLike, config: QConfig = USUAL_CONFIG, data: Data |
     shapes, seconds = _measured(prepared, [layer.target for layer in plan.layers], item, engine)
     samples = _samples(reader, item) if data is not None else _USUAL_SAMPLES
     work = [_work(layer, shapes[layer.target], sample_count(item)) for layer in plan.layers]
+    data_work = DataWork(samples, input_bytes(item) / sample_count(item), seconds / sample_count(item))
     return InspectedModel(
         opset=next((opset.version for opset in original.opset_import if opset.domain in ("", "ai.onnx")), 0),
         inputs={value.name: _shown(value) for value in original.graph.input},
@@ -156,13 +158,7 @@ def inspect_model(model: ModelLike, config: QConfig = USUAL_CONFIG, data: Data |
         in_float=_in_float(prepared, specs),
         algorithm=None if algorithm is None else type(algorithm).name,
         estimate=estimate(
-            original,
-            work if algorithm is not None else (),
-            seconds / sample_count(item),
-            samples,
-            item,
-            algorithm,
-            engine.threads,
+            original, work if algorithm is not None else (), data_work, algorithm, threads=engine.threads
         ),
         samples=samples,
         measured_on="random data" if data is None else "data",
