@@ -17,6 +17,8 @@ from quark.onnx.graph.editor import all_nodes
 from quark.onnx.graph.random_nodes import is_random, with_seeds
 from quark.onnx.inference.sessions import Engine
 from quark.onnx.preparation.prepare import prepared_on
+from quark.onnx.preparation.same_outputs import Reference
+from quark.onnx.preparation.steps import Step, after_steps
 
 HEADER = '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1, "mine": 1]>'
 
@@ -113,16 +115,15 @@ def test_seeds_make_the_draws_of_all_sessions_the_same(draw: str) -> None:
     np.testing.assert_array_equal(*runs)
 
 
-def test_a_change_of_a_model_that_draws_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_of_a_model_that_draws_is_found() -> None:
     def without_a_draw(model: onnx.ModelProto) -> onnx.ModelProto:
         model.graph.node[1].input[0], model.graph.node[1].op_type = "a", "Identity"
         return model
 
-    monkeypatch.setattr("quark.onnx.preparation.prepare._with_folded_layers", without_a_draw)
-    model = model_of(DRAWS["two draws, subtracted"])
-    prepared = prepared_on(model, ITEMS, Engine(1))
-    assert prepared.notes[0].startswith("preparation: the folding of constants into layers was left out: output 'y'")
-    assert random_operators(prepared.model) == random_operators(model)
+    model = prepared_on(model_of(DRAWS["two draws, subtracted"]), ITEMS, Engine(1)).model
+    result, (note,) = after_steps(model, [Step("a step", without_a_draw)], Reference(model, ITEMS, Engine(1)))
+    assert note.startswith("preparation: a step was left out: output 'y'")
+    assert random_operators(result) == random_operators(model)
 
 
 def test_what_is_random() -> None:

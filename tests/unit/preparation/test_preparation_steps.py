@@ -13,9 +13,9 @@ from small_models import Reader, build, run, samples
 from quark.onnx import AdaRoundConfig, Int8Spec, ModelQuantizer, QConfig, QLayerConfig, UInt8Spec, finetune
 from quark.onnx.errors import DataError, ModelError
 from quark.onnx.inference.sessions import Engine
-from quark.onnx.preparation import prepare as preparing
 from quark.onnx.preparation.prepare import Prepared, prepared_on
 from quark.onnx.preparation.same_outputs import Reference
+from quark.onnx.preparation.steps import Step, after_steps
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -79,40 +79,46 @@ FAULTS = {
 LEFT_OUT = "preparation: the folding of constants into layers was left out: "
 
 
+def after(fault: Callable, model: onnx.ModelProto, items: list, *, needed: bool = False) -> tuple:
+    """The model after a step that does harm, and the notes."""
+    return after_steps(model, [Step("a step", fault, needed=needed)], Reference(model, items, Engine(1)))
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_step_that_does_harm_is_left_out(fault: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_does_harm_is_left_out(fault: Callable) -> None:
     model = layer()
-    assert ops(prepared_on(model, ITEMS, Engine(1)).model) == ["Conv", "Relu"]
-    monkeypatch.setattr(preparing, "_with_folded_layers", fault)
-    prepared = prepared_on(model, ITEMS, Engine(1))
-    (note,) = prepared.notes
-    assert note.startswith(LEFT_OUT + FAULTS[fault])
-    assert ops(prepared.model) == ["Conv", "Mul", "Relu"]
-    for item in ITEMS:
-        np.testing.assert_allclose(run(prepared.model, item)[0], run(model, item)[0], rtol=1e-5, atol=1e-6)
+    result, (note,) = after(fault, model, ITEMS)
+    assert note.startswith(f"preparation: a step was left out: {FAULTS[fault]}")
+    assert result == model
 
 
-def test_a_change_that_only_a_later_item_shows_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_that_only_a_later_item_shows_is_found() -> None:
     def without_relu(model: onnx.ModelProto) -> onnx.ModelProto:
         model.graph.node[-1].op_type = "Abs"
         return model
 
     model = build("(float[N,2] x) => (float[N,2] y) { h = Mul(x, c) y = Relu(h) }", c=np.ones(2) * 3)
     items = [{"x": np.float32([[sign, 2.0]])} for sign in (1.0, -1.0)]
-    monkeypatch.setattr(preparing, "_with_folded_layers", without_relu)
-    assert prepared_on(model, items, Engine(1)).notes[0].startswith(LEFT_OUT)
-    assert prepared_on(model, items[:1], Engine(1)).notes == ()
+    assert after(without_relu, model, items)[0] == model
+    changed, notes = after(without_relu, model, items[:1])
+    assert ops(changed) == ["Mul", "Abs"]
+    assert notes == ()
 
 
 @pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault is not raising])
-def test_a_needed_step_that_does_harm_is_an_error(fault: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparing, "_for_the_quantizer", fault)
-    with pytest.raises(ModelError, match="changes what the model computes"):
-        prepared_on(layer(), ITEMS, Engine(1))
+def test_a_needed_step_that_does_harm_is_an_error(fault: Callable) -> None:
+    with pytest.raises(ModelError, match="a step changes what the model computes"):
+        after(fault, layer(), ITEMS, needed=True)
 
 
 def config() -> QConfig:
     return QConfig(QLayerConfig(UInt8Spec(), weight=Int8Spec()), algo_config=[AdaRoundConfig()])
+
+
+def test_constants_are_folded_into_a_layer() -> None:
+    prepared = prepared_on(layer(), ITEMS, Engine(1))
+    assert ops(prepared.model) == ["Conv", "Relu"]
+    assert prepared.notes == ()
 
 
 def test_the_report_says_what_was_left_out(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
@@ -121,7 +127,7 @@ def test_the_report_says_what_was_left_out(monkeypatch: pytest.MonkeyPatch, tmp_
     plain = ModelQuantizer(config())
     quantized = plain.quantize_model(model, None, Reader(data))
     assert not any(note.startswith(LEFT_OUT) for note in plain.report.notes)
-    monkeypatch.setattr(preparing, "_with_folded_layers", one_channel_doubled)
+    monkeypatch.setattr("quark.onnx.preparation.prepare.fold_into_layers", one_channel_doubled)
     quantizer = ModelQuantizer(config())
     result = quantizer.quantize_model(model, None, Reader(data, reuse=True))
     assert any(note.startswith(LEFT_OUT) for note in quantizer.report.notes)
