@@ -29,14 +29,18 @@ class MemoryLimit:
 
     Attributes:
         most: bytes of resident memory that the process may have; None: no limit but the system's.
+        root: the folder that holds proc and sys, in which the system tells of itself.
     """
 
     most: int | None = None
+    root: Path = Path("/")
 
     def free(self) -> int:
         """Bytes that may still be taken at this moment; at least 0. `sys.maxsize` where nothing is known."""
-        left = [_SHARE * available for available in (_available_on_machine(), *_left_in_control_groups())]
-        left.append(_left_of_address_space())
+        left = [
+            _SHARE * available for available in (_available_on_machine(self.root), *_left_in_control_groups(self.root))
+        ]
+        left.append(_left_of_address_space(self.root))
         if self.most is not None:
             left.append(self.most - _core.resident_memory()[0])
         return max(0, int(min(left)))
@@ -52,22 +56,22 @@ def unless_out_of_memory(error: BaseException, otherwise: QuarkError) -> QuarkEr
     return otherwise
 
 
-def _available_on_machine() -> float:
-    for line in _lines(Path("/proc/meminfo")):
+def _available_on_machine(system: Path) -> float:
+    for line in _lines(system / "proc/meminfo"):
         if line.startswith("MemAvailable:"):
             return 1024 * int(line.split()[1])
     return sys.maxsize
 
 
-def _left_in_control_groups() -> list[int]:
+def _left_in_control_groups(system: Path) -> list[int]:
     """The limit of each control group that this process is in, less what the group uses and cannot drop."""
     left = []
-    for line in _lines(Path("/proc/self/cgroup")):
+    for line in _lines(system / "proc/self/cgroup"):
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root, names = Path("/sys/fs/cgroup"), ("memory.max", "memory.current", "inactive_file")
+            root, names = system / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
         elif "memory" in controllers.split(","):
-            root = Path("/sys/fs/cgroup/memory")
+            root = system / "sys/fs/cgroup/memory"
             names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
         else:
             continue
@@ -83,12 +87,12 @@ def _left_in_control_groups() -> list[int]:
     return left
 
 
-def _left_of_address_space() -> int:
+def _left_of_address_space(system: Path) -> int:
     try:
         import resource
     except ImportError:  # not on Windows
         return sys.maxsize
-    limit, pages = resource.getrlimit(resource.RLIMIT_AS)[0], _lines(Path("/proc/self/statm"))
+    limit, pages = resource.getrlimit(resource.RLIMIT_AS)[0], _lines(system / "proc/self/statm")
     if limit == resource.RLIM_INFINITY or not pages:
         return sys.maxsize
     return limit - int(pages[0].split()[0]) * resource.getpagesize()

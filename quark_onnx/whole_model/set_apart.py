@@ -17,7 +17,7 @@ __all__ = ["FEWEST", "SetApart", "StoredBatches"]
 
 FEWEST = 40  # samples of which some are set apart; of fewer, each is needed to fit
 _EVERY = 8
-_MOST, _MOST_BYTES = 64, 256 << 20  # samples set apart, and the bytes from which on there are no more
+_MOST, _MOST_BYTES = 64, 256 << 20  # samples set apart, and their bytes
 
 
 class StoredBatches(Sequence[Batch]):
@@ -76,6 +76,7 @@ class SetApart:
 
     Args:
         store: holds them, and up to `FEWEST` samples until it is clear whether the stream has so many.
+        most_bytes: of samples set apart, from which on there are no more.
 
     Attributes:
         compared: the samples to compare whole models on: those set apart; of a shorter stream those that the solvers
@@ -84,7 +85,8 @@ class SetApart:
         seen: samples that the stream has given so far.
     """
 
-    def __init__(self, store: BatchStore) -> None:
+    def __init__(self, store: BatchStore, most_bytes: int = _MOST_BYTES) -> None:
+        self._most_bytes = most_bytes
         self.compared = StoredBatches(store, "compared")
         self._waiting = StoredBatches(store, "waiting")
         self._undivided = StoredBatches(store, "undivided")  # the first of them, until another one is set apart
@@ -128,7 +130,7 @@ class SetApart:
         count, start = sample_count(item), self._passed
         self._passed += count
         self._items += 1
-        if self.compared.samples >= _MOST or self.compared.bytes >= _MOST_BYTES:
+        if self.compared.samples >= _MOST or self.compared.bytes >= self._most_bytes:
             yield item
         elif not _is_divisible(item, divisible=divisible):
             if self._items % _EVERY == 0:

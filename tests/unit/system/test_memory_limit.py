@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from quark.onnx import OutOfMemoryError
+from quark.onnx import OutOfMemoryError, _core
 from quark.onnx.errors import ModelError
-from quark.onnx.system import memory_limit
 from quark.onnx.system.memory_limit import MemoryLimit, unless_out_of_memory
 
 MIB = 1 << 20
 
 
-def system(monkeypatch: pytest.MonkeyPatch, files: dict[str, str]) -> None:
-    """A system that tells of itself only what is given."""
-    monkeypatch.setattr(memory_limit, "_lines", lambda path: files.get(str(path), "").splitlines())
+@pytest.fixture
+def limit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., MemoryLimit]:
+    """Makes the limit on a system that tells of itself only what is given."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
+    def made(files: Mapping[str, str], most: int | None = None) -> MemoryLimit:
+        for path, text in files.items():
+            file = tmp_path / path.lstrip("/")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return MemoryLimit(most, tmp_path)
 
-def test_what_the_machine_has_left_counts_but_for_a_tenth(monkeypatch: pytest.MonkeyPatch) -> None:
-    system(monkeypatch, {"/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    1000 kB\n"})
-    assert MemoryLimit().free() == 900 * 1024
+    return made
 
 
-def test_a_control_group_of_version_2_counts_and_what_it_can_drop_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_machine_has_left_counts_but_for_a_tenth(limit: Callable[..., MemoryLimit]) -> None:
+    assert limit({"/proc/meminfo": "MemTotal: 9000 kB\nMemAvailable:    1000 kB\n"}).free() == 900 * 1024
+
+
+def test_a_control_group_of_version_2_counts_and_what_it_can_drop_is_free(limit: Callable[..., MemoryLimit]) -> None:
     files = {
         "/proc/self/cgroup": "0::/a/b\n",
         "/sys/fs/cgroup/a/memory.max": f"{100 * MIB}",
@@ -35,12 +43,11 @@ def test_a_control_group_of_version_2_counts_and_what_it_can_drop_is_free(monkey
         "/sys/fs/cgroup/a/b/memory.max": "max",
         "/sys/fs/cgroup/a/b/memory.current": f"{70 * MIB}",
     }
-    system(monkeypatch, files)
-    assert MemoryLimit().free() == 36 * MIB
+    assert limit(files).free() == 36 * MIB
 
 
 def test_a_control_group_of_version_1_counts_and_its_largest_number_is_no_limit(
-    monkeypatch: pytest.MonkeyPatch,
+    limit: Callable[..., MemoryLimit],
 ) -> None:
     folder = "/sys/fs/cgroup/memory/job"
     files = {
@@ -51,21 +58,20 @@ def test_a_control_group_of_version_1_counts_and_its_largest_number_is_no_limit(
         "/sys/fs/cgroup/memory/memory.usage_in_bytes": f"{20 * MIB}",
         "/proc/meminfo": "MemAvailable: 900000000 kB\n",
     }
-    system(monkeypatch, files)
-    assert MemoryLimit().free() == 27 * MIB
+    assert limit(files).free() == 27 * MIB
 
 
-def test_the_limit_of_the_options_counts_against_resident_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    system(monkeypatch, {})
-    monkeypatch.setattr(memory_limit._core, "resident_memory", lambda: (300 * MIB, 400 * MIB))
-    assert MemoryLimit(350 * MIB).free() == 50 * MIB
-    assert MemoryLimit(200 * MIB).free() == 0
+def test_the_limit_of_the_options_counts_against_resident_memory(
+    limit: Callable[..., MemoryLimit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_core, "resident_memory", lambda: (300 * MIB, 400 * MIB))
+    assert limit({}, 350 * MIB).free() == 50 * MIB
+    assert limit({}, 200 * MIB).free() == 0
 
 
-def test_the_address_space_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    system(monkeypatch, {"/proc/self/statm": "1000 10 10\n"})
+def test_the_address_space_counts(limit: Callable[..., MemoryLimit], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (2000 * resource.getpagesize(), resource.RLIM_INFINITY))
-    assert MemoryLimit().free() == 1000 * resource.getpagesize()
+    assert limit({"/proc/self/statm": "1000 10 10\n"}).free() == 1000 * resource.getpagesize()
 
 
 @pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="not on Linux")

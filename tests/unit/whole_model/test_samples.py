@@ -96,10 +96,10 @@ def test_items_with_a_scalar_are_set_apart_whole() -> None:
         assert [int(item["threshold"]) for item in apart.compared] == [7, 15, 23]
 
 
-def test_large_samples_are_set_apart_up_to_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("quark.onnx.whole_model.set_apart._MOST_BYTES", 12)
+def test_large_samples_are_set_apart_up_to_a_number_of_bytes() -> None:
     with MemoryStore() as store:
-        apart, passed = split(100, store)
+        apart = SetApart(store, most_bytes=12)
+        passed = list(apart.split(numbered(100), divisible=True))
         assert numbers(apart.compared) == [7, 15, 23]
         assert len(passed) == 97
 
