@@ -173,6 +173,7 @@ class GradientOptions:
         method: str,
         update_bias: bool,
         batch_size: int,
+        step_positions: int,
         iterations: int,
         learning_rate: float,
         reg_param: float,
@@ -185,6 +186,7 @@ class GradientOptions:
         seed: int,
     ) -> GradientOptions:
         """method: "adaround" or "adaquant". window, patience: of early stop, in steps and in windows; window 0: none.
+        step_positions: of the samples of a step, at least that many where there are more; 0: all.
         drop_ratio: of QDrop, the probability of the quantized graph's input; 1: always that. ValueError for another
         method or no iterations; other values are checked by `TrainingData.train`."""
 

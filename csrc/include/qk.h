@@ -340,7 +340,8 @@ typedef enum { QK_ITERATIONS_DONE, QK_STOPPED_EARLY } qk_gradient_end;
 typedef struct {
     qk_gradient_method method;
     bool update_bias;
-    int64_t batch_size; /* samples per step; at most those that are trained on */
+    int64_t batch_size;     /* samples per step; at most those that are trained on */
+    int64_t step_positions; /* of all samples of a step, in whole pieces of some hundred; 0: all. Not on a device */
     int64_t iterations;
     double learning_rate;
     double reg_param; /* AdaRound; docs/numerics.md says what 0.01 means */

@@ -26,16 +26,29 @@ static int64_t samples_per_unit(const qk_reconstruction *r) {
     return n < 1 || takes_whole_samples(r->data) ? 1 : n;
 }
 
+/* Pieces of a sample that a call looks at. */
+static int64_t pieces_seen(const qk_reconstruction *r) {
+    return qk_ceil_div(r->pieces.count - r->first_piece, r->stride);
+}
+
+static int64_t positions_seen(const qk_reconstruction *r) {
+    int64_t sum = 0;
+    for (int64_t piece = r->first_piece; piece < r->pieces.count; piece += r->stride)
+        sum += r->pieces.tables[piece].count;
+    return sum;
+}
+
 static int64_t unit_count(const qk_reconstruction *r, int64_t samples) {
     const int64_t each = samples_per_unit(r);
-    return qk_ceil_div(samples, each) * (takes_whole_samples(r->data) ? 1 : r->pieces.count);
+    return qk_ceil_div(samples, each) * (takes_whole_samples(r->data) ? 1 : pieces_seen(r));
 }
 
 qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *data, int64_t most_samples,
                                  int64_t most_trained, qk_pool *pool) {
     const qk_geometry *g = &data->geometry;
     const int64_t rows = g->groups * g->outputs, threads = qk_pool_threads(pool);
-    *r = (qk_reconstruction){.data = data, .pool = pool, .rows = rows, .chunk = chunk_for(data, most_samples)};
+    *r = (qk_reconstruction){
+        .data = data, .pool = pool, .rows = rows, .chunk = chunk_for(data, most_samples), .stride = 1};
     /* Judging has to be exact: only calls that want the gradient are worth a digit. */
     if (most_trained > 0 && g->outputs > FEW_OUTPUTS && !takes_whole_samples(data))
         r->plan = qk_winograd_plan_of(data, most_trained);
@@ -230,7 +243,8 @@ static void unit_task(void *context, int64_t task, int worker) {
         return;
     }
     const int64_t parts = parts_of(b), unit = task / (g->groups * parts), each = samples_per_unit(b->r);
-    const int64_t piece = unit % b->r->pieces.count, first = unit / b->r->pieces.count * each;
+    const int64_t piece = b->r->first_piece + unit % pieces_seen(b->r) * b->r->stride;
+    const int64_t first = unit / pieces_seen(b->r) * each;
     const int64_t output = task % parts * b->outputs, rest = g->outputs - output;
     run_group(b, unit,
               &(qk_part){.group = task / parts % g->groups,
@@ -271,7 +285,7 @@ void qk_reconstruct(qk_reconstruction *r, const float *weight, const float *bias
                     qk_reconstruction_result *result) {
     const qk_geometry *g = &r->data->geometry;
     const int64_t units = unit_count(r, count), inputs = g->groups * g->inputs;
-    const double columns = (double)(count * r->data->extent.positions);
+    const double columns = (double)(count * positions_seen(r));
     const bool by_winograd = r->plan.pays && result->gradient && !result->mean_power;
     const int64_t outputs = by_winograd ? r->plan.outputs : g->outputs; /* of a task */
     batch b = {r, weight, bias, samples, count, units, by_winograd, outputs, result};

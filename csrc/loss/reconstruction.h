@@ -16,19 +16,21 @@ typedef struct {
     qk_pieces pieces;      /* of samples with more positions than that */
     qk_winograd_plan plan; /* for calls that want the gradient */
     qk_winograd winograd;
-    int64_t rows;            /* output channels of all groups */
-    const qk_tensor *inputs; /* of the samples of a call, in place of the data's own; NULL: those */
-    float *panels;           /* (threads, K + 2 O, columns of a unit) */
-    float *outputs;          /* softmax: (threads, 4, rows, positions) */
-    float *gradient;         /* (units, rows, K) */
-    float *slope;            /* (units, rows): of the bias */
-    double *loss;            /* (units, rows) */
-    double *power;           /* (units, groups, K): sums of squares of the inputs */
-    double *target_power;    /* (units, rows) */
-    double *slope_power;     /* (units, rows): of the stage */
+    int64_t rows;                /* output channels of all groups */
+    int64_t stride, first_piece; /* a call looks at each stride-th piece of its samples, from that one on */
+    const qk_tensor *inputs;     /* of the samples of a call, in place of the data's own; NULL: those */
+    float *panels;               /* (threads, K + 2 O, columns of a unit) */
+    float *outputs;              /* softmax: (threads, 4, rows, positions) */
+    float *gradient;             /* (units, rows, K) */
+    float *slope;                /* (units, rows): of the bias */
+    double *loss;                /* (units, rows) */
+    double *power;               /* (units, groups, K): sums of squares of the inputs */
+    double *target_power;        /* (units, rows) */
+    double *slope_power;         /* (units, rows): of the stage */
 } qk_reconstruction;
 
-/* most_samples: of a call; most_trained: of a call that wants the gradient, or 0. */
+/* A call looks at all pieces until `stride` is set. most_samples: of a call; most_trained: of a call that wants the
+ * gradient, or 0. */
 qk_status qk_reconstruction_init(qk_reconstruction *r, const qk_training_data *data, int64_t most_samples,
                                  int64_t most_trained, qk_pool *pool);
 void qk_reconstruction_destroy(qk_reconstruction *r);

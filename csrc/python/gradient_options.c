@@ -15,11 +15,11 @@ typedef struct {
 
 #define FIELD(member, kind) {#member, kind, offsetof(qk_gradient_options, member)}
 static const field fields[] = {
-    FIELD(method, IS_METHOD),     FIELD(update_bias, IS_BOOL),     FIELD(batch_size, IS_INT64),
-    FIELD(iterations, IS_INT64),  FIELD(learning_rate, IS_DOUBLE), FIELD(reg_param, IS_DOUBLE),
-    FIELD(warm_start, IS_DOUBLE), FIELD(beta_start, IS_DOUBLE),    FIELD(beta_end, IS_DOUBLE),
-    FIELD(drop_ratio, IS_DOUBLE), FIELD(window, IS_INT64),         FIELD(patience, IS_INT64),
-    FIELD(seed, IS_UINT64)};
+    FIELD(method, IS_METHOD),        FIELD(update_bias, IS_BOOL),  FIELD(batch_size, IS_INT64),
+    FIELD(step_positions, IS_INT64), FIELD(iterations, IS_INT64),  FIELD(learning_rate, IS_DOUBLE),
+    FIELD(reg_param, IS_DOUBLE),     FIELD(warm_start, IS_DOUBLE), FIELD(beta_start, IS_DOUBLE),
+    FIELD(beta_end, IS_DOUBLE),      FIELD(drop_ratio, IS_DOUBLE), FIELD(window, IS_INT64),
+    FIELD(patience, IS_INT64),       FIELD(seed, IS_UINT64)};
 enum { FIELDS = sizeof fields / sizeof *fields };
 
 static void set_method(qk_gradient_method *method, PyObject *value) {
@@ -90,14 +90,13 @@ const qk_gradient_options *qk_gradient_options_from(qk_module_state *state, PyOb
     return NULL;
 }
 
-static PyType_Slot options_slots[] = {
-    {Py_tp_doc,
-     "GradientOptions(*, method, update_bias, batch_size, iterations, learning_rate, reg_param, warm_start, beta_start,"
-     " beta_end, drop_ratio, window, patience, seed)\n--\n\n"
-     "How the gradient loops work."},
-    {Py_tp_new, options_new},
-    {Py_tp_dealloc, options_dealloc},
-    {0, NULL}};
+static PyType_Slot options_slots[] = {{Py_tp_doc, "GradientOptions(*, method, update_bias, batch_size, step_positions, "
+                                                  "iterations, learning_rate, reg_param, warm_start,"
+                                                  " beta_start, beta_end, drop_ratio, window, patience, seed)\n--\n\n"
+                                                  "How the gradient loops work."},
+                                      {Py_tp_new, options_new},
+                                      {Py_tp_dealloc, options_dealloc},
+                                      {0, NULL}};
 PyType_Spec qk_options_spec = {.name = "quark.onnx._core.GradientOptions",
                                .basicsize = sizeof(options_object),
                                .flags = Py_TPFLAGS_DEFAULT,

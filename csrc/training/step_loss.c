@@ -4,10 +4,19 @@
 
 #include "base/memory.h"
 #include "base/pool.h"
+#include "base/sizes.h"
 
 enum { SAMPLES_PER_LOOK = 16 }; /* between two questions whether to cancel */
 
 static bool mixes(const qk_training_problem *p) { return p->options->drop_ratio < 1; }
+
+/* Neighbouring positions are alike: a step hardly loses anything where it leaves out most of a large sample. */
+static int64_t stride_of(const qk_step_loss *s) {
+    const qk_training_problem *p = s->problem;
+    const int64_t all = p->options->batch_size * p->data->extent.positions, wanted = p->options->step_positions;
+    if (wanted == 0 || p->data->stage.activation.kind == QK_SOFTMAX) return 1;
+    return qk_larger(1, qk_smaller(all / wanted, s->direct.pieces.count));
+}
 
 qk_status qk_step_loss_init(qk_step_loss *s, const qk_training_problem *p, bool bias_moves) {
     const int64_t batch = p->options->batch_size;
@@ -21,6 +30,7 @@ qk_status qk_step_loss_init(qk_step_loss *s, const qk_training_problem *p, bool 
     QK_TRY(qk_reconstruction_init(&s->direct, p->data, batch, batch, p->pool));
     if (mixes(p)) QK_TRY(qk_qdrop_init(&s->qdrop, p->data, p->options->drop_ratio, p->options->seed, batch));
     s->direct.inputs = s->qdrop.samples;
+    s->direct.stride = stride_of(s);
     return QK_OK;
 }
 
@@ -74,6 +84,7 @@ const int64_t *qk_step_loss_draw(qk_step_loss *s) {
 void qk_step_loss_find(qk_step_loss *s, int64_t it, const qk_float_layer *layer) {
     const qk_training_problem *p = s->problem;
     const int64_t *samples = qk_step_loss_draw(s), count = p->options->batch_size;
+    if (s->direct.stride > 1) s->direct.first_piece = (int64_t)qk_random_below(&s->random, (uint64_t)s->direct.stride);
     if (mixes(p)) qk_qdrop_draw(&s->qdrop, samples, count, it, p->pool);
     if (s->by_grams)
         qk_gram_loss_find(&s->gram_loss, layer->weight, layer->bias, samples, count, &s->found);

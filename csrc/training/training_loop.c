@@ -98,8 +98,8 @@ static qk_status iterate(training *t, qk_gradient_result *result) {
 static bool is_exponent(double beta) { return beta > 0 && beta <= 1e6; }
 
 static bool are_in_range(const qk_gradient_options *o) {
-    return o->batch_size >= 1 && o->iterations >= 1 && o->learning_rate > 0 && o->drop_ratio >= 0 &&
-           o->drop_ratio <= 1 && is_exponent(o->beta_start) && is_exponent(o->beta_end);
+    return o->batch_size >= 1 && o->step_positions >= 0 && o->iterations >= 1 && o->learning_rate > 0 &&
+           o->drop_ratio >= 0 && o->drop_ratio <= 1 && is_exponent(o->beta_start) && is_exponent(o->beta_end);
 }
 
 qk_status qk_train_in_way(const qk_training_data *data, const qk_quantized_layer *start,

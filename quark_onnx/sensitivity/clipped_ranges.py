@@ -21,7 +21,7 @@ Tensors = tuple[str, ...]  # of one scale
 
 
 def with_wider_ranges(
-    calibration: Calibration, alone: Mapping[Tensors, float], measure: Callable[[Calibration], Damage]
+    calibration: Calibration, alone: Mapping[Tensors, float], measure: Callable[[Calibration], Damage], items: int
 ) -> tuple[Calibration, dict[Tensors, float]]:
     """Ranges of all values for the tensors whose quantizers, each alone, then make less error; and the errors.
 
@@ -29,6 +29,7 @@ def with_wider_ranges(
         calibration: of the model.
         alone: the error of each quantizer alone.
         measure: makes the measure of another calibration.
+        items: so many, the first ones, gave these errors.
     """
     widest = {
         tensors: found
@@ -39,7 +40,7 @@ def with_wider_ranges(
     if widest:
         damage = measure(_with_ranges(calibration, widest))
         wide = {switch.tensors: switch for switch in damage.switches}
-        errors = {tensors: damage.error([wide[tensors]]) for tensors in widest if tensors in wide}
+        errors = {tensors: damage.error([wide[tensors]], items) for tensors in widest if tensors in wide}
         better = {tensors: error for tensors, error in errors.items() if error <= _BETTER * alone[tensors]}
     ranges = {tensors: widest[tensors] for tensors in better}
     return _with_ranges(calibration, ranges), {**alone, **better}

@@ -68,7 +68,7 @@ class Damage:
         self._staged = StagedModel(self._switched, off, items, each, threads=at_once, together=together)
         self._float = self._staged.real
         self._parts = masks_of_items(model, items, each)
-        self._known: dict[tuple[frozenset[str], frozenset[str]], Comparison] = {}
+        self._known: dict[tuple[frozenset[str], frozenset[str], int], Comparison] = {}  # by how many items, too
         self._whole: tuple[frozenset[str], list[list[Any]]] | None = None  # the outputs with these on, for `expected`
 
     @cached_property
@@ -93,11 +93,18 @@ class Damage:
         """The error of every sample, or item; their mean is that of `deviation`."""
         return self._comparison(on, fine).sample_errors()
 
-    def _comparison(self, on: Iterable[Switch | WeightSwitch], fine: Iterable[Switch | WeightSwitch]) -> Comparison:
+    def _comparison(
+        self,
+        on: Iterable[Switch | WeightSwitch],
+        fine: Iterable[Switch | WeightSwitch] = (),
+        items: int | None = None,
+    ) -> Comparison:
         names, finer = (frozenset(switch.name for switch in switches) for switches in (on, fine))
-        if (names, finer) not in self._known:
-            self._known[names, finer] = self._compared(self._runs(names, finer))
-        return self._known[names, finer]
+        count = len(self._items) if items is None else min(items, len(self._items))
+        known = names, finer, count
+        if known not in self._known:
+            self._known[known] = self._compared(self._runs(names, finer, count), count)
+        return self._known[known]
 
     def expected(self, switch: Switch | WeightSwitch, on: Iterable[Switch | WeightSwitch]) -> Deviation:
         """How far the outputs should be with these quantizers on but for one of them, by what that does alone: its own
@@ -111,20 +118,20 @@ class Damage:
         for real, own, whole, parts in zip(self._float, runs, self._whole[1], self._parts, strict=True):
             both[0].add(real, own, parts)
             both[1].add(real, [_without(*arrays) for arrays in zip(whole, own, real, strict=True)], parts)
-        self._known[alone, frozenset()] = both[0]
+        self._known[alone, frozenset(), len(self._items)] = both[0]
         return both[1].deviation()
 
-    def _runs(self, on: frozenset[str], fine: frozenset[str]) -> Iterator[list[Any]]:
-        """The outputs, item by item."""
+    def _runs(self, on: frozenset[str], fine: frozenset[str], items: int | None = None) -> Iterator[list[Any]]:
+        """The outputs, item by item, of so many items."""
         feeds = self._switched.feeds(on, fine)
         for switch in self._weights:
             if switch.name in on:
                 feeds |= switch.values(on, fine)
-        return self._staged.run(feeds)
+        return self._staged.run(feeds, items)
 
-    def _compared(self, runs: Iterable[Sequence[Any]]) -> Comparison:
+    def _compared(self, runs: Iterable[Sequence[Any]], items: int | None = None) -> Comparison:
         comparison = Comparison(self._switched.outputs)
-        for want, have, parts in zip(self._float, runs, self._parts, strict=True):
+        for want, have, parts in zip(self._float[:items], runs, self._parts[:items], strict=True):
             comparison.add(want, have, parts)
         return comparison
 
@@ -133,9 +140,11 @@ class Damage:
         found = (run(item) for item in self._items)
         return self._compared([values[name] for name in outputs] for values in found).deviation()
 
-    def error(self, on: Iterable[Switch]) -> float:
-        """Mean squared error over the variance of the float values, of the output (or part) that suffers most."""
-        found = self.deviation(on)
+    def error(self, on: Iterable[Switch], items: int | None = None) -> float:
+        """Mean squared error over the variance of the float values, of the output (or part) that suffers most; over so
+        many items, the first ones, or all.
+        """
+        found = self._comparison(on, items=items).deviation()
         parts = [part.error for output in found.outputs for part in output.parts or (output,)]
         return max((error for error in parts if not math.isnan(error)), default=0.0)
 

@@ -68,7 +68,7 @@ class Islands:
 
 def is_destroyed(damage: Damage) -> bool:
     """Whether any quantizer alone destroys the model."""
-    return damage.error(damage.switches) > _GOOD and bool(_harmful(damage, damage.switches, _HARM))
+    return damage.error(damage.switches) > _GOOD and _has_harmful(damage, damage.switches)
 
 
 def islands(damage: Damage, errors: Mapping[tuple[str, ...], float], max_share: float) -> Islands:
@@ -142,11 +142,11 @@ def _best_count(damage: Damage, order: Sequence[Switch]) -> tuple[int, float]:
     return next(((n, error) for n, error in errors.items() if error <= _SLACK * least), (0, math.inf))
 
 
-def _harmful(damage: Damage, switches: Sequence[Switch], limit: float) -> list[Switch]:
-    """The quantizers with so much error alone. A group with less holds none of them."""
-    if not switches or damage.error(switches) < limit:
-        return []
-    if len(switches) == 1:
-        return list(switches)
+def _has_harmful(damage: Damage, switches: Sequence[Switch]) -> bool:
+    """Whether one of them destroys the model. A group with less error holds none. Later ones come first, as they cost
+    less: what lies before them runs as it is.
+    """
+    if not switches or damage.error(switches) < _HARM:
+        return False
     half = len(switches) // 2
-    return [*_harmful(damage, switches[:half], limit), *_harmful(damage, switches[half:], limit)]
+    return half == 0 or _has_harmful(damage, switches[half:]) or _has_harmful(damage, switches[:half])

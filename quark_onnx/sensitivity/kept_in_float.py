@@ -23,6 +23,7 @@ __all__ = ["KeptInFloat", "kept_in_float"]
 
 _COPIES = 5  # of the float model: one with switches, and what onnxruntime makes of it with and without them
 _LARGE_ITEM = 48 << 20  # bytes of its tensors at the same time, above which one item is enough: each has many positions
+_ALONE = 8  # runs of an item for each sample, with one quantizer alone: finetuning makes as many passes or more
 _NAMED = 3  # tensors that a warning names
 
 
@@ -113,9 +114,12 @@ def _found(
     before = damage.error(damage.switches)
     if not is_destroyed(damage):
         return calibration, Islands((), before, before)
-    alone = {switch.tensors: damage.error([switch]) for switch in damage.switches}
+    items = max(1, _ALONE * calibration.samples // len(damage.switches))
+    alone = {switch.tensors: damage.error([switch], items) for switch in damage.switches}
     if _fits(model, on[1]):  # beside what measures the ranges as they are
-        wider, errors = with_wider_ranges(calibration, alone, lambda other: Damage(model, insert(other).model, *on))
+        wider, errors = with_wider_ranges(
+            calibration, alone, lambda other: Damage(model, insert(other).model, *on), items
+        )
         if wider.ranges != calibration.ranges:
             wide = Damage(model, insert(wider).model, *on)
             found = islands(wide, errors, max_share)

@@ -85,19 +85,24 @@ class StagedModel:
                     room -= size
             self.real += self._outputs_of(values)
 
-    def run(self, feeds: Batch) -> Iterator[list[Any]]:
+    def run(self, feeds: Batch, items: int | None = None) -> Iterator[list[Any]]:
         """The outputs, item by item.
 
         Args:
             feeds: those of the inputs beside the float model's that are not `off`.
+            items: so many of them, the first ones; None: all.
         """
         touched = [not stage.reads.isdisjoint(feeds) for stage in self._stages]
         if not any(touched):
-            yield from self.real
+            yield from self.real[:items]
             return
+        left = len(self.real) if items is None else items
         for kept in self._kept:
             start = max(stage for stage in kept if stage <= touched.index(True))
-            values = kept[start]
+            values = kept[start][:left]
+            left -= len(values)
+            if not values:
+                return
             for index in range(start, len(self._stages)):
                 given = {**self._off, **feeds}
                 values = self._stages[index].run(values, given, touched=touched[index], threads=self._threads)

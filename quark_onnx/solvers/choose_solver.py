@@ -23,6 +23,7 @@ from quark.onnx.stores.batch_store import BatchStore
 __all__ = ["as_far_as_memory_goes", "choose_solver", "is_trained_in_steps"]
 
 _MIB = 1 << 20
+_STEP_POSITIONS = 1 << 12  # of a step's samples, where least squares is there besides
 
 
 def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore, engine: Engine) -> OpenSolver:
@@ -62,9 +63,17 @@ def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore, e
             solver.messages.append((logging.INFO, f"layer {layer.node}: {text}"))
         return solver
 
-    def gradient(layer: LayerPlan, pool: _core.ThreadPool, *, update_bias: bool, holdout: int) -> GradientLayer:
+    def gradient(layer: LayerPlan, pool: _core.ThreadPool) -> GradientLayer:
+        in_full = config.solver == "gradient"  # as published
         return GradientLayer(
-            layer, config, store, update_bias=update_bias, holdout=holdout, pool=pool, device=engine.solver_device
+            layer,
+            config,
+            store,
+            update_bias=bool(config.update_bias) if in_full else settings.update_bias,
+            holdout=0 if in_full else HOLDOUT,
+            pool=pool,
+            step_positions=0 if in_full else _STEP_POSITIONS,
+            device=engine.solver_device,
         )
 
     def both(layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
@@ -73,17 +82,17 @@ def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore, e
             in_place = not layer.shares and training_bytes(layer) <= engine.memory.free()
             if not in_place:
                 return solved
-            trained = gradient(layer, pool, update_bias=settings.update_bias, holdout=HOLDOUT)
+            trained = gradient(layer, pool)
             trained.messages.append((logging.WARNING, f"layer {layer.node}: by the published loop: {solved.problem}"))
             trained.notes = (f"by the published loop: {solved.problem}",)
             return trained
         if not in_steps:
             return solved
-        return _Both(layer.node, solved, gradient(layer, pool, update_bias=settings.update_bias, holdout=HOLDOUT))
+        return _Both(layer.node, solved, gradient(layer, pool))
 
     ways: dict[str, OpenSolver] = {
         "least_squares": least_squares,
-        "gradient": lambda layer, pool: gradient(layer, pool, update_bias=bool(config.update_bias), holdout=0),
+        "gradient": gradient,
     }
     return as_far_as_memory_goes(ways.get(config.solver, both))
 

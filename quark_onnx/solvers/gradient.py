@@ -38,6 +38,7 @@ class GradientLayer:
     Args:
         store: keeps the layer's data; at memory level 2 in files, of which the core maps what it needs.
         update_bias: the bias is tuned too.
+        step_positions: output positions that a step looks at, of all its samples; 0: all.
         device: takes the steps and judges; None: the CPU.
         holdout: every holdout-th sample only judges, if there are twice as many; 0: all are trained on, and judge.
     """
@@ -51,11 +52,12 @@ class GradientLayer:
         update_bias: bool,
         holdout: int,
         pool: _core.ThreadPool,
+        step_positions: int = 0,
         device: _core.Device | None = None,
     ) -> None:
         self._device = device
         self._plan, self._config, self._store, self._pool = layer, config, store, pool
-        self._update_bias, self._holdout = update_bias, holdout
+        self._update_bias, self._holdout, self._step_positions = update_bias, holdout, step_positions
         outputs, inputs = layer.weight.rows.shape
         self._data = _core.TrainingData(
             inputs,
@@ -104,6 +106,7 @@ class GradientLayer:
             method="adaround" if isinstance(config, AdaRoundConfig) else "adaquant",
             update_bias=self._update_bias,
             batch_size=batch_size,
+            step_positions=self._step_positions,
             iterations=config.num_iterations,
             learning_rate=self._learning_rate(start),
             reg_param=config.reg_param,

@@ -1,4 +1,5 @@
 /* The reconstruction loss and its gradient against loops in float64 over all rows. */
+#include "base/sizes.h"
 #include "reconstruction_cases.h"
 
 /* ---- the same by obvious loops --------------------------------------------------------------- */
@@ -182,6 +183,42 @@ static void threads_do_not_change_a_bit(void) {
     }
 }
 
+/* Each piece is seen from one first piece, whatever the stride: what calls find adds up to what one on all of them
+ * does. */
+static void calls_on_some_pieces_add_up(void) {
+    for (int i = REF_CASES; i < CASES; i++)
+        for (int64_t stride = 2; stride <= 3; stride++) {
+            fixture f = fixture_new(case_of(i), QK_U8, NULL, (int)stride);
+            int64_t *samples = backwards(&f), seen = 0;
+            qk_reconstruction_result all = result_new(&f), some = result_new(&f);
+            double *sum = MEMORY(double, f.rows * f.K), loss = 0;
+            reconstruct(&f, f.bias, samples, f.data->count, &all);
+            qk_reconstruction r;
+            qk_blas_enter();
+            CHECK(qk_reconstruction_init(&r, f.data, f.data->count, f.data->count, f.pool) == QK_OK);
+            r.stride = stride;
+            for (r.first_piece = 0; r.first_piece < qk_smaller(stride, r.pieces.count); r.first_piece++) {
+                int64_t positions = 0;
+                for (int64_t p = r.first_piece; p < r.pieces.count; p += stride) positions += r.pieces.tables[p].count;
+                qk_reconstruct(&r, f.weight, f.bias, samples, f.data->count, &some);
+                loss += (double)positions / (double)f.positions * some.loss;
+                for (int64_t w = 0; w < f.rows * f.K; w++)
+                    sum[w] += (double)positions / (double)f.positions * some.gradient[w];
+                seen += positions;
+            }
+            qk_reconstruction_destroy(&r);
+            qk_blas_leave();
+            CHECK(seen == f.positions);
+            CHECK_CLOSE(loss / all.loss, 1, 1e-6);
+            for (int64_t w = 0; w < f.rows * f.K; w++) CHECK(fabs(sum[w] - all.gradient[w]) <= 1e-4 * (1 + all.loss));
+            free(sum);
+            free(samples);
+            result_free(&all);
+            result_free(&some);
+            fixture_free(&f);
+        }
+}
+
 static qk_status init_attempt(void *context) {
     const fixture *f = context;
     qk_reconstruction r;
@@ -198,4 +235,5 @@ static void the_scratch_may_run_out_of_memory(void) {
 
 QK_TESTS(QK_TEST(everything_is_what_the_loops_find), QK_TEST(the_gradient_is_the_difference_of_the_loss),
          QK_TEST(only_what_is_wanted_is_computed), QK_TEST(calls_do_not_see_each_other),
-         QK_TEST(threads_do_not_change_a_bit), QK_TEST(the_scratch_may_run_out_of_memory))
+         QK_TEST(threads_do_not_change_a_bit), QK_TEST(calls_on_some_pieces_add_up),
+         QK_TEST(the_scratch_may_run_out_of_memory))

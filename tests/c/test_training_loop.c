@@ -2,6 +2,7 @@
 #include "gradient_cases.h"
 #include "loss/training_data.h"
 #include "training/early_stop.h"
+#include "training/training_loop.h"
 
 /* Counts of steps: at which early stop ends these losses, and after which the last loss of the best window was found.
  */
@@ -73,6 +74,32 @@ static void patience_that_is_never_used_up_changes_only_what_is_kept(void) {
     CHECK(train(&f, &o, &r) == QK_OK);
     CHECK(r.end == QK_ITERATIONS_DONE && r.iterations == STEPS);
     fixture_free(&f);
+}
+
+/* Steps may see a part of large samples each time: the error falls as with all, along another way. */
+static void steps_on_some_positions_lessen_the_error_as_much(void) {
+    const ref_case large = {"pieces", {.groups = 1, .inputs = 8, .outputs = 5}, 3, {SAMPLES, 5000, 8}};
+    const int64_t wanted[] = {0, 1 << 20, 1000};
+    qk_gradient_result r[3];
+    double losses[3][STEPS];
+    for (int i = 0; i < 3; i++) {
+        fixture f = fixture_new(&large, 1, 1 + i);
+        qk_gradient_options o = options_of(QK_ADAROUND, true);
+        o.batch_size = 1;
+        o.step_positions = wanted[i];
+        o.losses = losses[i];
+        /* Directly, as there is no other way where steps are cut. */
+        r[i] = (qk_gradient_result){.weight_q = f.new_weight, .bias_q = f.new_bias};
+        CHECK(qk_train_in_way(f.data, &f.start, &o, f.pool, QK_DIRECTLY, &r[i]) == QK_OK);
+        fixture_free(&f);
+    }
+    CHECK_SAME(losses[1], losses[0], STEPS); /* more than there are: all */
+    CHECK(memcmp(losses[2], losses[0], sizeof losses[0]) != 0);
+    for (int set = 0; set < 2; set++) {
+        CHECK(r[0].after[set] < 0.9 * r[0].before[set]);
+        CHECK(r[2].before[set] == r[0].before[set]);
+        CHECK(r[2].after[set] - r[0].after[set] <= 0.1 * (r[0].before[set] - r[0].after[set]));
+    }
 }
 
 /* ---- refusals -------------------------------------------------------------------------------- */
@@ -277,7 +304,7 @@ static void dead_inputs_keep_their_weights(void) {
 QK_TESTS(QK_TEST(early_stop_keeps_the_best_window), QK_TEST(adaround_does_not_stop_before_its_warm_up_ends),
          QK_TEST(patience_that_is_never_used_up_changes_only_what_is_kept), QK_TEST(arguments_out_of_range_are_refused),
          QK_TEST(without_samples_there_is_nothing_to_train_on), QK_TEST(nan_in_the_data_is_refused),
-         QK_TEST(the_callback_can_cancel), QK_TEST(training_may_run_out_of_memory),
-         QK_TEST(threads_do_not_change_a_bit), QK_TEST(the_seed_chooses_the_batches),
-         QK_TEST(the_regulariser_waits_for_the_warm_up), QK_TEST(units_do_not_matter),
-         QK_TEST(dead_inputs_keep_their_weights))
+         QK_TEST(steps_on_some_positions_lessen_the_error_as_much), QK_TEST(the_callback_can_cancel),
+         QK_TEST(training_may_run_out_of_memory), QK_TEST(threads_do_not_change_a_bit),
+         QK_TEST(the_seed_chooses_the_batches), QK_TEST(the_regulariser_waits_for_the_warm_up),
+         QK_TEST(units_do_not_matter), QK_TEST(dead_inputs_keep_their_weights))

@@ -135,6 +135,7 @@ def train(
     offered = changed.pop("offered", None)
     named: dict[str, Any] = {"method": "adaround" if adaround else "adaquant", **vars(options)}
     named["beta_start"], named["beta_end"] = named.pop("beta_range")
+    named["step_positions"] = 0
     return data.train(start, _core.GradientOptions(**named | changed), pool, offered=offered)
 
 

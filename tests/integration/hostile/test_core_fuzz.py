@@ -146,9 +146,10 @@ def use_training(d: Draw) -> None:
     data.start_loss(start, d.pool())
     options = _core.GradientOptions(
         method=d.of("adaround", "adaquant", "x" if d.odd() else "adaround"), update_bias=d.of(True, False),
-        batch_size=d.number(1, 3), iterations=min(d.number(1, 9), 50), learning_rate=d.real(0.001, 0.1),
-        reg_param=d.real(0, 0.1), warm_start=d.real(0, 1), beta_start=d.real(10, 20), beta_end=d.real(1, 2),
-        drop_ratio=d.of(1.0, d.real(0, 1)), window=d.number(0, 3), patience=d.number(0, 3), seed=d.number(0, 9),
+        batch_size=d.number(1, 3), step_positions=d.number(0, 600), iterations=min(d.number(1, 9), 50),
+        learning_rate=d.real(0.001, 0.1), reg_param=d.real(0, 0.1), warm_start=d.real(0, 1),
+        beta_start=d.real(10, 20), beta_end=d.real(1, 2), drop_ratio=d.of(1.0, d.real(0, 1)),
+        window=d.number(0, 3), patience=d.number(0, 3), seed=d.number(0, 9),
     )  # fmt: skip
     offered = d.of(None, (d.array((c.rows, c.inputs), np.int32, -8, 7), d.of(None, d.array((c.rows,), np.int32, 0, 9))))
     found = data.train(start, options, d.pool(), offered=offered)

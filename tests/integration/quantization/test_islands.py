@@ -211,6 +211,22 @@ def test_the_damage_of_a_quantizer_is_what_fake_quant_of_its_tensor_does() -> No
     assert damage.elements[joint.name] == y.size * len(joint.tensors)
 
 
+@pytest.mark.parametrize("together", [1 << 30, 1])
+def test_the_damage_on_the_first_items_is_that_of_a_measure_with_these_alone(
+    together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quark.onnx.sensitivity.damage._TOGETHER_BYTES", together)  # all items, or one after the other
+    model = detector()
+    items = [samples(model, 4, seed=seed) for seed in range(3)]
+    result, _ = quantized(model, items[0], MaxFloatShare=0.0)
+    damage = Damage(model, result, items, Engine(1))
+    for count in (1, 2, 3, 9):
+        few = Damage(model, result, items[:count], Engine(1))
+        for switch in damage.switches:
+            assert damage.error([switch], count) == pytest.approx(few.error([switch]), rel=1e-4, abs=1e-12)
+    assert damage.error(damage.switches) == damage.error(damage.switches, len(items))
+
+
 def test_a_relu_whose_output_stays_in_float_is_not_left_to_a_quantizer() -> None:
     model = detector()
     ranges = {name: (-4.0, 4.0) for name in calibration_tensors(model, QdqOptions()) if name != "r"}

@@ -80,6 +80,7 @@ def test_moments_of_8_bits_are_exact(dtype: type[np.generic]) -> None:
 def train(case: TrainingCase, options: Options, device: _core.Device | None, *, adaround: bool) -> dict[str, Any]:
     named: dict[str, Any] = {"method": "adaround" if adaround else "adaquant", **vars(options)}
     named["beta_start"], named["beta_end"] = named.pop("beta_range")
+    named["step_positions"] = 0
     start = start_of(case.layer)
     return dict(case.core().train(start, _core.GradientOptions(**named), ONE, device=device))
 
@@ -168,7 +169,7 @@ def test_only_devices_are_taken_for_one() -> None:
 def _options() -> dict[str, Any]:
     named: dict[str, Any] = {"method": "adaround", **vars(ADAROUND)}
     named["beta_start"], named["beta_end"] = named.pop("beta_range")
-    return named
+    return {**named, "step_positions": 0}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork() here")

@@ -228,6 +228,7 @@ BAD_TRAINS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "empty batches": ({"batch_size": 0}, ValueError, "train: an argument is out of range"),
     "negative batches": ({"batch_size": -1}, ValueError, "train: an argument is out of range"),
     "more than there are": ({"batch_size": 33}, ValueError, "train: an argument is out of range"),
+    "fewer positions than none": ({"step_positions": -1}, ValueError, "train: an argument is out of range"),
     "a fraction of a step": ({"iterations": 1.5}, TypeError, "integer"),
     "a word for a number": ({"learning_rate": "1"}, TypeError, "must be real number"),
     "a negative seed": ({"seed": -1}, OverflowError, "negative"),
@@ -255,7 +256,7 @@ def test_arguments_that_train_nothing(name: str, adaround: bool):
 
 
 def test_every_option_is_needed():
-    named = {"method": "adaround", **vars(OPTIONS), "beta_start": 20.0, "beta_end": 2.0}
+    named = {"method": "adaround", **vars(OPTIONS), "step_positions": 0, "beta_start": 20.0, "beta_end": 2.0}
     del named["beta_range"]
     for name in named:
         with pytest.raises(TypeError, match=f"GradientOptions: {name} is missing"):

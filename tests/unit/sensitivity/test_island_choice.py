@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from quark.onnx.sensitivity.islands import Islands, islands
+from quark.onnx.sensitivity.islands import Islands, is_destroyed, islands
 from quark.onnx.sensitivity.switched_model import Switch
 
 
@@ -20,7 +20,10 @@ class KnownDamage:
         self._quantizers = quantizers
         self.elements = {name: size for name, (_, size) in quantizers.items()}
 
+    measured = 0
+
     def error(self, on: Iterable[Switch]) -> float:
+        self.measured += 1
         return sum(self._quantizers[switch.name][0] for switch in on)
 
 
@@ -82,3 +85,15 @@ def test_nothing_is_left_out_of_a_model_that_is_good() -> None:
     damage.error = lambda _on: 1e-3  # type: ignore[method-assign]
     result = islands(damage, alone, 0.1)  # type: ignore[arg-type]
     assert result.kept == result.left_out == ()
+
+
+@pytest.mark.parametrize("harmful", [[], [0], [99], [40, 41], range(100)], ids=["none", "first", "last", "two", "all"])
+def test_a_model_is_destroyed_as_soon_as_one_quantizer_is_known_to_do_it(harmful: Iterable[int]) -> None:
+    damage = KnownDamage({str(i): (0.01 if i in harmful else 1e-4, 1) for i in range(100)})
+    assert is_destroyed(damage) == bool(list(harmful))  # type: ignore[arg-type]
+    assert damage.measured <= 20  # about two for each halving: not one for each quantizer
+
+
+def test_many_little_errors_do_not_destroy_a_model() -> None:
+    assert not is_destroyed(KnownDamage({str(i): (5e-3, 1) for i in range(64)}))  # type: ignore[arg-type]
+    assert not is_destroyed(KnownDamage({str(i): (1e-5, 1) for i in range(64)}))  # type: ignore[arg-type]
