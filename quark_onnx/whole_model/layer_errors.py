@@ -26,6 +26,7 @@ _LOG = logging.getLogger(__name__)
 _SAMPLES, _LARGE_SAMPLES = 8, 2  # what a layer does shows in few of them, as each has many positions
 _MOST_BYTES = 96 << 20  # of the float model's tensors, of a sample; large images are measured some layers at a time,
 _PART = 3  # with a part of that many bytes, as there are four tensors for each of the float model's
+_WEIGHT_BYTES = 64 << 20  # of float weights of layers that are measured at a time: sessions take several times as much
 _BITS = {"int2": 2, "uint2": 2, "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "int16": 16, "uint16": 16}
 
 _Values = Mapping[str, NDArray[np.generic]]
@@ -39,6 +40,7 @@ class _Pair:
         entry: the tensor of the quantized model that the layer, its input's quantizer included, starts from.
         nodes: that quantizer, if there is one, and the layer.
         data: the tensor that the layer's node reads.
+        weight_bytes: of its weight as floats.
     """
 
     node: onnx.NodeProto
@@ -47,6 +49,7 @@ class _Pair:
     entry: str
     nodes: tuple[onnx.NodeProto, ...]
     data: str
+    weight_bytes: int
 
     @property
     def output(self) -> str:
@@ -67,7 +70,7 @@ def layer_errors(
         quantized: the Q/DQ model.
         batches: inputs of the models; the first eight samples are taken, one at a time where the models take any
             number, so that the tensors of one sample are in memory; where these are large, those of some layers, and
-            two samples.
+            two samples. Where weights are large, some layers are measured at a time.
         layers: of a plan, where node names alone do not say which layers belong together.
 
     Raises:
@@ -78,38 +81,38 @@ def layer_errors(
     if not pairs:
         return ()
     floats, sums = Dataflow(float_model), {pair.node.name: _Sums() for pair in pairs}
-    groups = list(_together(pairs, floats, _MOST_BYTES))
-    if len(groups) > 1:
-        groups = list(_together(pairs, floats, _MOST_BYTES / _PART))
-    few = list(
-        _first_samples(
-            batches, divisible=batch_is_free(float_model), most=_SAMPLES if len(groups) == 1 else _LARGE_SAMPLES
-        )
-    )
+    is_large = sum(_tensor_bytes(pair, floats) for pair in pairs) > _MOST_BYTES
+    groups = list(_together(pairs, floats, _MOST_BYTES / _PART if is_large else _MOST_BYTES))
+    most = _LARGE_SAMPLES if is_large else _SAMPLES
+    few = list(_first_samples(batches, divisible=batch_is_free(float_model), most=most))
     wanted = [[name for pair in group for name in (pair.float_input, pair.float_output)] for group in groups]
     given = [[name for pair in group for name in (pair.data, pair.output)] for group in groups]
     run_float, run_quantized = TensorsInTurn(floats, wanted, engine), TensorsInTurn(graph, given, engine)
-    alone = [_Alone(group, graph, engine) for group in groups]
-    for batch in few:
-        truth, values = run_float(batch), run_quantized(batch)
-        for group, side_by_side in zip(groups, alone, strict=True):
-            _add(group, sums, next(truth), next(values), side_by_side)  # kept nowhere while the next are computed
+    for group, truths, found in zip(groups, run_float(few), run_quantized(few), strict=True):
+        alone = _Alone(group, graph, engine)
+        for truth, values in zip(truths, found, strict=True):
+            _add(group, sums, truth, values, alone)
     samples = sum(map(sample_count, few))
     return tuple(_layer_error(pair, graph, sums[pair.node.name], samples) for pair in pairs)
 
 
 def _together(pairs: Sequence[_Pair], floats: Dataflow, most_bytes: float) -> Iterator[list[_Pair]]:
     """The pairs in groups whose tensors may be in memory at the same time."""
-    group, held = list[_Pair](), 0.0
+    group, held, weights = list[_Pair](), 0.0, 0
     for pair in pairs:
-        sizes = (floats.bytes_per_sample(name) for name in (pair.float_input, pair.float_output))
-        size = sum(size for size in sizes if not math.isnan(size))
-        if group and held + size > most_bytes:
+        size = _tensor_bytes(pair, floats)
+        if group and (held + size > most_bytes or weights + pair.weight_bytes > _WEIGHT_BYTES):
             yield group
-            group, held = [], 0.0
+            group, held, weights = [], 0.0, 0
         group.append(pair)
-        held += size
+        held, weights = held + size, weights + pair.weight_bytes
     yield group
+
+
+def _tensor_bytes(pair: _Pair, floats: Dataflow) -> float:
+    """The bytes of a sample's tensors at both ends of a layer, as far as the model tells its shapes."""
+    sizes = (floats.bytes_per_sample(name) for name in (pair.float_input, pair.float_output))
+    return sum(size for size in sizes if not math.isnan(size))
 
 
 def _add(pairs: Sequence[_Pair], sums: Mapping[str, _Sums], truth: _Values, values: _Values, alone: _Alone) -> None:
@@ -220,7 +223,7 @@ def _pairs(float_model: onnx.ModelProto, graph: Dataflow, layers: Sequence[Layer
         float_input, float_output = by_name[node.name]
         quantizer = _input_quantizer(data[0], graph)
         entry = quantizer[0].input[0] if quantizer else data[0]
-        yield _Pair(node, float_input, float_output, entry, (*quantizer, node), data[0])
+        yield _Pair(node, float_input, float_output, entry, (*quantizer, node), data[0], _weight_bytes(node, graph))
 
 
 def _input_quantizer(data: str, graph: Dataflow) -> tuple[onnx.NodeProto, ...]:
@@ -242,6 +245,11 @@ def _quantized_weight(node: onnx.NodeProto, graph: Dataflow) -> Iterator[onnx.No
         before = graph.producer.get(name)
         if before is not None and before.op_type == "DequantizeLinear" and graph.is_constant(name):
             yield before
+
+
+def _weight_bytes(node: onnx.NodeProto, graph: Dataflow) -> int:
+    integers = graph.initializers.get(next(_quantized_weight(node, graph)).input[0])
+    return 0 if integers is None else 4 * math.prod(integers.dims)
 
 
 def _layer_error(pair: _Pair, graph: Dataflow, sums: _Sums, samples: int) -> LayerError:

@@ -18,7 +18,8 @@ __all__ = ["TensorsInTurn"]
 
 
 class TensorsInTurn:
-    """Runs a model group by group: each node once for a batch, and what no later group needs is dropped.
+    """Runs a model group by group: each node once for a batch, and what no later group needs is dropped. One session
+    is open at a time.
 
     Args:
         graph: of the model.
@@ -29,7 +30,6 @@ class TensorsInTurn:
     def __init__(self, graph: Dataflow, groups: Sequence[Sequence[str]], engine: Engine) -> None:
         self._graph, self._groups, self._engine = graph, groups, engine
         self._nodes = list[list[onnx.NodeProto]]()
-        self._sessions: dict[int, ort.InferenceSession] = {}
         others, available = no_tensors(graph.model), set(graph.inputs)
         for group in groups:
             self._nodes.append(graph.ancestors(group, available))
@@ -39,32 +39,36 @@ class TensorsInTurn:
             self._later.insert(0, frozenset(later & available))
             later.update(group, (name for node in nodes for name in graph.reads(node)))
 
-    def __call__(self, batch: Batch) -> Iterator[Mapping[str, NDArray[np.generic]]]:
-        """The tensors of each group, for a batch.
+    def __call__(self, batches: Sequence[Batch]) -> Iterator[Iterator[Mapping[str, NDArray[np.generic]]]]:
+        """By group, the tensors of each batch: all of them must be taken before the next group's.
 
         Raises:
             ModelError: onnxruntime cannot load the nodes of a group.
         """
-        values = dict(batch)
-        for index, group in enumerate(self._groups):
-            values |= self._run(index, values)
-            yield {name: values[name] for name in group}
-            values = {name: value for name, value in values.items() if name in self._later[index]}
+        held = [dict(batch) for batch in batches]
+        for index in range(len(self._groups)):
+            yield self._of_group(index, held)
 
-    def _run(self, index: int, values: Batch) -> Batch:
-        """What the nodes of a group make, as far as this one or a later one wants it."""
-        nodes = self._nodes[index]
+    def _of_group(self, index: int, held: list[Batch]) -> Iterator[Mapping[str, NDArray[np.generic]]]:
+        """held: what each batch has so far; afterwards what later groups need of it."""
+        nodes, opened = self._nodes[index], None
         made = self._made(nodes)
         outputs = sorted(made & (self._later[index] | set(self._groups[index])))
-        if not outputs:
-            return {}
         read = {name for node in nodes for name in self._graph.reads(node)} - made
-        feed = {name: values[name] for name in sorted(read) if not self._graph.is_constant(name)}
-        if index not in self._sessions:
-            types = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feed.items()}
-            segment = Segment(tuple(nodes), tuple(feed), tuple(outputs))
-            self._sessions[index] = session(self._graph.segment_model(segment, types), self._engine)
-        return dict(zip(outputs, self._sessions[index].run(outputs, feed), strict=True))
+        inputs = sorted(name for name in read if not self._graph.is_constant(name))
+        for batch, values in enumerate(held):
+            feed = {name: values[name] for name in inputs}
+            if opened is None and outputs:
+                opened = self._opened(Segment(tuple(nodes), tuple(inputs), tuple(outputs)), feed)
+            new = opened.run(outputs, feed) if opened is not None else []
+            values |= dict(zip(outputs, new, strict=True))
+            del new
+            held[batch] = {name: value for name, value in values.items() if name in self._later[index]}
+            yield {name: values[name] for name in self._groups[index]}
+
+    def _opened(self, segment: Segment, feed: Batch) -> ort.InferenceSession:
+        types = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in feed.items()}
+        return session(self._graph.segment_model(segment, types), self._engine)
 
     @staticmethod
     def _made(nodes: Sequence[onnx.NodeProto]) -> set[str]:

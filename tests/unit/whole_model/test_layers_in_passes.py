@@ -1,4 +1,4 @@
-"""Where the tensors of all layers are too large to be in memory together, some layers are compared at a time."""
+"""Where tensors or weights of all layers are too large to be in memory together, some layers are compared at a time."""
 
 from __future__ import annotations
 
@@ -21,8 +21,10 @@ def errors() -> tuple[LayerError, ...]:
     return quantizer.report.layer_errors
 
 
-@pytest.mark.parametrize("most_bytes", [1, 2 * LARGEST])
-def test_several_passes_measure_what_one_does(monkeypatch: pytest.MonkeyPatch, most_bytes: int) -> None:
+@pytest.mark.parametrize(("most_bytes", "weight_bytes"), [(1, 1 << 30), (2 * LARGEST, 1 << 30), (1 << 30, 2000)])
+def test_several_passes_measure_what_one_does(
+    monkeypatch: pytest.MonkeyPatch, most_bytes: int, weight_bytes: int
+) -> None:
     wanted, groups = errors(), list[int]()
     together = layer_errors._together
 
@@ -33,6 +35,7 @@ def test_several_passes_measure_what_one_does(monkeypatch: pytest.MonkeyPatch, m
             yield group
 
     monkeypatch.setattr(layer_errors, "_MOST_BYTES", most_bytes)
+    monkeypatch.setattr(layer_errors, "_WEIGHT_BYTES", weight_bytes)
     monkeypatch.setattr(layer_errors, "_together", watched)
     monkeypatch.setattr(layer_errors, "_LARGE_SAMPLES", 8)
     found = errors()
