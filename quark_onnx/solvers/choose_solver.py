@@ -40,61 +40,67 @@ def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore, e
         samples: how many each layer will be fed.
         engine: whose memory is the limit.
     """
-    settings = LeastSquaresSettings(
-        free=isinstance(config, AdaQuantConfig), update_bias=config.update_bias is not False, seed=config.fixed_seed
-    )
+    solvers = _Solvers(config, samples, store, engine)
+    ways: dict[str, OpenSolver] = {"least_squares": solvers.least_squares, "gradient": solvers.gradient}
+    return as_far_as_memory_goes(ways.get(config.solver, solvers.both))
 
-    promised = 0  # bytes of the layers before, where all are open at the same time
 
-    def least_squares(layer: LayerPlan, pool: _core.ThreadPool) -> LeastSquaresLayer | LeftOut:
-        nonlocal promised
+class _Solvers:
+    """Opens the solvers of the layers of a run. The arguments are those of `choose_solver`."""
+
+    def __init__(self, config: FastFinetuneConfig, samples: int, store: BatchStore, engine: Engine) -> None:
+        self._config, self._samples, self._store, self._engine = config, samples, store, engine
+        self._settings = LeastSquaresSettings(
+            free=isinstance(config, AdaQuantConfig), update_bias=config.update_bias is not False, seed=config.fixed_seed
+        )
+        self._promised = 0  # bytes of the layers before, where all are open at the same time
+
+    def least_squares(self, layer: LayerPlan, pool: _core.ThreadPool) -> LeastSquaresLayer | LeftOut:
+        """The solver takes rows in place of moments, where these do not fit into memory."""
+        engine = self._engine
         needed = least_squares_bytes(layer, engine.threads)
-        free = engine.memory.free() - promised
+        free = engine.memory.free() - self._promised
         kept = None
         if needed > free and (rows := rows_that_fit(layer, free, engine.threads)):
             kept, needed = KeptRows(rows, thinned=True), rows_bytes(layer, rows, engine.threads)
         elif needed > free:
             inputs = layer.weight.rows.shape[1]
             return LeftOut(Reason.TOO_LARGE.why(inputs=inputs, needed=needed / _MIB, free=max(0, free) / _MIB))
-        promised += needed if config.parallel else 0
-        solver = LeastSquaresLayer(layer, settings, samples=samples, pool=pool, kept=kept, device=engine.solver_device)
+        self._promised += needed if self._config.parallel else 0
+        solver = LeastSquaresLayer(
+            layer, self._settings, samples=self._samples, pool=pool, kept=kept, device=engine.solver_device
+        )
         if kept is not None:
             text = f"moments would take too much memory: solved on {kept.most} rows or fewer"
             solver.messages.append((logging.INFO, f"layer {layer.node}: {text}"))
         return solver
 
-    def gradient(layer: LayerPlan, pool: _core.ThreadPool) -> GradientLayer:
-        in_full = config.solver == "gradient"  # as published
+    def gradient(self, layer: LayerPlan, pool: _core.ThreadPool) -> GradientLayer:
+        """The published loop, on all samples if it was asked for; beside least squares, some are held out."""
+        config, as_published = self._config, self._config.solver == "gradient"
         return GradientLayer(
             layer,
             config,
-            store,
-            update_bias=bool(config.update_bias) if in_full else settings.update_bias,
-            holdout=0 if in_full else HOLDOUT,
+            self._store,
+            update_bias=bool(config.update_bias) if as_published else self._settings.update_bias,
+            holdout=0 if as_published else HOLDOUT,
             pool=pool,
-            step_positions=0 if in_full else _STEP_POSITIONS,
-            device=engine.solver_device,
+            step_positions=0 if as_published else _STEP_POSITIONS,
+            device=self._engine.solver_device,
         )
 
-    def both(layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
-        solved, in_steps = least_squares(layer, pool), is_trained_in_steps(layer, config)
+    def both(self, layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
+        """Least squares, the published loop, or both: what the layer and the memory ask for."""
+        solved, in_steps = self.least_squares(layer, pool), is_trained_in_steps(layer, self._config)
         if isinstance(solved, LeftOut):
-            in_place = not layer.shares and training_bytes(layer) <= engine.memory.free()
+            in_place = not layer.shares and training_bytes(layer) <= self._engine.memory.free()
             if not in_place:
                 return solved
-            trained = gradient(layer, pool)
+            trained = self.gradient(layer, pool)
             trained.messages.append((logging.WARNING, f"layer {layer.node}: by the published loop: {solved.problem}"))
             trained.notes = (f"by the published loop: {solved.problem}",)
             return trained
-        if not in_steps:
-            return solved
-        return _Both(layer.node, solved, gradient(layer, pool))
-
-    ways: dict[str, OpenSolver] = {
-        "least_squares": least_squares,
-        "gradient": gradient,
-    }
-    return as_far_as_memory_goes(ways.get(config.solver, both))
+        return _Both(layer.node, solved, self.gradient(layer, pool)) if in_steps else solved
 
 
 def as_far_as_memory_goes(solver: OpenSolver) -> OpenSolver:
