@@ -109,9 +109,9 @@ class FastFinetuneConfig(AlgoConfig):
             moments and takes the steps of gradient loops; what the CPU does all the same is in the report. A device
             that cannot be used is an error, as that of infer_device is.
         infer_device: where onnxruntime runs the models: "cpu", "cuda" or "cuda:N", the latter with
-            onnxruntime-gpu; what comes out is not what the CPU gives to the bit. A device that cannot be used
-            is an error; with the environment variable QUARK_ONNX_DEVICE_FALLBACK=1 the CPU is used, and the
-            report says so.
+            onnxruntime-gpu (NVIDIA) or onnxruntime-migraphx (AMD); what comes out is not
+            what the CPU gives to the bit. A device that cannot be used is an error; with the environment
+            variable QUARK_ONNX_DEVICE_FALLBACK=1 the CPU is used, and the report says so.
         fixed_seed: seeds everything that is random.
         data_size: how many calibration samples are used, at most; counts samples whatever the reader's batch.
         batch_size: samples per optimiser step.

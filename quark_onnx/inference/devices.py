@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 
 from quark.onnx import _core
 from quark.onnx.config.algorithm import FastFinetuneConfig
 from quark.onnx.config.supported import IgnoredOption
 from quark.onnx.config.validate import problem
 from quark.onnx.errors import UnsupportedError
-from quark.onnx.inference.sessions import CUDA, Engine, session
+from quark.onnx.inference.gpu_provider import gpu_provider
+from quark.onnx.inference.sessions import Engine, session
 
 __all__ = ["FALLBACK", "engine_on_device", "falls_back"]
 
@@ -80,16 +80,12 @@ def _why_no_engine(engine: Engine) -> str:
     """Why onnxruntime cannot run on the engine's device; empty when it can."""
     if engine.device == "cpu":
         return ""
-    offered = ort.get_available_providers()
-    if CUDA not in offered:
-        return (
-            f"this onnxruntime has {' and '.join(offered)} and no {CUDA}: install onnxruntime-gpu in place of "
-            "onnxruntime, with the CUDA and cuDNN that it needs"
-        )
+    try:
+        provider = gpu_provider()
+    except UnsupportedError as error:
+        return str(error)
     try:
         session(onnx.parser.parse_model(_PROBE), engine).run(None, {"x": np.zeros(1, np.float32)})
     except Exception as error:  # onnxruntime's exceptions have no base of their own
-        return (
-            f"{error}: see that there is such a GPU, with a driver, and the CUDA and cuDNN that onnxruntime-gpu needs"
-        )
+        return f"{error}: see that there is such a GPU, with a driver, and what {provider.package} needs"
     return ""

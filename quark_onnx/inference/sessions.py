@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from quark.onnx import _core
 from quark.onnx.errors import ModelError, OutOfMemoryError, UnsupportedError
+from quark.onnx.inference.gpu_provider import gpu_provider
 from quark.onnx.inference.large_models import serialized_for
 from quark.onnx.system.memory_limit import MemoryLimit, unless_out_of_memory
 from quark.onnx.system.native_calls import leave_if_python_ends, native_call
 
 __all__ = [
-    "CUDA",
     "READY",
     "ROOM",
     "BatchMerging",
@@ -33,7 +33,6 @@ __all__ = [
     "submitted",
 ]
 
-CUDA = "CUDAExecutionProvider"
 # What onnxruntime 1.32 says of a weight of several nodes, which it turns into uint8 for each, without VNNI.
 _REPLACED_TWICE = "Attempt to replace the existing tensor"
 ROOM = 256 << 20  # bytes that optional work needs: with fewer, onnxruntime may end the process in place of an error
@@ -76,8 +75,8 @@ class Engine:
         kind, _, number = self.device.partition(":")
         if kind == "cpu":
             return ["CPUExecutionProvider"]
-        # TF32 would round what layers are tuned towards to 11 bits.
-        return [(CUDA, {"device_id": int(number or 0), "use_tf32": 0}), "CPUExecutionProvider"]
+        provider = gpu_provider()
+        return [(provider.name, {"device_id": int(number or 0), **provider.options}), "CPUExecutionProvider"]
 
 
 def session(
@@ -122,8 +121,8 @@ def session(
         if fuse_qdq and _REPLACED_TWICE in str(error):  # no kernel is both exact and there
             return session(model, engine, optimise=optimise, save_as=save_as)
         raise unless_out_of_memory(error, ModelError(f"onnxruntime cannot load the model: {error}")) from error
-    if engine.device != "cpu" and CUDA not in opened.get_providers():  # onnxruntime says so in its log only
-        raise UnsupportedError(f"onnxruntime's {CUDA} does not start on {engine.device!r}")
+    if engine.device != "cpu" and gpu_provider().name not in opened.get_providers():  # its log alone says so
+        raise UnsupportedError(f"onnxruntime's {gpu_provider().name} does not start on {engine.device!r}")
     opened.tensors_in_use = kept  # they go with the session
     return opened
 

@@ -55,18 +55,21 @@ STARTS = {
 
 def no_provider(patch: pytest.MonkeyPatch) -> str:
     patch.setattr(onnxruntime, "get_available_providers", lambda: CPU)
-    return "this onnxruntime has CPUExecutionProvider and no CUDAExecutionProvider: install onnxruntime-gpu"
+    return (
+        "this onnxruntime has CPUExecutionProvider and none of CUDAExecutionProvider, ROCMExecutionProvider, "
+        "MIGraphXExecutionProvider: install onnxruntime-gpu"
+    )
 
 
-def offer_cuda(patch: pytest.MonkeyPatch, session: Callable[..., Session]) -> None:
-    patch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *CPU])
+def offer(patch: pytest.MonkeyPatch, session: Callable[..., Session], provider: str = "CUDAExecutionProvider") -> None:
+    patch.setattr(onnxruntime, "get_available_providers", lambda: [provider, *CPU])
     patch.setattr(onnxruntime, "InferenceSession", session)
     patch.setattr("quark.onnx.inference.sessions._Session", session)
 
 
 def silently_the_cpu(patch: pytest.MonkeyPatch) -> str:
     """As onnxruntime does where it does not find CUDA's libraries."""
-    offer_cuda(patch, lambda *args, **options: Session(*args, **options | {"providers": CPU}))
+    offer(patch, lambda *args, **options: Session(*args, **options | {"providers": CPU}))
     return "onnxruntime's CUDAExecutionProvider does not start on 'cuda:1'"
 
 
@@ -78,7 +81,7 @@ def no_such_gpu(patch: pytest.MonkeyPatch) -> str:
             raise RuntimeError(reason)
         return Session(*args, providers=providers, **options)
 
-    offer_cuda(patch, opened)
+    offer(patch, opened)
     return reason
 
 
@@ -137,9 +140,16 @@ def test_the_cpu_instead_is_one_warning_each(
 
 
 @pytest.mark.parametrize("run", [quantize, tune])
-@pytest.mark.parametrize(("device", "number"), [("cuda", 0), ("cuda:3", 3)])
+@pytest.mark.parametrize(
+    ("device", "number", "provider", "options"),
+    [
+        ("cuda", 0, "CUDAExecutionProvider", {"use_tf32": 0}),
+        ("cuda:3", 3, "ROCMExecutionProvider", {}),
+        ("cuda:1", 1, "MIGraphXExecutionProvider", {}),
+    ],
+)
 def test_all_models_run_on_the_gpu_that_is_asked_for(
-    device: str, number: int, run: Run, monkeypatch: pytest.MonkeyPatch
+    device: str, number: int, provider: str, options: dict[str, int], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The CPU says that it is a GPU: the result is that of the CPU, and what was asked for is noted."""
     asked: list[Any] = []
@@ -150,10 +160,10 @@ def test_all_models_run_on_the_gpu_that_is_asked_for(
             super().__init__(*args, providers=CPU, **options)
 
         def get_providers(self) -> list[str]:
-            return ["CUDAExecutionProvider", *CPU]
+            return [provider, *CPU]
 
     expected, _ = run(AdaRoundConfig())
-    offer_cuda(monkeypatch, Noted)
+    offer(monkeypatch, Noted, provider)
     prepare(mlp())
     checks = len(asked)  # of the model, on the CPU
     asked.clear()
@@ -163,5 +173,5 @@ def test_all_models_run_on_the_gpu_that_is_asked_for(
     on_gpu = [providers for providers in asked if providers != CPU]
     assert len(asked) - len(on_gpu) == checks
     assert len(on_gpu) > 2 * len(report.layers)
-    for (name, options), second in on_gpu:
-        assert (name, options["device_id"], second) == ("CUDAExecutionProvider", number, "CPUExecutionProvider")
+    expected_provider = (provider, {"device_id": number, **options})
+    assert all(providers == [expected_provider, "CPUExecutionProvider"] for providers in on_gpu)
