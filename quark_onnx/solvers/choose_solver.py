@@ -13,7 +13,6 @@ from quark.onnx.inference.sessions import Engine
 from quark.onnx.plan.reasons import Reason
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.solvers.gradient import GradientLayer
-from quark.onnx.solvers.holdout import HOLDOUT
 from quark.onnx.solvers.layer_memory import least_squares_bytes, rows_bytes, rows_that_fit, training_bytes
 from quark.onnx.solvers.least_squares import KeptRows, LeastSquaresLayer, LeastSquaresSettings
 from quark.onnx.solvers.solve_layer import out_of_memory
@@ -23,7 +22,6 @@ from quark.onnx.stores.batch_store import BatchStore
 __all__ = ["as_far_as_memory_goes", "choose_solver", "is_trained_in_steps"]
 
 _MIB = 1 << 20
-_STEP_POSITIONS = 1 << 12  # of a step's samples, where least squares is there besides
 
 
 def choose_solver(config: FastFinetuneConfig, samples: int, store: BatchStore, engine: Engine) -> OpenSolver:
@@ -76,18 +74,8 @@ class _Solvers:
         return solver
 
     def gradient(self, layer: LayerPlan, pool: _core.ThreadPool) -> GradientLayer:
-        """The published loop, on all samples if it was asked for; beside least squares, some are held out."""
-        config, as_published = self._config, self._config.solver == "gradient"
-        return GradientLayer(
-            layer,
-            config,
-            self._store,
-            update_bias=bool(config.update_bias) if as_published else self._settings.update_bias,
-            holdout=0 if as_published else HOLDOUT,
-            pool=pool,
-            step_positions=0 if as_published else _STEP_POSITIONS,
-            device=self._engine.solver_device,
-        )
+        """The published loop, alone or beside least squares."""
+        return GradientLayer(layer, self._config, self._store, pool=pool, device=self._engine.solver_device)
 
     def both(self, layer: LayerPlan, pool: _core.ThreadPool) -> LayerSolver:
         """Least squares, the published loop, or both: what the layer and the memory ask for."""

@@ -16,6 +16,7 @@ from quark.onnx.inference.devices import falls_back
 from quark.onnx.own_errors import of_the_caller
 from quark.onnx.plan.types import LayerPlan
 from quark.onnx.report.loss_curve import loss_curve
+from quark.onnx.solvers.holdout import HOLDOUT
 from quark.onnx.solvers.solver import (
     LayerInput,
     Message,
@@ -29,18 +30,21 @@ from quark.onnx.stores.batch_store import BatchStore
 
 __all__ = ["GradientLayer"]
 
+_STEP_POSITIONS = 1 << 12  # of a step's samples, where least squares is there besides
 _Offer = tuple[NDArray[np.int32], NDArray[np.int32] | None]  # weight and bias of another solution
 
 
 class GradientLayer:
     """One layer. (`LayerSolver`)
 
+    With solver="gradient" the loop is as published: all samples are trained on, and judge; `update_bias=True` tunes the
+    bias. Otherwise it stands beside least squares: every `HOLDOUT`-th sample only judges, if there are twice as many, a
+    step looks at some of the output positions of its samples, and the bias is tuned unless `update_bias` is False.
+
     Args:
         store: keeps the layer's data; at memory level 2 in files, of which the core maps what it needs.
-        update_bias: the bias is tuned too.
-        step_positions: output positions that a step looks at, of all its samples; 0: all.
+        pool: the threads of the loop.
         device: takes the steps and judges; None: the CPU.
-        holdout: every holdout-th sample only judges, if there are twice as many; 0: all are trained on, and judge.
     """
 
     def __init__(
@@ -49,22 +53,22 @@ class GradientLayer:
         config: FastFinetuneConfig,
         store: BatchStore,
         *,
-        update_bias: bool,
-        holdout: int,
         pool: _core.ThreadPool,
-        step_positions: int = 0,
         device: _core.Device | None = None,
     ) -> None:
+        as_published = config.solver == "gradient"
         self._device = device
         self._plan, self._config, self._store, self._pool = layer, config, store, pool
-        self._update_bias, self._holdout, self._step_positions = update_bias, holdout, step_positions
+        self._update_bias = bool(config.update_bias) if as_published else config.update_bias is not False
+        self._holdout = 0 if as_published else HOLDOUT
+        self._step_positions = 0 if as_published else _STEP_POSITIONS
         outputs, inputs = layer.weight.rows.shape
         self._data = _core.TrainingData(
             inputs,
             outputs // layer.groups,
             groups=layer.groups,
             conv=layer.conv.core_geometry() if layer.conv else None,
-            holdout=holdout,
+            holdout=self._holdout,
             x_scale=layer.input.scale,
             x_zero_point=layer.input.zero_point,
             stage=core_stage(layer.stage),
