@@ -20,6 +20,7 @@ from quark.onnx.sensitivity.element_counts import element_counts
 from quark.onnx.sensitivity.staged_model import StagedModel
 from quark.onnx.sensitivity.switched_model import Switch, switched_model
 from quark.onnx.sensitivity.weight_switch import WeightSwitch, weights_as_inputs
+from quark.onnx.system.freed_memory import return_much
 from quark.onnx.whole_model.part_masks import masks_of_items
 
 __all__ = ["Damage"]
@@ -133,6 +134,7 @@ class Damage:
         comparison = Comparison(self._switched.outputs)
         for want, have, parts in zip(self._float[:items], runs, self._parts[:items], strict=True):
             comparison.add(want, have, parts)
+        return_much()
         return comparison
 
     def deviation_of(self, run: ExposedTensors, outputs: Sequence[str]) -> Deviation:

@@ -18,6 +18,7 @@ from quark.onnx.inference.sessions import ROOM, Engine, batch_is_free, session
 from quark.onnx.layers.weight_layers import weight_layers
 from quark.onnx.measures.layer_error import LayerError
 from quark.onnx.plan.types import LayerPlan
+from quark.onnx.system.freed_memory import return_much
 from quark.onnx.whole_model.tensors_in_turn import TensorsInTurn
 
 __all__ = ["layer_errors", "layer_errors_or_note"]
@@ -92,6 +93,7 @@ def layer_errors(
         alone = _Alone(group, graph, engine)
         for truth, values in zip(truths, found, strict=True):
             _add(group, sums, truth, values, alone)
+            return_much()
     samples = sum(map(sample_count, few))
     return tuple(_layer_error(pair, graph, sums[pair.node.name], samples) for pair in pairs)
 

@@ -9,7 +9,7 @@ import pytest
 
 from quark.onnx import _core
 from quark.onnx.system import freed_memory
-from quark.onnx.system.freed_memory import FreedMemory
+from quark.onnx.system.freed_memory import FreedMemory, return_much
 
 MIB = 1 << 20
 tells = pytest.mark.skipif(_core.unused_memory() == 0, reason="the system does not tell")
@@ -94,3 +94,17 @@ def test_resident_memory_follows_what_is_used():
     after, peak_after = _core.resident_memory()
     assert after < now - 60 * MIB
     assert peak_after >= peak >= now - MIB
+
+
+@tells
+def test_very_much_goes_back_whatever_the_process_has_had(monkeypatch: pytest.MonkeyPatch):
+    before, arrays = _core.unused_memory(), small_arrays()
+    del arrays[:-1]
+    kept = _core.unused_memory()
+    assert kept - before > 80 * MIB
+    return_much()  # half a GiB would be much
+    assert _core.unused_memory() > kept - 20 * MIB
+    monkeypatch.setattr(freed_memory, "_MUCH", 60 * MIB)
+    return_much()
+    assert _core.unused_memory() < before + 40 * MIB
+    assert arrays[0].all()
