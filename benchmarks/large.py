@@ -8,6 +8,7 @@ Each network is made (`networks/`), then quantized and finetuned with the defaul
 own that maps its samples from a file. The limit is that of `network_limit.py`. Random weights behind
 BatchNormalization amplify every rounding, so that single quantizers destroy some of these networks as they do no
 trained one: what stays in float then costs time too. `--without-islands` does not look for them (MaxFloatShare=0).
+`--optim-device cuda:0 --infer-device cuda:0` use a GPU (docs/gpu.md): there the wall time counts.
 
 OpenBLAS's variables OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are removed: the kernels are those that users get.
 """
@@ -41,6 +42,7 @@ _COLUMNS = (
     *("network", "samples", "CPU s", "wall s", "limit s", "multiple", "peak RSS MiB", "model MiB", "layers tuned"),
     "SQNR dB, plain -> tuned",
 )
+_DEVICES = ("optim_device", "infer_device")  # of AdaRoundConfig
 _PASSES = 4  # of one sample each, to know what a float pass costs
 
 
@@ -78,6 +80,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=2, help="of the samples")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--without-islands", action="store_true", help="look for no activations that stay in float")
+    for device in _DEVICES:
+        parser.add_argument(
+            f"--{device.replace('_', '-')}", default="cpu", metavar="DEVICE", help="of AdaRound: cuda:0"
+        )
     parser.add_argument("--layers", action="store_true", help="print the layers that took longest")
     parser.add_argument("--folder", type=Path, help="keep models and data there, and take those that are there")
     parser.add_argument("--json", type=Path, help="write all figures there")
@@ -104,6 +110,7 @@ def _step(options: argparse.Namespace, step: str, name: str = "", *, threads: in
     """What one step gives, in a process of its own."""
     words = ["--step", step, "--samples", str(options.samples), "--seed", str(options.seed)]
     words += ["--without-islands"] * options.without_islands
+    words += [f"--{device.replace('_', '-')}={getattr(options, device)}" for device in _DEVICES]
     words += ["--threads", str(options.threads), *([name, "--folder", str(options.folder)] if name else [])]
     if threads:
         os.environ["OPENBLAS_NUM_THREADS"] = str(threads)
@@ -141,7 +148,7 @@ def _quantize(options: argparse.Namespace) -> dict[str, Any]:
     model, samples, result = _files(options)
     config = QConfig(
         QLayerConfig(activation=UInt8Spec(), weight=Int8Spec()),
-        algo_config=[AdaRoundConfig()],
+        algo_config=[AdaRoundConfig(**{device: getattr(options, device) for device in _DEVICES})],
         extra_options={"NumThreads": options.threads, **({"MaxFloatShare": 0.0} if options.without_islands else {})},
     )
     gc.collect()
