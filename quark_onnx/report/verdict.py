@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from quark.onnx.measures.grades import Grade, grade_of
 from quark.onnx.report.advice import advice
 from quark.onnx.report.weak_layers import WeakLayer, weakest_layers
 
@@ -15,13 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Grade", "Verdict", "verdict_of"]
 
-Grade = Literal["good", "fair", "poor", "unknown"]
-
-# These are shares of the outputs' variance. A classifier keeps its accuracy with 1 %, loses some of it below 10 %, and
-# much above.
-_GOOD, _FAIR = 0.01, 0.1
-# These are shares of samples with the float model's class; one sample may always differ.
-_GOOD_AGREEMENT, _FAIR_AGREEMENT = 0.95, 0.75
 _NAMES = {"adaround": "AdaRound", "adaquant": "AdaQuant"}
 
 
@@ -48,7 +42,8 @@ class Verdict:
 def verdict_of(report: Report) -> Verdict:
     """The verdict on a report."""
     weakest = weakest_layers(report)
-    grade = _grade(report.end_to_end)
+    result = report.end_to_end
+    grade: Grade = "unknown" if result is None else grade_of(result.after, result.samples)
     return Verdict(
         grade=grade,
         headline=_headline(grade, report),
@@ -56,19 +51,6 @@ def verdict_of(report: Report) -> Verdict:
         weakest=weakest,
         advice=tuple(advice(report, grade, weakest)),
     )
-
-
-def _grade(result: EndToEnd | None) -> Grade:
-    if result is None:
-        return "unknown"
-    agreement, one = result.after.agreement, 1 / max(result.samples, 1)
-
-    def within(error: float, share: float) -> bool:
-        return result.after.error <= error and (agreement is None or agreement >= min(share, 1 - one))
-
-    if within(_GOOD, _GOOD_AGREEMENT):
-        return "good"
-    return "fair" if within(_FAIR, _FAIR_AGREEMENT) else "poor"
 
 
 def _headline(grade: Grade, report: Report) -> str:

@@ -51,14 +51,16 @@ class Islands:
         kept: in float, the most harmful first.
         before: the error that all activation quantizers make together, weights in float, as in `Island.error`.
         after: without those of the islands.
-        left_out: those that destroy the model and are quantized all the same, as floats would be no help, or too much;
-            none where `after` is good.
+        left_out: those that alone take an output below 22 dB and are quantized all the same, as floats would be no
+            help, or too much; none where `after` is good.
+        room: the share of the values, 0 to 1, that may stay in float besides those kept.
     """
 
     kept: tuple[Island, ...]
     before: float
     after: float
     left_out: tuple[Island, ...] = ()
+    room: float = 0.0
 
     @property
     def share(self) -> float:
@@ -97,7 +99,8 @@ def islands(damage: Damage, errors: Mapping[tuple[str, ...], float], max_share: 
     taken = {island.tensors for island in found}
     destroying = (switch for switch in damage.switches if switch.tensors not in taken and alone[switch] >= _HARM)
     left_out = (Island(switch.tensors, alone[switch], share[switch]) for switch in destroying)
-    return Islands(_by_error(found), before, after, _by_error(left_out))
+    room = max(max_share, free) - math.fsum(island.share for island in found)
+    return Islands(_by_error(found), before, after, _by_error(left_out), max(room, 0.0))
 
 
 def _by_error(found: Iterable[Island]) -> tuple[Island, ...]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import onnx
 
 from quark.onnx.calibration.calibrate import Calibration
@@ -17,14 +16,16 @@ from quark.onnx.inference.sessions import ROOM, Batch, Engine
 from quark.onnx.qdq.insert_qdq import QdqModel
 from quark.onnx.sensitivity.clipped_ranges import with_wider_ranges
 from quark.onnx.sensitivity.damage import Damage
-from quark.onnx.sensitivity.islands import Island, Islands, is_destroyed, islands
+from quark.onnx.sensitivity.islands import Islands, is_destroyed, islands
+from quark.onnx.sensitivity.left_out import decibels, left_out_warning
 
 __all__ = ["KeptInFloat", "kept_in_float"]
 
 _COPIES = 5  # of the float model: one with switches, and what onnxruntime makes of it with and without them
 _LARGE_ITEM = 48 << 20  # bytes of its tensors at the same time, above which one item is enough: each has many positions
 _ALONE = 8  # runs of an item for each sample, with one quantizer alone: finetuning makes as many passes or more
-_NAMED = 3  # tensors that a warning names
+_HARM = "its quantizer alone takes the output that it harms most to {}"
+_NAMED = 3  # tensors that a note names
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,20 @@ def kept_in_float(
     if live_bytes(model) * sample_count(items[0]) > _LARGE_ITEM:
         items = items[:1]
     try:
-        wider, found = _found(model, calibration, inserted, insert, (items, engine), max_share)
+        wider, found, warnings = _found(model, calibration, inserted, insert, (items, engine), max_share)
     except Exception as error:  # whatever it is: the quantized model is there, and nothing of the caller's runs here
         return KeptInFloat(calibration, inserted, warnings=(_unmeasured(f"{type(error).__name__}: {error}"),))
-    warnings = (_too_much(found.left_out, max_share),) if found.left_out else ()
     if not found.kept and wider is calibration:
         return KeptInFloat(calibration, inserted, warnings=warnings)
-    why = {tensor: f"its quantizer alone {_harm(island)}" for island in found.kept for tensor in island.tensors}
+    why = {tensor: _HARM.format(decibels(island.error)) for island in found.kept for tensor in island.tensors}
     ranges = {name: limits for name, limits in wider.ranges.items() if name not in why}
     widened = [name for name, limits in ranges.items() if limits != calibration.ranges[name]]
     notes = [_widened(widened)] if widened else []
     if found.kept:
         notes.append(
             f"{100 * found.share:.3g} % of the activations stay in float, as their quantizers alone destroy the model "
-            f"(MaxFloatShare): with them the quantized activations took an output to {_db(found.before)}, without to "
-            f"{_db(found.after)}"
+            f"(MaxFloatShare): with them the quantized activations took an output to {decibels(found.before)}, without "
+            f"to {decibels(found.after)}"
         )
     calibration = replace(wider, ranges=ranges, without_range=wider.without_range | why)
     return KeptInFloat(calibration, insert(calibration), tuple(notes), warnings)
@@ -106,14 +106,14 @@ def _found(
     insert: Callable[[Calibration], QdqModel],
     on: tuple[Sequence[Batch], Engine],
     max_share: float,
-) -> tuple[Calibration, Islands]:
-    """The islands, and the calibration with the ranges that they are those of: the given one where wider ranges do not
-    help all together, as each alone seemed to.
+) -> tuple[Calibration, Islands, tuple[str, ...]]:
+    """The islands, the calibration with the ranges that they are those of, and warnings. It is the given one where
+    wider ranges do not help all together, as each alone seemed to.
     """
     damage = Damage(model, inserted.model, *on)
     before = damage.error(damage.switches)
     if not is_destroyed(damage):
-        return calibration, Islands((), before, before)
+        return calibration, Islands((), before, before), ()
     items = max(1, _ALONE * calibration.samples // len(damage.switches))
     alone = {switch.tensors: damage.error([switch], items) for switch in damage.switches}
     if _fits(model, on[1]):  # beside what measures the ranges as they are
@@ -124,8 +124,13 @@ def _found(
             wide = Damage(model, insert(wider).model, *on)
             found = islands(wide, errors, max_share)
             if found.after < before:
-                return wider, replace(found, before=before)
-    return calibration, islands(damage, alone, max_share)
+                return wider, replace(found, before=before), _warnings(wide, found, max_share)
+    found = islands(damage, alone, max_share)
+    return calibration, found, _warnings(damage, found, max_share)
+
+
+def _warnings(damage: Damage, found: Islands, max_share: float) -> tuple[str, ...]:
+    return (left_out_warning(damage, found, max_share),) if found.left_out else ()
 
 
 def _widened(names: Sequence[str]) -> str:
@@ -139,22 +144,3 @@ def _widened(names: Sequence[str]) -> str:
 
 def _unmeasured(why: str) -> str:
     return f"whether single activation quantizers destroy the model was not measured (MaxFloatShare): {why}"
-
-
-def _too_much(left_out: tuple[Island, ...], max_share: float) -> str:
-    named = ", ".join(f"{island.tensors[0]!r} ({_db(island.error)})" for island in left_out[:_NAMED])
-    more = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
-    share = 100 * sum(island.share for island in left_out)
-    return (
-        f"8 bits destroy the model: the quantizers of {named}{more} alone take an output to so many dB. In float they "
-        f"would be another {share:.3g} % of the activations, more than MaxFloatShare={max_share:g} leaves room for, or "
-        "little help: raise it, or give those tensors 16 bits"
-    )
-
-
-def _harm(island: Island) -> str:
-    return f"takes the output that it harms most to {_db(island.error)}"
-
-
-def _db(error: float) -> str:
-    return f"{-10 * np.log10(max(error, 1e-12)):.1f} dB"
