@@ -68,7 +68,7 @@ class Calibration:
         ranges: (lowest, highest) of each tensor that has a range.
         weights: parameters of each weight initializer whose scale was chosen.
         samples: how many were seen.
-        without_range: why each of the other tensors has none: they cannot be quantized.
+        without_range: why each of the other tensors has none: they are not quantized. Weights may be among them.
         histograms: of the values of tensors.
         bias_shifts: by bias initializer: what rounding the weight at the scale chosen adds to the mean output.
     """

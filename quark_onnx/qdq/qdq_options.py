@@ -47,7 +47,8 @@ class QdqOptions:
         quantize_biases: False leaves those in float that have no format of their own.
         quantize_views: quantize what a view (Transpose, Reshape, MaxPool, ...) reads even if nobody else does.
         without_range: tensors that stay in float, on both sides, as no range is known for them. What shares their
-            parameters (Reshape, MaxPool, ...) stays in float too, and the bias of a layer that they feed.
+            parameters (Reshape, MaxPool, ...) stays in float too, and the bias of a layer that they feed. Weights may
+            be among them.
         fused: by op type of an activation: whether there is no Q/DQ between it and the layer before it. Of the op types
             that are not here: where the quantizer behind it is symmetric and its scale a power of two.
     """

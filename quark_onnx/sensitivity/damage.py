@@ -142,7 +142,7 @@ class Damage:
         found = (run(item) for item in self._items)
         return self._compared([values[name] for name in outputs] for values in found).deviation()
 
-    def error(self, on: Iterable[Switch], items: int | None = None) -> float:
+    def error(self, on: Iterable[Switch | WeightSwitch], items: int | None = None) -> float:
         """Mean squared error over the variance of the float values, of the output (or part) that suffers most; over so
         many items, the first ones, or all.
         """

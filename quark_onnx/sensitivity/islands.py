@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from quark.onnx.sensitivity.damage import Damage
 from quark.onnx.sensitivity.switched_model import Switch
 
-__all__ = ["Island", "Islands", "is_destroyed", "islands"]
+__all__ = ["HARM", "Island", "Islands", "is_destroyed", "islands"]
 
-_HARM = 10**-2.2  # 22 dB: the error of one quantizer alone from which on it destroys the model. See docs/decisions.
+HARM = 10**-2.2  # 22 dB: the error of one quantizer alone from which on it destroys the model. See docs/decisions.
 _GOOD = 10**-2.8  # 28 dB: of all others together, from which on nothing further is looked for
 _GAIN = 0.5  # of the error: where more is left, floats are no help
 _CHEAP = 0.4  # of the share allowed, within which whatever lessens the error may stay in float
@@ -53,7 +53,8 @@ class Islands:
         after: without those of the islands.
         left_out: those that alone take an output below 22 dB and are quantized all the same, as floats would be no
             help, or too much; none where `after` is good.
-        room: the share of the values, 0 to 1, that may stay in float besides those kept.
+        room: so many values a sample may stay in float besides those kept.
+        size: so many go through activation quantizers.
     """
 
     kept: tuple[Island, ...]
@@ -61,6 +62,7 @@ class Islands:
     after: float
     left_out: tuple[Island, ...] = ()
     room: float = 0.0
+    size: float = 0.0
 
     @property
     def share(self) -> float:
@@ -94,13 +96,14 @@ def islands(damage: Damage, errors: Mapping[tuple[str, ...], float], max_share: 
     found = [Island(switch.tensors, alone[switch], share[switch]) for switch in order[:count]]
     if after > _GAIN * before:
         found, after = [], before
+    size = everything / damage.samples
+    room = max(0.0, max(max_share * size, _FREE) - size * math.fsum(island.share for island in found))
     if after <= _GOOD:
-        return Islands(_by_error(found), before, after)
+        return Islands(_by_error(found), before, after, (), room, size)
     taken = {island.tensors for island in found}
-    destroying = (switch for switch in damage.switches if switch.tensors not in taken and alone[switch] >= _HARM)
+    destroying = (switch for switch in damage.switches if switch.tensors not in taken and alone[switch] >= HARM)
     left_out = (Island(switch.tensors, alone[switch], share[switch]) for switch in destroying)
-    room = max(max_share, free) - math.fsum(island.share for island in found)
-    return Islands(_by_error(found), before, after, _by_error(left_out), max(room, 0.0))
+    return Islands(_by_error(found), before, after, _by_error(left_out), room, size)
 
 
 def _by_error(found: Iterable[Island]) -> tuple[Island, ...]:
@@ -149,7 +152,7 @@ def _has_harmful(damage: Damage, switches: Sequence[Switch]) -> bool:
     """Whether one of them destroys the model. A group with less error holds none. Later ones come first, as they cost
     less: what lies before them runs as it is.
     """
-    if not switches or damage.error(switches) < _HARM:
+    if not switches or damage.error(switches) < HARM:
         return False
     half = len(switches) // 2
     return half == 0 or _has_harmful(damage, switches[half:]) or _has_harmful(damage, switches[:half])

@@ -18,6 +18,7 @@ from quark.onnx.sensitivity.clipped_ranges import with_wider_ranges
 from quark.onnx.sensitivity.damage import Damage
 from quark.onnx.sensitivity.islands import Islands, is_destroyed, islands
 from quark.onnx.sensitivity.left_out import decibels, left_out_warning
+from quark.onnx.sensitivity.weights_in_float import weights_in_float, without_weights
 
 __all__ = ["KeptInFloat", "kept_in_float"]
 
@@ -74,23 +75,43 @@ def kept_in_float(
     if live_bytes(model) * sample_count(items[0]) > _LARGE_ITEM:
         items = items[:1]
     try:
-        wider, found, warnings = _found(model, calibration, inserted, insert, (items, engine), max_share)
+        return _with_islands(model, calibration, inserted, insert, (items, engine), max_share)
     except Exception as error:  # whatever it is: the quantized model is there, and nothing of the caller's runs here
         return KeptInFloat(calibration, inserted, warnings=(_unmeasured(f"{type(error).__name__}: {error}"),))
+
+
+def _with_islands(
+    model: onnx.ModelProto,
+    calibration: Calibration,
+    inserted: QdqModel,
+    insert: Callable[[Calibration], QdqModel],
+    on: tuple[Sequence[Batch], Engine],
+    max_share: float,
+) -> KeptInFloat:
+    """The model with what measuring says."""
+    wider, found, warnings = _found(model, calibration, inserted, insert, on, max_share)
     if not found.kept and wider is calibration:
         return KeptInFloat(calibration, inserted, warnings=warnings)
     why = {tensor: _HARM.format(decibels(island.error)) for island in found.kept for tensor in island.tensors}
     ranges = {name: limits for name, limits in wider.ranges.items() if name not in why}
     widened = [name for name, limits in ranges.items() if limits != calibration.ranges[name]]
     notes = [_widened(widened)] if widened else []
+    runs = _ALONE * calibration.samples
+    calibration = replace(wider, ranges=ranges, without_range=wider.without_range | why)
+    inserted = insert(calibration)
     if found.kept:
         notes.append(
             f"{100 * found.share:.3g} % of the activations stay in float, as their quantizers alone destroy the model "
             f"(MaxFloatShare): with them the quantized activations took an output to {decibels(found.before)}, without "
             f"to {decibels(found.after)}"
         )
-    calibration = replace(wider, ranges=ranges, without_range=wider.without_range | why)
-    return KeptInFloat(calibration, insert(calibration), tuple(notes), warnings)
+        weights = weights_in_float(model, inserted.model, on, found.room, runs) if _fits(model, on[1]) else {}
+        if weights:
+            notes.append(_with_weights(len(weights)))
+            reasons = {name: _HARM.format(decibels(error)) for name, error in weights.items()}
+            calibration = without_weights(calibration, model, reasons)
+            inserted = insert(calibration)
+    return KeptInFloat(calibration, inserted, tuple(notes), warnings)
 
 
 def _fits(model: onnx.ModelProto, engine: Engine) -> bool:
@@ -139,6 +160,14 @@ def _widened(names: Sequence[str]) -> str:
     return (
         f"the ranges of {named}{more} hold all values: what the calibration method cut off did more harm to an output "
         "than wider steps do"
+    )
+
+
+def _with_weights(count: int) -> str:
+    weights = "1 weight stays" if count == 1 else f"{count} weights stay"
+    return (
+        f"{weights} in float (MaxFloatShare): all that reads them computes with activations in float, and their "
+        "quantizers alone destroy the model"
     )
 
 

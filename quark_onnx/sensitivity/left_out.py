@@ -34,7 +34,7 @@ def left_out_warning(damage: Damage, found: Islands, max_share: float) -> str:
     return (
         f"8 bits {harm}: the quantizers of {named}{more} alone take an output to so many dB. In float they would be "
         f"another {100 * share:.3g} % of the activations, and {_gained(found.after, without)}: "
-        f"{_why(share > found.room, found, without, max_share)}"
+        f"{_why(share * found.size > found.room, found, without, max_share)}"
     )
 
 
@@ -47,7 +47,7 @@ def _why(is_too_much: bool, found: Islands, without: float, max_share: float) ->
     if without > found.after * 10 ** (-_LITTLE / 10):
         return "floats are little help"
     if is_too_much:
-        room = f"MaxFloatShare={max_share:g} leaves room for {100 * found.room:.3g} %"
+        room = f"MaxFloatShare={max_share:g} leaves room for {100 * found.room / found.size:.3g} %"
         return f"{room}; raise it, or give those tensors 16 bits"
     return f"too little for so many floats, though MaxFloatShare={max_share:g} leaves room for them"
 

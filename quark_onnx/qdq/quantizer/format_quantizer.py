@@ -58,6 +58,16 @@ class FormatQuantizer(ScaledQuantizer):
         if marked and tensor_name not in without:
             super().quantize_activation_tensor(tensor_name)
 
+    def quantize_weight_tensor(self, tensor_name: str) -> None:
+        """Mark a weight that does not stay in float."""
+        if tensor_name not in self._options.without_range:
+            super().quantize_weight_tensor(tensor_name)
+
+    def quantize_weight_tensor_per_channel(self, tensor_name: str, axis: int) -> None:
+        """Mark one with a scale for each channel."""
+        if tensor_name not in self._options.without_range:
+            super().quantize_weight_tensor_per_channel(tensor_name, axis)
+
     def quantize_bias_tensor(
         self, node_name: str, bias_name: str, input_name: str, weight_name: str, beta: float = 1.0
     ) -> None:

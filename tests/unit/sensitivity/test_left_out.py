@@ -55,7 +55,7 @@ def test_a_model_that_is_fair_is_not_destroyed() -> None:
 @pytest.mark.parametrize("room", [0.3, 0.0], ids=["room", "no room"])
 def test_floats_that_bring_next_to_nothing_are_not_advised(room: float) -> None:
     damage = KnownDamage({"small": (0.05, MANY // 100), "rest": (0.9, MANY)})
-    found = Islands((), 0.95, 0.95, (Island(("small",), 0.05, 0.01),), room)
+    found = Islands((), 0.95, 0.95, (Island(("small",), 0.05, 0.01),), room * MANY, MANY)
     text = left_out_warning(damage, found, 0.3)  # type: ignore[arg-type]
     assert "at 0.5 dB in place of 0.2 dB" in text
     assert text.endswith("floats are little help")
@@ -63,7 +63,7 @@ def test_floats_that_bring_next_to_nothing_are_not_advised(room: float) -> None:
 
 def test_where_there_is_room_more_of_it_is_not_advised() -> None:
     damage = KnownDamage({"large": (0.05, MANY // 4), "rest": (0.05, MANY)})
-    found = Islands((), 0.1, 0.1, (Island(("large",), 0.05, 0.2),), 0.3)
+    found = Islands((), 0.1, 0.1, (Island(("large",), 0.05, 0.2),), 0.3 * MANY, MANY)
     text = left_out_warning(damage, found, 0.3)  # type: ignore[arg-type]
     assert "at 13.0 dB in place of 10.0 dB" in text
     assert text.endswith("though MaxFloatShare=0.3 leaves room for them")
