@@ -23,6 +23,8 @@ METHODS = {
     "try_replacing_upstream_output": ("self", "upstream_output_name", "output_name"),
     "quantize_output_same_as_input": ("self", "output_name", "input_name", "node_name"),
     "quantize_activation_tensor": ("self", "tensor_name"),
+    "quantize_weight_tensor": ("self", "tensor_name"),
+    "quantize_weight_tensor_per_channel": ("self", "tensor_name", "axis"),
     "is_tensor_quantized": ("self", "tensor_name"),
     "quantize_bias_tensor": ("self", "node_name", "bias_name", "input_name", "weight_name"),
     "is_weight_symmetric": ("self", "weight_quant_type"),
