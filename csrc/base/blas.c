@@ -52,42 +52,29 @@ static void after_fork_in_child(void) {
 static void watch_forks(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
 
 /* OpenBLAS takes a buffer for each call that runs beside others and keeps it for later ones. Where there is no memory
- * for it, OpenBLAS ends the process or asks for ever. So the room is tried out before. Where there is little, one call
- * at a time gets a buffer, and calls for which there is none wait for others to end. */
+ * for it, OpenBLAS ends the process or asks for ever. So the room is tried out before, and calls take turns where there
+ * is little: what one thread found, another may take, and glibc alone maps 128 MiB for a thread that allocates. */
 enum {
     BUFFER_BYTES = 34 << 20, /* 32 MiB, and what aligns it */
-    OTHERS_BYTES = 16 << 20, /* what others may take between the trial and the call */
+    OTHERS_BYTES = 16 << 20, /* what others may take between the trial and the first call */
+    THREAD_BYTES = BUFFER_BYTES + (128 << 20),
     PLENTY_BYTES = 512 << 20,
 };
-static atomic_int buffers;
-static atomic_ullong ends; /* calls that are over */
-static pthread_mutex_t growing = PTHREAD_MUTEX_INITIALIZER;
-static _Thread_local bool is_grower;
-static _Thread_local unsigned long long ends_before;
+static atomic_int buffers; /* as many calls can run at the same time */
 
 static bool has_room(size_t bytes) {
     void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     return memory != MAP_FAILED && munmap(memory, bytes) == 0;
 }
 
-/* Whether that many calls can run at the same time. The caller that needs a buffer more holds `growing` until its call
- * is over, see end_call(). */
 static bool have_buffers(int count) {
     int known = atomic_load(&buffers);
     if (count <= known) return true;
-    if (known > 0 && has_room((size_t)count * BUFFER_BYTES + PLENTY_BYTES)) {
-        while (known < count && !atomic_compare_exchange_weak(&buffers, &known, count)) continue;
-        return true;
-    }
-    if (pthread_mutex_trylock(&growing) != 0) return false;
-    /* Without any buffer there is no other call to wait for. */
-    if (has_room(BUFFER_BYTES + OTHERS_BYTES) || known == 0) {
-        is_grower = true;
-        ends_before = atomic_load(&ends);
-        return true;
-    }
-    pthread_mutex_unlock(&growing);
-    return false;
+    const bool is_alone = count == 1;
+    if (!has_room(is_alone ? BUFFER_BYTES + OTHERS_BYTES : (size_t)count * THREAD_BYTES + PLENTY_BYTES))
+        return is_alone; /* there is no other call to wait for */
+    while (known < count && !atomic_compare_exchange_weak(&buffers, &known, count)) continue;
+    return true;
 }
 
 static void begin_call(void) {
@@ -105,17 +92,7 @@ static void begin_call(void) {
     }
 }
 
-/* A call beside `buffers` others took a buffer of its own if none of them was over before it was: else it may have got
- * the buffer of one that was. */
-static void end_call(void) {
-    if (is_grower) {
-        if (atomic_load(&ends) == ends_before) atomic_fetch_add(&buffers, 1);
-        is_grower = false;
-        pthread_mutex_unlock(&growing);
-    }
-    atomic_fetch_add(&ends, 1);
-    atomic_fetch_sub(&calls, 1);
-}
+static void end_call(void) { atomic_fetch_sub(&calls, 1); }
 
 void qk_blas_enter(void) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
